@@ -1,0 +1,238 @@
+"""How well the learning coefficient is estimated where it is known, next to devinterp's samplers at equal gradient evaluations.
+
+    python -m benchmarks.llc_accuracy [--quick] [--output data/llc_accuracy] [--only regular]
+
+Every method runs with one setting on all models. icl's is `icl.sampling.CALIBRATED`. devinterp has no setting of its own that
+fits models of different sizes, so its step size and localisation are chosen in its favour: the cell of a grid with the smallest
+mean error, capped at 1, on tuning models of the same families. Its `SGMCMC` optimiser drives all chains as one stacked tensor,
+whose update is elementwise and therefore the same as chain by chain; it gets as many gradients as icl spends, pilot included.
+
+Rows are appended to estimates.csv as they come, and rows already there are not computed again.
+"""
+
+import argparse
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+from scipy import stats
+
+from icl.sampling import CALIBRATED, SamplerConfig
+from icl.sampling.diagnostics import mcse_of_mean, split_rhat
+from icl.sampling.llc import estimate_llc_of
+from icl.sampling.truth import KnownModel, deep_linear, linear_regression, normal_crossing, warped_regression
+from icl.streams import Stream
+
+QUICK = CALIBRATED.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
+LARGEST_COMPARED = 20_000
+"""Above this many parameters devinterp's samplers are not run: the comparison would take most of the benchmark's time."""
+
+GRIDS = {
+    "devinterp sgld": [(lr, gamma) for lr in (1e-6, 3e-6, 1e-5, 3e-5) for gamma in (1.0, 10.0, 100.0)],
+    "devinterp rmsprop_sgld": [(lr, gamma) for lr in (1e-6, 3e-6, 1e-5, 3e-5) for gamma in (1.0, 10.0, 100.0)],
+}
+
+
+def random_networks(count: int, layers: tuple[int, int], widths: tuple[int, int], seed: int) -> list[KnownModel]:
+    """Linear networks of random depth, widths and rank, all uniform; rank 0 to the smallest width."""
+    networks = []
+    for index in range(count):
+        stream = Stream(seed, f"benchmark/{layers}/{index}")
+        depth = layers[0] + int(stream.integers(0, layers[1] - layers[0] + 1, (1,)))
+        sizes = (widths[0] + stream.integers(1, widths[1] - widths[0] + 1, (depth + 1,))).tolist()
+        rank = int(stream.integers(2, min(sizes) + 1, (1,)))
+        networks.append(deep_linear(sizes, rank, seed=index))
+    return networks
+
+
+def zoo(quick: bool = False) -> list[KnownModel]:
+    """The models that are measured."""
+    if quick:
+        return [
+            linear_regression(7, 0),
+            normal_crossing((1, 1), 3),
+            deep_linear((5, 3, 7), 1, 0),
+            deep_linear((5, 3, 2, 7), 1, 0),
+        ]
+    regular = [linear_regression(size, 0) for size in (11, 101, 1009)] + [warped_regression(31, 0)]
+    crossings = [normal_crossing((1, 1), 29), normal_crossing((1, 2), 29)]
+    large = [
+        deep_linear((67, 41, 97, 53), 11, 0, whitened=True),
+        deep_linear((211, 193, 239, 101), 29, 0, whitened=True),
+    ]
+    reduced_rank = random_networks(10, (2, 2), (5, 30), seed=1)
+    deep = random_networks(20, (3, 6), (5, 30), seed=2)
+    return regular + reduced_rank + deep + crossings + large
+
+
+def icl_estimate(model: KnownModel, config: SamplerConfig) -> dict[str, float | str]:
+    """One row of icl's default estimator."""
+    start = time.perf_counter()
+    result = estimate_llc_of(model.objective(), [model.batch], config)
+    assert result.tuned is not None
+    return {
+        "estimate": result.llc_mean, "mcse": result.llc_mcse, "rhat": result.llc_rhat, "ess": result.llc_ess,
+        "gradients": result.tuned.gradients + config.num_chains * config.num_steps, "gamma": result.tuned.gamma,
+        "epsilon": result.tuned.epsilon, "lost": result.num_lost, "verdict": result.verdict.text,
+        "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
+def devinterp_estimate(
+    model: KnownModel, method: str, lr: float, gamma: float, gradients: int, config: SamplerConfig
+) -> dict[str, float | str]:
+    """One row of devinterp's sampler; the share of burn-in among its steps is icl's."""
+    from devinterp.optim import SGMCMC
+
+    start = time.perf_counter()
+    nbeta, chains = config.inverse_temperature, config.num_chains
+    objective = model.objective()
+    weights = torch.nn.Parameter(objective.anchor.expand(chains, -1).clone())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        optimiser = SGMCMC.get_method(method.removeprefix("devinterp "))(
+            [weights], lr=lr, nbeta=nbeta, localization=gamma
+        )
+    generator = torch.Generator().manual_seed(0)
+    steps = gradients // chains
+    burnin = round(steps * config.num_burnin_steps / config.num_steps)
+    init = float(objective.losses(objective.anchor[None], model.batch))
+    losses = torch.empty(chains, steps)
+    for step in range(steps):
+        loss, gradient = objective.losses_and_gradients(weights.detach(), model.batch, None)
+        losses[:, step] = loss[:, 0]
+        weights.grad = gradient
+        optimiser.step(noise_generator=generator)
+    excess = nbeta * (losses[:, burnin:].double() - init)
+    lost = ~torch.isfinite(excess).all(dim=1)
+    good = excess[~lost]
+    alive = len(good) > 0
+    return {
+        "estimate": float(good.mean()) if alive else math.nan, "mcse": mcse_of_mean(good) if alive else math.nan,
+        "rhat": split_rhat(good) if alive else math.nan, "ess": math.nan, "gradients": steps * chains, "gamma": gamma,
+        "epsilon": lr, "lost": int(lost.sum()), "verdict": "", "seconds": time.perf_counter() - start,
+    }  # fmt: skip
+
+
+def choose_in_hindsight(method: str, config: SamplerConfig, budget: int) -> tuple[float, float]:
+    """devinterp's (lr, localization) with the smallest mean |relative error|, capped at 1, on models that are not in the zoo."""
+    tuning = [linear_regression(23, 7), deep_linear((17, 11, 13), 3, 7), deep_linear((13, 19, 7, 17), 2, 7)]
+
+    def error(cell: tuple[float, float]) -> float:
+        rows = [devinterp_estimate(model, method, *cell, budget, config)["estimate"] for model in tuning]
+        errors = [abs(float(row) / model.coefficient - 1) for row, model in zip(rows, tuning, strict=True)]
+        return sum(min(value, 1.0) if math.isfinite(value) else 1.0 for value in errors) / len(errors)
+
+    return min(GRIDS[method], key=error)
+
+
+def run(models: Sequence[KnownModel], config: SamplerConfig, output: Path | None) -> pd.DataFrame:
+    """Every method on every model; tidy, one row per model and method."""
+    path = output / "estimates.csv" if output else None
+    rows = pd.read_csv(path).to_dict("records") if path and path.exists() else []
+    done = {(row["model"], row["method"]): row for row in rows}
+    cells: dict[str, tuple[float, float]] = {
+        str(row["method"]): (row["epsilon"], row["gamma"]) for row in rows if str(row["method"]).startswith("devinterp")
+    }
+
+    def add(model: KnownModel, method: str, values: dict[str, float | str]) -> dict:
+        row = {
+            "model": model.name, "family": model.family, "parameters": model.num_parameters, "coefficient": model.coefficient,
+            "multiplicity": model.multiplicity, "method": method, **values,
+            "relative_error": float(values["estimate"]) / model.coefficient - 1,
+        }  # fmt: skip
+        rows.append(row)
+        print(
+            f"{method:24s} {model.name:36s} λ {model.coefficient:8.1f}  λ̂ {row['estimate']:9.2f}  {row['relative_error']:+.3f}",
+            flush=True,
+        )
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+        return row
+
+    ours = {
+        model.name: done.get((model.name, "icl")) or add(model, "icl", icl_estimate(model, config)) for model in models
+    }
+    for model in (model for model in models if model.num_parameters <= LARGEST_COMPARED):
+        budget = int(ours[model.name]["gradients"])
+        for method in GRIDS:
+            if (model.name, method) in done:
+                continue
+            if method not in cells:
+                cells[method] = choose_in_hindsight(method, config, budget // 8)
+                print(f"{method}: lr, localization = {cells[method]}", flush=True)
+            add(model, method, devinterp_estimate(model, method, *cells[method], budget, config))
+    return pd.DataFrame(rows)
+
+
+def summarise(rows: pd.DataFrame) -> pd.DataFrame:
+    """Per family and method: |relative error| (median, 90th percentile), bias, order preservation and time.
+
+    An estimate that was lost counts as an error of 1.
+    """
+
+    def one(group: pd.DataFrame) -> pd.Series:
+        error = group["relative_error"].fillna(1.0)
+        estimate = group["estimate"].fillna(0.0)
+        ranked = len(group) > 2
+        return pd.Series({
+            "models": len(group), "median": error.abs().median(), "p90": error.abs().quantile(0.9), "bias": error.median(),
+            "kendall": stats.kendalltau(estimate, group["coefficient"]).statistic if ranked else math.nan,
+            "spearman": stats.spearmanr(estimate, group["coefficient"]).statistic if ranked else math.nan,
+            "seconds": group["seconds"].median(),
+        })  # fmt: skip
+
+    linear = rows[rows["family"].isin(["reduced-rank regression", "deep linear network"])].assign(
+        family="RRR and DLN together"
+    )
+    return pd.concat([rows, linear]).groupby(["family", "method"])[list(rows.columns)].apply(one)
+
+
+def standard_errors(config: SamplerConfig, repetitions: int = 50) -> pd.DataFrame:
+    """How often the long-run mean, and the truth, lie within two reported standard errors, over independent repetitions.
+
+    The repetitions are groups of chains of one large run at the constants that the pilot found; the long-run mean is that of all of them.
+    """
+    table = []
+    for model in (linear_regression(11, 0), deep_linear((7, 5, 11), 2, 0), deep_linear((7, 5, 11, 3), 1, 0)):
+        many = config.model_copy(update={"num_chains": repetitions * config.num_chains})
+        result = estimate_llc_of(model.objective(), [model.batch], many)
+        groups = result.excess_trace.reshape(repetitions, config.num_chains, -1)
+        means = torch.tensor([float(group.mean()) for group in groups], dtype=torch.float64)
+        errors = torch.tensor([mcse_of_mean(group) for group in groups], dtype=torch.float64)
+        table.append({
+            "model": model.name, "coefficient": model.coefficient, "long_run_mean": float(means.mean()),
+            "spread": float(means.std()), "reported_error": float(errors.mean()),
+            "mean_within_2": float(((means - means.mean()).abs() < 2 * errors).double().mean()),
+            "truth_within_2": float(((means - model.coefficient).abs() < 2 * errors).double().mean()),
+        })  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--quick", action="store_true", help="tiny models and budgets, for a test that it runs")
+    parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
+    parser.add_argument("--no-errors", action="store_true", help="leave out the calibration of standard errors")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    config = QUICK if options.quick else CALIBRATED
+    rows = run(zoo(options.quick), config, options.output)
+    summary = summarise(rows)
+    summary.to_csv(options.output / "summary.csv", float_format="%.4g")
+    print(summary.to_string(float_format="%.3f"))
+    if not options.no_errors:
+        errors = standard_errors(config, repetitions=5 if options.quick else 50)
+        errors.to_csv(options.output / "standard_errors.csv", index=False, float_format="%.4g")
+        print(errors.to_string(index=False, float_format="%.3f"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,159 @@
+"""Covariance of SGLD draws of the weights, and their principal components.
+
+Cov(u, v) = E[u vᵀ] - E[u] E[v]ᵀ with E the mean over all chains and draws. The covariance of a group of weights with
+itself has eigenvalues; that of two different groups is a rectangular matrix and has singular values instead (an
+eigenvalue routine on it answers nonsense).
+
+Shapes: N draws, P parameters; n and m the sizes of two groups of weights.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+from icl.analysis.essential_dynamics import TrajectoryPCA, pca
+from icl.analysis.weight_groups import WeightGroup, entries_of
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CovarianceState:
+    """Sums from which the covariance of two vectors over a stream of draws follows, in float64.
+
+    Attributes:
+        count: draws so far.
+        left_mean, right_mean: (n,), (m,).
+        scatter: (n, m) Σ (u - ū)(v - v̄)ᵀ.
+    """
+
+    count: int
+    left_mean: Array
+    right_mean: Array
+    scatter: Array
+
+    @property
+    def covariance(self) -> Array:
+        """(n, m), with the divisor N.
+
+        Raises:
+            ValueError: no draws yet.
+        """
+        if self.count == 0:
+            raise ValueError("no draws yet: the covariance is undefined")
+        return self.scatter / self.count
+
+
+def empty_covariance(left: int, right: int) -> CovarianceState:
+    """The state before any draw, for vectors of n = left and m = right numbers."""
+    return CovarianceState(0, np.zeros(left), np.zeros(right), np.zeros((left, right)))
+
+
+def update_covariance(state: CovarianceState, left: ArrayLike, right: ArrayLike) -> CovarianceState:
+    """The state with more draws: left (N, n) and right (N, m), or one draw of each, (n,) and (m,)."""
+    u, v = np.atleast_2d(np.asarray(left, dtype=float)), np.atleast_2d(np.asarray(right, dtype=float))
+    if len(u) != len(v):
+        raise ValueError(f"left and right must hold the same draws, got {len(u)} and {len(v)}")
+    if not len(u):
+        return state
+    u_mean, v_mean = u.mean(axis=0), v.mean(axis=0)
+    return merge_covariances(state, CovarianceState(len(u), u_mean, v_mean, (u - u_mean).T @ (v - v_mean)))
+
+
+def merge_covariances(a: CovarianceState, b: CovarianceState) -> CovarianceState:
+    """The state of both streams of draws together (Chan, Golub & LeVeque 1983): any order and grouping gives the same
+    to rounding."""
+    count = a.count + b.count
+    if count == 0:
+        return a
+    u, v = b.left_mean - a.left_mean, b.right_mean - a.right_mean
+    share = b.count / count
+    return CovarianceState(
+        count,
+        a.left_mean + share * u,
+        a.right_mean + share * v,
+        a.scatter + b.scatter + a.count * share * np.outer(u, v),
+    )
+
+
+def covariance_spectrum(
+    left: ArrayLike, right: ArrayLike | None = None, num_values: int = 3
+) -> tuple[Array, Array, Array]:
+    """Leading singular triples of the covariance of draws (N, n) and (N, m), without forming the n × m matrix.
+
+    With U = Q_u R_u (the transposed, centred draws) Cov = Q_u (R_u R_vᵀ / N) Q_vᵀ: the small inner matrix has the
+    singular values. With `right` None the covariance is symmetric, and its eigenvalues and eigenvectors result.
+
+    Returns:
+        values (k,), descending; left vectors (n, k); right vectors (m, k), k = min(num_values, n, m, N). Signs are
+        such that the entry of largest magnitude of each left vector is positive.
+    """
+    u = np.asarray(left, dtype=float)
+    v = u if right is None else np.asarray(right, dtype=float)
+    if u.ndim != 2 or v.ndim != 2 or len(u) != len(v) or not len(u):
+        raise ValueError(f"expected draws (N, n) and (N, m) with N >= 1, got {u.shape} and {v.shape}")
+    q_u, r_u = np.linalg.qr((u - u.mean(axis=0)).T)
+    q_v, r_v = (q_u, r_u) if right is None else np.linalg.qr((v - v.mean(axis=0)).T)
+    inner = r_u @ r_v.T / len(u)
+    if right is None:
+        values, vectors = np.linalg.eigh((inner + inner.T) / 2)
+        values, a = values[::-1], vectors[:, ::-1]
+        b = a
+    else:
+        a, values, b_transposed = np.linalg.svd(inner)
+        b = b_transposed.T
+    k = min(num_values, values.size)
+    left_vectors = np.matmul(q_u, a[:, :k], dtype=np.float64)
+    right_vectors = np.matmul(q_v, b[:, :k], dtype=np.float64)
+    largest = np.argmax(np.abs(left_vectors), axis=0)
+    signs: Array = np.where(left_vectors[largest, np.arange(k)] < 0, -1.0, 1.0)
+    return values[:k], left_vectors * signs, right_vectors * signs
+
+
+def covariance_table(
+    draws: ArrayLike, pairs: Iterable[tuple[WeightGroup, WeightGroup]], num_values: int = 3
+) -> pd.DataFrame:
+    """Leading values of the covariance of pairs of weight groups over flat draws (N, P).
+
+    One row per pair and value: `left`, `right` (names), `kind` ("eigenvalue" for a group with itself, else "singular
+    value"), `index`, `value` (squared weight units), and `trace`, the sum of all eigenvalues (NaN for two groups).
+    """
+    flat = np.asarray(draws)
+    rows = []
+    for left, right in pairs:
+        same = left.name == right.name
+        u = entries_of(flat, left)
+        values, _, _ = covariance_spectrum(u, None if same else entries_of(flat, right), num_values)
+        trace = float(np.var(np.asarray(u, dtype=float), axis=0).sum()) if same else np.nan
+        kind = "eigenvalue" if same else "singular value"
+        rows += [(left.name, right.name, kind, index, value, trace) for index, value in enumerate(values)]
+    return pd.DataFrame(rows, columns=pd.Index(["left", "right", "kind", "index", "value", "trace"]))
+
+
+def weight_pca(deltas: ArrayLike, num_components: int = 3) -> tuple[TrajectoryPCA, pd.DataFrame]:
+    """Principal components of chain deltas w - w₀ of shape (chains, draws, P).
+
+    Returns:
+        The PCA of all draws of all chains, and its scores as a table: `chain`, `draw`, `pc/0`, `pc/1`, ...
+    """
+    weights = np.asarray(deltas)
+    if weights.ndim != 3:
+        raise ValueError(f"expected deltas (chains, draws, P), got {weights.shape}")
+    chains, draws, size = weights.shape
+    fitted = pca(weights.reshape(-1, size), num_components)
+    table = pd.DataFrame({"chain": np.repeat(np.arange(chains), draws), "draw": np.tile(np.arange(draws), chains)})
+    scores = {f"pc/{i}": fitted.scores[:, i] for i in range(fitted.scores.shape[1])}
+    return fitted, table.assign(**scores)
+
+
+def loss_landscape(
+    loss: Callable[[Array], float], centre: ArrayLike, directions: Sequence[ArrayLike], x: ArrayLike, y: ArrayLike
+) -> Array:
+    """Loss on the plane centre + a·directions[0] + b·directions[1]: (len(y), len(x)), row = b, for an image with y
+    upwards."""
+    origin = np.asarray(centre, dtype=float)
+    first, second = (np.asarray(direction, dtype=float) for direction in directions)
+    return np.array([[loss(origin + a * first + b * second) for a in np.asarray(x)] for b in np.asarray(y)])

@@ -1,0 +1,164 @@
+"""Essential dynamics: principal components of a trajectory of functions or weights (arXiv 2402.02364, section 4 and
+its appendix).
+
+Row t of the matrix is what checkpoint t looks like: the outputs on a fixed batch ("functional"), the weights, or a
+gradient. PCA without scaling of the column-centred N × P matrix X: X - 1μᵀ = U S Vᵀ, scores U S, explained variance
+S²/(N-1), shares S²/ΣS².
+
+With few rows and many columns (5000 checkpoints × 81,920 outputs) the N × N Gram matrix of the centred rows holds all
+that is needed: its eigenvalues are S² and its eigenvectors U. It is accumulated over blocks of columns, so that only
+N² numbers and one block are in memory, and the rows may stay in a float16 file.
+
+Shapes: N checkpoints, P features, V components.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from scipy.linalg import eigh
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TrajectoryPCA:
+    """Principal components of a trajectory.
+
+    Attributes:
+        mean: (P,) the column means.
+        components: (V, P), orthonormal rows; the sign makes the entry of largest magnitude of each positive.
+        explained_variance_ratio: (V,) shares of the total variance.
+        total_variance: of the rows, with the divisor N - 1.
+        scores: (N, V) the rows' coordinates.
+    """
+
+    mean: Array
+    components: Array
+    explained_variance_ratio: Array
+    total_variance: float
+    scores: Array
+
+    def transform(self, rows: ArrayLike, block: int = 4096) -> Array:
+        """Coordinates (N', V) of other rows (N', P), such as another seed's trajectory or reference functions."""
+        matrix = np.asanyarray(rows)
+        if matrix.ndim != 2 or matrix.shape[1] != self.mean.size:
+            raise ValueError(f"expected rows of {self.mean.size} features, got {matrix.shape}")
+        projected = np.zeros((len(matrix), len(self.components)))
+        for columns in _blocks(self.mean.size, block):
+            projected += (matrix[:, columns] - self.mean[columns]) @ self.components[:, columns].T
+        return projected
+
+
+def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPCA:
+    """PCA of a trajectory (N, P), an array or a memory-mapped file of any float type, in blocks of columns.
+
+    Memory: about N² + 2·N·block numbers besides `rows`. Time: N²·P multiplications, in float32 where the rows are no
+        wider than that.
+
+    Raises:
+        ValueError: fewer than two rows, components that cannot exist, or numbers that are not finite.
+    """
+    matrix = np.asanyarray(rows)
+    if matrix.ndim != 2 or len(matrix) < 2:
+        raise ValueError(f"expected at least two rows (N, P), got {matrix.shape}")
+    num, size = matrix.shape
+    if not 1 <= num_components <= min(num, size):
+        raise ValueError(f"num_components must lie in 1..{min(num, size)}, got {num_components}")
+    mean, gram = _centred_gram(matrix, block)
+    values, vectors = eigh(gram, subset_by_index=(num - num_components, num - 1))
+    values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
+    total = float(np.trace(gram))
+    components = np.empty((num_components, size))
+    # Rows that vary in fewer directions than were asked for have zero singular values, whose components are zero, not noise.
+    tiny = max(num, size) * np.finfo(np.float32).eps ** 2 * max(total, np.finfo(float).tiny)
+    scale = np.where(values > tiny, 1 / np.sqrt(np.maximum(values, np.finfo(float).tiny)), 0.0)
+    for columns in _blocks(size, block):
+        components[:, columns] = (vectors.T @ (matrix[:, columns] - mean[columns])) * scale[:, None]
+    largest = np.argmax(np.abs(components), axis=1)
+    signs = np.where(components[np.arange(num_components), largest] < 0, -1.0, 1.0)
+    return TrajectoryPCA(
+        mean=mean,
+        components=components * signs[:, None],
+        explained_variance_ratio=values / total if total > 0 else np.zeros(num_components),
+        total_variance=total / (num - 1),
+        scores=vectors * np.sqrt(values) * signs,
+    )
+
+
+def explained_shares(scores: ArrayLike, rows: ArrayLike, block: int = 4096) -> Array:
+    """Share of the variance of `rows` (N, P) along each given coordinate (N, V): for components fitted to another
+    trajectory."""
+    matrix = np.asanyarray(rows)
+    total = sum(
+        float(np.var(np.asarray(matrix[:, columns], dtype=float), axis=0).sum())
+        for columns in _blocks(matrix.shape[1], block)
+    )
+    return np.var(np.asarray(scores, dtype=float), axis=0) / total
+
+
+def trajectory_table(steps: ArrayLike, scores: ArrayLike, **labels: object) -> pd.DataFrame:
+    """Scores (N, V) as one row per checkpoint: the labels, `step`, `pc/0`, `pc/1`, ..."""
+    coordinates = np.asarray(scores)
+    table = pd.DataFrame({"step": np.asarray(steps)}).assign(**labels)  # type: ignore[arg-type]
+    return table.assign(**{f"pc/{i}": coordinates[:, i] for i in range(coordinates.shape[1])})
+
+
+def variance_table(fitted: TrajectoryPCA, **labels: object) -> pd.DataFrame:
+    """Explained variance as one row per component: the labels, `component`, `explained_variance_ratio`."""
+    ratio = fitted.explained_variance_ratio
+    return pd.DataFrame({"component": np.arange(ratio.size), "explained_variance_ratio": ratio}).assign(**labels)  # type: ignore[arg-type]
+
+
+def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, size: int, dtype: str = "float16") -> np.memmap:
+    """Write N = num rows of P = size features, one at a time, to an `.npy` file and return it memory-mapped,
+    read-only.
+
+    float16 halves the file and rounds each number by at most 2^-11 of itself, far below the differences between
+    checkpoints. The file appears under its name only when all rows are there.
+
+    Raises:
+        ValueError: a row of another size, a number of rows that differs, or a value beyond the type's range.
+    """
+    partial = path.with_name(path.name + ".partial")
+    matrix = np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=(num, size))
+    written = 0
+    for row in rows:
+        values = np.asarray(row).reshape(-1)
+        if written == num or values.size != size:
+            raise ValueError(f"row {written} has {values.size} features; expected {num} rows of {size}")
+        with np.errstate(over="ignore"):
+            matrix[written] = values
+        if not np.isfinite(matrix[written]).all():
+            raise ValueError(f"row {written} holds values that {dtype} cannot: store the trajectory as float32")
+        written += 1
+    if written != num:
+        raise ValueError(f"got {written} rows, expected {num}")
+    matrix.flush()
+    del matrix
+    partial.replace(path)
+    return np.load(path, mmap_mode="r")
+
+
+def _centred_gram(matrix: NDArray[np.floating], block: int) -> tuple[Array, Array]:
+    """Column means (P,) and the Gram matrix (N, N) of the centred rows."""
+    num, size = matrix.shape
+    working = np.float64 if matrix.dtype == np.float64 or not np.issubdtype(matrix.dtype, np.floating) else np.float32
+    mean = np.empty(size)
+    gram = np.zeros((num, num))
+    for columns in _blocks(size, block):
+        part = np.asarray(matrix[:, columns], dtype=np.float64)
+        mean[columns] = part.mean(axis=0)
+        # Centred before the product, not after: the mean is far larger than the differences that matter.
+        centred = (part - mean[columns]).astype(working)
+        gram += centred @ centred.T
+    if not np.isfinite(gram).all():
+        raise ValueError("the trajectory holds values that are not finite")
+    return mean, gram
+
+
+def _blocks(size: int, block: int) -> list[slice]:
+    return [slice(start, min(start + block, size)) for start in range(0, size, block)]

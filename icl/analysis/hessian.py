@@ -1,0 +1,183 @@
+"""The Hessian of the loss: trace and leading eigenvalues, through Hessian-vector products.
+
+Leading eigenvalues come from the Lanczos method (ARPACK) and the trace from Hutchinson's estimator tr H = E[vᵀHv]
+over random signs v, after the directions already found are taken out (Meyer, Musco, Musco & Woodruff, "Hutch++",
+arXiv 2010.09649):
+
+    tr H = Σ_i q_iᵀ H q_i + E[(Πv)ᵀ H (Πv)],   Π = I - Q Qᵀ,
+
+which is unbiased for any orthonormal Q and removes most of the variance when few directions carry the curvature. The
+estimate is the mean over probes, with its standard error. A Hessian-vector product is the derivative of ∇L·v, exact
+to rounding; ReLU's kinks have no weight.
+
+Shapes: P parameters, k eigenvalues.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from icl.model import InContextRegressionTransformer, flatten, predict, unflatten
+from icl.streams import Stream
+
+Loss = Callable[[Tensor], Tensor]
+MatVec = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class HessianEstimate:
+    """Curvature of a loss at one point.
+
+    Attributes:
+        eigenvalues: (k,) of largest magnitude, in descending order of magnitude.
+        trace: the estimate; exact if `num_probes` is 0.
+        trace_std_error: standard error of the mean over probes; NaN for a single probe, 0 when exact.
+        num_probes: random vectors used.
+        num_products: Hessian-vector products spent.
+    """
+
+    eigenvalues: NDArray[np.float64]
+    trace: float
+    trace_std_error: float
+    num_probes: int
+    num_products: int
+
+
+def hessian_vector_product(loss: Loss, point: Tensor) -> MatVec:
+    """v (P,) -> H v (P,), H the Hessian of `loss`, a scalar function of a vector, at `point` (P,)."""
+    origin = point.detach().requires_grad_()
+    # One graph of the gradient serves every product, which then costs one backward pass through it.
+    (gradient,) = torch.autograd.grad(loss(origin), origin, create_graph=True)
+
+    def product(vector: Tensor) -> Tensor:
+        return torch.autograd.grad(gradient, origin, grad_outputs=vector, retain_graph=True)[0]
+
+    return product
+
+
+def top_eigenvalues(
+    product: MatVec, like: Tensor, k: int, tolerance: float = 1e-3, seed: int = 0, max_products: int = 1000
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The k eigenvalues of largest magnitude and their vectors (P, k), in descending order of magnitude.
+
+    Args:
+        product: v -> H v, H symmetric.
+        like: a vector (P,) of the type and device that `product` takes.
+        k: how many; below P.
+        tolerance: relative accuracy of the eigenvalues' residuals; the eigenvalues themselves are then accurate to
+            about its square.
+        seed: of the start vector.
+        max_products: iterations are bounded so that about this many products are spent.
+
+    Raises:
+        ValueError: k is not in 1..P-1.
+        scipy.sparse.linalg.ArpackNoConvergence: not converged within `max_products`.
+    """
+    size = like.numel()
+    if not 1 <= k < size:
+        raise ValueError(f"k must lie in 1..{size - 1}, got {k}")
+
+    def matvec(vector: NDArray[np.floating]) -> NDArray[np.floating]:
+        return product(torch.as_tensor(vector).to(like).reshape(-1)).detach().cpu().double().numpy()
+
+    operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)  # type: ignore[call-arg]
+    start = Stream(seed, "hessian/start").normal(0, (size,)).double().numpy()
+    # A subspace this narrow restarts early, so that well-separated eigenvalues stop early.
+    width = min(size, max(2 * k + 4, 8))
+    values, vectors = eigsh(
+        operator,
+        k=k,
+        which="LM",
+        v0=start,
+        tol=tolerance,  # type: ignore[arg-type]
+        ncv=width,
+        maxiter=max(1, max_products // width),
+    )
+    order = np.argsort(-np.abs(values))
+    return values[order], vectors[:, order]
+
+
+def hutchinson_trace(
+    product: MatVec, like: Tensor, num_probes: int, known: Tensor | None = None, seed: int = 0
+) -> tuple[float, float]:
+    """Estimate of tr H and its standard error.
+
+    Args:
+        product: v -> H v.
+        like: a vector (P,) of the type and device that `product` takes.
+        num_probes: random sign vectors; the standard error needs two.
+        known: orthonormal directions (P, k) whose part of the trace is computed exactly.
+        seed: of the probes.
+    """
+    if num_probes < 1:
+        raise ValueError(f"num_probes must be at least 1, got {num_probes}")
+    exact = 0.0
+    if known is not None:
+        exact = sum(float(direction @ product(direction)) for direction in known.T)
+    samples = []
+    for probe in range(num_probes):
+        signs = torch.where(Stream(seed, "hessian/probe").uniform(probe, (like.numel(),)) < 0.5, -1.0, 1.0).to(like)
+        if known is not None:
+            signs = signs - known @ (known.T @ signs)
+        samples.append(float(signs @ product(signs)))
+    error = float(np.std(samples, ddof=1) / np.sqrt(num_probes)) if num_probes > 1 else float("nan")
+    return exact + float(np.mean(samples)), error
+
+
+def estimate_hessian(
+    loss: Loss, point: Tensor, k: int = 3, num_probes: int = 8, tolerance: float = 1e-2, seed: int = 0
+) -> HessianEstimate:
+    """Leading eigenvalues, then the trace of the rest, of the Hessian of `loss` at `point` (P,)."""
+    inner, spent = hessian_vector_product(loss, point), 0
+
+    def product(vector: Tensor) -> Tensor:
+        nonlocal spent
+        spent += 1
+        return inner(vector)
+
+    values, vectors = top_eigenvalues(product, point, k, tolerance, seed)
+    directions = torch.linalg.qr(torch.as_tensor(vectors))[0].to(point)
+    trace, error = hutchinson_trace(product, point, num_probes, directions, seed)
+    return HessianEstimate(values, trace, error, num_probes, spent)
+
+
+def exact_hessian(loss: Loss, point: Tensor) -> Tensor:
+    """The full Hessian (P, P), for small P: it takes P products and P² numbers."""
+    product = hessian_vector_product(loss, point)
+    return torch.stack([product(row) for row in torch.eye(point.numel(), dtype=point.dtype, device=point.device)])
+
+
+def regression_loss(model: InContextRegressionTransformer, xs: Tensor, ys: Tensor) -> tuple[Loss, Tensor]:
+    """The training loss on fixed sequences as a function of the flat parameters, and the model's flat parameters
+    (P,)."""
+    shape = model.shape
+
+    def loss(flat: Tensor) -> Tensor:
+        return F.mse_loss(predict(shape, unflatten(shape, flat), xs, ys), ys)
+
+    return loss, flatten(dict(model.named_parameters())).detach()
+
+
+def hessian_table(
+    model: InContextRegressionTransformer,
+    xs: Tensor,
+    ys: Tensor,
+    k: int = 3,
+    num_probes: int = 8,
+    tolerance: float = 1e-2,
+) -> pd.DataFrame:
+    """One row: `hessian/evals/0..k-1`, `hessian/trace`, `hessian/trace_std_error`, `hessian/num_probes`,
+    `hessian/num_products`."""
+    loss, point = regression_loss(model, xs, ys)
+    estimate = estimate_hessian(loss, point, k, num_probes, tolerance)
+    row: dict[str, float] = {f"hessian/evals/{i}": float(value) for i, value in enumerate(estimate.eigenvalues)}
+    row |= {"hessian/trace": estimate.trace, "hessian/trace_std_error": estimate.trace_std_error}
+    row |= {"hessian/num_probes": estimate.num_probes, "hessian/num_products": estimate.num_products}
+    return pd.DataFrame([row])

@@ -1,0 +1,207 @@
+"""Run analyses over the checkpoints of a run: resumable, with progress, one table per analysis."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+
+from icl import __version__
+from icl.analysis.essential_dynamics import pca, trajectory_table, write_rows
+from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
+from icl.analysis.tables import AnalysisTable
+from icl.analysis.trajectories import gradient_row, output_row, weight_row
+from icl.checkpoints import Checkpoints
+from icl.config import TrainingConfig
+from icl.locks import exclusive
+from icl.model import InContextRegressionTransformer
+from icl.settings import ConfigError
+
+Progress = Callable[[int, str, int], None]
+"""Called with (checkpoints done, what comes next, checkpoints in all)."""
+
+TRAJECTORY = "trajectory"
+ANALYSES = (*MEASURES, TRAJECTORY)
+"""Names that `only` may list: those of single checkpoints (`measures.MEASURES`), and `trajectory`."""
+
+RowOf = Callable[[InContextRegressionTransformer, torch.Tensor, torch.Tensor], torch.Tensor]
+_TRAJECTORY_ROWS: Mapping[str, RowOf] = {
+    "tokens": output_row,
+    "predictions": partial(output_row, part="predictions"),
+    "weights": lambda model, xs, ys: weight_row(dict(model.named_parameters())),
+    "gradient": gradient_row,
+}
+NUM_COMPONENTS = 4
+_LONG = ("attention", "layer_norm", "gain_sweep")  # many rows per checkpoint: compressed
+_WRITE_EVERY_S = 30.0
+
+
+def analyse(
+    checkpoints: Checkpoints,
+    output: Path,
+    only: Iterable[str] = ANALYSES,
+    *,
+    steps: Sequence[int] | None = None,
+    settings: DataSettings | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda done, note, total: None,
+) -> dict[str, Path]:
+    """Measure a run's checkpoints and keep the tables in a folder.
+
+    Checkpoints that a table has already are not measured again, so a second call goes on where the first was stopped.
+    Several seeds of one configuration may share the folder; their rows differ in `model_seed`. Each table has a JSON
+    file beside it with what made it.
+
+    Args:
+        checkpoints: of one run, with the configuration that training stored beside them.
+        output: the folder of the tables: `<analysis>.csv`, or `.csv.gz` for those with many rows per checkpoint.
+        only: analyses to run, out of `ANALYSES`.
+        steps: checkpoints to use; all by default.
+        settings: which sequences to measure on.
+        device: where models and sequences live.
+        progress: called before every checkpoint and at the end.
+
+    Returns:
+        Analysis -> its table's file.
+
+    Raises:
+        ConfigError: an unknown analysis, no configuration or checkpoint, or steps that have no checkpoint.
+        ValueError: a table in the folder was made with other settings.
+        RunInUseError: another process writes to the folder.
+    """
+    names = list(dict.fromkeys(only))
+    unknown = [name for name in names if name not in ANALYSES]
+    if unknown:
+        raise ConfigError(f"no analysis {unknown[0]!r}; there are: {', '.join(ANALYSES)}")
+    config = _config_of(checkpoints)
+    chosen = _chosen_steps(checkpoints, steps)
+    data = AnalysisData(config, settings or DataSettings(), device)
+    with exclusive(output / ".lock", f"the folder {output}"):
+        paths = _measure_each(checkpoints, chosen, [name for name in names if name in MEASURES], data, output, progress)
+        if TRAJECTORY in names:
+            paths[TRAJECTORY] = _trajectory(checkpoints, chosen, data, output, progress)
+    progress(len(chosen), "", len(chosen))
+    return paths
+
+
+def load_model(
+    checkpoints: Checkpoints, config: TrainingConfig, step: int, device: torch.device | str = "cpu"
+) -> InContextRegressionTransformer:
+    """The run's model at a checkpoint."""
+    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
+    model.load_state_dict(checkpoints.load(step))
+    return model.to(device)
+
+
+def table_path(output: Path, name: str) -> Path:
+    """Where an analysis keeps its table."""
+    return output / f"{name}.csv{'.gz' if name in _LONG else ''}"
+
+
+def _measure_each(
+    checkpoints: Checkpoints,
+    steps: Sequence[int],
+    names: Sequence[str],
+    data: AnalysisData,
+    output: Path,
+    progress: Progress,
+) -> dict[str, Path]:
+    seed = _seed_of(data.config)
+    tables = {name: AnalysisTable(table_path(output, name), _provenance(data)) for name in names}
+    for table in tables.values():
+        table.begin_run(seed, checkpoints.run_name)
+    present = {name: table.steps(seed) for name, table in tables.items()}
+    written = time.monotonic()
+    try:
+        for done, step in enumerate(steps):
+            missing = [name for name in names if step not in present[name]]
+            if not missing:
+                continue
+            model = load_model(checkpoints, data.config, step, data.device)
+            for name in missing:
+                progress(done, f"{name} at step {step}", len(steps))
+                tables[name].add(seed, step, MEASURES[name](model, data))
+            if time.monotonic() - written > _WRITE_EVERY_S:
+                for table in tables.values():
+                    table.write()
+                written = time.monotonic()
+    finally:
+        for table in tables.values():
+            table.write()
+    return {name: table.path for name, table in tables.items()}
+
+
+def _trajectory(
+    checkpoints: Checkpoints, steps: Sequence[int], data: AnalysisData, output: Path, progress: Progress
+) -> Path:
+    """Principal components of the run's trajectories: they change with every new checkpoint, so they are always made
+    afresh.
+
+    Columns: `model_seed`, `variant` (what a row of the matrix is), `step`, `pc/i`, and `explained_variance_ratio/i`,
+    the same for all steps of a variant.
+    """
+    seed = _seed_of(data.config)
+    if len(steps) < 2:
+        raise ConfigError("a trajectory needs at least two checkpoints")
+    table = AnalysisTable(table_path(output, TRAJECTORY), _provenance(data))
+    table.begin_run(seed, checkpoints.run_name)
+    parts = []
+    for variant, row_of in _TRAJECTORY_ROWS.items():
+
+        def rows(variant: str = variant, row_of: RowOf = row_of) -> Iterator[NDArray[np.float32]]:
+            for done, step in enumerate(steps):
+                progress(done, f"{TRAJECTORY} of {variant} at step {step}", len(steps))
+                model = load_model(checkpoints, data.config, step, data.device)
+                yield row_of(model, *data.training_sequences).cpu().numpy()
+
+        with tempfile.TemporaryDirectory(dir=output, prefix=".trajectory-") as folder:
+            size = next(rows()).size
+            dtype = "float16" if variant in ("tokens", "predictions") else "float32"
+            matrix = write_rows(Path(folder) / "rows.npy", rows(), len(steps), size, dtype)
+            fitted = pca(matrix, min(NUM_COMPONENTS, len(steps) - 1))
+            del matrix
+        shares = {f"explained_variance_ratio/{i}": share for i, share in enumerate(fitted.explained_variance_ratio)}
+        parts.append(trajectory_table(list(steps), fitted.scores, variant=variant).assign(**shares))
+    rows_of_run: pd.DataFrame = pd.concat(parts, ignore_index=True)
+    table.replace_run(seed, rows_of_run)
+    table.write()
+    return table.path
+
+
+def _config_of(checkpoints: Checkpoints) -> TrainingConfig:
+    stored = checkpoints.config()
+    if stored is None:
+        raise ConfigError(
+            f"the run {checkpoints.run_name} has no config.json beside its checkpoints; is this the name of a run?"
+        )
+    return TrainingConfig.parse(stored).resolved()
+
+
+def _chosen_steps(checkpoints: Checkpoints, steps: Sequence[int] | None) -> list[int]:
+    present = checkpoints.steps()
+    if not present:
+        raise ConfigError(f"the run {checkpoints.run_name} has no checkpoints")
+    absent = sorted(set(steps or ()) - set(present))
+    if absent:
+        raise ConfigError(f"the run {checkpoints.run_name} has no checkpoint at step {absent[0]}")
+    return present if steps is None else sorted(set(steps))
+
+
+def _seed_of(config: TrainingConfig) -> int:
+    assert config.task_config.model_seed is not None, "seeds are resolved before use"
+    return config.task_config.model_seed
+
+
+def _provenance(data: AnalysisData) -> dict[str, object]:
+    """What rows of one table share: the run's settings besides its seeds, the sequences measured on, and the
+    library's version."""
+    config = data.config.model_dump(mode="json", exclude={"checkpointer_config", "logger_config", "run_name"})
+    task = {
+        name: value for name, value in config.pop("task_config").items() if name not in ("model_seed", "sampling_seed")
+    }
+    return {**config, "task_config": task, "data": data.settings.model_dump(mode="json"), "icl_version": __version__}

@@ -1,0 +1,117 @@
+"""Smoothing of curves: a Gaussian filter whose width varies along the curve.
+
+The essential dynamics of arXiv 2402.02364 moves fast early and slowly late, so one width cannot serve both ends.
+"""
+
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.ndimage import gaussian_filter1d
+
+Array = NDArray[np.float64]
+
+# scipy's default: the kernel ends at four standard deviations.
+_TRUNCATE = 4.0
+_PAD_MODES = {"reflect": "symmetric", "nearest": "edge", "mirror": "reflect", "wrap": "wrap", "constant": "constant"}
+
+
+def gaussian_kernel(sigma: float) -> Array:
+    """The weights exp(-j²/2σ²), j = -h..h with h = int(4σ + ½), scaled to sum to one; a single 1 for σ = 0."""
+    if not sigma >= 0 or not np.isfinite(sigma):
+        raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
+    half = int(_TRUNCATE * sigma + 0.5)
+    if half == 0:
+        return np.ones(1)
+    weights = np.exp(-0.5 * (np.arange(-half, half + 1) / sigma) ** 2)
+    return weights / weights.sum()
+
+
+def variable_gaussian_filter(values: ArrayLike, sigmas: ArrayLike, mode: str = "reflect") -> Array:
+    """Element i is element i of `scipy.ndimage.gaussian_filter1d(values, sigmas[i], axis=0, mode=mode)`.
+
+    Args:
+        values: (N, ...); each trailing coordinate is filtered by itself along the first axis.
+        sigmas: (N,) or a scalar: standard deviations in units of the index; 0 leaves the element as it is.
+        mode: the boundary rule, by scipy's names.
+
+    Returns:
+        (N, ...).
+
+    Raises:
+        ValueError: `sigmas` has another length than `values`, a σ is negative or not finite, or the mode does not
+            exist.
+    """
+    curve = np.asarray(values, dtype=float)
+    widths = np.asarray(sigmas, dtype=float)
+    if mode not in _PAD_MODES:
+        raise ValueError(f"mode must be one of {sorted(_PAD_MODES)}, got {mode!r}")
+    if widths.ndim == 0:
+        return gaussian_filter1d(curve, float(widths), axis=0, mode=mode) if widths > 0 else curve.copy()
+    if curve.ndim == 0 or widths.shape != curve.shape[:1]:
+        raise ValueError(f"sigmas {widths.shape} must have one entry per row of values {curve.shape}")
+    if not (widths >= 0).all() or not np.isfinite(widths).all():
+        raise ValueError("every sigma must be finite and at least 0")
+    reach = int(_TRUNCATE * widths.max() + 0.5)
+    padded = np.pad(curve, [(reach, reach)] + [(0, 0)] * (curve.ndim - 1), mode=_PAD_MODES[mode])  # type: ignore[call-overload]
+    smoothed = np.empty_like(curve)
+    for i, sigma in enumerate(widths):
+        kernel = gaussian_kernel(sigma)
+        half = kernel.size // 2
+        smoothed[i] = np.tensordot(kernel, padded[reach + i - half : reach + i + half + 1], axes=1)
+    return smoothed
+
+
+def sigma_ramp(
+    num: int,
+    early: float,
+    late: float,
+    end: int,
+    start: float = 0.2,
+    scale: Literal["linear", "sqrt", "log"] = "linear",
+) -> Array:
+    """Filter widths (num,) that are `early` up to index start·end, `late` from index `end` on, and interpolated
+    between.
+
+    With u the position between the two, 0..1: "linear" interpolates σ, "sqrt" σ² and "log" log σ. The published
+    geometry of the essential dynamics uses early 1, late 60, end 200 on checkpoints about 100 steps apart.
+
+    Raises:
+        ValueError: a negative width, a zero width with scale "log", or `start` outside [0, 1).
+    """
+    if min(early, late) < 0 or (scale == "log" and min(early, late) == 0):
+        raise ValueError(f"widths must be non-negative, and positive for scale='log'; got {early}, {late}")
+    if not 0 <= start < 1 or end < 1:
+        raise ValueError(f"need 0 <= start < 1 and end >= 1, got {start}, {end}")
+    u = np.clip((np.arange(num) - start * end) / ((1 - start) * end), 0, 1)
+    if scale == "linear":
+        return early + (late - early) * u
+    if scale == "sqrt":
+        return np.sqrt(early**2 + (late**2 - early**2) * u)
+    if scale == "log":
+        return early ** (1 - u) * late**u
+    raise ValueError(f"scale must be 'linear', 'sqrt' or 'log', got {scale!r}")
+
+
+def resample_by_arc_length(curve: ArrayLike, num: int) -> tuple[Array, Array]:
+    """A polyline (N, V) resampled at `num` points of equal arc length, by linear interpolation.
+
+    Returns:
+        The points (num, V), and the fractional indices (num,) of the original curve they lie at.
+
+    Raises:
+        ValueError: fewer than two points on either side, or a curve of length zero.
+    """
+    points = np.asarray(curve, dtype=float)
+    if points.ndim != 2 or len(points) < 2 or num < 2:
+        raise ValueError(f"need a curve (N >= 2, V) and num >= 2, got {points.shape} and {num}")
+    length = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))))
+    if not length[-1] > 0:
+        raise ValueError("the curve has length zero; there is no arc length to resample by")
+    # Points where the curve stands still have no arc length of their own; keep the first of each.
+    distinct = np.concatenate(([True], np.diff(length) > 0))
+    targets = np.linspace(0, length[-1], num)
+    index = np.interp(targets, length[distinct], np.flatnonzero(distinct))
+    index[-1] = len(points) - 1
+    resampled = np.stack([np.interp(targets, length[distinct], column[distinct]) for column in points.T], axis=1)
+    return resampled, index

@@ -1,0 +1,138 @@
+"""Structural collapse: spectra of the embeddings, layer-norm gains, and the unembedding (arXiv 2402.02364, section 4
+and appendix).
+
+During the stage that acquires in-context learning the spectra of the token and positional embeddings collapse to
+fewer directions; later the gains of the final norm, then of the earlier ones, shrink until most coordinates are
+nearly off.
+
+Shapes: C channels, D task dimension, T tokens. Weights are in the layout of `icl.model`, so columns of both
+embeddings (C, D+1), (C, T) are vectors of the residual stream.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+Array = NDArray[np.float64]
+
+OFF = 0.1
+"""A norm gain below this magnitude counts as off."""
+
+
+def spectrum(matrix: ArrayLike) -> Array:
+    """Singular values, descending, of a matrix as it is (not centred)."""
+    return np.linalg.svd(np.asarray(matrix, dtype=float), compute_uv=False)
+
+
+def normalised_spectrum(matrix: ArrayLike) -> Array:
+    """Shares σ_i² / Σσ² of the squared Frobenius norm."""
+    squares = spectrum(matrix) ** 2
+    return squares / squares.sum()
+
+
+def effective_rank(matrix: ArrayLike) -> float:
+    """exp(H) with H the entropy of σ_i²/Σσ² in nats: between 1 and the rank (Roy & Vetterli 2007, with squared
+    singular values)."""
+    shares = normalised_spectrum(matrix)
+    shares = shares[shares > 0]
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def subspace_alignment(vectors: ArrayLike, matrix: ArrayLike, rank: int | None = None) -> Array:
+    """Share of each vector's length inside the column space of a matrix, ‖U_r U_rᵀ e‖ / ‖e‖ in 0..1.
+
+    Args:
+        vectors: (C, n), columns e_1..e_n.
+        matrix: (C, m).
+        rank: r leading left singular vectors; by default the nearest integer to the matrix' effective rank, since a
+            matrix of full rank with many columns would contain almost everything.
+    """
+    e, weights = np.asarray(vectors, dtype=float), np.asarray(matrix, dtype=float)
+    kept = max(1, round(effective_rank(weights))) if rank is None else rank
+    u = np.linalg.svd(weights, full_matrices=False)[0][:, :kept]
+    return np.linalg.norm(u.T @ e, axis=0) / np.linalg.norm(e, axis=0)
+
+
+def rotation_alignment(vectors: ArrayLike, matrix: ArrayLike) -> Array:
+    """|cos(U e_i, e_i)| with U the full square left factor of the matrix, the number drawn in the reference code's
+    figure.
+
+    It is not an alignment: U acts as a rotation of the standard basis onto the singular vectors, so that the number
+    depends on the basis of the residual stream and, for m < C, on arbitrary null vectors. Kept to compare with the
+    published figure; use `subspace_alignment`.
+    """
+    e = np.asarray(vectors, dtype=float)
+    u = np.linalg.svd(np.asarray(matrix, dtype=float), full_matrices=True)[0]
+    return np.abs((e * (u @ e)).sum(axis=0)) / (e**2).sum(axis=0)
+
+
+def embedding_spectra(parameters: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Spectra of both embeddings as one row.
+
+    Columns, for X in `embed` (W_E, (C, D+1)) and `postn` (W_P, (C, T)): `X/S/i` singular values, `X/S_normed/i` their
+    squared shares, `X/trace` = Σσ², `X/effective_rank`; and for each column e_i of W_E `alignment/i`
+    (`subspace_alignment` with W_P) and `cossim/i` (`rotation_alignment`, as published).
+    """
+    embed, postn = _array(parameters, "token_embedding.weight"), _array(parameters, "position_embedding.weight")
+    row: dict[str, float] = {}
+    for name, matrix in (("embed", embed), ("postn", postn)):
+        values = spectrum(matrix)
+        row |= {f"{name}/S/{i}": value for i, value in enumerate(values)}
+        row |= {f"{name}/S_normed/{i}": value for i, value in enumerate(values**2 / (values**2).sum())}
+        row |= {f"{name}/trace": (values**2).sum(), f"{name}/effective_rank": effective_rank(matrix)}
+    row |= {f"alignment/{i}": value for i, value in enumerate(subspace_alignment(embed, postn))}
+    row |= {f"cossim/{i}": value for i, value in enumerate(rotation_alignment(embed, postn))}
+    return pd.DataFrame([row])
+
+
+def layer_norm_coordinates(parameters: Mapping[str, Tensor]) -> pd.DataFrame:
+    """Every coordinate of every layer norm, and the row of the unembedding that makes the prediction.
+
+    Columns: `layer` ("blocks.0.attention_norm", ..., "final_norm", "unembedding", "effective"), `parameter` ("weight"
+    or "bias"), `index`, `value`. The layer "unembedding" is row 0 of W_U and b_U; "effective" is what the two make
+    together: weight W_U[0] ⊙ γ and bias W_U[0]·β + b_U[0], γ and β of the final norm. A model without layer norm has
+        the unembedding alone.
+    """
+    coordinates = {name: _array(parameters, name) for name in parameters if "norm." in name}
+    weight, bias = _array(parameters, "unembedding.weight")[0], _array(parameters, "unembedding.bias")[:1]
+    coordinates |= {"unembedding.weight": weight, "unembedding.bias": bias}
+    if "final_norm.weight" in parameters:
+        gain, shift = coordinates["final_norm.weight"], coordinates["final_norm.bias"]
+        coordinates |= {"effective.weight": weight * gain, "effective.bias": bias + weight @ shift}
+    parts = []
+    for name, values in coordinates.items():
+        layer, parameter = name.rsplit(".", 1)
+        parts.append(
+            pd.DataFrame({"layer": layer, "parameter": parameter, "index": np.arange(values.size), "value": values})
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def layer_norm_statistics(coordinates: pd.DataFrame) -> pd.DataFrame:
+    """Statistics of `layer_norm_coordinates` per group of its other columns (such as model_seed, step), layer and
+    parameter.
+
+    Columns: `norm` (‖v‖), `norm_std` (standard deviation of |v|), `mean`, `std`, `min`, `max`, and `share_off`, the
+    share with |v| < 0.1. Standard deviations have the divisor n.
+    """
+    keys = [column for column in coordinates.columns if column not in ("index", "value")]
+    values = coordinates.assign(magnitude=coordinates["value"].abs(), square=coordinates["value"] ** 2)
+    grouped = values.assign(off=values["magnitude"] < OFF).groupby(keys, sort=False)
+    return pd.DataFrame(
+        {
+            "norm": np.sqrt(np.asarray(grouped["square"].sum())),
+            "norm_std": grouped["magnitude"].std(ddof=0),
+            "mean": grouped["value"].mean(),
+            "std": grouped["value"].std(ddof=0),
+            "min": grouped["value"].min(),
+            "max": grouped["value"].max(),
+            "share_off": grouped["off"].mean(),
+        }
+    ).reset_index()
+
+
+def _array(parameters: Mapping[str, Tensor], name: str) -> Array:
+    return parameters[name].detach().to("cpu").double().numpy()

@@ -1,0 +1,34 @@
+"""Whether a young model has learned the task prior: how far its predictions are from those of the prior's mean (arXiv
+2402.02364).
+
+Before any in-context learning the best prediction is t̄·x with t̄ the mean training task: 0 for Gaussian tasks, the
+plain mean of the M tasks otherwise. Models of few tasks approach the mean task first, models of many predict 0.
+
+Shapes: B batch, K examples, D task dimension, M tasks.
+"""
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from icl.baselines import Predictor
+
+
+def prior_distances(predictions: Tensor, xs: Tensor, tasks: Tensor | None = None) -> pd.DataFrame:
+    """Squared distance of predictions (B, K, 1) to the prior's, summed over tokens and averaged over sequences.
+
+    One row: `task_prior/zero` = E Σ_k ŷ_k², and `task_prior/mean_task` = E Σ_k (ŷ_k - t̄·x_k)², t̄ the mean of
+    `tasks` (M, D). Without tasks (Gaussian) t̄ = 0 and both are equal.
+    """
+    zero = float(predictions.square().sum(dim=(1, 2)).mean())
+    mean_task = zero
+    if tasks is not None:
+        expected = xs @ tasks.to(xs).mean(dim=0)[:, None]
+        mean_task = float((predictions - expected).square().sum(dim=(1, 2)).mean())
+    return pd.DataFrame([{"task_prior/zero": zero, "task_prior/mean_task": mean_task}])
+
+
+def task_prior_table(predictor: Predictor, xs: Tensor, ys: Tensor, tasks: Tensor | None = None) -> pd.DataFrame:
+    """`prior_distances` of a predictor on sequences xs (B, K, D), ys (B, K, 1) of the training distribution."""
+    with torch.no_grad():
+        return prior_distances(predictor(xs, ys), xs, tasks)

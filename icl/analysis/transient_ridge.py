@@ -1,0 +1,146 @@
+"""Transient ridge: models of few tasks that approach ridge regression and leave it for dMMSE again (arXiv
+2501.17745).
+
+Models trained on the first M tasks of one list are compared on the same sequences, drawn from the first task alone.
+All their trajectories of predictions form one matrix, whose principal components are the joint trajectory PCA; the
+optimal predictors are projected afterwards and take no part in the fit.
+
+Shapes: N checkpoints of all models, B batch, K examples, D task dimension, M tasks, V components.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import lambertw
+from torch import Tensor
+
+from icl.analysis.essential_dynamics import TrajectoryPCA, pca
+from icl.baselines import Predictor, dmmse_predictor, ridge_predictor
+
+Array = NDArray[np.float64]
+
+
+def joint_trajectory_pca(
+    trajectories: Mapping[float, tuple[Sequence[int], ArrayLike]], num_components: int = 2
+) -> tuple[TrajectoryPCA, pd.DataFrame]:
+    """One PCA of several models' trajectories of predictions.
+
+    Args:
+        trajectories: M (infinity for Gaussian tasks) -> its steps (N_M,) and predictions (N_M, B·K), the same
+            sequences for all.
+        num_components: V.
+
+    Returns:
+        The PCA of all rows together, columns centred, and its scores: one row per `num_tasks`, `step` with `pc/0`,
+        `pc/1`, ...
+
+    Raises:
+        ValueError: no trajectory, steps that do not match rows, or models with different numbers of features.
+    """
+    if not trajectories:
+        raise ValueError("joint trajectory PCA needs at least one trajectory")
+    matrices = {tasks: np.asarray(rows) for tasks, (_, rows) in trajectories.items()}
+    for tasks, (steps, _) in trajectories.items():
+        if matrices[tasks].ndim != 2 or len(steps) != len(matrices[tasks]):
+            raise ValueError(f"M={tasks}: {len(steps)} steps but predictions {matrices[tasks].shape}")
+    if len({matrix.shape[1] for matrix in matrices.values()}) > 1:
+        raise ValueError("all models must predict on the same sequences")
+    fitted = pca(np.concatenate(list(matrices.values())), num_components)
+    table = pd.concat(
+        [pd.DataFrame({"num_tasks": tasks, "step": list(steps)}) for tasks, (steps, _) in trajectories.items()],
+        ignore_index=True,
+    )
+    return fitted, table.assign(**{f"pc/{i}": fitted.scores[:, i] for i in range(num_components)})
+
+
+def reference_coordinates(
+    fitted: TrajectoryPCA, xs: Tensor, ys: Tensor, tasks: Tensor, counts: Sequence[int], noise_variance: float
+) -> pd.DataFrame:
+    """Where the optimal predictors lie in a joint PCA.
+
+    Args:
+        fitted: of predictions on these sequences.
+        xs, ys: (B, K, D), (B, K, 1).
+        tasks: (M, D), the list that all models share.
+        counts: for each M, dMMSE of the first M tasks.
+        noise_variance: σ².
+
+    Returns:
+        One row per predictor: `predictor` ("dmmse" or "ridge"), `num_tasks` (infinity for ridge), `pc/0`, `pc/1`, ...
+    """
+    named = [("dmmse", float(m), dmmse_predictor(xs, ys, tasks[:m], noise_variance)) for m in counts]
+    named.append(("ridge", float("inf"), ridge_predictor(xs, ys, noise_variance)))
+    rows = np.stack([predictions.reshape(-1).cpu().double().numpy() for _, _, predictions in named])
+    table = pd.DataFrame({"predictor": [name for name, _, _ in named], "num_tasks": [m for _, m, _ in named]})
+    coordinates = fitted.transform(rows)
+    return table.assign(**{f"pc/{i}": coordinates[:, i] for i in range(coordinates.shape[1])})
+
+
+def checkpoint_distances(
+    predictor: Predictor,
+    in_distribution: tuple[Tensor, Tensor],
+    out_of_distribution: tuple[Tensor, Tensor],
+    tasks: Tensor | None,
+    noise_variance: float,
+) -> pd.DataFrame:
+    """Losses and distances of one model to its two candidates.
+
+    One row: `in_distribution/mse` on sequences of its own M tasks, `ood/mse` on Gaussian tasks, and on the
+    in-distribution inputs the mean squared differences `delta_dmmse` (NaN for Gaussian tasks, tasks None) and
+    `delta_ridge`.
+    """
+    with torch.no_grad():
+        xs, ys = in_distribution
+        predictions = predictor(xs, ys)
+        ridge = ridge_predictor(xs, ys, noise_variance)
+        far_xs, far_ys = out_of_distribution
+        row = {
+            "in_distribution/mse": float((predictions - ys).square().mean()),
+            "ood/mse": float((predictor(far_xs, far_ys) - far_ys).square().mean()),
+            "delta_dmmse": float("nan"),
+            "delta_ridge": float((predictions - ridge).square().mean()),
+        }
+        if tasks is not None:
+            row["delta_dmmse"] = float((predictions - dmmse_predictor(xs, ys, tasks, noise_variance)).square().mean())
+    return pd.DataFrame([row])
+
+
+def critical_steps(table: pd.DataFrame, loss: str = "ood/mse") -> pd.DataFrame:
+    """t_crit(M), the step of smallest OOD loss of each model, with all columns of that row, and whether ridge was
+    transient.
+
+    The table has one row per `num_tasks`, `step`. `step` becomes `t_crit`, `final_ratio` is the last OOD loss
+    relative to the smallest.
+    """
+    ordered = table.sort_values(["num_tasks", "step"]).reset_index(drop=True)
+    groups = ordered.groupby("num_tasks", sort=True)
+    best = ordered.loc[groups[loss].idxmin()].reset_index(drop=True)
+    final = groups[loss].last().to_numpy()
+    return best.rename(columns={"step": "t_crit"}).assign(final_ratio=final / best[loss].to_numpy())
+
+
+def crossover_samples(delta_loss: float, delta_llc: float) -> float:
+    """The number of samples n up to which the simpler of two solutions has the lower free energy n·ℓ + λ log n.
+
+    Δ = (specialised - simple). With Δℓ < 0 < Δλ the simple one is preferred while log(n)/n > -Δℓ/Δλ =: a, so up to n
+    = -W₋₁(-a)/a (Lambert's W). Zero if it is never preferred (Δℓ < 0 with Δλ <= 0, or a >= 1/e), infinite if always
+    (Δℓ >= 0 with Δλ >= 0).
+
+    Raises:
+        ValueError: Δℓ > 0 > Δλ, where the roles are exchanged, or numbers that are not finite.
+    """
+    if not np.isfinite(delta_loss) or not np.isfinite(delta_llc):
+        raise ValueError(f"differences must be finite, got {delta_loss}, {delta_llc}")
+    if delta_loss > 0 > delta_llc:
+        raise ValueError("the 'specialised' solution is the simpler one with the larger loss: exchange the two")
+    if delta_loss >= 0:
+        return float("inf")
+    if delta_llc <= 0:
+        return 0.0
+    ratio = -delta_loss / delta_llc
+    if ratio >= np.exp(-1):
+        return 0.0
+    return float(-lambertw(-ratio, k=-1).real / ratio)

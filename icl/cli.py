@@ -1,0 +1,180 @@
+"""The command line: thin commands over the library. Errors are one line; exit status 0 done, 2 the input is wrong, 1
+anything else."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from icl import __version__
+
+app = typer.Typer(
+    name="icl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="""The development of in-context learning in small transformers, and the local learning coefficient that
+    reveals it.
+
+    Start with `icl demo`. Then `icl train sweeps/training-runs/quick.yaml` and `icl llc
+    sweeps/analysis/quick-llc.yaml`.
+    """,
+)
+
+SweepFile = Annotated[
+    Path | None, typer.Argument(help="A W&B sweep file. None: the run that `wandb agent` hands over.")
+]
+Index = Annotated[int | None, typer.Option(help="Run only this point of the grid, counted from 0.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting in every run: a.b=value. Repeatable.")
+]
+Jobs = Annotated[
+    int | None, typer.Option(min=1, help="Runs at a time. Default: one per CPU core, or one on an accelerator.")
+]
+Executor = Annotated[str, typer.Option(help="local: processes on this machine. ray: an existing Ray cluster.")]
+Tracking = Annotated[str, typer.Option(help="auto: files, and W&B where it is set up. Or: local, wandb, none.")]
+
+
+def main() -> None:
+    """Entry point of the command `icl`."""
+    try:
+        status = app(standalone_mode=False)
+    except (typer.Abort, KeyboardInterrupt):
+        _fail("interrupted", 1)
+    except ValueError as error:
+        _fail(str(error), 2)
+    except Exception as error:
+        usage = getattr(error, "format_message", None)  # typer's usage errors; their class differs between its versions
+        if usage is not None:
+            _fail(f"{usage()} (icl --help)", 2)
+        if not isinstance(error, (RuntimeError, OSError)):
+            raise  # a fault of ours: the traceback is what a report needs
+        _fail(str(error), 1)
+    sys.exit(status or 0)
+
+
+def _fail(message: str, status: int) -> None:
+    print(f"icl: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+@app.callback(invoke_without_command=True)
+def _before(
+    version: Annotated[bool, typer.Option("--version", help="Show the version and stop.")] = False,
+) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+    from dotenv import load_dotenv
+
+    load_dotenv(Path.cwd() / ".env")
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder of the figures and tables.")] = Path("figures/demo"),
+    quick: Annotated[bool, typer.Option(help="A much shorter run, for a first look at the files.")] = False,
+) -> None:
+    """Train the paper's transformer on a shortened schedule, evaluate it, estimate its learning coefficient, draw the
+    figures.
+
+    Minutes on two CPU cores; no account, no network, no GPU. Starting it again continues where it was stopped.
+    """
+    from icl.demo import run_demo
+
+    run_demo(output, quick)
+
+
+@app.command()
+def train(
+    sweep: SweepFile = None,
+    index: Index = None,
+    overrides: Overrides = None,
+    jobs: Jobs = None,
+    executor: Executor = "local",
+    tracking: Tracking = "auto",
+) -> None:
+    """Train every run of a sweep file here, offline; what is finished is skipped, what was interrupted goes on.
+
+    Without a file: the run that `wandb agent` hands over. Checkpoints go to LOCAL_ROOT (default ./checkpoints) and,
+    with AWS_BUCKET_NAME, to S3.
+    """
+    from icl.sweep_commands import run_sweep_command
+
+    raise typer.Exit(run_sweep_command("train", sweep, index, overrides or [], jobs, executor, tracking))
+
+
+@app.command()
+def llc(
+    sweep: SweepFile = None,
+    index: Index = None,
+    overrides: Overrides = None,
+    jobs: Jobs = None,
+    executor: Executor = "local",
+    tracking: Tracking = "auto",
+) -> None:
+    """Estimate the local learning coefficient at the checkpoints of trained runs, as a sweep file says.
+
+    Without a file: the run that `wandb agent` hands over. Estimates that exist are not made again.
+    """
+    from icl.sweep_commands import run_sweep_command
+
+    raise typer.Exit(run_sweep_command("llc", sweep, index, overrides or [], jobs, executor, tracking))
+
+
+@app.command()
+def analyse(
+    run: Annotated[
+        str, typer.Argument(help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints.")
+    ],
+    only: Annotated[
+        list[str] | None, typer.Option(help="An analysis to run; repeatable. Default: all. A wrong name lists them.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the tables. Default: data/<run>.")] = None,
+) -> None:
+    """Measure every checkpoint of a run: evaluations, Hessian, spectra, attention and more, as tidy tables.
+
+    Checkpoints that a table has already are not measured again.
+    """
+    from icl.analysis_command import analyse_command
+
+    analyse_command(run, only, output)
+
+
+@app.command()
+def figures(
+    data: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("data"),
+    output: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
+) -> None:
+    """Draw every figure again from the tables under data/, as PNG and PDF. The same tables give the same files."""
+    from icl.figures.build import build_figures
+
+    for path in build_figures(data, output, report=lambda line: print(line, file=sys.stderr)):
+        print(path)
+
+
+@app.command()
+def runs(
+    verify: Annotated[bool, typer.Option(help="Check the checksum of every checkpoint.")] = False,
+    prune: Annotated[
+        int | None, typer.Option(min=1, help="Keep about this many checkpoints per run, spread over log-time.")
+    ] = None,
+    copy: Annotated[
+        tuple[str, str] | None, typer.Option(help="Copy runs: FROM TO, each a folder or s3://bucket.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only this run.")] = None,
+) -> None:
+    """List the runs with their steps, size and state; check, thin out or copy them."""
+    from icl.run_commands import runs_command
+
+    raise typer.Exit(runs_command(verify, prune, copy, name))
+
+
+@app.command()
+def doctor() -> None:
+    """Say which device, engine, storage and W&B settings are in force, and whether each works."""
+    from icl.doctor import report
+
+    raise typer.Exit(0 if report(os.environ) else 1)

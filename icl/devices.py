@@ -1,0 +1,76 @@
+"""The device of a run, chosen once, by name: cpu, cuda, cuda:<i>, mps or xla.
+
+torch_xla is imported only when xla is asked for.
+"""
+
+import os
+import re
+
+import torch
+
+_NAMES = "cpu, cuda, cuda:<index>, mps or xla"
+# Where nothing can be measured: small enough for every accelerator in use.
+_UNKNOWN_MEMORY = 4 * 2**30
+
+
+def resolve_device(name: str | None = None) -> torch.device:
+    """The device of that name; without a name, cuda where there is a GPU, else cpu.
+
+    mps and xla are never chosen by themselves: models of this size are too small to keep an mps device busy, and looking
+    for a TPU starts its runtime.
+
+    Raises:
+        ValueError: an unknown name, or a device that is not there.
+    """
+    if not name:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    match = re.fullmatch(r"(cpu|cuda|mps|xla)(?::(\d+))?", name.strip().lower())
+    if match is None or (match[2] is not None and match[1] != "cuda"):
+        raise ValueError(f"unknown device {name!r}: DEVICE must be {_NAMES}")
+    kind, index = match[1], match[2]
+    if kind == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if int(index or 0) >= count:
+            raise ValueError(f"device {name!r} is not there: {count} CUDA device(s) found; use DEVICE=cpu")
+        return torch.device("cuda", int(index or 0))
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps' is not there: it needs a Mac with Apple silicon; use DEVICE=cpu")
+    if kind == "xla":
+        return _xla_device()
+    return torch.device(kind)
+
+
+def _xla_device() -> torch.device:
+    try:
+        import torch_xla  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise ValueError(f"device 'xla' needs torch_xla: pip install 'icl[tpu]' ({error})") from None
+    try:
+        return torch_xla.device()
+    except RuntimeError as error:
+        reason = (str(error).strip() or "unknown reason").splitlines()[0]
+        raise ValueError(
+            f"device 'xla' cannot start: {reason}; PJRT_DEVICE=TPU or CPU says which one is meant"
+        ) from None
+
+
+def end_of_graph(device: torch.device) -> None:
+    """Tell a lazy device (xla) to run what was recorded so far as one graph; does nothing elsewhere."""
+    if device.type == "xla":
+        import torch_xla  # pyright: ignore[reportMissingImports]
+
+        torch_xla.sync()
+
+
+def memory_budget(device: torch.device) -> int:
+    """Bytes that one computation may plan to use: half of what is free on the device now.
+
+    The other half is for allocators' slack and for neighbours on a shared machine.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 2
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() // 2
+    if device.type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return _UNKNOWN_MEMORY

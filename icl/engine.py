@@ -1,0 +1,109 @@
+"""Loss and gradient of the transformer: one signature, and behind it whichever way is fastest here.
+
+    (flat (P,), xs (B, K, D), ys (B, K, 1)) -> (token losses (K,), gradient (P,))
+
+with token loss k = mean over the batch of (prediction_k - y_k)², and the gradient that of their mean over k, which is
+the training loss.
+
+Shapes: E ensemble members, B batch, K examples, D task dimension, P parameters.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from icl.model import TransformerShape, predict, unflatten
+from icl.native.build import NativeUnavailable
+from icl.native.transformer import NativeTransformer
+
+LossAndGrad = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Native = Literal["auto", "never", "require"]
+
+
+def loss_and_grad(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference: plain PyTorch, on any device and in any floating type."""
+    with torch.enable_grad():
+        flat = flat.detach().requires_grad_(True)
+        errors = predict(shape, unflatten(shape, flat), xs, ys) - ys
+        token_losses = errors.square().mean(dim=(0, 2))
+        (gradient,) = torch.autograd.grad(token_losses.mean(), flat)
+    return token_losses.detach(), gradient
+
+
+def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """E models at once, each on its own batch: flats (E, P), xs (E, B, K, D), ys (E, B, K, 1) -> (E, K), (E, P).
+
+    For accelerators, where one launch for all members costs little more than for one. On a CPU it loses to one-thread
+    workers around `make_loss_and_grad`: a step of one member fills the caches already.
+    """
+    with torch.enable_grad():
+        flats = flats.detach().requires_grad_(True)
+        errors = torch.vmap(partial(predict, shape))(unflatten(shape, flats), xs, ys) - ys
+        token_losses = errors.square().mean(dim=(1, 3))
+        # Members do not interact: the gradient of the sum holds each member's own.
+        (gradients,) = torch.autograd.grad(token_losses.mean(dim=1).sum(), flats)
+    return token_losses.detach(), gradients
+
+
+@dataclass(frozen=True)
+class Path:
+    """Which way computes loss and gradient, and why.
+
+    Attributes:
+        name: "native" (compiled C++ kernel) or "torch".
+        reason: one line for `icl doctor`.
+        run: the callable itself.
+    """
+
+    name: Literal["native", "torch"]
+    reason: str
+    run: LossAndGrad
+
+
+def choose_path(
+    shape: TransformerShape, device: torch.device | str = "cpu", threads: int | None = None, native: Native = "auto"
+) -> Path:
+    """The fastest valid path for a model's shape on a device.
+
+    Args:
+        shape: of the model.
+        device: where the tensors will be.
+        threads: CPU threads for one call of the native kernel; torch's number of threads if None.
+        native: "auto" takes the kernel where it can be built and wins, "never" does not, "require" insists.
+
+    Raises:
+        NativeUnavailable: `native="require"` and the kernel cannot be had.
+    """
+
+    def by_torch(flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+        return loss_and_grad(shape, flat, xs, ys)
+
+    def refuse(reason: str) -> Path:
+        if native == "require":
+            raise NativeUnavailable(reason)
+        return Path("torch", reason, by_torch)
+
+    if native == "never":
+        return refuse("the native kernel was not wanted")
+    if torch.device(device).type != "cpu":
+        return refuse(f"the native kernel is for cpu, not {device}")
+    try:
+        kernel = NativeTransformer(shape, threads or torch.get_num_threads())
+    except NativeUnavailable as error:
+        return refuse(str(error))
+
+    def by_kernel(flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+        return kernel(flat, xs, ys) if flat.dtype == torch.float32 else by_torch(flat, xs, ys)
+
+    return Path("native", f"compiled C++ kernel, {kernel.threads} thread(s)", by_kernel)
+
+
+def make_loss_and_grad(
+    shape: TransformerShape, device: torch.device | str = "cpu", threads: int | None = None, native: Native = "auto"
+) -> LossAndGrad:
+    """The callable of `choose_path`."""
+    return choose_path(shape, device, threads, native).run

@@ -1,0 +1,232 @@
+"""The learning coefficient along a training run: one estimate per checkpoint, from the sweep files' settings.
+
+Shapes: B batch, K examples, D task dimension, n samples of the evaluation set.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Self
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from icl.checkpoints import Checkpoints
+from icl.config import StepGrid, TrainingConfig, expand_steps, nearest_step
+from icl.evals import mse_loss
+from icl.model import InContextRegressionTransformer
+from icl.sampling import LLCResult, SamplerConfig, estimate_llc
+from icl.settings import ConfigError, Settings
+from icl.streams import Stream
+from icl.tasks import RegressionTask
+
+Batch = tuple[Tensor, Tensor]
+
+
+class PlottingConfig(Settings):
+    """Figures drawn of each estimate."""
+
+    include_loss_trace: bool = False
+    include_weights_pca: bool = False
+    num_components: int = Field(default=3, ge=2)
+    num_points: int = Field(
+        default=10, ge=2, description="grid points per axis of the loss landscape behind the weight PCA"
+    )
+
+
+class LLCConfig(TrainingConfig):
+    """A training run's settings, which find its checkpoints, and how to sample at which of them.
+
+    At most one of `steps` (a grid), `step` (one) and `checkpoint_idx` (an index into the sorted checkpoints) is given;
+    none means every
+    checkpoint, as in the reference code. Steps without a checkpoint are replaced by the nearest step that has one.
+    """
+
+    sampler_config: SamplerConfig = SamplerConfig()
+    steps: StepGrid = None
+    step: int | None = Field(default=None, ge=0)
+    checkpoint_idx: int | None = None
+    plotting_config: PlottingConfig = PlottingConfig()
+    testing: bool = Field(default=False, description="sample at the first and last step only")
+
+    @model_validator(mode="after")
+    def _one_choice_of_steps(self) -> Self:
+        given = [name for name in ("steps", "step", "checkpoint_idx") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both choose the checkpoints; keep one of them")
+        return self
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The settings of the training run alone."""
+        return TrainingConfig.model_validate(self.model_dump(include=set(TrainingConfig.model_fields)))
+
+    @property
+    def llc_name(self) -> str:
+        """The name of this estimate: the training run's, and a hash of the sampler's settings and the choice of
+        steps."""
+        decisive = self.model_dump(
+            mode="json", include={"sampler_config", "steps", "step", "checkpoint_idx", "testing"}
+        )
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+        return f"llc-{self.name}-{digest}"
+
+    def chosen_steps(self, present: Sequence[int]) -> list[int]:
+        """The checkpoints to sample at, out of those present (sorted).
+
+        Raises:
+            ConfigError: there is none, or `checkpoint_idx` is outside their range.
+        """
+        if not present:
+            raise ConfigError(f"the run {self.name} has no checkpoints; train it first with the same settings")
+        if self.step is not None:
+            chosen = [nearest_step(present, self.step)]
+        elif self.checkpoint_idx is not None:
+            if not -len(present) <= self.checkpoint_idx < len(present):
+                raise ConfigError(
+                    f"checkpoint_idx={self.checkpoint_idx} is out of range: the run has {len(present)} checkpoints"
+                )
+            chosen = [present[self.checkpoint_idx]]
+        elif self.steps is not None:
+            chosen = sorted({nearest_step(present, step) for step in expand_steps(self.steps, self.num_steps)})
+        else:
+            chosen = list(present)
+        return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
+
+
+def sampling_batches(
+    task: RegressionTask, sampler: SamplerConfig, seed: int, device: torch.device | str = "cpu"
+) -> tuple[Callable[[int], Batch], Sequence[Batch] | None]:
+    """The gradient's batches (step -> batch) and the evaluation set in batches, or None where no fixed set is needed.
+
+    "infinite-dataset" gives a fresh batch at every step; "eval-dataset" a fixed set of n = eval_dataset_size
+    sequences, shuffled anew at every
+    pass. All are functions of the seed.
+    """
+    stream = Stream(seed, "sampling")
+    fixed = sampler.grad_batch_origin == "eval-dataset"
+    needs_set = fixed or sampler.eval_method in ("dataset", "fixed-minibatch")
+    dataset = task.sample(stream.child("dataset"), 0, sampler.eval_dataset_size, device) if needs_set else None
+    eval_batches = None
+    if dataset is not None and sampler.eval_method != "grad-minibatch":
+        size = sampler.eval_batch_size or sampler.grad_batch_size
+        eval_batches = list(zip(*(part.split(size) for part in dataset), strict=True))
+    if not fixed:
+        return partial(
+            task.sample, stream.child("batches"), batch_size=sampler.grad_batch_size, device=device
+        ), eval_batches
+    assert dataset is not None
+    return _Shuffled(dataset, sampler.grad_batch_size, stream.child("order")), eval_batches
+
+
+class _Shuffled:
+    """Step -> batch of a fixed data set in an order drawn anew at every pass; the last incomplete batch of a pass is
+    left out."""
+
+    def __init__(self, dataset: Batch, batch_size: int, stream: Stream) -> None:
+        self._xs, self._ys = dataset
+        self._batch_size = min(batch_size, len(self._xs))
+        self._stream = stream
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def __call__(self, step: int) -> Batch:
+        per_epoch = len(self._xs) // self._batch_size
+        epoch, index = divmod(step, per_epoch)
+        if epoch != self._epoch:
+            self._order = self._stream.uniform(epoch, (len(self._xs),), self._xs.device).argsort()
+            self._epoch = epoch
+        chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        return self._xs[chosen], self._ys[chosen]
+
+
+def zero_predictor_loss(task: RegressionTask) -> float:
+    """E[y²] = E‖w‖² + σ²: the loss of predicting 0, which no useful model exceeds."""
+    energy = task.task_size if task.num_tasks is None else float((task.tasks**2).sum(dim=1).mean())
+    return energy + task.noise_variance
+
+
+def estimate_at_checkpoint(
+    config: LLCConfig,
+    weights: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> LLCResult:
+    """One estimate at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
+    sampler = config.sampler_config
+    task = config.task_config.resolved().pretrain_task()
+    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
+    model.load_state_dict(dict(weights))
+    seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
+    batches, eval_batches = sampling_batches(task, sampler, seed, device)
+    return estimate_llc(
+        model.to(device),
+        mse_loss,
+        batches,
+        sampler.model_copy(update={"init_seed": seed}),
+        eval_batches=eval_batches,
+        reference_loss=zero_predictor_loss(task),
+        progress=progress,
+    )
+
+
+def hessian_at_checkpoint(
+    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """`hessian/evals/i` for the `num_evals` largest eigenvalues of the loss Hessian, and `hessian/trace`, on fixed
+    data.
+
+    The loss is that of the first `eval_batch_size` (default `grad_batch_size`) sequences of the evaluation set.
+    """
+    from icl.analysis.hessian import hessian_table
+
+    sampler = config.sampler_config
+    task = config.task_config.resolved().pretrain_task()
+    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
+    model.load_state_dict(dict(weights))
+    size = sampler.eval_batch_size or sampler.grad_batch_size
+    xs, ys = task.sample(Stream(sampler.init_seed or 0, "sampling").child("dataset"), 0, size, device)
+    table = hessian_table(model.to(device), xs, ys, sampler.num_evals)
+    return {str(name): float(table[name].iloc[0]) for name in table.columns}
+
+
+class _Stopped(Exception):
+    """Leaves an estimate that nobody waits for any more."""
+
+
+def estimate_over_run(
+    config: LLCConfig,
+    checkpoints: Checkpoints,
+    done: Sequence[int],
+    record: Callable[[int, LLCResult], None],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Estimate at every chosen checkpoint that is not in `done`, recording each as it comes; returns how many are left
+    undone.
+
+    Args:
+        progress: called with (sampling steps done, steps in all), over all checkpoints.
+        should_stop: asked at each checkpoint and whenever `progress` is called; an estimate that it cuts short is not
+        recorded.
+    """
+    todo = [step for step in config.chosen_steps(checkpoints.steps()) if step not in set(done)]
+    for index, step in enumerate(todo):
+        if should_stop():
+            return len(todo) - index
+
+        def report(now: int, total: int, index: int = index) -> None:
+            if should_stop():
+                raise _Stopped
+            if progress is not None:
+                progress(index * total + now, len(todo) * total)
+
+        try:
+            result = estimate_at_checkpoint(config, checkpoints.load(step), device, report)
+        except _Stopped:
+            return len(todo) - index
+        record(step, result)
+    return 0

@@ -1,0 +1,161 @@
+"""The runs of a sweep file on this machine, as processes; `icl.ray_executor` runs the same grid on a Ray cluster."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+from icl.config import TrainingConfig
+from icl.estimation import LLCConfig
+from icl.grid import Ended, GridRun, Launch, State, run_all
+from icl.grid_table import grid_display
+from icl.jobs import Surroundings
+from icl.settings import ConfigError
+from icl.tracking import read_metrics
+from icl.training import first_missing_step
+
+OUTPUT = "output.log"
+_PROGRESS = re.compile(r": (\d+/\S+(?:, \d+ s left)?.*)")
+
+
+class LocalProcess:
+    """One run as a process in a group of its own, so that Ctrl-C reaches it from the schedule alone, and once."""
+
+    def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
+        """Start the command; all it prints is appended to `log`.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._lines: deque[str] = deque(maxlen=50)
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
+        self._reader.start()
+
+    def _read(self, log: Path) -> None:
+        assert self._process.stdout is not None
+        with log.open("a") as file, self._process.stdout as output:
+            for line in output:
+                file.write(line)
+                file.flush()
+                if line.strip():
+                    self._lines.append(line.strip())
+
+    def poll(self) -> Ended | None:
+        """How the process ended, or None; the reason is its last line."""
+        status = self._process.poll()
+        if status is None:
+            return None
+        self._reader.join(timeout=1.0)
+        if status == 0:
+            return Ended(True)
+        if status < 0:
+            return Ended(False, f"ended by {signal.Signals(-status).name}")
+        reasons = [line.removeprefix("icl: ") for line in self._lines if line.startswith("icl: ")] or list(self._lines)
+        return Ended(False, reasons[-1] if reasons else f"exit status {status}")
+
+    def note(self) -> str:
+        """Steps done and time left, as the process last said."""
+        found = (_PROGRESS.search(line) for line in reversed(self._lines))
+        return next((match[1] for match in found if match), "")
+
+    def stop(self) -> None:
+        """SIGINT."""
+        self._signal(signal.SIGINT)
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+
+def run_grid(
+    command: str,
+    configs: Sequence[TrainingConfig],
+    sweep: Path,
+    overrides: Sequence[str],
+    place: Surroundings,
+    jobs: int | None,
+    executor: str,
+    tracking: str,
+) -> int:
+    """Run what is missing of a grid, with a live table and a closing one; returns the exit status.
+
+    Args:
+        configs: all points, in the file's order.
+        jobs: runs at a time; by default one per CPU core, or one on an accelerator.
+        executor: "local" or "ray".
+
+    Raises:
+        ConfigError: an unknown executor.
+    """
+    if executor not in ("local", "ray"):
+        raise ConfigError(f"--executor must be local or ray (got {executor!r})")
+    runs = grid_runs(configs, place)
+    if executor == "ray":
+        from icl.ray_executor import ray_cluster
+
+        with ray_cluster(command, configs, place) as (launch_task, room):
+            return _drive(runs, launch_task, jobs or room)
+    cores = len(os.sched_getaffinity(0))
+    jobs = jobs or (cores if place.device.type == "cpu" else 1)
+    threads = max(cores // min(jobs, len(runs)), 1)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+    def launch(run: GridRun) -> LocalProcess:
+        point = ["--index", str(run.index), "--jobs", str(threads), "--tracking", tracking]
+        settings = [word for text in overrides for word in ("--set", text)]
+        words = [sys.executable, "-m", "icl", command, str(sweep), *point, *settings]
+        return LocalProcess(words, place.results / run.name / OUTPUT, environment)
+
+    return _drive(runs, launch, jobs)
+
+
+def grid_runs(configs: Sequence[TrainingConfig], place: Surroundings) -> list[GridRun]:
+    """The runs of a grid, those that need nothing more marked so; points that are one and the same run appear once."""
+    runs: dict[str, GridRun] = {}
+    for index, config in enumerate(configs):
+        name = config.llc_name if isinstance(config, LLCConfig) else config.name
+        if config.task_config.model_seed is None:
+            name = f"{name}-{index}"  # each draws a seed, and with it a name, of its own
+        if name not in runs:
+            runs[name] = GridRun(name, index, State.SKIPPED if is_complete(config, place) else State.WAITING)
+    return list(runs.values())
+
+
+def is_complete(config: TrainingConfig, place: Surroundings) -> bool:
+    """Whether running this configuration would do nothing."""
+    if config.task_config.model_seed is None:
+        return False
+    config = config.resolved()
+    checkpoints = place.checkpoints(config)
+    if not isinstance(config, LLCConfig):
+        return checkpoints.finished_step() is not None and first_missing_step(config, checkpoints) == config.num_steps
+    try:
+        wanted = config.chosen_steps(checkpoints.steps())
+    except ConfigError:
+        return False  # the run itself will say what is wrong
+    return set(wanted) <= {row["step"] for row in read_metrics(place.results / config.llc_name)}
+
+
+def _drive(runs: Sequence[GridRun], launch: Launch, jobs: int) -> int:
+    with grid_display(jobs) as show:
+        return 0 if run_all(runs, launch, jobs, show) else 1

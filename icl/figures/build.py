@@ -1,0 +1,350 @@
+"""Every figure from the tables under data/: `icl figures`.
+
+A family is a folder of tables, such as data/L2H4Minf with `evals.csv` or `evals.csv.gz`. Figures of one run go to
+figures/<family>-seed-<s>/, those of several runs to figures/<family>/. A figure whose tables are not there is left out, and said so.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from icl.analysis.gaussian_process import smooth_curve
+from icl.analysis.geometry import detect_forms, geometry_table
+from icl.analysis.smoothing import sigma_ramp, variable_gaussian_filter
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.analysis.structure import layer_norm_statistics
+from icl.analysis.transient_ridge import critical_steps
+from icl.figures import (
+    attention,
+    behaviour,
+    chains,
+    curvature,
+    development,
+    essential_dynamics,
+    robustness,
+    structure,
+    task_families,
+)
+from icl.figures.elements import Stages, in_order, numbers, rows_where
+from icl.figures.style import save
+
+logger = logging.getLogger(__name__)
+
+Tables = Mapping[str, pd.DataFrame]
+Report = Callable[[str], None]
+
+_NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one figure is made.
+
+    Attributes:
+        name: of the file.
+        needs: the tables, by the names of their files.
+        draw: from these tables.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    draw: Callable[[Tables], Figure]
+
+
+COMMANDS = {
+    "llc": "icl llc sweeps/analysis/0-L2H4-llcs-over-time.yaml",
+    "llc_calibrated": "icl llc with the default sampler_config",
+    "rllc": "icl llc sweeps/analysis/2-L2H4-rllcs-inclusions.yaml",
+}
+"""The command that makes a table; an analysis of its own name makes any other."""
+
+
+def command_for(table: str) -> str:
+    """The command that makes a table of a family."""
+    return COMMANDS.get(table, f"icl analyse RUN --only {table} --output data/FAMILY")
+
+
+def run_recipes(stages: Stages = PUBLISHED_STAGE_ENDS) -> list[Recipe]:
+    """The figures of one run (one model seed)."""
+    recipes = [
+        Recipe(
+            "loss-and-llc", ("evals", "llc"), lambda t: development.loss_and_llc(t["evals"], t["llc"], stages=stages)
+        ),
+        Recipe(
+            "loss-and-llc-calibrated",
+            ("evals", "llc_calibrated"),
+            lambda t: development.loss_and_llc(t["evals"], t["llc_calibrated"], stages=stages),
+        ),
+        Recipe("llc-settings", ("llc", "llc_calibrated"), lambda t: compared_settings(t, stages)),
+        Recipe(
+            "behavioural-detail",
+            ("evals", "llc"),
+            lambda t: development.behavioural_detail(fitted_curves(t), stages=stages),
+        ),
+        Recipe("behavioural", ("evals",), lambda t: behaviour.behavioural(t["evals"], stages=stages)),
+        Recipe("icl-scores", ("evals",), lambda t: behaviour.icl_scores(t["evals"], stages=stages)),
+        Recipe("token-losses", ("evals",), lambda t: behaviour.token_losses(t["evals"], stages=stages)),
+        Recipe("geometric", ("llc", "hessian"), lambda t: curvature.geometric(t["llc"], t["hessian"], stages=stages)),
+        Recipe("hessian", ("hessian",), lambda t: curvature.hessian(t["hessian"], stages=stages)),
+        Recipe("embed-collapse", ("spectra",), lambda t: structure.embed_collapse(t["spectra"], stages=stages)),
+        Recipe(
+            "unembed-collapse", ("layer_norm",), lambda t: structure.unembed_collapse(t["layer_norm"], stages=stages)
+        ),
+        Recipe(
+            "LN-collapse",
+            ("layer_norm",),
+            lambda t: structure.norm_collapse(layer_norm_statistics(t["layer_norm"]), stages=stages),
+        ),
+        Recipe(
+            "LN-collapse-detail",
+            ("layer_norm",),
+            lambda t: structure.norm_collapse_detail(t["layer_norm"], stages=stages),
+        ),
+        Recipe(
+            "LN-collapse-and-hessian",
+            ("layer_norm", "hessian"),
+            lambda t: structure.norm_collapse_and_hessian(t["layer_norm"], t["hessian"], stages=stages),
+        ),
+        Recipe("attn-roles", ("attention",), lambda t: attention.identified_heads(t["attention"], stages=stages)),
+        Recipe(
+            "ED-planes",
+            ("trajectory",),
+            lambda t: essential_dynamics.planes(published_variant(t["trajectory"]), stages=stages),
+        ),
+        Recipe("ED-variants", ("trajectory",), lambda t: essential_dynamics.planes(t["trajectory"], stages=stages)),
+        Recipe("ED-evolutes", ("trajectory",), lambda t: evolutes_of(published_variant(t["trajectory"]), stages)),
+        Recipe(
+            "ED-components",
+            ("trajectory",),
+            lambda t: essential_dynamics.components_over_time(
+                published_variant(t["trajectory"]), forms_of(published_variant(t["trajectory"])), stages=stages
+            ),
+        ),
+        Recipe("gain-sweep", ("gain_sweep",), lambda t: robustness.gain_sweep(t["gain_sweep"])),
+        Recipe(
+            "effective-task",
+            ("effective_task",),
+            lambda t: robustness.effective_task(t["effective_task"], stages=stages),
+        ),
+        Recipe("distance-to-ridge", ("evals",), lambda t: behaviour.distance_to_optimum(t["evals"], stages=stages)),
+        Recipe("rllc", ("rllc",), lambda t: chains.restricted(t["rllc"], stages=stages)),
+    ]
+    for metric in attention.METRICS:
+        draw = partial(_attention_metric, metric=metric, stages=stages)
+        recipes.append(Recipe(f"attn-{metric.replace('_', '-')}", ("attention",), draw))
+    return recipes
+
+
+FAMILY_RECIPES = (
+    Recipe(
+        "loss-and-llc-multiple", ("evals", "llc"), lambda t: development.loss_and_llc_of_seeds(t["evals"], t["llc"])
+    ),
+    Recipe("llc-against-loss", ("evals", "llc"), lambda t: development.llc_against_loss(t["evals"], t["llc"])),
+    Recipe("task-prior", ("task_prior",), lambda t: task_families.task_prior(t["task_prior"])),
+    Recipe(
+        "transient-losses",
+        ("transient_distances",),
+        lambda t: task_families.transient_losses(t["transient_distances"], critical_steps(t["transient_distances"])),
+    ),
+    Recipe(
+        "transient-distances",
+        ("transient_distances",),
+        lambda t: task_families.transient_distances(t["transient_distances"], critical_steps(t["transient_distances"])),
+    ),
+    Recipe(
+        "transient-trajectories",
+        ("transient_scores", "transient_references", "transient_distances"),
+        lambda t: task_families.transient_trajectories(
+            t["transient_scores"], t["transient_references"], critical_steps(t["transient_distances"])
+        ),
+    ),
+    Recipe("transient-llc", ("transient_llc",), lambda t: task_families.transient_llc(t["transient_llc"])),
+)
+"""The figures of several runs together."""
+
+
+def build_figures(data: Path, output: Path, report: Report = logger.info) -> list[Path]:
+    """Draw every figure whose tables exist, as PNG and PDF; returns the files, in order.
+
+    The same tables give the same bytes.
+
+    Args:
+        data: the folder of families.
+        output: the folder for figures.
+        report: called with one line for each figure drawn or left out.
+
+    Raises:
+        ValueError: there is no table at all.
+    """
+    families = [folder for folder in sorted(data.glob("*")) if folder.is_dir() and list(table_names(folder))]
+    if not families:
+        raise ValueError(f"no tables under {data}; a family is a folder with files such as evals.csv")
+    written: list[Path] = []
+    for family in families:
+        tables = read_tables(family)
+        written += _draw_all(FAMILY_RECIPES, tables, output / family.name, report)
+        for seed in seeds_of(tables):
+            chosen = {
+                name: in_order(rows_where(table, model_seed=seed))
+                for name, table in tables.items()
+                if "model_seed" in table.columns
+            }
+            there = {name: table for name, table in chosen.items() if len(table)}
+            written += _draw_all(run_recipes(), there, output / f"{family.name}-seed-{seed}", report)
+    return written
+
+
+def draw(name: str, tables: Tables, report: Report = print) -> Figure | None:
+    """One figure by its name, for notebooks: of one run if the name is in `run_recipes`, else of the family.
+
+    None, after saying why, if a table is missing.
+
+    Raises:
+        ValueError: no figure has this name.
+    """
+    recipes = {recipe.name: recipe for recipe in (*FAMILY_RECIPES, *run_recipes())}
+    if name not in recipes:
+        raise ValueError(f"no figure {name!r}; there are: {', '.join(sorted(recipes))}")
+    figure = _attempt(recipes[name], tables, "notebook", report)
+    if figure is not None:
+        figure.set_dpi(_NOTEBOOK_DPI)
+    return figure
+
+
+def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
+    """The rows of one run, of every table that has any."""
+    chosen = {
+        name: in_order(rows_where(table, model_seed=seed))
+        for name, table in tables.items()
+        if "model_seed" in table.columns
+    }
+    return {name: table for name, table in chosen.items() if len(table)}
+
+
+def table_names(family: Path) -> Iterator[str]:
+    """The names of the tables in a folder."""
+    for path in sorted(family.glob("*.csv*")):
+        if path.name.endswith((".csv", ".csv.gz")):
+            yield path.name.split(".csv")[0]
+
+
+def read_tables(family: Path) -> dict[str, pd.DataFrame]:
+    """All tables of a family by name."""
+    return {name: read_table(family, name) for name in table_names(family)}
+
+
+def read_table(family: Path, name: str) -> pd.DataFrame:
+    """One table of a family.
+
+    Raises:
+        ValueError: it is not there; the message has the command that makes it.
+    """
+    for path in (family / f"{name}.csv", family / f"{name}.csv.gz"):
+        if path.is_file():
+            return pd.read_csv(path)
+    raise ValueError(f"{family / name}.csv is missing; make it with: {command_for(name)}")
+
+
+def seeds_of(tables: Tables) -> list[int]:
+    """The model seeds that any table has."""
+    found = {
+        int(seed) for table in tables.values() if "model_seed" in table.columns for seed in numbers(table, "model_seed")
+    }
+    return sorted(found)
+
+
+def compared_settings(tables: Tables, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """λ̂ under the published and under the calibrated settings of one run."""
+    settings = {"published": tables["llc"], "calibrated": tables["llc_calibrated"]}
+    zero = float(numbers(tables["llc"], "loss/zero")[0]) if "loss/zero" in tables["llc"].columns else None
+    return development.settings_compared(settings, zero, stages)
+
+
+def fitted_curves(tables: Tables) -> dict[str, pd.DataFrame]:
+    """Gaussian-process fits of loss, λ̂ and weight norm of one run, from step 10 on, where log t resolves the grid of steps."""
+    curves = {"loss": ("evals", "loss/mean"), "llc": ("llc", "llc/mean"), "norm": ("evals", "weight/norm")}
+    fits = {}
+    for name, (table, column) in curves.items():
+        if table in tables and column in tables[table].columns:
+            chosen = tables[table].loc[numbers(tables[table], "step") >= 10].dropna(subset=[column])
+            fits[name] = smooth_curve(
+                chosen["step"], chosen[column], "fit", standardise=True, length_scale=1.0, num_restarts=2
+            )
+    return fits
+
+
+def smoothed(trajectory: pd.DataFrame) -> pd.DataFrame:
+    """A trajectory smoothed with a width that grows along it, as published for 5000 checkpoints, scaled to the number there are."""
+    names = [name for name in trajectory.columns if str(name).startswith("pc/")]
+    scale = len(trajectory) / 5000
+    sigmas = sigma_ramp(len(trajectory), max(1.0, scale), max(2.0, 60 * scale), max(1, round(200 * scale)))
+    values = trajectory[names].to_numpy(dtype=float)
+    columns = [variable_gaussian_filter(values[:, i], sigmas) for i in range(values.shape[1])]
+    return trajectory.assign(**dict(zip(names, columns, strict=True)))
+
+
+def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame:
+    """Forms detected in a trajectory."""
+    smooth = smoothed(in_order(trajectory))
+    return detect_forms(_scores(smooth, num_components), smooth["step"].to_numpy(), num_components)
+
+
+def evolutes_of(trajectory: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3) -> Figure:
+    """The geometry figure of a raw trajectory."""
+    smooth = smoothed(in_order(trajectory))
+    scores, steps = _scores(smooth, num_components), smooth["step"].to_numpy()
+    circles = geometry_table(scores, steps, num_components)
+    return essential_dynamics.evolutes(trajectory, circles, detect_forms(scores, steps, num_components), stages)
+
+
+def published_variant(trajectories: pd.DataFrame) -> pd.DataFrame:
+    """The trajectory of all outputs at all tokens, the one that the paper shows."""
+    return rows_where(trajectories, variant="tokens") if "variant" in trajectories.columns else trajectories
+
+
+def _scores(trajectory: pd.DataFrame, num_components: int) -> np.ndarray:
+    names = [f"pc/{i}" for i in range(num_components) if f"pc/{i}" in trajectory.columns]
+    return trajectory[names].to_numpy(dtype=float)
+
+
+def _attention_metric(tables: Tables, metric: str, stages: Stages) -> Figure:
+    return attention.attention_metric(tables["attention"], metric, stages)
+
+
+def _draw_all(recipes: tuple[Recipe, ...] | list[Recipe], tables: Tables, folder: Path, report: Report) -> list[Path]:
+    written: list[Path] = []
+    for recipe in recipes:
+        missing = [name for name in recipe.needs if name not in tables]
+        if missing:
+            report(
+                f"left out {folder.name}/{recipe.name}: no {missing[0]} table; make it with: {command_for(missing[0])}"
+            )
+            continue
+        figure = _attempt(recipe, tables, folder.name, report)
+        if figure is None:
+            continue
+        written += save(figure, folder, recipe.name)
+        report(f"drew {folder.name}/{recipe.name}")
+    return written
+
+
+def _attempt(recipe: Recipe, tables: Tables, family: str, report: Report) -> Figure | None:
+    """The figure, or None and one line that says why not."""
+    missing = [name for name in recipe.needs if name not in tables]
+    if missing:
+        report(f"left out {family}/{recipe.name}: no {missing[0]} table; make it with: {command_for(missing[0])}")
+        return None
+    try:
+        return recipe.draw(tables)
+    except ValueError as error:
+        # A table that is too short for one figure must not cost the others.
+        report(f"left out {family}/{recipe.name}: {error}")
+    except KeyError as error:
+        report(f"left out {family}/{recipe.name}: the table has no column {error}")
+    return None

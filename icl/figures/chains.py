@@ -1,0 +1,192 @@
+"""Sampling chains: traces, calibration of the sampler's settings, draws seen in principal components."""
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike
+
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.figures.elements import (
+    Stages,
+    estimate_line,
+    in_order,
+    last_step,
+    numbers,
+    rows_where,
+    stage_legend,
+    step_axis,
+    token_count,
+)
+from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OTHER, ZERO, page, panels, shades
+
+
+@page()
+def loss_trace(traces: pd.DataFrame, init_loss: float | None = None) -> Figure:
+    """Loss of each chain (left axis), and the running estimate of λ̂, mean over chains ±2 standard errors (right axis).
+
+    Args:
+        traces: one row per `chain`, `draw`: `loss`, and `llc`, the chain's estimate from its draws so far.
+        init_loss: L(w*), a dashed line.
+    """
+    figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.8, 1.3 * HEIGHT)
+    chains = sorted(set(traces["chain"]))
+    for chain, colour in zip(chains, shades("viridis", len(chains)), strict=True):
+        one = rows_where(traces, chain=chain).sort_values("draw")
+        axis.plot(one["draw"], one["loss"], color=colour, lw=0.4, alpha=0.7)
+    if init_loss is not None:
+        axis.axhline(init_loss, color="black", ls="--", lw=0.8, label=r"$L(w^*)$")
+        axis.legend(loc="upper left")
+    axis.set(xlabel=r"draw $\tau$", ylabel="loss of each chain")
+    estimates = traces.groupby("draw")["llc"].agg(["mean", "sem"])
+    right = axis.twinx()
+    right.spines["right"].set_visible(True)
+    right.plot(estimates.index, estimates["mean"], color="black")
+    low, high = estimates["mean"] - 2 * estimates["sem"], estimates["mean"] + 2 * estimates["sem"]
+    right.fill_between(estimates.index, low, high, color="black", alpha=0.15, lw=0)
+    right.set_ylabel(r"running $\hat\lambda$ (±2 s.e. over chains)")
+    return figure
+
+
+@page()
+def running_estimates(
+    table: pd.DataFrame, columns: str, hue: str, rows: str | None = None, value: str = "llc/mean", log: bool = False
+) -> Figure:
+    """A grid of running estimates against the draw: one panel per setting, one line per `hue`, such as checkpoint or localisation.
+
+    Args:
+        table: one row per cell and draw: `draw`, `value`, the columns that span the grid, and where known `llc/mcse` for bands of ±2.
+        columns: whose values make the columns of the grid.
+        hue: whose values make the lines.
+        rows: whose values make the rows; None for a single row.
+        value: what is drawn.
+        log: whether its axis is logarithmic.
+    """
+    table = table if rows is not None else table.assign(_row=0)
+    across, down, lines = (sorted(set(table[name])) for name in (columns, rows or "_row", hue))
+    figure, axes = panels(
+        len(down), len(across), FULL_WIDTH * 1.2, HEIGHT * 0.9 * len(down) + 0.3, sharex=True, sharey=True
+    )
+    for index, axis in enumerate(axes):
+        row, column = down[index // len(across)], across[index % len(across)]
+        cell = rows_where(table, **{columns: column, rows or "_row": row})
+        for name, colour in zip(lines, shades("viridis", len(lines)), strict=True):
+            one = rows_where(cell, **{hue: name}).sort_values("draw")
+            axis.plot(one["draw"], one[value], color=colour, lw=0.8, label=_short(hue, name))
+            if "llc/mcse" in table.columns and value == "llc/mean":
+                low, high = one[value] - 2 * one["llc/mcse"], one[value] + 2 * one["llc/mcse"]
+                axis.fill_between(one["draw"], low, high, color=colour, alpha=0.15, lw=0)
+        title = _short(columns, column) + (f", {_short(rows, row)}" if rows is not None else "")
+        axis.set_title(title, fontsize=7)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
+        if log:
+            axis.set_yscale("log")
+        if index % len(across) == 0:
+            axis.set_ylabel(r"$\hat\lambda(\tau)$" if value == "llc/mean" else value)
+        if index >= len(axes) - len(across):
+            axis.set_xlabel(r"draw $\tau$")
+    figure.legend(handles=axes[0].get_lines(), loc="outside lower center", ncols=8)
+    return figure
+
+
+@page()
+def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """λ̂ against the training step, one line per value of a sampler's setting, bands of ±2 standard errors.
+
+    Args:
+        table: one row per setting and checkpoint: `step`, `setting`, `llc/mean`, `llc/mcse`, `verdict`.
+        setting: the column, such as "eval_dataset_size".
+        stages: their ends.
+    """
+    figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.95, 1.4 * HEIGHT)
+    values = sorted(set(table[setting]))
+    for value, colour in zip(values, shades("viridis", len(values)), strict=True):
+        estimate_line(axis, in_order(rows_where(table, **{setting: value})), _short(setting, value), colour)
+    step_axis(axis, stages, last_step(table, stages=stages))
+    axis.set_ylabel(r"$\hat\lambda$ (±2 s.e. over chains)")
+    axis.legend(ncols=2)
+    return figure
+
+
+@page()
+def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """λ̂ per token with the same sampling seed at every checkpoint (thick) and with a new one each time (thin): what a shared seed hides.
+
+    Args:
+        fixed, fresh: `step`, `llc/mean/k`.
+        stages: their ends.
+    """
+    figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.9, 1.3 * HEIGHT)
+    count = token_count(fixed, "llc/mean")
+    for k, colour in enumerate(shades("viridis", count)):
+        for table, width, alpha, kind in ((fixed, 2.0, 0.5, "one seed"), (fresh, 0.7, 1.0, "fresh seeds")):
+            ordered = in_order(table)
+            label = f"$k={k + 1}$, {kind}" if k in (0, count - 1) else None
+            axis.plot(ordered["step"], ordered[f"llc/mean/{k}"], color=colour, lw=width, alpha=alpha, label=label)
+    step_axis(axis, stages, last_step(fixed, fresh, stages=stages))
+    axis.set_ylabel(r"$\hat\lambda_k$")
+    axis.legend(ncols=2)
+    return figure
+
+
+@page()
+def weight_planes(
+    draws: pd.DataFrame,
+    variance: ArrayLike,
+    landscapes: Mapping[tuple[int, int], tuple[ArrayLike, ArrayLike, ArrayLike]] | None = None,
+) -> Figure:
+    """Draws of the chains in planes of principal components of w - w*, over the loss where it was computed; then the explained variance.
+
+    Args:
+        draws: one row per `chain`, `draw`: `pc/0`, `pc/1`, ...
+        variance: (V,) explained shares.
+        landscapes: plane (i, j) -> x (n,), y (m,) and loss (m, n) on that grid.
+    """
+    count = token_count(draws, "pc")
+    pairs = [(i, j) for j in range(count) for i in range(j)]
+    figure, axes = panels(1, len(pairs) + 1, FULL_WIDTH * (len(pairs) + 1) / 3, 1.4 * HEIGHT)
+    chains = sorted(set(draws["chain"]))
+    for axis, (i, j) in zip(axes, pairs, strict=False):
+        if landscapes is not None and (i, j) in landscapes:
+            x, y, loss = (np.asarray(part, dtype=float) for part in landscapes[i, j])
+            # The logarithm shows the floor of the basin and its walls at once.
+            shown = np.log(1e-3 + (loss - loss.min()) / max(float(np.ptp(loss)), 1e-12))
+            extent = (x[0], x[-1], y[0], y[-1])
+            axis.imshow(shown, cmap="Blues", origin="lower", extent=extent, aspect="auto", interpolation="bilinear")
+        for chain, colour in zip(chains, shades("viridis", len(chains)), strict=True):
+            one = rows_where(draws, chain=chain)
+            axis.scatter(numbers(one, f"pc/{i}"), numbers(one, f"pc/{j}"), s=2, color=[colour], lw=0)
+        axis.plot(0, 0, "+", color=ZERO, ms=7)
+        axis.set(xlabel=f"PC {i + 1}", ylabel=f"PC {j + 1}")
+    shares = np.asarray(variance, dtype=float)
+    bars = axes[-1].bar(np.arange(len(shares)) + 1, shares, color=MODEL)
+    axes[-1].bar_label(bars, fmt="%.2f", fontsize=6)
+    axes[-1].set(xlabel="component", ylabel="explained variance", ylim=(0, 1.2 * float(shares.max())))
+    return figure
+
+
+@page()
+def restricted(tables: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """λ̂ of groups of parameters, the others held at w*: one line per `group`, bands of ±2 standard errors.
+
+    Args:
+        tables: `group`, `step`, `llc/mean`, `llc/mcse`, `verdict`.
+        stages: their ends.
+    """
+    figure, (axis,) = panels(1, 1, FULL_WIDTH, 1.6 * HEIGHT)
+    groups = list(dict.fromkeys(tables["group"]))
+    for group, colour in zip(groups, shades("viridis", len(groups)), strict=True):
+        estimate_line(axis, in_order(rows_where(tables, group=group)), str(group), colour)
+    step_axis(axis, stages, last_step(tables, stages=stages))
+    axis.axhline(0, color=OTHER, lw=0.5)
+    axis.set_ylabel(r"restricted $\hat\lambda$ (±2 s.e. over chains)")
+    axis.legend(ncols=3)
+    stage_legend(figure, stages)
+    return figure
+
+
+def _short(name: str | None, value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{str(name).replace('_', ' ')} {text}"

@@ -1,0 +1,129 @@
+"""The parts that figures share: the axis of training steps with its stages, lines per token, bands that are errors."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import NullFormatter
+from numpy.typing import NDArray
+
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.figures.style import MEAN, MODEL, OTHER, Colour, token_colours
+
+Stages = Mapping[str, float]
+"""The end of each stage in training steps, in order; an empty mapping draws no stages."""
+
+FIRST_STEP = 100
+HEALTHY = "healthy"
+_STAGE_COLOURS: Sequence[tuple[float, float, float]] = (
+    (0.992, 0.727, 0.492), (0.914, 0.369, 0.051), (0.423, 0.684, 0.840), (0.0, 0.346, 0.639), (0.591, 0.591, 0.591),
+)  # fmt: skip
+_STAGE_ALPHA = 0.2
+
+
+def stage_colours(stages: Stages) -> dict[str, tuple[float, float, float]]:
+    """The paper's colours in order, oranges for stages in which λ̂ rises and blues for those in which it falls."""
+    return {name: _STAGE_COLOURS[i % len(_STAGE_COLOURS)] for i, name in enumerate(stages)}
+
+
+def step_axis(axis: Axes, stages: Stages, last: float, first: float = FIRST_STEP, names: bool = True) -> None:
+    """Make x the logarithmic axis of training steps from `first` to `last`, with the stages shaded and named at the
+    top."""
+    axis.set_xscale("log")
+    axis.set_xlim(first, max(last, 2 * first))
+    axis.set_xlabel("training step $t$")
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    start = float(first)
+    for (name, end), colour in zip(stages.items(), stage_colours(stages).values(), strict=True):
+        left, right = max(start, first), min(end, last)
+        if right > left:
+            axis.axvspan(left, right, color=colour, alpha=_STAGE_ALPHA, lw=0, zorder=0)
+            # Names, because shades alone do not survive grey printing; only where there is room for one.
+            if names and math.log10(right / left) > 0.2:
+                place = math.sqrt(left * right), 1.0
+                axis.annotate(
+                    name, place, xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=6, alpha=0.8
+                )
+        start = end
+
+
+def stage_legend(figure: Figure, stages: Stages) -> None:
+    """Patches of the stages in one row below the figure."""
+    patches = [Patch(color=colour, alpha=_STAGE_ALPHA, label=name) for name, colour in stage_colours(stages).items()]
+    if patches:
+        figure.legend(handles=patches, loc="outside lower center", ncols=len(patches))
+
+
+def last_step(*tables: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> float:
+    """Where the axis of steps ends: the last stage's end, or the last step of the tables if they go less far."""
+    reached = max(float(numbers(table, "step").max()) for table in tables)
+    end = max(stages.values(), default=reached)
+    return end if reached > 0.9 * end else reached + 1
+
+
+def token_count(table: pd.DataFrame, name: str) -> int:
+    """K, the number of columns name/0, name/1, ...
+
+    Raises:
+        ValueError: there is none.
+    """
+    count = 0
+    while f"{name}/{count}" in table.columns:
+        count += 1
+    if count == 0:
+        raise ValueError(
+            f"the table has no column {name}/0; its columns: {', '.join(map(str, table.columns[:12]))} ..."
+        )
+    return count
+
+
+def token_lines(
+    axis: Axes, table: pd.DataFrame, name: str, colours: Sequence[Colour] | None = None, label: str = "$k={}$"
+) -> None:
+    """One thin line per token, columns name/0, name/1, ...; the first and the last are named (counted from 1)."""
+    count = token_count(table, name)
+    for k, colour in enumerate(colours or token_colours(count)):
+        text = label.format(k + 1) if k in (0, count - 1) else None
+        axis.plot(table["step"], table[f"{name}/{k}"], color=colour, lw=0.8, label=text)
+
+
+def estimate_line(
+    axis: Axes, table: pd.DataFrame, label: str | None = None, colour: str | Colour = MODEL, name: str = "llc/mean"
+) -> None:
+    """Estimates with a band of ±2 Monte-Carlo standard errors over chains; a cross marks those whose verdict is not
+    "healthy"."""
+    axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1)
+    if "llc/mcse" in table.columns:
+        error = 2 * table["llc/mcse"]
+        axis.fill_between(table["step"], table[name] - error, table[name] + error, color=colour, alpha=0.25, lw=0)
+    if "verdict" in table.columns:
+        doubtful = table[table["verdict"] != HEALTHY]
+        axis.plot(doubtful["step"], doubtful[name], ls="", marker="x", ms=3, mew=0.7, color=OTHER, zorder=3)
+
+
+def mean_and_spread(axis: Axes, steps: Sequence[float], mean: pd.Series, spread: pd.Series, label: str) -> None:
+    """A red mean with a band of one standard deviation of what is averaged."""
+    axis.plot(steps, mean, color=MEAN, label=label, zorder=4)
+    axis.fill_between(steps, mean - spread, mean + spread, color=MEAN, alpha=0.15, lw=0, zorder=3)
+
+
+def numbers(table: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    """A column as floats."""
+    return table[column].to_numpy(dtype=float)
+
+
+def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
+    """The rows whose columns have these values."""
+    kept = np.ones(len(table), dtype=bool)
+    for column, value in values.items():
+        kept &= (table[column] == value).to_numpy()
+    return table.loc[kept]
+
+
+def in_order(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows in the order of steps."""
+    return table.sort_values("step", kind="stable")

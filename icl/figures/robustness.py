@@ -1,0 +1,71 @@
+"""Out of distribution over training: losses under growing inputs and tasks, and the task vector that the model acts on.
+
+Tables are those of `icl.analysis.ood`, one run, with a column `step`.
+"""
+
+import pandas as pd
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.figures.elements import Stages, in_order, last_step, numbers, rows_where, stage_legend, step_axis
+from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, shades
+
+
+@page()
+def gain_sweep(table: pd.DataFrame) -> Figure:
+    """Loss per squared gain, and the size of the predictions, against the gain of inputs and of tasks; one line per checkpoint.
+
+    Args:
+        table: one row per `step`, `version` ("inputs" or "tasks") and `gain`: `loss_per_square`, `output_ratio`.
+    """
+    figure, axes = panels(2, 2, FULL_WIDTH, 2.2 * HEIGHT, sharex=True)
+    steps = sorted({int(step) for step in numbers(table, "step")})
+    labels = {"loss_per_square": "loss / $g^2$", "output_ratio": r"$\|\hat y\|$ relative to $g = 1$"}
+    for row, (column, label) in enumerate(labels.items()):
+        for index, version in enumerate(("inputs", "tasks")):
+            axis = axes[2 * row + index]
+            for step, colour in zip(steps, shades("viridis", len(steps)), strict=True):
+                one = rows_where(table, step=step, version=version).sort_values("gain")
+                axis.plot(one["gain"], one[column], color=colour, lw=0.6)
+            axis.axvline(1, color="black", ls=":", lw=0.6)
+            axis.set(xscale="log", yscale="log")
+            if row == 0:
+                axis.set_title(f"{version} times $g$")
+            else:
+                axis.set_xlabel("gain $g$")
+            if index == 0:
+                axis.set_ylabel(label)
+    norm = LogNorm(max(steps[0], 1), max(steps[-1], 2))
+    figure.colorbar(_scale(norm), ax=axes, label="training step $t$", shrink=0.8)
+    return figure
+
+
+@page()
+def effective_task(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """Cosine and relative length of the task vector that the model acts on, against the true task; one line per examples seen.
+
+    Args:
+        table: one row per `step` and `position`: `cosine`, `relative_norm`.
+        stages: their ends.
+    """
+    figure, axes = panels(1, 2, FULL_WIDTH, 1.3 * HEIGHT)
+    positions = sorted({int(position) for position in numbers(table, "position")})
+    for axis, column, label in zip(
+        axes, ("cosine", "relative_norm"), ("cosine to the task", "length / length of the task"), strict=True
+    ):
+        for position, colour in zip(positions, shades("viridis", len(positions)), strict=True):
+            one = in_order(rows_where(table, position=position))
+            text = f"{position} examples" if position in (positions[0], positions[-1]) else None
+            axis.plot(one["step"], one[column], color=colour, lw=0.9, label=text)
+        step_axis(axis, stages, last_step(table, stages=stages))
+        axis.set_ylabel(label)
+    log_y(axes[1])
+    axes[0].legend()
+    stage_legend(figure, stages)
+    return figure
+
+
+def _scale(norm: LogNorm) -> ScalarMappable:
+    return ScalarMappable(norm, "viridis")

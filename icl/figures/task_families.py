@@ -1,0 +1,153 @@
+"""Models of different numbers of tasks M: the task prior (arXiv 2402.02364) and transient ridge (arXiv 2501.17745).
+
+M is the column `num_tasks`; infinity stands for Gaussian tasks.
+"""
+
+import math
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from icl.figures.elements import in_order, numbers, rows_where
+from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, Colour, page, panels, shades
+
+
+@page()
+def task_prior(table: pd.DataFrame) -> Figure:
+    """Distance of the predictions to 0 and to the mean task's, over training, one line per M.
+
+    Args:
+        table: one row per `num_tasks`, `step`: `task_prior/zero`, `task_prior/mean_task`.
+    """
+    figure, axes = panels(1, 2, FULL_WIDTH, 1.4 * HEIGHT, sharey=True)
+    colours = task_colours(table)
+    titles = {"task_prior/zero": "distance to predicting 0", "task_prior/mean_task": "distance to the mean task"}
+    for axis, (column, title) in zip(axes, titles.items(), strict=True):
+        for tasks, colour in colours.items():
+            one = in_order(rows_where(table, num_tasks=tasks))
+            one = one[one["step"] > 0]
+            axis.plot(one["step"], one[column], color=colour, lw=0.9, label=task_label(tasks))
+        axis.set(xscale="log", yscale="log", xlabel="training step $t$", title=title)
+    axes[0].set_ylabel(r"$\mathrm{E}\,\sum_k (\hat y_k - p_k)^2$")
+    axes[1].legend(ncols=2, fontsize=6)
+    return figure
+
+
+@page()
+def transient_losses(distances: pd.DataFrame, critical: pd.DataFrame) -> Figure:
+    """Loss on Gaussian tasks over training, one line per M, with a circle at its smallest value.
+
+    Args:
+        distances: one row per `num_tasks`, `step`: `ood/mse`.
+        critical: `icl.analysis.transient_ridge.critical_steps` of it: `num_tasks`, `t_crit`, `ood/mse`.
+    """
+    figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.5 * HEIGHT)
+    for tasks, colour in task_colours(distances).items():
+        one = in_order(rows_where(distances, num_tasks=tasks))
+        one = one[one["step"] > 0]
+        axis.plot(one["step"], one["ood/mse"], color=colour, lw=0.9, label=task_label(tasks))
+        best = rows_where(critical, num_tasks=tasks)
+        axis.plot(best["t_crit"], best["ood/mse"], "o", ms=4, mfc="none", color=colour)
+    axis.set(xscale="log", yscale="log", xlabel="training step $t$", ylabel="loss on Gaussian tasks")
+    axis.legend(ncols=2, fontsize=6)
+    return figure
+
+
+@page()
+def transient_trajectories(scores: pd.DataFrame, references: pd.DataFrame, critical: pd.DataFrame) -> Figure:
+    """Joint trajectory PCA: each model's path, a circle at its smallest loss on Gaussian tasks, a star at its end; diamonds are dMMSE.
+
+    Args:
+        scores: one row per `num_tasks`, `step`: `pc/0`, `pc/1`.
+        references: `predictor` ("dmmse" or "ridge"), `num_tasks`, `pc/0`, `pc/1`.
+        critical: `num_tasks`, `t_crit`.
+    """
+    figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 2 * HEIGHT)
+    crit = dict(zip(numbers(critical, "num_tasks"), numbers(critical, "t_crit"), strict=True))
+    for tasks, colour in task_colours(scores).items():
+        one = in_order(rows_where(scores, num_tasks=tasks))
+        axis.plot(one["pc/0"], one["pc/1"], color=colour, lw=0.8, label=task_label(tasks))
+        axis.plot(one["pc/0"].iloc[-1], one["pc/1"].iloc[-1], "*", ms=7, color=colour)
+        best = rows_where(one, step=crit.get(tasks))
+        axis.plot(best["pc/0"], best["pc/1"], "o", ms=4, mfc="none", color=colour)
+        ideal = rows_where(references, predictor="dmmse", num_tasks=tasks)
+        axis.plot(ideal["pc/0"], ideal["pc/1"], "D", ms=4, color=colour, mec="black", mew=0.4)
+    ridge = rows_where(references, predictor="ridge")
+    axis.plot(ridge["pc/0"], ridge["pc/1"], "s", ms=6, color=OPTIMAL, mec="black", label="ridge")
+    axis.set(xlabel="PC 1", ylabel="PC 2")
+    axis.legend(ncols=2, fontsize=6)
+    return figure
+
+
+@page()
+def transient_distances(distances: pd.DataFrame, critical: pd.DataFrame) -> Figure:
+    """Distance of the predictions to ridge and to dMMSE against M: circles at the smallest loss on Gaussian tasks, stars at the end.
+
+    Args:
+        distances: one row per `num_tasks`, `step`: `delta_ridge`, `delta_dmmse`.
+        critical: `num_tasks`, `t_crit`, `delta_ridge`, `delta_dmmse`.
+    """
+    figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.4 * HEIGHT)
+    final = in_order(distances).groupby("num_tasks", as_index=False).last()
+    for table, marker, style, when in ((final, "*", "-", "end"), (critical, "o", ":", "smallest OOD loss")):
+        finite = table.loc[np.isfinite(numbers(table, "num_tasks"))].sort_values("num_tasks")
+        for column, colour, name in (("delta_ridge", MODEL, "ridge"), ("delta_dmmse", ZERO, "dMMSE")):
+            axis.plot(
+                finite["num_tasks"],
+                finite[column],
+                marker + style,
+                color=colour,
+                ms=4,
+                lw=0.8,
+                label=f"to {name}, {when}",
+            )
+    axis.set(xscale="log", yscale="log", xlabel="number of tasks $M$", ylabel="squared distance")
+    axis.legend(fontsize=6)
+    return figure
+
+
+@page()
+def transient_llc(llc: pd.DataFrame) -> Figure:
+    """λ̂ of the fully trained models against M, with its value for Gaussian tasks as a dashed line.
+
+    Args:
+        llc: one row per `num_tasks`: `llc/mean`, `llc/mcse`.
+    """
+    figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.3 * HEIGHT)
+    finite = llc.loc[np.isfinite(numbers(llc, "num_tasks"))].sort_values("num_tasks")
+    axis.errorbar(
+        finite["num_tasks"],
+        finite["llc/mean"],
+        yerr=2 * finite["llc/mcse"],
+        fmt="o-",
+        ms=3,
+        lw=0.8,
+        color=MODEL,
+        capsize=2,
+    )
+    for value in rows_where(llc, num_tasks=math.inf)["llc/mean"]:
+        axis.axhline(value, color=OTHER, ls="--", label=r"$M=\infty$")
+    axis.set(xscale="log", xlabel="number of tasks $M$", ylabel=r"$\hat\lambda$ (±2 s.e. over chains)")
+    axis.legend()
+    return figure
+
+
+def task_colours(table: pd.DataFrame) -> dict[float, Colour]:
+    """M -> a viridis colour, few tasks dark.
+
+    Raises:
+        ValueError: the table does not say M.
+    """
+    if "num_tasks" not in table.columns:
+        raise ValueError("the table has no column num_tasks; it is of models of one number of tasks")
+    counts = sorted({float(value) for value in numbers(table, "num_tasks")})
+    return dict(zip(counts, shades("viridis", len(counts)), strict=True))
+
+
+def task_label(tasks: float) -> str:
+    """M in a legend, as a power of two where it is one."""
+    if math.isinf(tasks):
+        return r"$M=\infty$"
+    exponent = math.log2(tasks)
+    return f"$M=2^{{{int(exponent)}}}$" if exponent.is_integer() else f"$M={int(tasks)}$"

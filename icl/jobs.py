@@ -1,0 +1,212 @@
+"""One run of a sweep with everything it touches: storage, lock, tracker, device, signals.
+
+The commands, W&B agents and the offline executors all end here, so that a run is the same run whoever started it.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from icl.checkpoints import Checkpoints
+from icl.config import TrainingConfig
+from icl.devices import resolve_device
+from icl.estimation import LLCConfig, estimate_over_run, hessian_at_checkpoint
+from icl.model import parameter_layout
+from icl.progress import progress_bar
+from icl.sampling import LLCResult
+from icl.storage import DEFAULT_ROOT, Store, store_from_environment
+from icl.tracking import Tracker, read_metrics
+from icl.training import TrainingOutcome, first_missing_step, train
+from icl.wandb_tracking import Wanted, agent_run, open_tracker
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a run lives and computes.
+
+    Attributes:
+        store: of the checkpoints.
+        results: local folder of metrics; one folder per run name below it.
+        device: where to compute.
+        tracking: see `icl.wandb_tracking.open_tracker`.
+        project, entity: of the sweep file, for W&B.
+        threads: CPU threads of this process; results do not depend on it.
+    """
+
+    store: Store
+    results: Path
+    device: torch.device
+    tracking: Wanted = "auto"
+    project: str | None = None
+    entity: str | None = None
+    threads: int = 1
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> "Surroundings":
+        """As LOCAL_ROOT, AWS_BUCKET_NAME and DEVICE say.
+
+        Raises:
+            ValueError: an unknown device.
+        """
+        store = overrides.pop("store", None) or store_from_environment(environ)
+        results = Path(environ.get("LOCAL_ROOT") or DEFAULT_ROOT) / "icl"
+        return cls(store, results, resolve_device(environ.get("DEVICE")), **overrides)
+
+    def checkpoints(self, config: TrainingConfig) -> Checkpoints:
+        """The checkpoints of a training run."""
+        layout = {name: size for name, (_, size) in parameter_layout(config.task_config.shape).items()}
+        return Checkpoints(self.store, config.name, layout)
+
+    def open_tracker(self, name: str, config: TrainingConfig, next_step: int) -> Tracker:
+        """The tracker of a run that is about to do step `next_step`."""
+        project = config.logger_config.project or self.project
+        entity = config.logger_config.entity or self.entity
+        data = config.model_dump(mode="json")
+        return open_tracker(
+            self.results / name, name, data, next_step=next_step, wanted=self.tracking, project=project, entity=entity
+        )
+
+
+def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome:
+    """Train a run to its end, or to the next stop signal, with its lock held.
+
+    Raises:
+        RunInUseError: another process trains this run.
+        TrainingDiverged, CheckpointError, StorageError: see there.
+    """
+    config = config.resolved()
+    checkpoints = place.checkpoints(config)
+    with checkpoints.lock(), stop_signal() as stopped:
+        start = first_missing_step(config, checkpoints)
+        if start == config.num_steps and checkpoints.finished_step() is not None:
+            checkpoints.flush()  # of what an earlier process could not send
+            if agent_run() is not None:
+                place.open_tracker(config.name, config, start).finish()  # the agent's run shows what was trained before
+            return TrainingOutcome(config.name, start, True, {})
+        checkpoints.save_config(config.model_dump(mode="json"))
+        tracker = place.open_tracker(config.name, config, start)
+        status = "failed"
+        try:
+            with progress_bar(config.name, config.num_steps) as update:
+                outcome = train(
+                    config,
+                    checkpoints,
+                    tracker,
+                    place.device,
+                    threads=place.threads,
+                    on_step=lambda step, loss: update(step, f"loss {loss:.4f}"),
+                    should_stop=stopped,
+                )
+            tracker.summary(outcome.summary)
+            status = "finished" if outcome.finished else "interrupted"
+        finally:
+            tracker.finish(status)
+            if status == "finished":
+                checkpoints.mark_finished(config.num_steps - 1)
+            unsent = checkpoints.flush()
+        if unsent:
+            print(
+                f"{config.name}: {len(unsent)} files could not be uploaded; they are kept locally, run again to send them"
+            )
+        return outcome
+
+
+def run_llc(config: LLCConfig, place: Surroundings) -> int:
+    """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
+
+    The estimates are rows of `metrics.jsonl` in the results folder of `config.llc_name`.
+
+    Raises:
+        ConfigError: the training run has no checkpoints.
+        RunInUseError: another process makes these estimates.
+    """
+    checkpoints = place.checkpoints(config)
+    name = config.llc_name
+    with Checkpoints(place.store, name).lock(), stop_signal() as stopped:
+        done = [row["step"] for row in read_metrics(place.results / name)]
+        config = config.model_copy(
+            update={"sampler_config": config.sampler_config.model_copy(update={"cores": place.threads})}
+        )
+        tracker = place.open_tracker(name, config, max(done, default=-1) + 1)
+
+        def record(step: int, result: LLCResult) -> None:
+            row = result.summary()
+            if "hessian" in config.sampler_config.eval_metrics:
+                row |= hessian_at_checkpoint(config, checkpoints.load(step), place.device)
+            tracker.log(step, row)
+            for figure_name, figure in _figures(config, result).items():
+                tracker.log_image(step, figure_name, figure)
+            tracker.summary({"step": step, **row})
+
+        status = "failed"
+        try:
+            with progress_bar(name) as update:
+                left = estimate_over_run(
+                    config, checkpoints, done, record, place.device,
+                    lambda now, total: update(now, total=total), stopped,
+                )  # fmt: skip
+            status = "interrupted" if left else "finished"
+        finally:
+            tracker.finish(status)
+    return left
+
+
+def available_cores(device: torch.device) -> int:
+    """CPU cores that this process may use for computing on the device."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return cores if device.type == "cpu" else 1
+
+
+def _figures(config: LLCConfig, result: LLCResult) -> dict[str, "Figure"]:
+    """The figures that the configuration asks for, of one estimate."""
+    if not config.plotting_config.include_loss_trace:
+        return {}
+    from icl.figures.chains import loss_trace
+
+    return {"loss-trace": loss_trace(trace_table(result), result.init_loss)}
+
+
+def trace_table(result: LLCResult) -> "pd.DataFrame":
+    """One row per chain and draw: `chain`, `draw`, `loss`, and `llc`, the chain's estimate from its draws so far."""
+    import pandas as pd
+
+    chains, draws = result.loss_trace.shape
+    return pd.DataFrame(
+        {
+            "chain": torch.arange(chains).repeat_interleave(draws).numpy(),
+            "draw": torch.arange(draws).repeat(chains).numpy(),
+            "loss": result.loss_trace.flatten().cpu().numpy(),
+            "llc": result.running.flatten().cpu().numpy(),
+        }
+    )
+
+
+@contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+    """Turns the first SIGINT or SIGTERM into a request that the work asks for; a second one interrupts at once."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,155 @@
+"""Many chains as one call: the loop that every sampler shares.
+
+A chain's noise is a function of its own seed and of the step, so that it is bit-identical whichever chains run beside it, in
+whatever groups and however many workers; its losses then agree to the rounding of batched arithmetic.
+
+Shapes: E chains, N draws, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
+from icl.sampling.config import SamplerConfig
+from icl.sampling.data import Plan, StepData, noise_blocks, token_weights_of
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ChainRun:
+    """What chains leave behind.
+
+    Attributes:
+        losses: (E, N, T) recorded losses.
+        anchor_losses: (E, N, T) the loss of w* on the batch of each draw; (E, N, 0) where it was not asked for.
+        distances: (E, N) ‖w − w*‖ at each draw.
+        lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.
+        positions: (E, P) the last weights.
+    """
+
+    losses: Tensor
+    anchor_losses: Tensor
+    distances: Tensor
+    lost_at: Tensor
+    positions: Tensor
+
+    @property
+    def healthy(self) -> Tensor:
+        """(E,) which chains stayed finite to the end."""
+        return self.lost_at == self.losses.shape[1]
+
+
+def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = None) -> ChainRun:
+    """Run one chain per seed, in groups that fit the configured memory, on the configured workers.
+
+    Args:
+        seeds: a chain's noise is the stream (seed, "chain/noise").
+        progress: called with (steps done, steps in all), both summed over groups.
+    """
+    groups = list(_groups(plan, len(seeds)))
+    done = [0] * len(groups)
+    total = len(groups) * plan.config.num_steps
+
+    def run(index: int) -> ChainRun:
+        def tick(step: int) -> None:
+            done[index] = step
+            if progress is not None:
+                progress(sum(done), total)
+
+        chosen = groups[index]
+        return _run_group(plan, [seeds[i] for i in chosen], torch.tensor(chosen), tick)
+
+    if plan.config.cores == 1 or len(groups) == 1:
+        runs = [run(index) for index in range(len(groups))]
+    else:
+        threads = torch.get_num_threads()
+        with ThreadPoolExecutor(plan.config.cores, initializer=lambda: torch.set_num_threads(1)) as pool:
+            runs = list(pool.map(run, range(len(groups))))
+        torch.set_num_threads(threads)
+    fields = ("losses", "anchor_losses", "distances", "lost_at", "positions")
+    return ChainRun(**{name: torch.cat([getattr(run, name) for run in runs]) for name in fields})
+
+
+def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:
+    """Chains per group: as many as fit the memory, no more than an equal share of the workers."""
+    # Position, momentum or preconditioner, gradient, noise block and temporaries: about twelve vectors of one chain live at once.
+    bytes_per_chain = 12 * plan.objective.anchor.numel() * plan.objective.anchor.element_size()
+    fitting = max(1, plan.config.max_memory_bytes // bytes_per_chain)
+    size = min(fitting, -(-chains // plan.config.cores))
+    for start in range(0, chains, size):
+        yield list(range(start, min(start + size, chains)))
+
+
+def kernel_of(config: SamplerConfig) -> tuple[ModuleType, Any]:
+    """The kernel's module and its constants."""
+    shared = {
+        "nbeta": config.inverse_temperature,
+        "gamma": config.localization,
+        "weight_decay": config.weight_decay,
+        "noise_level": config.noise_level,
+        "bounding_box": config.bounding_box_size,
+    }
+    match config.method:
+        case "sgld":
+            return sgld, sgld.SGLDConfig(**shared)
+        case "rmsprop_sgld":
+            return rmsprop_sgld, rmsprop_sgld.RMSPropSGLDConfig(
+                **shared, decay=config.rmsprop_decay, stability=config.rmsprop_stability
+            )
+        case "sgnht":
+            return sgnht, sgnht.SGNHTConfig(**shared, diffusion=config.diffusion_factor)
+        case "langevin":
+            return langevin, langevin.LangevinConfig(**shared, friction=config.friction)
+
+
+def _run_group(plan: Plan, seeds: Sequence[int], indices: Tensor, tick: Callable[[int], None]) -> ChainRun:
+    config, objective = plan.config, plan.objective
+    anchor = objective.anchor.expand(len(seeds), -1)
+    kernel, constants = kernel_of(config)
+    noises = noise_blocks(seeds, config.num_steps + 1, anchor)
+    assert config.step_size is not None, "run_chains needs a step size; `icl.sampling.tuning` finds one"
+    epsilon = torch.full_like(anchor[:, :1], config.step_size)
+    state = kernel.init(constants, anchor, epsilon, next(noises))
+    token_weights = token_weights_of(plan)
+
+    losses, anchor_losses, distances = [], [], []
+    for step in range(config.num_steps):
+        data = StepData(plan, step, seeds)
+        loss, gradient = data.losses_and_gradients(state.position, token_weights(step))
+        moved = kernel.step(constants, state, gradient, next(noises))
+        draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
+        if draw >= 0 and between == 0:
+            drawn = state.position if plan.evaluation is None else moved.position
+            if plan.evaluation is not None:
+                loss = plan.evaluation.losses(objective, draw, drawn)
+            losses.append(loss)
+            anchor_losses.append(data.anchor_losses_of_draw(draw))
+            distances.append((drawn - anchor).norm(dim=-1))
+            for record in plan.recorders:
+                record(draw, drawn, indices)
+        state = moved
+        tick(step + 1)
+    trace = torch.stack(losses, dim=1)
+    return ChainRun(
+        losses=trace,
+        anchor_losses=torch.stack(anchor_losses, dim=1),
+        distances=torch.stack(distances, dim=1),
+        lost_at=_first_bad(trace, state.position),
+        positions=state.position,
+    )
+
+
+def _first_bad(trace: Tensor, positions: Tensor) -> Tensor:
+    """(E,) the first draw whose loss is not finite; N - 1 if only the last weights are not; N if all is well."""
+    finite = torch.isfinite(trace).all(dim=-1)
+    draws = trace.shape[1]
+    first = torch.where(finite, draws, torch.arange(draws, device=trace.device)).amin(dim=1)
+    broken_at_end = ~torch.isfinite(positions).all(dim=-1)
+    return torch.where(broken_at_end, first.clamp(max=draws - 1), first)

@@ -1,0 +1,102 @@
+r"""Convergence diagnostics of Markov chains: split R-hat, bulk effective sample size, Monte-Carlo standard error.
+
+After Vehtari, Gelman, Simpson, Carpenter & Bürkner, "Rank-normalization, folding, and localization: an improved R-hat"
+(Bayesian Analysis 2021). Autocovariances are combined over chains as in its eq. 10 and cut off by Geyer's initial monotone
+positive sequence.
+
+Shapes: E chains, N draws.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def split_rhat(draws: Tensor) -> float:
+    """Potential scale reduction R̂ of draws (E, N): rank-normalised, each chain split in two, the larger of the plain and the folded value.
+
+    1 for chains that agree; above 1.01 they are usually taken not to have mixed. NaN below 4 draws or for constant draws.
+    """
+    halves = _split(draws)
+    folded = (halves - halves.median()).abs()
+    return max(_rhat(_rank_normalise(halves)), _rhat(_rank_normalise(folded)))
+
+
+def bulk_ess(draws: Tensor) -> float:
+    """Effective sample size of the rank-normalised, split draws (E, N): independent draws that would locate the bulk as well."""
+    return _ess(_rank_normalise(_split(draws)))
+
+
+def mean_ess(draws: Tensor) -> float:
+    """Effective sample size for the mean of draws (E, N) themselves, split but not rank-normalised."""
+    return _ess(_split(draws))
+
+
+def mcse_of_mean(draws: Tensor) -> float:
+    """Monte-Carlo standard error of the mean of draws (E, N): standard deviation / √ESS, in the units of the draws."""
+    if float(draws.double().std()) == 0.0:
+        return 0.0
+    return float(draws.double().std()) / math.sqrt(mean_ess(draws))
+
+
+def _split(draws: Tensor) -> Tensor:
+    """(E, N) -> (2E, N // 2) in float64; an odd middle draw is left out."""
+    half = draws.shape[1] // 2
+    draws = draws.double()
+    return torch.cat((draws[:, :half], draws[:, draws.shape[1] - half :]))
+
+
+def _rank_normalise(draws: Tensor) -> Tensor:
+    """Φ⁻¹((rank − 3/8) / (S + 1/4)) over all S draws; ties share their mean rank (Blom 1958)."""
+    _, inverse, counts = torch.unique(draws.flatten(), return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    mean_rank = last - (counts.double() - 1) / 2
+    ranks = mean_rank[inverse].reshape(draws.shape)
+    return torch.special.ndtri((ranks - 0.375) / (draws.numel() + 0.25))
+
+
+def _rhat(draws: Tensor) -> float:
+    """√(pooled variance / mean within-chain variance) of draws (E, N)."""
+    length = draws.shape[1]
+    if length < 2:
+        return math.nan
+    within = draws.var(dim=1).mean()
+    between = draws.mean(dim=1).var() if draws.shape[0] > 1 else torch.zeros((), dtype=draws.dtype)
+    if within == 0:
+        return math.nan
+    return math.sqrt(float((length - 1) / length + between / within))
+
+
+def _autocovariance(draws: Tensor) -> Tensor:
+    """Biased autocovariances (E, N) of each chain at lags 0..N-1, by the fast Fourier transform."""
+    length = draws.shape[1]
+    centred = draws - draws.mean(dim=1, keepdim=True)
+    spectrum = torch.fft.rfft(centred, n=2 * length)
+    return torch.fft.irfft(spectrum.abs().square(), n=2 * length)[:, :length] / length
+
+
+def _ess(draws: Tensor) -> float:
+    """Number of draws / integrated autocorrelation time, over chains (E, N); at most S log10 S, as in Stan."""
+    chains, length = draws.shape
+    total = chains * length
+    if length < 3 or not bool(torch.isfinite(draws).all()) or float(draws.std()) == 0.0:
+        return math.nan
+    covariance = _autocovariance(draws)
+    within = float(covariance[:, 0].mean()) * length / (length - 1)
+    pooled = within * (length - 1) / length
+    if chains > 1:
+        pooled += float(draws.mean(dim=1).var())
+    rho = (1.0 - (within - covariance.mean(dim=0)) / pooled).tolist()
+    rho[0] = 1.0
+    # Geyer: sums of neighbouring pairs are positive and decreasing for a reversible chain; past the first that is not, rho is noise.
+    pairs_sum, previous, lag = 0.0, math.inf, 0
+    while lag + 1 < length:
+        pair = rho[lag] + rho[lag + 1]
+        if pair <= 0:
+            break
+        previous = min(previous, pair)
+        pairs_sum += previous
+        lag += 2
+    time = max(2.0 * pairs_sum - 1.0, 1.0 / math.log10(max(total, 10)))
+    return total / time

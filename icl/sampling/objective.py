@@ -1,0 +1,154 @@
+"""The loss as a function of a flat vector of the sampled weights: what every sampler is driven by.
+
+A chain never touches the module that it was made from: the module is run by `torch.func.functional_call` on a chain's weights, its other
+weights and its buffers staying at w*.
+
+Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from icl.sampling.patterns import select
+
+logger = logging.getLogger(__name__)
+
+Batch = Any
+LossFunction = Callable[[Callable[..., Any], Batch], Tensor]
+"""(predict, batch) -> a scalar, or one loss per token (T,), whose mean then drives the chain."""
+
+VECTORISE_BELOW = 20_000
+"""On a CPU, chains of modules with fewer sampled parameters run as one batched tensor: call overhead dominates there, arithmetic above."""
+
+
+class Objective(Protocol):
+    """The loss of chains' weights on a batch."""
+
+    anchor: Tensor
+    """w*: the sampled weights of the module, (P,)."""
+
+    def losses(self, positions: Tensor, batch: Batch) -> Tensor:
+        """Losses (E, T) at positions (E, P)."""
+        ...
+
+    def losses_and_gradients(
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (E, T), and gradients (E, P) of Σ_t token_weights_t loss_t, of their mean where no weights are given."""
+        ...
+
+
+class ModuleObjective:
+    """The loss of any `nn.Module`.
+
+    Args:
+        model: at w*; it is not modified. Buffers stay as they are at w*.
+        loss_fn: see `LossFunction`; the module is reached through `predict` only.
+        include, exclude: patterns of parameter names (`icl.sampling.patterns`).
+        vectorise: run all chains in one call by `torch.func.vmap`; None decides by device and size.
+
+    Raises:
+        ValueError: the module has active dropout or a batch norm in training mode (random or batch-dependent weights have no w*), a frozen
+            or integer parameter is the only one selected, or a pattern matches nothing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFunction,
+        include: Sequence[str] = ("**",),
+        exclude: Sequence[str] = (),
+        vectorise: bool | None = None,
+    ) -> None:
+        refuse_stochastic_modules(model)
+        self._model = model
+        self._loss_fn = loss_fn
+        parameters = {name: value.detach() for name, value in model.named_parameters()}
+        names = select(parameters, include, exclude)
+        self._sizes = {name: parameters[name].shape for name in names}
+        self._frozen = {name: value for name, value in parameters.items() if name not in self._sizes}
+        self._buffers = {name: value.detach() for name, value in model.named_buffers()}
+        self.anchor = torch.cat([parameters[name].reshape(-1) for name in names]).clone()
+        if vectorise is None:
+            vectorise = self.anchor.device.type != "cpu" or self.anchor.numel() < VECTORISE_BELOW
+        self._vectorise = vectorise
+
+    def losses(self, positions: Tensor, batch: Batch) -> Tensor:
+        """Losses (E, T) at positions (E, P)."""
+        with torch.no_grad():
+            if self._vectorise and len(positions) > 1:
+                try:
+                    return vmap(lambda flat: self._losses_of(flat, batch))(positions)
+                except RuntimeError as error:
+                    self._give_up_vectorising(error)
+            return torch.stack([self._losses_of(flat, batch) for flat in positions])
+
+    def losses_and_gradients(
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (E, T) and gradients (E, P) of their weighted sum or mean."""
+        if self._vectorise and len(positions) > 1:
+
+            def driven(flat: Tensor) -> tuple[Tensor, Tensor]:
+                losses = self._losses_of(flat, batch)
+                return _drive(losses, token_weights), losses
+
+            try:
+                gradients, (_, losses) = vmap(grad_and_value(driven, has_aux=True))(positions)
+                return losses.detach(), gradients.detach()
+            except RuntimeError as error:
+                self._give_up_vectorising(error)
+        pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
+        return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+
+    def _one_with_gradient(self, flat: Tensor, batch: Batch, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            leaf = flat.detach().requires_grad_()
+            losses = self._losses_of(leaf, batch)
+            (gradient,) = torch.autograd.grad(_drive(losses, token_weights), leaf)
+        return losses.detach(), gradient
+
+    def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
+        pieces = flat.split([size.numel() for size in self._sizes.values()])
+        weights = {name: piece.view(size) for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)}
+        # A forward pass that writes to a buffer writes to a copy: neither the user's module nor another chain sees it.
+        buffers = {name: value.clone() for name, value in self._buffers.items()}
+
+        def predict(*inputs: Any, **keywords: Any) -> Any:
+            return functional_call(self._model, {**self._frozen, **buffers, **weights}, inputs, keywords)
+
+        return self._loss_fn(predict, batch).reshape(-1)
+
+    def _give_up_vectorising(self, error: RuntimeError) -> None:
+        logger.info(
+            "this model cannot be vectorised over chains, running them one by one: %s", str(error).split("\n")[0]
+        )
+        self._vectorise = False
+
+
+def _drive(losses: Tensor, token_weights: Tensor | None) -> Tensor:
+    return losses.mean() if token_weights is None else (losses * token_weights).sum()
+
+
+def refuse_stochastic_modules(model: nn.Module) -> None:
+    """Raise for modules whose output is random or depends on the other samples of a batch.
+
+    Raises:
+        ValueError: naming the module, and `model.eval()` as the remedy.
+    """
+    for name, module in model.named_modules():
+        if not module.training:
+            continue
+        random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
+        batch_dependent = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if random or batch_dependent:
+            kind = "drops units at random" if random else "normalises by its batch"
+            raise ValueError(
+                f"{name or 'the model'} ({type(module).__name__}) is in training mode and {kind}, so that the loss is no function of the "
+                "weights; call model.eval() first (a batch norm then keeps its running statistics as constants)"
+            )

@@ -1,0 +1,99 @@
+"""The fast path: the library's own transformer under its training loss, by the compiled engine or vectorised on an accelerator.
+
+Shapes: B batch, K examples, E chains, P sampled parameters; the losses of a batch are the K tokens'.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
+
+from icl.engine import make_loss_and_grad
+from icl.model import InContextRegressionTransformer, parameter_layout, predict, unflatten
+from icl.sampling.config import SamplerConfig
+from icl.sampling.objective import LossFunction, ModuleObjective, Objective
+from icl.sampling.patterns import select
+
+Batch = tuple[Tensor, Tensor]
+
+
+class TransformerObjective:
+    """Token losses ℓ_k = mean over the batch of (prediction_k − y_k)², and gradients of their mean or weighted sum.
+
+    Args:
+        model: at w*; not modified.
+        include, exclude: patterns, of this library's parameter names or of the reference code's.
+        threads: CPU threads of one call; 1 where chains are spread over workers.
+    """
+
+    def __init__(
+        self, model: InContextRegressionTransformer, include: Sequence[str], exclude: Sequence[str], threads: int | None
+    ) -> None:
+        self._shape = model.shape
+        layout = parameter_layout(model.shape)
+        chosen = set(select(layout, include, exclude, reference=True))
+        flat = torch.cat([value.detach().reshape(-1) for value in model.parameters()]).clone()
+        mask = torch.cat([torch.full((size.numel(),), name in chosen) for name, size in _sizes(model)])
+        self._index = None if bool(mask.all()) else mask.nonzero()[:, 0].to(flat.device)
+        self._flat = flat
+        self.anchor = flat if self._index is None else flat[self._index]
+        self._one_by_one = flat.device.type == "cpu"
+        self._engine = make_loss_and_grad(model.shape, flat.device, threads)
+
+    def losses(self, positions: Tensor, batch: Batch) -> Tensor:
+        """Losses (E, K) at positions (E, P)."""
+        with torch.no_grad():
+            if self._one_by_one:
+                return torch.stack([self._token_losses(self._full(position), *batch) for position in positions])
+            return vmap(lambda position: self._token_losses(self._full(position), *batch))(positions)
+
+    def losses_and_gradients(
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (E, K) and gradients (E, P) of their mean, or of their weighted sum."""
+        if self._one_by_one and token_weights is None:
+            pairs = [self._engine(self._full(position), *batch) for position in positions]
+            return torch.stack([loss for loss, _ in pairs]), torch.stack(
+                [self._part(gradient) for _, gradient in pairs]
+            )
+
+        def driven(position: Tensor) -> tuple[Tensor, Tensor]:
+            losses = self._token_losses(self._full(position), *batch)
+            return losses.mean() if token_weights is None else losses @ token_weights, losses
+
+        with torch.enable_grad():
+            gradients, (_, losses) = vmap(grad_and_value(driven, has_aux=True))(positions)
+        return losses.detach(), gradients.detach()
+
+    def _full(self, position: Tensor) -> Tensor:
+        """All parameters, those that are not sampled at w*."""
+        if self._index is None:
+            return position
+        return self._flat.index_copy(0, self._index, position)
+
+    def _part(self, gradient: Tensor) -> Tensor:
+        return gradient if self._index is None else gradient[self._index]
+
+    def _token_losses(self, flat: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        errors = predict(self._shape, unflatten(self._shape, flat), xs, ys) - ys
+        return errors.square().mean(dim=(-3, -1))
+
+
+def _sizes(model: nn.Module) -> list[tuple[str, torch.Size]]:
+    return [(name, value.shape) for name, value in model.named_parameters()]
+
+
+def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
+    """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`.
+
+    Raises:
+        ValueError: `per_token` with a loss function that returns a scalar cannot be known here and shows in the result's single token.
+    """
+    evals = sys.modules.get("icl.evals")
+    own_loss = evals is not None and loss_fn is evals.mse_loss
+    if own_loss and type(model) is InContextRegressionTransformer:
+        threads = 1 if config.cores > 1 else None
+        return TransformerObjective(model, config.include, config.exclude, threads)
+    return ModuleObjective(model, loss_fn, config.include, config.exclude)

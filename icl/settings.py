@@ -1,0 +1,61 @@
+"""What every configuration of the library is: a frozen, typed record whose errors are one readable line."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ConfigError(ValueError):
+    """The user's configuration is wrong; the message is one line that names the key, the value and the remedy."""
+
+
+class Settings(BaseModel):
+    """Base of all configurations: frozen, unknown keys refused, hashable by value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=True)
+
+    @classmethod
+    def parse(cls, data: Mapping[str, Any]) -> Self:
+        """Validate plain data.
+
+        Raises:
+            ConfigError: one line naming the dotted key, the value and what is expected; for an unknown key, the
+            nearest known one.
+        """
+        try:
+            return cls.model_validate(dict(data))
+        except ValidationError as error:
+            raise ConfigError(_one_line(cls, error)) from None
+
+
+def _one_line(settings: type[Settings], error: ValidationError) -> str:
+    """The first problem of a validation error, and how many more there are."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        known = _known_keys(settings, first["loc"][:-1])
+        near = get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+        text = f"unknown key {key!r}: {hint}"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        given = first.get("input")
+        shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list, tuple, type(None))) else ""
+        text = f"{key}: {message}{shown}" if key else message
+    more = len(problems) - 1
+    return text + (f" [and {more} more problem{'s' if more > 1 else ''}]" if more else "")
+
+
+def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Field names of the record at `path` below `settings`; empty where the path leaves the records."""
+    for part in path:
+        field = settings.model_fields.get(str(part))
+        candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        inner = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
+        if not inner:
+            return []
+        settings = inner[0]
+    return list(settings.model_fields)

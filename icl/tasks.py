@@ -1,0 +1,113 @@
+"""In-context linear regression: task distributions, sequences, tokens (arXiv 2402.02364, section 3.1; Raventós et al.,
+arXiv 2306.15063).
+
+Shapes: B batch, K examples, D task dimension, M tasks.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from icl.streams import Stream
+
+
+@dataclass(frozen=True)
+class RegressionTask:
+    """The law of a sequence: w ~ task distribution, x_k ~ N(0, I_D), y_k = w·x_k + η_k with η_k ~ N(0, σ²).
+
+    Attributes:
+        task_size: D.
+        max_examples: K.
+        noise_variance: σ², a variance, not a standard deviation.
+        num_tasks: M; None for Gaussian tasks w ~ N(0, I_D), otherwise w is uniform on a list of M vectors drawn from
+        N(0, I_D).
+        task_seed: the seed of that list. Lists are nested: task set M is the first M of one list, so that models
+        trained on
+            different M share their tasks (arXiv 2501.17745).
+        fixed_tasks: the list itself, in place of drawn ones; one vector gives the singleton distribution.
+    """
+
+    task_size: int
+    max_examples: int
+    noise_variance: float
+    num_tasks: int | None = None
+    task_seed: int = 0
+    fixed_tasks: tuple[tuple[float, ...], ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.task_size < 1 or self.max_examples < 1:
+            raise ValueError(
+                f"task_size and max_examples must be at least 1, got {self.task_size}, {self.max_examples}"
+            )
+        if self.noise_variance < 0 or not math.isfinite(self.noise_variance):
+            raise ValueError(f"noise_variance must be finite and at least 0, got {self.noise_variance}")
+        if self.num_tasks is not None and self.num_tasks < 1:
+            raise ValueError(f"num_tasks must be at least 1, or None for Gaussian tasks, got {self.num_tasks}")
+        if self.fixed_tasks is not None and (
+            len(self.fixed_tasks) != self.num_tasks or any(len(task) != self.task_size for task in self.fixed_tasks)
+        ):
+            raise ValueError(f"fixed_tasks must hold num_tasks={self.num_tasks} vectors of length {self.task_size}")
+
+    @classmethod
+    def singleton(cls, task: tuple[float, ...], max_examples: int, noise_variance: float) -> "RegressionTask":
+        """The distribution that always gives this one task."""
+        return cls(len(task), max_examples, noise_variance, num_tasks=1, fixed_tasks=(tuple(task),))
+
+    @cached_property
+    def tasks(self) -> Tensor:
+        """The task list (M, D), float32.
+
+        Raises:
+            ValueError: the distribution is Gaussian and has no list.
+        """
+        if self.num_tasks is None:
+            raise ValueError("Gaussian tasks have no task list; set num_tasks to an integer")
+        if self.fixed_tasks is not None:
+            return torch.tensor(self.fixed_tasks, dtype=torch.float32)
+        return Stream(self.task_seed, "tasks").normal(0, (self.num_tasks, self.task_size))
+
+    def sample(
+        self, stream: Stream, step: int, batch_size: int, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor]:
+        """Batch number `step` of a stream: xs (B, K, D) and ys (B, K, 1), float32, a pure function of the arguments."""
+        return regression_sequences(
+            self.sample_tasks(stream, step, batch_size, device), self.noise_variance, self.max_examples, stream, step
+        )
+
+    def sample_tasks(self, stream: Stream, step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
+        """The tasks (B, D) behind batch number `step` of the stream."""
+        if self.num_tasks is None:
+            return stream.child("tasks").normal(step, (batch_size, self.task_size), device)
+        index = stream.child("task-index").integers(step, self.num_tasks, (batch_size,), device)
+        return self.tasks.to(device)[index]
+
+
+def regression_sequences(
+    tasks: Tensor, noise_variance: float, num_examples: int, stream: Stream, step: int
+) -> tuple[Tensor, Tensor]:
+    """Sequences for given tasks (B, D): xs ~ N(0, 1) of shape (B, K, D), ys = xs·w + N(0, σ²) of shape (B, K, 1)."""
+    batch_size, task_size = tasks.shape
+    xs = stream.child("inputs").normal(step, (batch_size, num_examples, task_size), tasks.device)
+    noise = stream.child("noise").normal(step, (batch_size, num_examples, 1), tasks.device)
+    return xs, label(xs, tasks, noise * math.sqrt(noise_variance))
+
+
+def label(xs: Tensor, tasks: Tensor, errors: Tensor) -> Tensor:
+    """Labels y_k = w·x_k + error_k: xs (B, K, D), tasks (B, D), errors (B, K, 1) -> (B, K, 1)."""
+    # A sum of products, not a matrix product: its bits do not depend on the batch it is part of.
+    return (xs * tasks[:, None, :]).sum(dim=-1, keepdim=True) + errors
+
+
+def encode_tokens(xs: Tensor, ys: Tensor) -> Tensor:
+    """Interleave x_k -> [0, x_k] and y_k -> [y_k, 0..0]: (B, K, D), (B, K, 1) -> (B, 2K, D+1)."""
+    x_tokens = torch.cat((torch.zeros_like(ys), xs), dim=-1)
+    y_tokens = torch.cat((ys, torch.zeros_like(xs)), dim=-1)
+    return torch.stack((x_tokens, y_tokens), dim=-2).flatten(-3, -2)
+
+
+def decode_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of `encode_tokens`: (B, 2K, D+1) -> xs (B, K, D), ys (B, K, 1)."""
+    return tokens[..., 0::2, 1:], tokens[..., 1::2, :1]

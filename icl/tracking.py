@@ -1,0 +1,188 @@
+"""Metrics out of a run: to local files, to W&B, to both, or nowhere.
+
+The local file is the record: it is complete whatever happens to the network, and a run that was killed and continued
+leaves the same bytes as one that never stopped. W&B is a copy of it for people to look at; `icl.wandb_tracking` holds
+everything that knows its client.
+"""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Status = Literal["finished", "failed", "interrupted"]
+
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+IMAGES = "images"
+
+
+class Tracker(Protocol):
+    """Where metrics go. Every method returns at once and never raises because of a network."""
+
+    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Record the metrics of one training step; steps must not decrease."""
+        ...
+
+    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
+        """Record a picture: a file, or a matplotlib figure (left open)."""
+        ...
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Record the run's headline numbers; a name given again is replaced."""
+        ...
+
+    def finish(self, status: Status = "finished") -> None:
+        """Close the record; nothing may be logged afterwards."""
+        ...
+
+
+class NullTracker:
+    """Records nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Do nothing."""
+
+    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
+        """Do nothing."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def finish(self, status: Status = "finished") -> None:
+        """Do nothing."""
+
+
+class LocalTracker:
+    """Files in one folder: `metrics.jsonl` (one JSON object per row, see `read_metrics`), `summary.json`, `images/`.
+
+    No file holds a time or a host, so equal runs leave equal bytes.
+    """
+
+    def __init__(self, directory: str | Path, next_step: int = 0) -> None:
+        """Open the record of a run that is about to do step `next_step`.
+
+        Rows of later steps and a last line cut short by a crash are dropped first, in one atomic replacement: the
+        run will log them again.
+
+        Raises:
+            OSError: the folder cannot be written.
+        """
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / METRICS
+        before = path.read_bytes() if path.exists() else b""
+        kept = b"".join(_rows_before(before, next_step))
+        if kept != before or not path.exists():
+            _replace(path, kept)
+        self._path = path
+        kept_summary = read_summary(self.directory) if next_step > 0 else {}
+        self._summary = {name: value for name, value in kept_summary.items() if name != "status"}
+
+    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Append one row and see it onto the disk, so that it cannot be older than a checkpoint written after it."""
+        row = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
+        with self._path.open("ab") as file:
+            file.write(json.dumps(row).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
+        """Write `images/<name>-<step>.png`, slashes of the name made dashes."""
+        target = self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png"
+        target.parent.mkdir(exist_ok=True)
+        if isinstance(image, Path):
+            _replace(target, image.read_bytes())
+        else:
+            # Without the date and version that matplotlib would write, equal figures are equal files.
+            image.savefig(target, metadata={"Software": None})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Rewrite `summary.json` with these values added."""
+        self._summary.update({name: _number(value) for name, value in values.items()})
+        self._write_summary("running")
+
+    def finish(self, status: Status = "finished") -> None:
+        """Write the status into `summary.json`."""
+        self._write_summary(status)
+
+    def _write_summary(self, status: str) -> None:
+        text = json.dumps({"status": status, **self._summary}, indent=2, sort_keys=True) + "\n"
+        _replace(self.directory / SUMMARY, text.encode())
+
+
+class TeeTracker:
+    """Sends everything to several trackers, in their order."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self.trackers = trackers
+
+    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Record with each."""
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+
+    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
+        """Record with each."""
+        for tracker in self.trackers:
+            tracker.log_image(step, name, image)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Record with each."""
+        for tracker in self.trackers:
+            tracker.summary(values)
+
+    def finish(self, status: Status = "finished") -> None:
+        """Close each."""
+        for tracker in self.trackers:
+            tracker.finish(status)
+
+
+def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, exactly as logged; a last line cut short by a crash is left out.
+
+    `pandas.DataFrame(read_metrics(directory))` is the table; `pandas.read_json(path, lines=True)` reads it too, but
+    rounds the last digit of some numbers unless told `precise_float=True`.
+    """
+    path = Path(directory) / METRICS
+    return [json.loads(line) for line in _rows_before(path.read_bytes(), math.inf)] if path.exists() else []
+
+
+def read_summary(directory: str | Path) -> dict[str, Any]:
+    """What `summary.json` holds, `status` included; empty where there is none."""
+    path = Path(directory) / SUMMARY
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _rows_before(data: bytes, step: float) -> list[bytes]:
+    """The whole rows of steps before `step`, up to the first one that is torn or foreign."""
+    rows = []
+    for line in data.splitlines(keepends=True):
+        try:
+            before = line.endswith(b"\n") and json.loads(line)["step"] < step
+        except (ValueError, KeyError, TypeError):
+            break
+        if not before:
+            break
+        rows.append(line)
+    return rows
+
+
+def _number(value: Any) -> Any:
+    """Plain Python numbers out of NumPy's and torch's scalars."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Put `data` under `path` so that a reader, or a crash, sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,306 @@
+"""The W&B side of a run: its tracker, and the configuration that `wandb agent` hands over.
+
+Whatever W&B does, the run goes on: a server that does not answer costs at most a few seconds at the start and at the
+end, one line says so, and what could not be sent lies in W&B's own offline format for `wandb sync`. The client is
+imported on first use.
+"""
+
+import atexit
+import netrc
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlparse
+
+import yaml
+
+from icl.settings import ConfigError
+from icl.sweeps import Config, plain_config
+from icl.tracking import (
+    IMAGES,
+    LocalTracker,
+    NullTracker,
+    Status,
+    TeeTracker,
+    Tracker,
+    read_metrics,
+    read_summary,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Notify = Callable[[str], None]
+Wanted = Literal["auto", "wandb", "local", "none"]
+
+PROJECT = "icl"
+INTERRUPTED_TIMEOUT = 4.0
+# The seconds that an unreachable server may cost at the start and at the end. W&B's own WANDB_INIT_TIMEOUT and
+# WANDB_FINISH_TIMEOUT override them.
+TIMEOUTS = {"init_timeout": 15.0, "finish_timeout": 30.0}
+
+
+def say(line: str) -> None:
+    """One line to the person at the terminal."""
+    print(line, file=sys.stderr, flush=True)
+
+
+class WandbTracker:
+    """A run on W&B, or in W&B's offline format where the server cannot be reached.
+
+    Metrics are logged against the training step. A continued run skips the steps that the server already has: data are
+    a function of the step, so they would be the same numbers.
+    """
+
+    def __init__(
+        self,
+        name: str | None,
+        config: Mapping[str, Any],
+        *,
+        project: str | None = None,
+        entity: str | None = None,
+        run_id: str | None = None,
+        offline: bool = False,
+        notify: Notify = say,
+    ) -> None:
+        """Start the run, or continue the one with this id; a run of an agent takes id and project from the agent."""
+        self._notify = notify
+        self._run: Any = None
+        self._first_step = 0
+        self._told = False
+        arguments = {"name": name, "config": dict(config), "project": project, "entity": entity, "id": run_id}
+        reason = "" if offline else self._start(resume="allow", **arguments)
+        if self._run is None:
+            failure = self._start(mode="offline", **arguments)
+            hint = (
+                f"Not even its offline record works ({failure}); only the local files are kept."
+                if failure
+                else (f"The run goes on and is recorded; send it later: wandb sync {self.sync_directory}")
+            )
+            notify(f"W&B does not answer ({reason}). {hint}" if reason else hint)
+        else:
+            notify(f"W&B: {self._run.url}")
+
+    @property
+    def run_id(self) -> str | None:
+        """W&B's id of the run."""
+        return None if self._run is None else self._run.id
+
+    @property
+    def sync_directory(self) -> str:
+        """The folder that `wandb sync` sends."""
+        return str(self._run.settings.sync_dir)
+
+    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
+        """Hand the metrics to the client, which sends them from a process of its own."""
+        with self._shielded() as run:
+            if run is not None and step >= self._first_step:
+                run.log(dict(metrics), step=step)
+
+    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
+        """Hand a picture to the client."""
+        with self._shielded() as run:
+            if run is not None and step >= self._first_step:
+                import wandb
+
+                run.log({name: wandb.Image(str(image) if isinstance(image, Path) else _drawn(image))}, step=step)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set headline numbers."""
+        with self._shielded() as run:
+            if run is not None:
+                run.summary.update(dict(values))
+
+    def finish(self, status: Status = "finished") -> None:
+        """Wait a bounded time for the client to send the rest, then leave the rest to `wandb sync`.
+
+        An interrupted run is announced as preempted, so that its sweep hands it out again, and waits for less.
+        """
+        with self._shielded() as run:
+            if run is not None and status == "interrupted":
+                run.mark_preempting()
+                # The client's own limit is fixed when a run starts, and whoever presses Ctrl-C waits for less.
+                finishing = threading.Thread(target=_finish_quietly, args=(run,), daemon=True)
+                finishing.start()
+                finishing.join(INTERRUPTED_TIMEOUT)
+                if finishing.is_alive():
+                    # At the interpreter's end the client would wait for its server once more.
+                    atexit.register(_leave_at_once)
+                    raise TimeoutError("no answer")
+            elif run is not None:
+                run.finish(exit_code=0 if status == "finished" else 1)
+
+    def _start(self, **arguments: Any) -> str:
+        """Start the client's run; what went wrong in a few words, or nothing."""
+        try:
+            import wandb
+
+            wandb.setup(settings=wandb.Settings(silent=True))
+            timeouts: dict[str, Any] = {
+                key: value for key, value in TIMEOUTS.items() if f"WANDB_{key.upper()}" not in os.environ
+            }
+            settings = wandb.Settings(silent=True, console="off", finish_timeout_raises=True, **timeouts)
+            self._run = wandb.init(settings=settings, **arguments)
+            self._first_step = self._run.starting_step
+        except Exception as error:  # the client raises errors of its own, of requests and of the operating system
+            return _first_line(error)
+        return ""
+
+    @contextmanager
+    def _shielded(self) -> Iterator[Any]:
+        """The client's run, or None; the first of the client's errors is told in one line, none reaches the run."""
+        try:
+            yield self._run
+        except Exception as error:
+            if not self._told:
+                self._told = True
+                self._notify(
+                    f"W&B has not taken everything ({_first_line(error)}). Nothing is lost; "
+                    f"send it later: wandb sync {self.sync_directory}"
+                )
+
+
+@dataclass(frozen=True)
+class AgentRun:
+    """What `wandb agent` handed to this process."""
+
+    run_id: str
+    config: Config
+
+
+def agent_run(environ: Mapping[str, str] = os.environ) -> AgentRun | None:
+    """The run that a W&B agent started this process for, or None.
+
+    Its configuration is read from the file that the agent writes, so a server that fell silent meanwhile stops nothing.
+
+    Raises:
+        ConfigError: the agent's file cannot be read.
+    """
+    path, run_id = environ.get("WANDB_SWEEP_PARAM_PATH"), environ.get("WANDB_RUN_ID")
+    if not path or not run_id:
+        return None
+    try:
+        config = yaml.safe_load(Path(path).read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read the configuration that the W&B agent left in {path}: {error}") from None
+    return AgentRun(run_id, plain_config(config or {}))
+
+
+def reject_agent_run(run: AgentRun, reason: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Show an invalid configuration on W&B as a failed run with the reason in its summary."""
+    tracker = WandbTracker(None, {}, run_id=run.run_id, offline=_offline(environ), notify=lambda line: None)
+    tracker.summary({"error": reason})
+    tracker.finish("failed")
+
+
+def open_tracker(
+    directory: str | Path,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    next_step: int = 0,
+    wanted: Wanted = "auto",
+    project: str | None = None,
+    entity: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    notify: Notify = say,
+) -> Tracker:
+    """The tracker of one run: files in `directory`, and W&B beside them where it is wanted.
+
+    Args:
+        next_step: the step that the run is about to do; later rows are dropped, see `LocalTracker`.
+        wanted: "auto" takes W&B where a key for it is found or an agent started the process; "wandb" also without a
+            key, offline; "local" never does; "none" records nothing. WANDB_MODE=disabled is "local".
+        project, entity: from the sweep file; an agent's, WANDB_PROJECT and WANDB_ENTITY come first.
+    """
+    if wanted == "none":
+        return NullTracker()
+    local = LocalTracker(directory, next_step)
+    disabled, set_up = environ.get("WANDB_MODE") == "disabled", wandb_is_set_up(environ)
+    if wanted == "local" or disabled or (wanted == "auto" and not set_up):
+        return local
+    note = local.directory / "wandb-run-id"
+    run_id = environ.get("WANDB_RUN_ID") or (note.read_text() if next_step > 0 and note.exists() else None)
+    wandb_tracker = WandbTracker(
+        name,
+        config,
+        project=environ.get("WANDB_PROJECT") or project or PROJECT,
+        entity=environ.get("WANDB_ENTITY") or entity,
+        run_id=run_id,
+        offline=_offline(environ) or not set_up,
+        notify=notify,
+    )
+    if wandb_tracker.run_id is not None:
+        note.write_text(wandb_tracker.run_id)
+    # A run that began elsewhere, or while W&B was silent, appears there whole; what the server has is not sent twice.
+    replay(local.directory, wandb_tracker)
+    return TeeTracker(local, wandb_tracker)
+
+
+def upload(directory: str | Path, name: str, config: Mapping[str, Any], **place: Any) -> None:
+    """Send a run that was recorded in local files alone to W&B afterwards; `place`: see `WandbTracker`."""
+    tracker = WandbTracker(name, config, **place)
+    tracker.finish("failed" if replay(directory, tracker) == "failed" else "finished")
+
+
+def replay(directory: str | Path, tracker: Tracker) -> str | None:
+    """Tell a tracker all that the files of `LocalTracker` hold; returns the recorded status."""
+    folder = Path(directory)
+    images = {path: int(path.stem.rpartition("-")[2]) for path in sorted((folder / IMAGES).glob("*-*.png"))}
+    rows = read_metrics(folder)
+    for step in sorted({row["step"] for row in rows} | set(images.values())):
+        for row in (row for row in rows if row["step"] == step):
+            tracker.log(step, {name: value for name, value in row.items() if name != "step"})
+        for path in (path for path, at in images.items() if at == step):
+            tracker.log_image(step, path.stem.rpartition("-")[0], path)
+    summary = read_summary(folder)
+    status = summary.pop("status", None)
+    tracker.summary(summary)
+    return status
+
+
+def wandb_is_set_up(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the user means W&B: an agent, offline mode, a key in the environment or in ~/.netrc for its server."""
+    if environ.get("WANDB_SWEEP_ID") or environ.get("WANDB_API_KEY") or _offline(environ):
+        return True
+    host = urlparse(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
+    path = Path(environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        return netrc.netrc(path).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+def _leave_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _drawn(figure: "Figure") -> Any:
+    """The figure as pixels: the client's own conversion fails where matplotlib.pyplot was never imported."""
+    from PIL import Image
+
+    buffer = BytesIO()
+    figure.savefig(buffer)
+    buffer.seek(0)
+    return Image.open(buffer)
+
+
+def _finish_quietly(run: Any) -> None:
+    with suppress(Exception):
+        run.finish(exit_code=1)
+
+
+def _offline(environ: Mapping[str, str]) -> bool:
+    return environ.get("WANDB_MODE") in ("offline", "dryrun")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter1d
+
+from icl.analysis.smoothing import gaussian_kernel, resample_by_arc_length, sigma_ramp, variable_gaussian_filter
+
+CURVE = np.random.default_rng(0).normal(size=(53, 3)).cumsum(axis=0)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "constant", "nearest", "mirror", "wrap"])
+def test_constant_width_is_scipys_filter(mode):
+    ours = variable_gaussian_filter(CURVE, np.full(len(CURVE), 2.3), mode)
+    np.testing.assert_allclose(ours, gaussian_filter1d(CURVE, 2.3, axis=0, mode=mode), atol=1e-12)
+
+
+def test_each_element_is_scipys_with_its_own_width():
+    sigmas = sigma_ramp(len(CURVE), 0.0, 17.0, 40)
+    ours = variable_gaussian_filter(CURVE, sigmas)
+    for i, sigma in enumerate(sigmas):
+        whole = gaussian_filter1d(CURVE, sigma, axis=0) if sigma > 0.1 else CURVE
+        np.testing.assert_allclose(ours[i], whole[i], atol=1e-12)
+
+
+def test_kernel_is_normalised_and_symmetric():
+    kernel = gaussian_kernel(3.7)
+    assert kernel.size == 2 * int(4 * 3.7 + 0.5) + 1
+    assert kernel.sum() == pytest.approx(1)
+    np.testing.assert_array_equal(kernel, kernel[::-1])
+    assert gaussian_kernel(0.0).tolist() == [1.0]
+
+
+def test_refuses_a_width_per_something_else():
+    with pytest.raises(ValueError, match="one entry per row"):
+        variable_gaussian_filter(CURVE, np.ones(7))
+    with pytest.raises(ValueError, match="sigma"):
+        variable_gaussian_filter(CURVE, np.full(len(CURVE), -1.0))
+    with pytest.raises(ValueError, match="mode"):
+        variable_gaussian_filter(CURVE, 1.0, "mirrored")
+
+
+@pytest.mark.parametrize(("scale", "middle"), [("linear", 5.0), ("sqrt", np.sqrt(41.0)), ("log", 3.0)])
+def test_ramp_between_its_ends(scale, middle):
+    sigmas = sigma_ramp(300, 1.0, 9.0, 200, scale=scale)
+    assert (sigmas[:41] == 1.0).all()
+    np.testing.assert_allclose(sigmas[200:], 9.0)
+    assert sigmas[120] == pytest.approx(middle)
+    assert (np.diff(sigmas) >= 0).all()
+
+
+def test_arc_length_gives_equal_chords_of_a_circle_run_at_varying_speed():
+    angle = np.linspace(0, 1, 5001) ** 3 * np.pi
+    points, index = resample_by_arc_length(np.stack((np.cos(angle), np.sin(angle)), axis=1), 11)
+    chords = np.linalg.norm(np.diff(points, axis=0), axis=1)
+    np.testing.assert_allclose(chords, 2 * np.sin(np.pi / 20), rtol=1e-4)
+    np.testing.assert_allclose(index, 5000 * np.linspace(0, 1, 11) ** (1 / 3), atol=1.0)
+
+
+def test_arc_length_ignores_pauses():
+    curve = np.array([[0.0, 0], [1, 0], [1, 0], [1, 0], [2, 0]])
+    points, _ = resample_by_arc_length(curve, 5)
+    np.testing.assert_allclose(points[:, 0], [0, 0.5, 1, 1.5, 2])
+    with pytest.raises(ValueError, match="length zero"):
+        resample_by_arc_length(np.ones((4, 2)), 3)

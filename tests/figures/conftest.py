@@ -1,0 +1,69 @@
+"""Tables as the library itself makes them, from a small model with made-up checkpoints."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from icl.analysis.essential_dynamics import pca, trajectory_table
+from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
+from icl.analysis.run import table_path
+from icl.config import TrainingConfig
+from icl.model import InContextRegressionTransformer
+
+STEPS = (0, 120, 450, 1_700, 6_000, 25_000, 60_000, 90_000, 200_000, 499_999)
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tables for two seeds: every analysis, and estimates of the learning coefficient."""
+    folder = tmp_path_factory.mktemp("data") / "tiny"
+    folder.mkdir()
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for seed in (3, 5):
+        config = TrainingConfig.parse(
+            {
+                "task_config": {
+                    "task_size": 3, "max_examples": 5, "num_tasks": "inf", "noise_variance": 0.25, "embed_size": 14, "mlp_size": 13,
+                    "num_heads": 2, "num_layers": 2, "model_seed": seed,
+                },
+                "eval_batch_size": 17,
+            }
+        ).resolved()  # fmt: skip
+        data = AnalysisData(config, DataSettings(validation_size=23))
+        model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=seed)
+        rows = []
+        for step in STEPS:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter *= 1.1
+                rows.append(model(*data.training_sequences).flatten().numpy())
+            for name, measure in MEASURES.items():
+                parts.setdefault(name, []).append(measure(model, data).assign(model_seed=seed, step=step))
+        fitted = pca(np.stack(rows), 4)
+        shares = {f"explained_variance_ratio/{i}": share for i, share in enumerate(fitted.explained_variance_ratio)}
+        walk = np.stack([np.cos(np.arange(40) / 5), np.sin(np.arange(40) / 5), np.cos(np.arange(40) / 3)], axis=1)
+        steps = np.geomspace(1, 499_999, 40).astype(int)
+        parts.setdefault("trajectory", []).append(
+            trajectory_table(steps, walk, model_seed=seed, variant="tokens").assign(**shares)
+        )
+        llc = pd.DataFrame(
+            {"model_seed": seed, "step": STEPS, "llc/mean": np.linspace(10, 100, len(STEPS)), "llc/mcse": 2.0}
+        )
+        llc = llc.assign(verdict=["healthy"] * 8 + ["still rising: more burn-in"] * 2)
+        llc = llc.assign(
+            **{
+                "loss/init": 2.0,
+                "loss/mean": 2.5,
+                "distance": 1.5,
+                **{f"llc/mean/{k}": llc["llc/mean"] for k in range(5)},
+            }
+        )
+        for name in ("llc", "llc_calibrated"):
+            parts.setdefault(name, []).append(llc)
+        parts.setdefault("rllc", []).append(llc.assign(group="attention"))
+    for name, tables in parts.items():
+        pd.concat(tables).to_csv(table_path(folder, name), index=False)
+    return folder

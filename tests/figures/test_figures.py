@@ -1,0 +1,168 @@
+"""What figures show is what tables say: lines, error bands, stages, signs; drawing changes no global state."""
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.collections import FillBetweenPolyCollection
+from matplotlib.figure import Figure
+
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
+from icl.figures.build import read_tables, tables_of_seed
+from icl.figures.elements import last_step, token_count
+
+
+@pytest.fixture(scope="module")
+def tables(family):
+    return tables_of_seed(read_tables(family), 3)
+
+
+def line(figure: Figure, axis: int, label: str) -> np.ndarray:
+    (found,) = [one for one in figure.axes[axis].get_lines() if one.get_label() == label]
+    return np.asarray(found.get_ydata(), dtype=float)
+
+
+def test_loss_and_llc_draw_the_columns_with_their_errors(tables):
+    figure = development.loss_and_llc(tables["evals"], tables["llc"])
+    loss, estimates, doubtful = figure.axes[0].get_lines()[0], *figure.axes[1].get_lines()
+    np.testing.assert_allclose(loss.get_ydata(), tables["evals"]["loss/mean"])
+    np.testing.assert_allclose(estimates.get_ydata(), tables["llc"]["llc/mean"])
+    assert list(doubtful.get_xdata()) == [200_000, 499_999]
+    (band,) = [one for one in figure.axes[1].collections if isinstance(one, FillBetweenPolyCollection)]
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert heights.max() == pytest.approx(tables["llc"]["llc/mean"].max() + 4)
+    assert heights.min() == pytest.approx(tables["llc"]["llc/mean"].min() - 4)
+
+
+def test_stages_are_shaded_from_end_to_end(tables):
+    axis = development.loss_and_llc(tables["evals"], tables["llc"]).axes[0]
+    spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axis.patches]
+    ends = list(PUBLISHED_STAGE_ENDS.values())
+    assert spans == list(zip([100, *ends[:-1]], ends, strict=True))
+    assert axis.get_xlim() == (100, 500_000)
+    assert axis.get_xscale() == "log"
+
+
+def test_the_axis_of_an_unfinished_run_ends_where_the_run_does():
+    assert last_step(pd.DataFrame({"step": [0, 30_000]})) == 30_001
+    assert last_step(pd.DataFrame({"step": [0, 499_999]})) == 500_000
+
+
+def test_scores_go_up_with_in_context_learning():
+    steps = [100, 10_000, 499_999]
+    learning = pd.DataFrame({"step": steps} | {f"loss/{k}": [4.0, 4.0 - k / 3, 4.0 - 3 * k / 4] for k in range(4)})
+    figure = behaviour.icl_scores(learning)
+    assert (np.diff(line(figure, 0, r"$\ell_1-\ell_2$")) > 0).all()
+    assert (np.diff(line(figure, 0, r"$\ell_2-\ell_4$")) > 0).all()
+
+
+def test_heads_with_a_role_are_found():
+    rows = [
+        {
+            "step": step,
+            "block": 0,
+            "head": head,
+            "token": token,
+            "self_attn": 1 / 9,
+            "prev_token_attn": share,
+            "x_tokens_attn": 5 / 9,
+        }
+        for step in (100, 1000)
+        for head, share in ((0, 0.95), (1, 0.1))
+        for token in range(9)
+    ]
+    assert attention.find_roles(pd.DataFrame(rows)) == [
+        attention.Role(0, 0, "x", "prev_token_attn"),
+        attention.Role(0, 0, "y", "prev_token_attn"),
+    ]
+    figure = attention.identified_heads(pd.DataFrame(rows))
+    assert sum(axis.get_visible() for axis in figure.axes) == 2
+
+
+def test_pieces_of_a_trajectory_cover_it(tables):
+    trajectory = tables["trajectory"]
+    figure = essential_dynamics.planes(trajectory)
+    drawn = sum(len(one.get_xdata()) for one in figure.axes[0].get_lines())
+    # Neighbouring pieces share one point.
+    assert drawn == len(trajectory) + len(figure.axes[0].get_lines()) - 1
+
+
+def test_families_are_coloured_by_number_of_tasks():
+    table = pd.DataFrame(
+        [
+            {
+                "num_tasks": tasks,
+                "step": step,
+                "ood/mse": 1 + abs(np.log10(step) - 2),
+                "delta_ridge": 1.0 / step,
+                "delta_dmmse": 0.5,
+            }
+            for tasks in (4.0, 6.0, np.inf)
+            for step in (1, 100, 10_000)
+        ]
+    )
+    critical = pd.DataFrame(
+        {"num_tasks": [4.0, 6.0, np.inf], "t_crit": 100, "ood/mse": 1.0, "delta_ridge": 0.1, "delta_dmmse": 0.2}
+    )
+    figure = task_families.transient_losses(table, critical)
+    labels = [one.get_label() for one in figure.axes[0].get_lines() if not str(one.get_label()).startswith("_")]
+    assert labels == ["$M=2^{2}$", "$M=6$", r"$M=\infty$"]
+    task_families.transient_distances(table, critical).draw_without_rendering()
+    prior = table.rename(columns={"ood/mse": "task_prior/zero", "delta_dmmse": "task_prior/mean_task"})
+    task_families.task_prior(prior).draw_without_rendering()
+    llc = pd.DataFrame({"num_tasks": [4.0, 6.0, np.inf], "llc/mean": [3.0, 5.0, 4.0], "llc/mcse": 0.1})
+    assert list(line(task_families.transient_llc(llc), 0, r"$M=\infty$")) == [4.0, 4.0]
+    scores = table.assign(**{"pc/0": 1.0, "pc/1": 2.0})
+    references = pd.DataFrame(
+        {"predictor": ["dmmse", "ridge"], "num_tasks": [4.0, np.inf], "pc/0": [0.0, 1.0], "pc/1": [1.0, 0.0]}
+    )
+    task_families.transient_trajectories(scores, references, critical).draw_without_rendering()
+
+
+def test_figures_of_chains():
+    generator = np.random.default_rng(0)
+    traces = pd.DataFrame(
+        [{"chain": c, "draw": d, "loss": 2 + generator.random(), "llc": 7.0} for c in range(3) for d in range(11)]
+    )
+    figure = chains.loss_trace(traces, 2.0)
+    np.testing.assert_allclose(figure.axes[1].get_lines()[0].get_ydata(), 7.0)
+    cells = pd.DataFrame(
+        [
+            {"epsilon": eps, "gamma": gamma, "step": step, "draw": draw, "llc/mean": draw * eps, "llc/mcse": 0.1}
+            for eps in (0.1, 0.3)
+            for gamma in (1, 10, 100)
+            for step in (5, 7)
+            for draw in range(4)
+        ]
+    )
+    grid = chains.running_estimates(cells, columns="gamma", hue="step", rows="epsilon")
+    assert len(grid.axes) == 6
+    assert all(len(axis.get_lines()) == 2 for axis in grid.axes)
+    by_size = chains.estimates_by_setting(cells.drop_duplicates(["gamma", "step"]), "gamma")
+    assert [text.get_text() for text in by_size.axes[0].get_legend().get_texts()] == [
+        "gamma 1",
+        "gamma 10",
+        "gamma 100",
+    ]
+    draws = traces.assign(**{f"pc/{i}": generator.normal(size=len(traces)) for i in range(3)})
+    grid_points = np.linspace(-1, 1, 5)
+    landscape = {(0, 1): (grid_points, grid_points, generator.random((5, 5)))}
+    chains.weight_planes(draws, [0.5, 0.2, 0.1], landscape).draw_without_rendering()
+    tokens = pd.DataFrame({"step": [100, 1000], **{f"llc/mean/{k}": [1.0, 2.0] for k in range(3)}})
+    assert len(chains.sampling_seed(tokens, tokens + 1).axes[0].get_lines()) == 6
+
+
+def test_drawing_leaves_the_global_style_alone(tables):
+    before = dict(mpl.rcParams)
+    behaviour.icl_scores(tables["evals"])
+    assert dict(mpl.rcParams) == before
+
+
+def test_a_table_without_the_columns_says_so():
+    with pytest.raises(ValueError, match="no column loss/0"):
+        token_count(pd.DataFrame({"step": [1]}), "loss")
+    with pytest.raises(ValueError, match="num_tasks"):
+        task_families.task_prior(pd.DataFrame({"step": [1]}))
+    with pytest.raises(ValueError, match="no metric 'sharpness'"):
+        attention.attention_metric(pd.DataFrame({"step": [1], "entropy": [0.0]}), "sharpness")

@@ -1,0 +1,217 @@
+"""The engine's paths compute one function: the textbook loss and its gradient, in any size."""
+
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from icl.engine import choose_path, loss_and_grad, make_loss_and_grad
+from icl.model import (
+    TransformerShape,
+    flatten,
+    initial_parameters,
+    parameter_layout,
+    predict_with_activations,
+    unflatten,
+)
+from icl.native.build import NativeUnavailable, find_compiler
+from icl.streams import Stream
+
+PAPER = TransformerShape(task_size=4, max_examples=8, embed_size=64, mlp_size=64, num_heads=4, num_layers=2)
+PRIME = TransformerShape(task_size=3, max_examples=5, embed_size=14, mlp_size=23, num_heads=2, num_layers=2)
+BARE = TransformerShape(7, 5, 33, 19, 3, 1, layer_norm=False, include_output=False, residual="single")
+DEEP = TransformerShape(2, 11, 26, 51, 13, 3, include_output=False)
+ONE_EXAMPLE = TransformerShape(5, 1, 15, 7, 5, 2, residual="single")
+SHAPES = pytest.mark.parametrize(
+    "shape", [PAPER, PRIME, BARE, DEEP, ONE_EXAMPLE], ids=["paper", "prime", "bare", "deep", "one"]
+)
+
+
+def has_compiler() -> bool:
+    try:
+        return bool(find_compiler())
+    except NativeUnavailable:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="the native kernel needs a C++ compiler")
+
+
+def problem(shape: TransformerShape, batch: int, examples: int, seed: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """Parameters away from their initial values (norm gains and biases too), and a batch."""
+    stream = Stream(seed, "engine-test")
+    flat = flatten(initial_parameters(shape, seed)) + 0.1 * stream.child("parameters").normal(
+        0, (shape.num_parameters,)
+    )
+    xs = stream.child("xs").normal(0, (batch, examples, shape.task_size))
+    return flat, xs, stream.child("ys").normal(0, (batch, examples, 1))
+
+
+def textbook(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """The untrimmed model, in float64, with its own autograd."""
+    flat = flat.double().requires_grad_(True)
+    predictions, _ = predict_with_activations(shape, unflatten(shape, flat), xs.double(), ys.double())
+    token_losses = (predictions - ys.double()).square().mean(dim=(0, 2))
+    token_losses.mean().backward()
+    assert flat.grad is not None
+    return token_losses.detach(), flat.grad
+
+
+def worst_relative_error(shape: TransformerShape, gradient: Tensor, exact: Tensor) -> float:
+    """Largest over parameters of max |error| / max |exact|; where the exact gradient is zero, the other must be."""
+    errors = [0.0]
+    for name, exact_part in unflatten(shape, exact).items():
+        part, scale = unflatten(shape, gradient)[name], exact_part.abs().max()
+        assert (part[exact_part == 0] == 0).all(), name
+        if scale > 0:
+            errors.append(float((part - exact_part).abs().max() / scale))
+    return max(errors)
+
+
+@SHAPES
+def test_reference_equals_the_untrimmed_model(shape):
+    flat, xs, ys = (tensor.double() for tensor in problem(shape, 7, shape.max_examples))
+    losses, gradient = loss_and_grad(shape, flat, xs, ys)
+    exact_losses, exact_gradient = textbook(shape, flat, xs, ys)
+    torch.testing.assert_close(losses, exact_losses, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient, exact_gradient, rtol=1e-10, atol=1e-12)
+
+
+@needs_compiler
+@SHAPES
+@pytest.mark.parametrize("batch", [1, 19])
+def test_native_equals_float64_to_rounding(shape, batch):
+    run = make_loss_and_grad(shape, native="require", threads=1)
+    for examples in {shape.max_examples, (shape.max_examples + 1) // 2}:
+        flat, xs, ys = problem(shape, batch, examples)
+        losses, gradient = run(flat, xs, ys)
+        exact_losses, exact_gradient = textbook(shape, flat, xs, ys)
+        torch.testing.assert_close(losses.double(), exact_losses, rtol=2e-6, atol=1e-7)
+        # A gradient that nearly cancels is ill-conditioned in any float32 arithmetic: PyTorch's own error is the yardstick.
+        of_torch = worst_relative_error(shape, loss_and_grad(shape, flat, xs, ys)[1], exact_gradient)
+        assert worst_relative_error(shape, gradient, exact_gradient) < max(1e-5, 4 * of_torch)
+
+
+@needs_compiler
+def test_native_at_the_training_batch_is_within_1e_6_of_float64():
+    flat, xs, ys = problem(PAPER, 256, 8)
+    losses, gradient = make_loss_and_grad(PAPER, native="require", threads=1)(flat, xs, ys)
+    exact_losses, exact_gradient = textbook(PAPER, flat, xs, ys)
+    torch.testing.assert_close(losses.double(), exact_losses, rtol=1e-6, atol=0)
+    assert worst_relative_error(PAPER, gradient, exact_gradient) < 1e-6
+
+
+@needs_compiler
+@pytest.mark.parametrize("batch", [3, 131, 257])
+def test_bits_do_not_depend_on_threads(batch):
+    flat, xs, ys = problem(PRIME, batch, 5)
+    alone = make_loss_and_grad(PRIME, native="require", threads=1)(flat, xs, ys)
+    for threads in (2, 3, 11):
+        together = make_loss_and_grad(PRIME, native="require", threads=threads)(flat, xs, ys)
+        assert torch.equal(alone[0], together[0])
+        assert torch.equal(alone[1], together[1])
+
+
+@needs_compiler
+def test_one_callable_serves_several_python_threads():
+    run = make_loss_and_grad(PRIME, native="require", threads=1)
+    problems = [problem(PRIME, 61, 5, seed) for seed in range(4)]
+    alone = [run(*each)[1] for each in problems]
+    together: list[Tensor] = [torch.empty(0)] * len(problems)
+
+    def work(index: int) -> None:
+        for _ in range(5):
+            together[index] = run(*problems[index])[1]
+
+    workers = [threading.Thread(target=work, args=(index,)) for index in range(len(problems))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@needs_compiler
+def test_batch_of_copies_has_the_loss_and_gradient_of_one():
+    flat, xs, ys = problem(PRIME, 1, 5)
+    run = make_loss_and_grad(PRIME, native="require", threads=1)
+    one, many = run(flat, xs, ys), run(flat, xs.expand(37, -1, -1), ys.expand(37, -1, -1))
+    torch.testing.assert_close(one[0], many[0], rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(one[1], many[1], rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+def test_gradient_is_the_slope_of_the_loss():
+    flat, xs, ys = problem(PRIME, 17, 5)
+    run = make_loss_and_grad(PRIME, native="require", threads=1)
+    _, gradient = run(flat, xs, ys)
+    direction = gradient / gradient.norm()
+    step = 1e-2
+    slope = (run(flat + step * direction, xs, ys)[0].mean() - run(flat - step * direction, xs, ys)[0].mean()) / (
+        2 * step
+    )
+    torch.testing.assert_close(slope, gradient.norm(), rtol=1e-2, atol=0)
+
+
+@needs_compiler
+def test_unused_parameters_have_zero_gradient():
+    flat, xs, ys = problem(PAPER, 5, 3)
+    gradient = unflatten(PAPER, make_loss_and_grad(PAPER, native="require")(flat, xs, ys)[1])
+    assert (gradient["position_embedding.weight"][:, 5:] == 0).all()
+    assert (gradient["position_embedding.weight"][:, :5] != 0).any(dim=0).all()
+    assert (gradient["unembedding.weight"][1:] == 0).all()
+    assert (gradient["unembedding.bias"][1:] == 0).all()
+
+
+@needs_compiler
+def test_nan_is_passed_on():
+    flat, xs, ys = problem(PRIME, 3, 5)
+    ys[1, 2] = float("nan")
+    losses, gradient = make_loss_and_grad(PRIME, native="require")(flat, xs, ys)
+    assert losses.isnan().any()
+    assert gradient.isnan().any()
+
+
+@needs_compiler
+def test_wrong_shapes_are_refused():
+    flat, xs, ys = problem(PRIME, 3, 5)
+    run = make_loss_and_grad(PRIME, native="require")
+    for wrong in [(flat[:-1], xs, ys), (flat, xs[..., :2], ys), (flat, xs, ys[:, :2]), (flat, xs[:0], ys[:0])]:
+        with pytest.raises(ValueError, match="expected flat"):
+            run(*wrong)
+
+
+def test_float64_goes_through_the_reference():
+    flat, xs, ys = (tensor.double() for tensor in problem(PRIME, 3, 5))
+    for ours, exact in zip(make_loss_and_grad(PRIME)(flat, xs, ys), textbook(PRIME, flat, xs, ys), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-12)
+
+
+def test_without_a_compiler_the_reference_takes_over_and_says_so(monkeypatch, tmp_path):
+    shape = TransformerShape(2, 3, 6, 5, 1, 1)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    path = choose_path(shape)
+    assert path.name == "torch"
+    assert "no C++ compiler" in path.reason
+    assert "\n" not in path.reason
+    flat, xs, ys = problem(shape, 3, 3)
+    assert torch.equal(path.run(flat, xs, ys)[1], loss_and_grad(shape, flat, xs, ys)[1])
+    with pytest.raises(NativeUnavailable, match="no C\\+\\+ compiler"):
+        choose_path(shape, native="require")
+
+
+def test_native_can_be_turned_off(monkeypatch):
+    assert choose_path(PRIME, native="never").name == "torch"
+    monkeypatch.setenv("ICL_NATIVE", "0")
+    assert choose_path(PRIME).reason == "turned off by ICL_NATIVE=0"
+
+
+def test_other_devices_use_torch():
+    assert choose_path(PRIME, "meta").name == "torch"
+
+
+def test_layout_is_the_order_of_the_flat_vector():
+    offsets = [offset for offset, _ in parameter_layout(PRIME).values()]
+    assert offsets == sorted(offsets)

@@ -1,0 +1,319 @@
+"""The real `wandb sweep` and `wandb agent` against a loopback server, and the same sweep offline."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from wandb_server import RunRecord, WandbServer, wandb_server
+
+from icl.tracking import read_metrics
+
+TASK = {
+    **{"task_size": 2, "max_examples": 3, "noise_variance": 0.25, "embed_size": 4, "mlp_size": 5, "num_heads": 2},
+    **{"num_layers": 1, "pretrain_seed": None, "true_seed": None, "sampling_seed": None},
+}
+GRID = {"parameters": {"log_space": {"value": 3}, "linear_space": {"value": 3}}}
+STEPS = 60
+
+
+def constants(**values):
+    return {key: {"value": value} for key, value in values.items()}
+
+
+def training_sweep(steps: int = STEPS) -> dict:
+    """A 2 x 2 grid of runs of a second each."""
+    task = {**constants(**TASK), "num_tasks": {"values": ["inf", 5]}, "model_seed": {"values": [0, 1]}}
+    return {
+        "name": "tiny",
+        "method": "grid",
+        "command": ["${env}", "icl", "train"],
+        "project": "tiny-project",
+        "parameters": {
+            "task_config": {"parameters": task},
+            "checkpointer_config": {"parameters": {"checkpoint_steps": GRID, **constants(state_every=20)}},
+            "logger_config": {"parameters": {"logging_steps": GRID, **constants(loss_every=10)}},
+            **constants(num_steps=steps, batch_size=7, eval_batch_size=11),
+        },
+    }
+
+
+def llc_sweep() -> dict:
+    """Estimates at two checkpoints of one of those runs, after an impossible one."""
+    sweep = training_sweep()
+    parameters = sweep["parameters"]
+    parameters["task_config"]["parameters"].update(constants(num_tasks="inf", model_seed=0))
+    sampler = constants(num_chains=2, num_draws=3, grad_batch_size=5, epsilon=1e-4, gamma=1.0, nbeta=10.0, init_seed=0)
+    parameters.update({"sampler_config": {"parameters": sampler}, "step": {"values": [-1, 0, STEPS - 1]}})
+    return {**sweep, "name": "tiny-llc", "command": ["${env}", "icl", "llc"]}
+
+
+class Workplace:
+    """A folder with its own checkpoints, in which programs run as a user would start them."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        folder.mkdir()
+        kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "AWS_"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
+        own = {"PATH": path, "LOCAL_ROOT": "checkpoints", "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
+        self.environment = {**kept, **own, **environment}
+
+    def write(self, sweep: dict) -> str:
+        path = self.folder / f"{sweep['name']}.yaml"
+        path.write_text(yaml.safe_dump(sweep))
+        return path.name
+
+    def start(self, *command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def run(self, *command: str) -> str:
+        process = self.start(*command)
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+        return output
+
+    def create_sweep(self, sweep: dict) -> str:
+        output = self.run("wandb", "sweep", self.write(sweep))
+        (agent,) = re.findall(r"wandb agent (\S+)", output)
+        return agent
+
+    def results(self) -> dict[str, Path]:
+        """Folders of the runs by name."""
+        return {path.parent.name: path.parent for path in sorted(self.folder.glob("checkpoints/icl/*/metrics.jsonl"))}
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+
+
+def finish(*processes: subprocess.Popen[str]) -> list[str]:
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), outputs
+    return outputs
+
+
+@dataclass
+class Hosted:
+    """A training sweep and then an LLC sweep over its checkpoints, each done by two agents at once."""
+
+    server: WandbServer
+    place: Workplace
+    training: list[RunRecord]
+    estimates: list[RunRecord]
+    said: str
+
+
+@pytest.fixture(scope="module")
+def hosted(tmp_path_factory) -> Iterator[Hosted]:
+    with wandb_server() as server:
+        place = Workplace(tmp_path_factory.mktemp("agents") / "hosted", server.environment())
+        agent = place.create_sweep(training_sweep())
+        finish(*(place.start("wandb", "agent", agent) for _ in range(2)))
+        training = list(server.runs.values())
+        agent = place.create_sweep(llc_sweep())
+        said = "".join(finish(*(place.start("wandb", "agent", agent) for _ in range(2))))
+        yield Hosted(server, place, training, list(server.runs.values())[len(training) :], said)
+
+
+def without(row: dict, key: str) -> dict:
+    return {name: value for name, value in row.items() if name != key}
+
+
+def test_two_agents_train_each_point_once_and_every_metric_arrives(hosted):
+    assert hosted.server.unknown == []
+    points = {
+        (run.plain_config["task_config"]["num_tasks"], run.plain_config["task_config"]["model_seed"])
+        for run in hosted.training
+    }
+    assert points == {("inf", 0), ("inf", 1), (5, 0), (5, 1)}
+    assert len(hosted.training) == 4
+    folders = hosted.place.results()
+    for run in hosted.training:
+        assert (run.state, run.project) == ("finished", "tiny-project")
+        local = read_metrics(folders[str(run.display_name)])
+        assert [row["step"] for row in local][-1] == STEPS - 1
+        assert [row["_step"] for row in run.history] == [row["step"] for row in local]
+        assert [without(row, "_step") for row in run.history] == [without(row, "step") for row in local]
+
+
+def test_the_summary_holds_the_headline_numbers_and_the_checkpoints_are_stored(hosted):
+    folders = hosted.place.results()
+    for run in hosted.training:
+        folder = folders[str(run.display_name)]
+        summary = json.loads((folder / "summary.json").read_text())
+        assert summary.pop("status") == "finished"
+        assert "pretrain/mse" in summary
+        assert summary.items() <= run.summary.items()
+        assert {path.stem for path in folder.glob("[0-9]*.safetensors")} == {"0", "1", "7", "30", "59"}
+
+
+def test_the_llc_sweep_finds_those_checkpoints(hosted):
+    estimates = [run for run in hosted.estimates if run.state == "finished"]
+    assert sorted(run.history[0]["_step"] for run in estimates) == [0, STEPS - 1]
+    for run in estimates:
+        assert run.summary["llc/mean"] == run.history[-1]["llc/mean"]
+        assert str(run.display_name).startswith("llc-L1H2Minf-K3-seed0-")
+
+
+def test_an_invalid_configuration_fails_its_run_readably_and_the_agent_goes_on(hosted):
+    (failed,) = [run for run in hosted.estimates if run.state != "finished"]
+    assert failed.state == "failed"
+    assert failed.summary["error"].startswith("step: ")
+    assert f"icl: {failed.summary['error']}" in hosted.said
+
+
+def test_one_point_offline_gives_the_same_bytes(hosted, tmp_path):
+    offline = Workplace(tmp_path / "offline", {})
+    offline.run("icl", "train", offline.write(training_sweep()), "--index", "3")
+    assert_equal_results(offline, hosted.place, 1)
+
+
+def assert_equal_results(here: Workplace, there: Workplace, count: int) -> None:
+    """All runs of one place are, byte for byte, those of the same name at the other."""
+    theirs = there.results()
+    assert len(here.results()) == count
+    for name, folder in here.results().items():
+        weights = [path.name for path in folder.glob("[0-9]*.safetensors")]
+        for file in ("metrics.jsonl", "summary.json", *weights):
+            assert (folder / file).read_bytes() == (theirs[name] / file).read_bytes(), (name, file)
+
+
+@pytest.mark.slow
+def test_the_whole_sweep_offline_gives_the_same_bytes_and_is_not_done_twice(hosted, tmp_path):
+    offline = Workplace(tmp_path / "offline", {})
+    said = offline.run("icl", "train", offline.write(training_sweep()), "--jobs", "2")
+    assert "4 done" in said
+    sweep = llc_sweep()
+    sweep["parameters"]["step"]["values"].remove(-1)
+    assert "2 done" in offline.run("icl", "llc", offline.write(sweep))
+    assert_equal_results(offline, hosted.place, 6)
+    before = {path: path.stat().st_mtime_ns for path in offline.folder.rglob("*.jsonl")}
+    assert "4 done before" in offline.run("icl", "train", "tiny.yaml")
+    assert before == {path: path.stat().st_mtime_ns for path in offline.folder.rglob("*.jsonl")}
+
+
+def long_sweep(steps: int) -> dict:
+    """Two runs that last."""
+    sweep = training_sweep(steps)
+    sweep["parameters"]["task_config"]["parameters"]["num_tasks"] = {"value": "inf"}
+    sweep["parameters"]["checkpointer_config"]["parameters"]["state_every"] = {"value": 10**6}
+    return sweep
+
+
+def newest_states(place: Workplace) -> dict[str, int]:
+    """The step of each run's saved state."""
+    states = {}
+    for path in place.folder.glob("checkpoints/icl/*/state-*.safetensors"):
+        states[path.parent.name] = max(states.get(path.parent.name, 0), int(path.stem.partition("-")[2]))
+    return states
+
+
+def rows_of_each(place: Workplace) -> dict[str, list[dict]]:
+    return {name: read_metrics(folder) for name, folder in place.results().items()}
+
+
+def interrupt(process: subprocess.Popen[str]) -> tuple[float, str]:
+    """Ctrl-C; the seconds until the end, and what was said."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    return time.monotonic() - began, output
+
+
+@pytest.mark.slow
+def test_ctrl_c_stops_an_offline_sweep_with_the_last_step_saved(tmp_path):
+    place = Workplace(tmp_path / "offline", {})
+    sweep = place.start("icl", "train", place.write(long_sweep(10**6)), "--jobs", "2")
+    wait_for(lambda: len([rows for rows in rows_of_each(place).values() if len(rows) > 20]) == 2)
+    seconds, said = interrupt(sweep)
+    assert seconds < 10
+    assert sweep.returncode == 1
+    assert "2 stopped" in said
+    states = newest_states(place)
+    for name, rows in rows_of_each(place).items():
+        assert rows[-1]["step"] < states[name] <= rows[-1]["step"] + 10
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_an_estimate_within_a_step_and_keeps_those_before_it(tmp_path):
+    place = Workplace(tmp_path / "offline", {})
+    place.run("icl", "train", place.write(training_sweep()), "--index", "0")
+    sweep = llc_sweep()
+    del sweep["parameters"]["step"]
+    sweep["parameters"]["sampler_config"]["parameters"].update(constants(num_burnin_steps=20_000))
+    estimates = place.start("icl", "llc", place.write(sweep))
+    wait_for(lambda: any(name.startswith("llc-") and rows for name, rows in rows_of_each(place).items()), 200)
+    seconds, said = interrupt(estimates)
+    assert seconds < 10, said
+    assert estimates.returncode == 1
+    (rows,) = [rows for name, rows in rows_of_each(place).items() if name.startswith("llc-")]
+    assert 1 <= len(rows) < 5
+
+
+@pytest.mark.slow
+def test_an_agents_run_that_is_interrupted_goes_on_when_it_is_handed_out_again(tmp_path):
+    sweep = long_sweep(8000)
+    sweep["parameters"]["task_config"]["parameters"]["model_seed"] = {"value": 0}
+    with wandb_server() as server:
+        place = Workplace(tmp_path / "hosted", server.environment())
+        address = place.create_sweep(sweep)
+        agent = place.start("wandb", "agent", "--forward-signals", address)
+        wait_for(lambda: any(len(rows) > 20 for rows in rows_of_each(place).values()))
+        seconds, _ = interrupt(agent)
+        assert seconds < 10
+        ((name, state),) = newest_states(place).items()
+        assert 0 < state < 8000
+        (run,) = server.runs.values()
+        server.requeue(run.name)
+        place.run("wandb", "agent", address)
+        assert list(server.runs.values()) == [run]
+        assert (run.state, run.display_name) == ("finished", name)
+        local = rows_of_each(place)[name]
+        assert [row["_step"] for row in run.history] == [row["step"] for row in local]
+    offline = Workplace(tmp_path / "offline", {})
+    offline.run("icl", "train", offline.write(sweep))
+    assert_equal_results(offline, place, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["refuses", "dies", "error", "slow"])
+def test_training_ends_whatever_the_server_does(fault, tmp_path):
+    steps = 4000
+    with wandb_server() as server:
+        if fault == "refuses":
+            server.die()
+        else:
+            server.fault = None if fault == "dies" else fault
+        place = Workplace(tmp_path / "here", server.environment())
+        process = place.start("icl", "train", place.write(long_sweep(steps)), "--index", "0")
+        if fault == "dies":
+            wait_for(lambda: any(run.config for run in server.runs.values()))
+            server.die()
+        (said,) = finish(process)
+    (rows,) = rows_of_each(place).values()
+    assert rows[-1]["step"] == steps - 1
+    (line,) = [line for line in said.splitlines() if "W&B" in line and not line.startswith("W&B: http")]
+    assert list(Path(line.rpartition("wandb sync ")[2]).glob("*.wandb"))
+    quiet = Workplace(tmp_path / "quiet", {})
+    quiet.run("icl", "train", quiet.write(long_sweep(steps)), "--index", "0")
+    assert_equal_results(place, quiet, 1)
