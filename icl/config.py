@@ -1,8 +1,7 @@
 """Every setting of a training run, typed and validated, one default each.
 
 The keys are those of the reference code's sweep files, so that a sweep's `parameters` map one to one onto these
-records. Nothing here reads
-the environment or touches a disk.
+records. Nothing here reads the environment or touches a disk.
 """
 
 import hashlib
@@ -141,8 +140,7 @@ class TaskConfig(Settings):
         from model_seed.
 
         In the reference code null seeds continue the random state after the model's initialisation, so there too the
-        model seed decides the
-        data. Here each is a stream of its own.
+        model seed decides the data. Here each is a stream of its own.
         """
         model_seed = secrets.randbits(31) if self.model_seed is None else self.model_seed
         drawn = {

@@ -9,8 +9,7 @@ column names):
 - `S/delta_ridge`, `S/delta_dmmse`: mean squared difference to the optimal predictor's predictions, and per token;
 - `S/mse_subsequence`: the mean of the first k squared errors, k ~ U{1..K} for each sequence, drawn once;
 - `S/icl` = ℓ_0 - ℓ_{K-1}: the in-context learning score ICL_{1:K} of arXiv 2402.02364; **larger is more in-context
-learning**, the
-  negative of what the reference code plots.
+  learning**, the negative of what the reference code plots.
 
 Shapes: B batch, K examples, D task dimension.
 """
@@ -70,8 +69,8 @@ def make_evaluator(config: TrainingConfig, device: torch.device | str = "cpu") -
     """The metrics logged during training, as a function of the weights; seeds must be resolved.
 
     The batches are functions of `true_seed` and hold `eval_batch_size` sequences each. For Gaussian training tasks
-    dMMSE does not exist and
-    ridge takes its place, so that `delta_dmmse` equals `delta_ridge`, as in the reference code.
+    dMMSE does not exist and ridge takes its place, so that `delta_dmmse` equals `delta_ridge`, as in the reference
+    code.
     """
     task, shape = config.task_config, config.task_config.shape
     pretrain = task.pretrain_task()
@@ -167,13 +166,11 @@ def validation_metrics(predictor: Predictor, data: ValidationSet) -> Metrics:
 
     - `loss`: (ŷ - y)²; `loss_0`: ŷ², the distance to predicting the task prior's mean 0;
     - `loss_first_x`: (ŷ - p)² with p the ridge prediction from the first pair alone, p_k = x_k·(x_1 x_1ᵀ + σ²I)⁻¹ x_1
-    y_1 (the reference
-      code computes it from no pair at all, which makes it equal to loss_0);
+      y_1 (the reference code computes it from no pair at all, which makes it equal to loss_0);
     - `ood_g_inputs_loss`: inputs g·x with labels w·(g x) + noise; `ood_g_tasks_loss`: inputs x with the same labels,
-    that is tasks g·w.
-      Both grow as g² for a fixed linear predictor: divide by g² to compare gains;
+      that is tasks g·w. Both grow as g² for a fixed linear predictor: divide by g² to compare gains;
     - `icl/1:K`, `icl/1:4`, `icl/4:K` and `ood_g_inputs_icl`, the last divided by g²; larger is more in-context
-    learning.
+      learning.
     """
     metrics: Metrics = {}
     with torch.no_grad():

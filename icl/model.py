@@ -1,9 +1,8 @@
 """The transformer of arXiv 2402.02364 for in-context linear regression, as an `nn.Module` and as a pure function of
 its parameters.
 
-A pre-norm, decoder-only transformer reads the tokens x_1, y_1, ..., x_K, y_K and predicts y_k from the token x_k. With
-h the residual
-stream,
+A pre-norm, decoder-only transformer reads the tokens x_1, y_1, ..., x_K, y_K and predicts y_k from the token x_k.
+With h the residual stream,
 
     h_0 = W_E token + W_P[:, position]
     a_l = h_l + W_O softmax(q kᵀ / √c + causal mask) v        q, k, v = W_QKV LN(h_l), per head of width c = C/H
@@ -12,10 +11,8 @@ stream,
     prediction_k = component 0 of W_U LN(h_L) + b_U at the token x_k
 
 **The doubled residual.** The reference code adds a block's input once inside the block and once more outside it, so
-that
-h_{l+1} = 2 h_l + attention + MLP and the embedding reaches the unembedding multiplied by 2^L. The paper's numbers come
-from this model; it is
-therefore the default. `residual="single"` is the standard transformer.
+that h_{l+1} = 2 h_l + attention + MLP and the embedding reaches the unembedding multiplied by 2^L. The paper's
+numbers come from this model; it is therefore the default. `residual="single"` is the standard transformer.
 
 Shapes: B batch, K examples, D task dimension, T = 2K tokens, C channels, F MLP width, H heads. All leading axes of xs
 and ys are batch axes.
@@ -142,8 +139,7 @@ def predict(shape: TransformerShape, parameters: Parameters, xs: Tensor, ys: Ten
     """Predictions (B, K, 1) for xs (B, K, D), ys (B, K, 1), as a pure function that `torch.func` can transform.
 
     Only what the predictions need is computed: the last y token is left out, and in the last block the queries, the
-    MLP and the
-    unembedding run on the x tokens alone. The result equals the full computation to rounding.
+    MLP and the unembedding run on the x tokens alone. The result equals the full computation to rounding.
     """
     _check_inputs(shape, xs, ys)
     tokens = encode_tokens(xs, ys)[..., :-1, :]
@@ -162,10 +158,9 @@ def predict_with_activations(
     """The full computation: predictions (B, K, 1) and every intermediate activation.
 
     Activations: "embedding" (B, T, C); per block l "blocks.l.input", "blocks.l.middle" (after attention),
-    "blocks.l.output" (the stream
-    after the block), each (B, T, C), and "blocks.l.attention.pattern" (B, H, T, T) of queries × keys; "tokens" (B, T,
-    D+1), the outputs
-    at all tokens, of which those at y tokens would be predictions of the next x and are never trained.
+    "blocks.l.output" (the stream after the block), each (B, T, C), and "blocks.l.attention.pattern" (B, H, T, T) of
+    queries × keys; "tokens" (B, T, D+1), the outputs at all tokens, of which those at y tokens would be predictions
+    of the next x and are never trained.
     """
     _check_inputs(shape, xs, ys)
     stream = _embed(parameters, encode_tokens(xs, ys))

@@ -1,8 +1,7 @@
 """Named random streams: every random number is a pure function of (seed, purpose, step, position).
 
 The generator is Threefry-2x32-20 (Salmon, Moraes, Dror & Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC
-2011), a counter-based
-generator of 32-bit additions, rotations and exclusive-ors. It has no state, so that
+2011), a counter-based generator of 32-bit additions, rotations and exclusive-ors. It has no state, so that
 
 - batch k can be made without batches 0..k-1: resuming, sharding and re-evaluating are exact;
 - a member of an ensemble sees the same numbers whichever others are drawn beside it;

@@ -23,10 +23,9 @@ class RegressionTask:
         max_examples: K.
         noise_variance: σ², a variance, not a standard deviation.
         num_tasks: M; None for Gaussian tasks w ~ N(0, I_D), otherwise w is uniform on a list of M vectors drawn from
-        N(0, I_D).
+            N(0, I_D).
         task_seed: the seed of that list. Lists are nested: task set M is the first M of one list, so that models
-        trained on
-            different M share their tasks (arXiv 2501.17745).
+            trained on different M share their tasks (arXiv 2501.17745).
         fixed_tasks: the list itself, in place of drawn ones; one vector gives the singleton distribution.
     """
 
