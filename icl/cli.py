@@ -144,6 +144,36 @@ def analyse(
 
 
 @app.command()
+def tabulate(
+    sweep: Annotated[Path, typer.Argument(help="The W&B sweep file that `icl llc` ran.")],
+    output: Annotated[Path, typer.Option(help="Folder of the tables.")],
+    name: Annotated[str, typer.Option(help="Of the table: llc, or llc_calibrated beside it.")] = "llc",
+    overrides: Overrides = None,
+) -> None:
+    """Bring the estimates that `icl llc` made into a table, and the course of their chains into another.
+
+    Runs of the sweep without estimates yet are left out; call it again when there are more.
+    """
+    from icl.estimation import LLCConfig
+    from icl.jobs import Surroundings
+    from icl.llc_tables import tabulate
+    from icl.sweeps import expand, load_sweep
+
+    configs = [LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides or [])]
+    for path in tabulate(configs, Surroundings.from_environment().results, output, name):
+        print(path)
+
+
+@app.command()
+def stages(folder: Annotated[Path, typer.Argument(help="Folder of the tables evals and llc.")]) -> None:
+    """Read the developmental stages off the tables: the changes over each, and the boundaries that the curve shows."""
+    from icl.llc_tables import write_stages
+
+    for path in write_stages(folder):
+        print(path)
+
+
+@app.command()
 def figures(
     data: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("data"),
     output: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),

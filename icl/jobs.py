@@ -22,6 +22,7 @@ from icl.model import parameter_layout
 from icl.progress import progress_bar
 from icl.sampling import LLCResult
 from icl.storage import DEFAULT_ROOT, Store, store_from_environment
+from icl.traces import append_trace
 from icl.tracking import Tracker, read_metrics
 from icl.training import TrainingOutcome, first_missing_step, train
 from icl.wandb_tracking import Wanted, agent_run, open_tracker
@@ -125,7 +126,8 @@ def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
     """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
 
-    The estimates are rows of `metrics.jsonl` in the results folder of `config.llc_name`.
+    The estimates are rows of `metrics.jsonl` in the results folder of `config.llc_name`, the course of their chains is in
+    `traces.jsonl` there (`icl.traces`).
 
     Raises:
         ConfigError: the training run has no checkpoints.
@@ -144,6 +146,9 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             row = result.summary()
             if "hessian" in config.sampler_config.eval_metrics:
                 row |= hessian_at_checkpoint(config, checkpoints.load(step), place.device)
+            if place.tracking != "none":
+                # Before the metrics: a checkpoint counts as done once it has those.
+                append_trace(place.results / name, step, result)
             tracker.log(step, row)
             for figure_name, figure in _figures(config, result).items():
                 tracker.log_image(step, figure_name, figure)
