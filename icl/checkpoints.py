@@ -17,7 +17,7 @@ from torch import Tensor
 from icl.checkpoint_format import Checkpoint, CheckpointError, DamagedCheckpointError, check_layout, decode, encode
 from icl.locks import Holder, exclusive, holder_of
 from icl.reference_format import load_reference_checkpoint, load_reference_state_dict
-from icl.storage import InvalidKeyError, MissingKeyError, StorageError, Store, check_key
+from icl.storage import History, InvalidKeyError, MissingKeyError, StorageError, Store, check_key
 
 __all__ = [
     "Checkpoint",
@@ -99,8 +99,8 @@ class Checkpoints:
         if self._states is None:
             self._states = self.states()
         # First the metrics up to this step: a run that goes on from this state on another disk does not log them again.
-        for name in RECORDS:
-            self.store.send(f"{self.prefix}/{name}")
+        for key in self._record_keys:
+            self.store.send(key)
         self.store.put(self.state_key(step), data)
         known = sorted({*self._states, step})
         self._keep_states(known, [number for number in known if number <= step][-STATES_KEPT:])
@@ -158,18 +158,15 @@ class Checkpoints:
     def lock(self, wait_s: float = 1.0) -> Iterator[None]:
         """Be the only writer of this run; leftovers of a killed writer are cleared first.
 
-        The lock guards against processes of this machine (or of a shared file system with working locks).
+        The lock guards against processes of this machine (or of a shared file system with working locks). In a mirrored
+        store the copy with the newer state is continued; see `MirroredStore` for a remote that cannot be reached.
 
         Raises:
             RunInUseError: naming the process that holds the run.
         """
         with exclusive(self.store.lock_path(self.prefix), f"the run {self.run_name}", wait_s):
             self._states = None
-            self.store.recover(self.prefix)
-            present = set(self.store.list(self.prefix))
-            for name in RECORDS:
-                if f"{self.prefix}/{name}" in present:
-                    self.store.fetch(f"{self.prefix}/{name}")
+            self.store.recover(self.prefix, History(self._progress, self._record_keys))
             yield
 
     def holder(self) -> Holder | None:
@@ -181,7 +178,8 @@ class Checkpoints:
 
         Only the holder of `lock()` may call this.
         """
-        self.store.recover(self.prefix)
+        for key in (*self._record_keys, self.prefix):
+            self.store.send(key)
         return self.store.flush(timeout_s)
 
     def weights_key(self, step: int) -> str:
@@ -196,6 +194,15 @@ class Checkpoints:
     def finished_key(self) -> str:
         """Where the mark of a finished run is stored."""
         return f"{self.prefix}/finished.json"
+
+    @property
+    def _record_keys(self) -> list[str]:
+        return [f"{self.prefix}/{name}" for name in RECORDS]
+
+    def _progress(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """How far a copy of this run is: its newest state, and for records without states the length of the metrics."""
+        states = _numbers(_STATE, (key.removeprefix(f"{self.prefix}/") for key in sizes))
+        return max(states, default=-1), sizes.get(self._record_keys[0], 0)
 
     def _numbers(self, pattern: re.Pattern[str]) -> list[int]:
         return _numbers(pattern, (key.removeprefix(f"{self.prefix}/") for key in self.store.list(self.prefix)))

@@ -57,9 +57,11 @@ def _storage(environ: Mapping[str, str]) -> str:
     try:
         if store.get(PROBE) != b"probe":
             raise RuntimeError("what was written is not what is read back")
-        store.flush(30.0)
+        if store.flush(30.0):
+            raise RuntimeError("the bucket does not take what the folder holds; the lines above say why")
     finally:
         store.delete(PROBE)
+    store.flush(30.0)
     bucket = environ.get("AWS_BUCKET_NAME")
     folder = environ.get("LOCAL_ROOT") or "./checkpoints"
     return f"folder {folder}" + (f" and bucket {bucket}" if bucket else " (AWS_BUCKET_NAME adds a bucket)")

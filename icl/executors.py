@@ -16,6 +16,7 @@ from icl.grid import Ended, GridRun, Launch, State, run_all
 from icl.grid_table import grid_display
 from icl.jobs import Surroundings
 from icl.settings import ConfigError
+from icl.storage import StorageError
 from icl.tracking import read_metrics
 from icl.training import first_missing_step
 
@@ -147,11 +148,12 @@ def is_complete(config: TrainingConfig, place: Surroundings) -> bool:
         return False
     config = config.resolved()
     checkpoints = place.checkpoints(config)
-    if not isinstance(config, LLCConfig):
-        return checkpoints.finished_step() is not None and first_missing_step(config, checkpoints) == config.num_steps
     try:
+        if not isinstance(config, LLCConfig):
+            finished = checkpoints.finished_step() is not None
+            return finished and first_missing_step(config, checkpoints) == config.num_steps
         wanted = config.chosen_steps(checkpoints.steps())
-    except ConfigError:
+    except (ConfigError, StorageError):
         return False  # the run itself will say what is wrong
     return set(wanted) <= {row["step"] for row in read_metrics(place.results / config.llc_name)}
 

@@ -115,11 +115,7 @@ def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome
             tracker.finish(status)
             if status == "finished":
                 checkpoints.mark_finished(config.num_steps - 1)
-            unsent = checkpoints.flush()
-        if unsent:
-            print(
-                f"{config.name}: {len(unsent)} files could not be uploaded; they are kept locally, run again to send them"
-            )
+            checkpoints.flush()
         return outcome
 
 
@@ -135,7 +131,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     """
     checkpoints = place.checkpoints(config)
     name = config.llc_name
-    with Checkpoints(place.store, name).lock(), stop_signal() as stopped:
+    estimates = Checkpoints(place.store, name)
+    with estimates.lock(), stop_signal() as stopped:
         done = [row["step"] for row in read_metrics(place.results / name)]
         config = config.model_copy(
             update={"sampler_config": config.sampler_config.model_copy(update={"cores": place.threads})}
@@ -164,6 +161,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             status = "interrupted" if left else "finished"
         finally:
             tracker.finish(status)
+            estimates.flush()
     return left
 
 

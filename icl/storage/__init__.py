@@ -5,12 +5,13 @@
 
 from collections.abc import Mapping
 
-from icl.storage.keys import InvalidKeyError, MissingKeyError, StorageError, Store, check_key
+from icl.storage.keys import History, InvalidKeyError, MissingKeyError, StorageError, Store, check_key
 from icl.storage.local import LocalStore
 from icl.storage.mirrored import MirroredStore
 from icl.storage.s3 import S3Store
 
 __all__ = [
+    "History",
     "InvalidKeyError",
     "LocalStore",
     "MirroredStore",

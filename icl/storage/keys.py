@@ -1,9 +1,9 @@
 """What a store is: keys, errors and the protocol that every store follows."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 MAX_KEY_LENGTH = 900  # S3 allows 1024 bytes, the prefix of the bucket included
 MAX_SEGMENT_LENGTH = 200  # file systems allow 255 bytes, and a temporary name is longer than the final one
@@ -58,6 +58,18 @@ def is_key(text: str) -> bool:
     return True
 
 
+class History(NamedTuple):
+    """How two copies of one folder are compared, so that the shorter history never replaces the longer.
+
+    Attributes:
+        progress: sizes of a copy's files by key -> how far that copy is, as a tuple that grows with it.
+        records: keys of the files that grow with the history under one name.
+    """
+
+    progress: Callable[[Mapping[str, int]], tuple[int, ...]]
+    records: Sequence[str]
+
+
 class Store(Protocol):
     """Bytes under keys. A key is a relative path such as `icl/run/100.safetensors`; a prefix is a folder of keys.
 
@@ -89,16 +101,15 @@ class Store(Protocol):
         """Whether something is stored under `key`."""
         ...
 
-    def recover(self, prefix: str) -> None:
-        """Put right what a killed writer left below `prefix`. Only the holder of that folder's lock may call this."""
-        ...
+    def recover(self, prefix: str, history: History | None = None) -> None:
+        """Put right what a killed writer left below `prefix`, and settle which copy of it is continued if there are two.
 
-    def fetch(self, key: str) -> None:
-        """Bring the value to the folder of this machine, if there is one that lacks it and the value is elsewhere."""
+        Only the holder of that folder's lock may call this.
+        """
         ...
 
     def send(self, key: str) -> None:
-        """Send what another writer has put under `key` in the folder of this machine, if there is more than that folder."""
+        """Send what another writer has put under `key`, a file or a folder, if there is more than this machine's copy."""
         ...
 
     def flush(self, timeout_s: float | None = None) -> Sequence[str]:

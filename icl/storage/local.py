@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-from icl.storage.keys import MissingKeyError, StorageError, check_key, check_prefix, is_key
+from icl.storage.keys import History, MissingKeyError, StorageError, check_key, check_prefix, is_key
 
 _TEMPORARY_SUFFIX = ".tmp"
 
@@ -65,16 +65,13 @@ class LocalStore:
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
 
-    def recover(self, prefix: str) -> None:
+    def recover(self, prefix: str, history: History | None = None) -> None:
         """Delete the temporary files of writers that died. Their lock is held here, so none of them is alive."""
         for folder, _, names in os.walk(self._folder(prefix)):
             for name in names:
                 if name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX):
                     with contextlib.suppress(OSError):
                         os.unlink(os.path.join(folder, name))
-
-    def fetch(self, key: str) -> None:
-        check_key(key)
 
     def send(self, key: str) -> None:
         check_key(key)

@@ -4,11 +4,12 @@ import logging
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from icl.storage.keys import InvalidKeyError, MissingKeyError, StorageError, Store
+from icl.storage.keys import History, InvalidKeyError, MissingKeyError, StorageError, Store
 from icl.storage.local import LocalStore
 
 _log = logging.getLogger(__name__)
@@ -16,10 +17,16 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Task:
-    """One thing to do at the remote. `data` is set only if the local folder could not take the value."""
+    """One thing to do at the remote; to complete a folder is to send what it lacks.
 
-    verb: Literal["put", "delete", "recover"]
+    Attributes:
+        data: set only if the local folder could not take the value.
+        not_before: time on the monotonic clock.
+    """
+
+    verb: Literal["put", "delete", "complete"]
     data: bytes | None = None
+    not_before: float = 0.0
 
 
 class MirroredStore:
@@ -32,6 +39,10 @@ class MirroredStore:
     Failed uploads are repeated, with growing pauses, until they succeed; an outage is logged once when it begins and
     once when it ends. Deletes reach the remote after all uploads, so that it never lacks an old state before it has
     the new one. What a killed process had not sent is sent after the next start, through `recover`.
+
+    `recover` continues the copy with the longer history. If the remote cannot be reached then, the folder alone counts
+    until it can be, and the remote's copy is only replaced or added to once the folder's is at least as long: work may
+    be done twice, but none is lost.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class MirroredStore:
         self._longest_pause_s = longest_pause_s
         self._changed = threading.Condition()
         self._tasks: OrderedDict[str, _Task] = OrderedDict()
+        self._undecided: dict[str, History] = {}  # folders, with their slash, whose two copies are still to be compared
         self._worker: threading.Thread | None = None
         self._failures = 0  # in a row
         self._last_error = ""
@@ -75,17 +87,17 @@ class MirroredStore:
             self._enqueue(key, _Task("put"))
 
     def get(self, key: str) -> bytes:
+        with self._changed:
+            task = self._tasks.get(key)
+        if task is not None and task.data is not None:
+            return task.data
         try:
             return self.local.get(key)
         except InvalidKeyError:
             raise
         except StorageError as error:
-            with self._changed:
-                task = self._tasks.get(key)
-            if task is not None and task.verb == "delete":
+            if (task is not None and task.verb == "delete") or self._is_undecided(key):
                 raise MissingKeyError(f"there is no {key} in {self}") from error
-            if task is not None and task.data is not None:
-                return task.data
             return self.remote.get(key)
 
     def list(self, prefix: str = "") -> list[str]:
@@ -93,12 +105,12 @@ class MirroredStore:
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Sizes at both places. If the remote fails, those of the folder alone; raises if the folder has nothing."""
-        here = self.local.sizes(prefix)
+        here = self._sizes_here(prefix)
         try:
-            there = self.remote.sizes(prefix)
+            there = {} if self._is_undecided(_below(prefix)) else self.remote.sizes(prefix)
             self._listing_failed = False
         except StorageError as error:
-            # An empty folder beside an unreachable bucket is not an empty run: training would start anew over it.
+            # An empty folder beside an unreachable bucket is not an empty run: a reader would miss all of it.
             if not here:
                 raise
             if not self._listing_failed:
@@ -107,12 +119,7 @@ class MirroredStore:
             there = {}
         with self._changed:
             deleted = {key for key, task in self._tasks.items() if task.verb == "delete"}
-            held = {
-                key: len(task.data)
-                for key, task in self._tasks.items()
-                if task.data is not None and (not prefix or key.startswith(f"{prefix}/"))
-            }
-        return {key: size for key, size in sorted((there | here | held).items()) if key not in deleted}
+        return {key: size for key, size in sorted((there | here).items()) if key not in deleted}
 
     def delete(self, key: str) -> None:
         try:
@@ -130,21 +137,33 @@ class MirroredStore:
             task = self._tasks.get(key)
         if task is not None and (task.verb == "delete" or task.data is not None):
             return task.verb == "put"
-        return self.remote.exists(key)
+        return not self._is_undecided(key) and self.remote.exists(key)
 
-    def recover(self, prefix: str) -> None:
-        """Clear what a killed writer left in the folder, and send, in the background, what it had not sent."""
+    def recover(self, prefix: str, history: History | None = None) -> None:
+        """Clear what a killed writer left in the folder, and send, in the background, what it had not sent.
+
+        With a `history`, first take over the remote's records if the remote is ahead of the folder, or the folder lacks
+        them.
+        """
         self.local.recover(prefix)
+        if history is not None:
+            try:
+                records = self._records_ahead(prefix, history)
+            except StorageError as error:
+                self._leave_undecided(prefix, history, error)
+            else:
+                with self._changed:
+                    self._undecided.pop(_below(prefix), None)
+                for key, data in records.items():
+                    self.local.put(key, data)
         # Not a valid key, so it is no value's place in the queue.
-        self._enqueue(f"/{prefix}", _Task("recover"))
-
-    def fetch(self, key: str) -> None:
-        if not self.local.exists(key):
-            self.local.put(key, self.remote.get(key))
+        self._enqueue(f"/{prefix}", _Task("complete"))
 
     def send(self, key: str) -> None:
         if self.local.exists(key):
             self._enqueue(key, _Task("put"))
+        elif not self._is_undecided(_below(key)):
+            self._enqueue(f"/{key}", _Task("complete"))
 
     def flush(self, timeout_s: float | None = None) -> tuple[str, ...]:
         """Wait until everything is sent, and return the keys that are not.
@@ -157,8 +176,10 @@ class MirroredStore:
             self._flushing += 1
             self._failures = min(self._failures, 1)
             given_up_at = self._failures + 3
+            for task in self._tasks.values():
+                task.not_before = 0.0
             self._changed.notify_all()
-            while self._tasks and self._failures < given_up_at:
+            while self._next() and self._failures < given_up_at:
                 remaining = None if deadline is None else deadline - time.monotonic()
                 if remaining is not None and remaining <= 0:
                     break
@@ -166,16 +187,57 @@ class MirroredStore:
                 self._changed.wait(remaining)
             self._flushing -= 1
             left = dict(self._tasks)
-        unsent = [key for key, task in left.items() if task.verb != "recover"]
-        for key in left.keys() - set(unsent):
+        unsent = {key: task for key, task in left.items() if task.verb != "complete"}
+        for key in left.keys() - unsent.keys():
             # Nobody could ask the remote what it has of this folder: nothing, then, for all we know.
-            unsent += [name for name in self.local.list(key.removeprefix("/")) if name not in left]
+            unsent |= {name: _Task("put") for name in self.local.list(key.removeprefix("/")) if name not in left}
         if unsent:
-            self._report(len(unsent), sum(task.data is not None for task in left.values()))
+            self._report(list(unsent.values()))
         return tuple(unsent)
 
     def lock_path(self, prefix: str) -> Path:
         return self.local.lock_path(prefix)
+
+    # Two copies of a folder
+
+    def _sizes_here(self, prefix: str) -> dict[str, int]:
+        with self._changed:
+            held = {key: len(task.data) for key, task in self._tasks.items() if task.data is not None}
+        return self.local.sizes(prefix) | {key: size for key, size in held.items() if key.startswith(_below(prefix))}
+
+    def _is_undecided(self, key: str) -> bool:
+        return key.startswith(tuple(self._undecided))
+
+    def _leave_undecided(self, prefix: str, history: History, error: StorageError) -> None:
+        with self._changed:
+            self._undecided[_below(prefix)] = history
+            if not self._failures:
+                _log.warning(
+                    "%s. The run goes on with what is in %s; what %s holds of it stays as it is until it can be read",
+                    error, self.local, self.remote,
+                )  # fmt: skip
+            # The outage is told: the worker, who will meet it too, need not say it again.
+            self._failures, self._last_error = max(self._failures, 1), str(error)
+
+    def _records_ahead(self, prefix: str, history: History) -> dict[str, bytes]:
+        """The remote's records that the folder must take over before it is continued."""
+        here, there = self.local.sizes(prefix), self.remote.sizes(prefix)
+        ahead = history.progress(there) > history.progress(here)
+        return {key: self.remote.get(key) for key in history.records if key in there and (ahead or key not in here)}
+
+    def _complete(self, prefix: str) -> bool:
+        """Queue what the remote lacks of a folder; False if the remote has the longer history, which must stay."""
+        self.remote.recover(prefix)
+        here, there = self._sizes_here(prefix), self.remote.sizes(prefix)
+        history = self._undecided.get(_below(prefix))
+        if history is not None and history.progress(there) > history.progress(here):
+            return False
+        with self._changed:
+            self._undecided.pop(_below(prefix), None)
+            for name, size in here.items():
+                if there.get(name) != size:
+                    self._tasks.setdefault(name, _Task("put"))
+        return True
 
     # The queue
 
@@ -210,43 +272,45 @@ class MirroredStore:
             self._worker.start()
 
     def _next(self) -> tuple[str, _Task] | None:
-        """The oldest upload; a delete only if no upload waits."""
+        """The oldest task that may be done now; a delete only if nothing else may be."""
+        now, undecided = time.monotonic(), tuple(self._undecided)
+        oldest_delete = None
         for key, task in self._tasks.items():
+            if task.not_before > now or key.startswith(undecided):
+                continue
             if task.verb != "delete":
                 return key, task
-        return next(iter(self._tasks.items()), None)
+            oldest_delete = oldest_delete or (key, task)
+        return oldest_delete
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 while (chosen := self._next()) is None:
-                    self._changed.wait()
+                    later = [task.not_before for task in self._tasks.values() if task.not_before]
+                    self._changed.wait(max(min(later) - time.monotonic(), 0.0) if later else None)
             key, task = chosen
             try:
-                self._do(key, task)
+                done = self._do(key, task)
             # Anything at all: a thread that dies silently would be a mirror that silently stops.
             except Exception as error:
                 self._failed(key, task, error)
             else:
-                self._succeeded(key, task)
+                self._succeeded(key, task) if done else self._postpone(key, task)
 
-    def _do(self, key: str, task: _Task) -> None:
-        if task.verb == "put":
-            try:
-                data = self.local.get(key) if task.data is None else task.data
-            except MissingKeyError:
-                return  # deleted since
-            self.remote.put(key, data)
-        elif task.verb == "delete":
+    def _do(self, key: str, task: _Task) -> bool:
+        """Do the task; False if its time has not come."""
+        if task.verb == "complete":
+            return self._complete(key.removeprefix("/"))
+        if task.verb == "delete":
             self.remote.delete(key)
-        else:
-            prefix = key.removeprefix("/")
-            self.remote.recover(prefix)
-            there = self.remote.sizes(prefix)
-            missing = [name for name, size in self.local.sizes(prefix).items() if there.get(name) != size]
-            with self._changed:
-                for name in missing:
-                    self._tasks.setdefault(name, _Task("put"))
+            return True
+        try:
+            data = self.local.get(key) if task.data is None else task.data
+        except MissingKeyError:
+            return True  # deleted since
+        self.remote.put(key, data)
+        return True
 
     def _succeeded(self, key: str, task: _Task) -> None:
         with self._changed:
@@ -255,6 +319,18 @@ class MirroredStore:
             if self._failures:
                 _log.warning("uploads to %s work again", self.remote)
             self._failures = 0
+            self._changed.notify_all()
+
+    def _postpone(self, key: str, task: _Task) -> None:
+        message = (
+            f"{self.remote} holds a longer history of {key.removeprefix('/')} than {self.local}, which is sent when it has "
+            "become as long; to go on from the longer one instead, stop and start again"
+        )
+        with self._changed:
+            if message != self._last_error:
+                _log.warning("%s", message)
+            self._failures, self._last_error = 0, message
+            task.not_before = time.monotonic() + self._longest_pause_s
             self._changed.notify_all()
 
     def _failed(self, key: str, task: _Task, error: Exception) -> None:
@@ -282,10 +358,17 @@ class MirroredStore:
             self._local_failed = True
             _log.warning("%s. Until then checkpoints go to %s alone", error, self.remote)
 
-    def _report(self, unsent: int, lost: int) -> None:
+    def _report(self, unsent: Sequence[_Task]) -> None:
+        lost = sum(task.data is not None for task in unsent)
+        deletes = sum(task.verb == "delete" for task in unsent)
         fate = f"{lost} of them are in memory only and will be lost" if lost else f"all are in {self.local}"
-        reason = self._last_error or "there was not enough time"
+        undeleted = f" and {deletes} not deleted there" if deletes else ""
         _log.warning(
-            "%d values were not sent to %s (%s); %s. Start the run again, or use `icl runs --copy`, to send them",
-            unsent, self.remote, reason, fate,
+            "%d values were not sent to %s%s (%s); %s. Start the run again, or use `icl runs --copy`, to send them",
+            len(unsent) - deletes, self.remote, undeleted, self._last_error or "there was not enough time", fate,
         )  # fmt: skip
+
+
+def _below(prefix: str) -> str:
+    """What every key below the folder begins with."""
+    return f"{prefix}/" if prefix else ""

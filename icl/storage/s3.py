@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from icl.storage.keys import MissingKeyError, StorageError, check_key, check_prefix, is_key
+from icl.storage.keys import History, MissingKeyError, StorageError, check_key, check_prefix, is_key
 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
@@ -130,7 +130,7 @@ class S3Store:
             raise failure from error
         return True
 
-    def recover(self, prefix: str) -> None:
+    def recover(self, prefix: str, history: History | None = None) -> None:
         """Abort uploads in parts that a killed writer left; they are invisible but cost money."""
         where = self._folder(prefix)
         # Not every account may list uploads, and what is left behind harms no reader.
@@ -139,9 +139,6 @@ class S3Store:
                 self._client().abort_multipart_upload(
                     Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
                 )
-
-    def fetch(self, key: str) -> None:
-        check_key(key)
 
     def send(self, key: str) -> None:
         check_key(key)
@@ -166,6 +163,7 @@ class S3Store:
     def _client(self) -> Any:
         with self._lock:
             if self._cached_client is None:
+                _import_boto3()
                 from boto3.session import Session
                 from botocore.config import Config
 
@@ -215,7 +213,17 @@ class S3Store:
         return StorageError(f"cannot {verb} {key} in {self}: {_explain(error, code)}")
 
 
+_importing = threading.Lock()
+
+
+def _import_boto3() -> None:
+    """Import it in one thread at a time: of two that import parts of it at once, Python may stop one as deadlocked."""
+    with _importing:
+        import boto3.s3.transfer  # noqa: F401
+
+
 def _boto_errors() -> tuple[type[Exception], ...]:
+    _import_boto3()
     from boto3.exceptions import Boto3Error
     from botocore.exceptions import BotoCoreError, ClientError
 
