@@ -6,11 +6,15 @@ everything that knows its client.
 """
 
 import json
+import logging
 import math
 import os
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from icl.storage.local import explain, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +25,11 @@ METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 IMAGES = "images"
 
+_log = logging.getLogger(__name__)
+
 
 class Tracker(Protocol):
-    """Where metrics go. Every method returns at once and never raises because of a network."""
+    """Where metrics go. Every method returns at once and never raises because of a network or a disk."""
 
     def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
         """Record the metrics of one training step; steps must not decrease."""
@@ -61,7 +67,8 @@ class NullTracker:
 class LocalTracker:
     """Files in one folder: `metrics.jsonl` (one JSON object per row, see `read_metrics`), `summary.json`, `images/`.
 
-    No file holds a time or a host, so equal runs leave equal bytes.
+    No file holds a time or a host, so equal runs leave equal bytes. On a disk that takes nothing more the rows wait in
+    memory for the next row; a warning says so.
     """
 
     def __init__(self, directory: str | Path, next_step: int = 0) -> None:
@@ -79,28 +86,29 @@ class LocalTracker:
         before = path.read_bytes() if path.exists() else b""
         kept = b"".join(_rows_before(before, next_step))
         if kept != before or not path.exists():
-            _replace(path, kept)
+            write_atomically(path, kept)
         self._path = path
+        self._size = len(kept)
+        self._waiting: list[bytes] = []
         kept_summary = read_summary(self.directory) if next_step > 0 else {}
         self._summary = {name: value for name, value in kept_summary.items() if name != "status"}
 
     def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
         """Append one row and see it onto the disk, so that it cannot be older than a checkpoint written after it."""
         row = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
-        with self._path.open("ab") as file:
-            file.write(json.dumps(row).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+        self._waiting.append(json.dumps(row).encode() + b"\n")
+        self._write_rows()
 
     def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
         """Write `images/<name>-<step>.png`, slashes of the name made dashes."""
-        target = self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png"
-        target.parent.mkdir(exist_ok=True)
         if isinstance(image, Path):
-            _replace(target, image.read_bytes())
+            data = image.read_bytes()
         else:
+            drawn = BytesIO()
             # Without the date and version that matplotlib would write, equal figures are equal files.
-            image.savefig(target, metadata={"Software": None})
+            image.savefig(drawn, format="png", metadata={"Software": None})
+            data = drawn.getvalue()
+        self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", data)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Rewrite `summary.json` with these values added."""
@@ -109,11 +117,38 @@ class LocalTracker:
 
     def finish(self, status: Status = "finished") -> None:
         """Write the status into `summary.json`."""
+        if self._waiting:
+            self._write_rows()
+        if self._waiting:
+            _log.warning("%d rows could not be written to %s and are lost", len(self._waiting), self._path)
         self._write_summary(status)
+
+    def _write_rows(self) -> None:
+        data = b"".join(self._waiting)
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(self._size)  # of a row that an earlier attempt wrote in part
+                file.seek(self._size)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if len(self._waiting) == 1:
+                _log.warning("cannot write %s: %s. Until then its rows wait in memory", self._path, explain(error))
+            return
+        self._size += len(data)
+        self._waiting.clear()
 
     def _write_summary(self, status: str) -> None:
         text = json.dumps({"status": status, **self._summary}, indent=2, sort_keys=True) + "\n"
-        _replace(self.directory / SUMMARY, text.encode())
+        self._write(self.directory / SUMMARY, text.encode())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, data)
+        except OSError as error:
+            _log.warning("cannot write %s: %s", path, explain(error))
 
 
 class TeeTracker:
@@ -176,13 +211,3 @@ def _rows_before(data: bytes, step: float) -> list[bytes]:
 def _number(value: Any) -> Any:
     """Plain Python numbers out of NumPy's and torch's scalars."""
     return value.item() if hasattr(value, "item") else value
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Put `data` under `path` so that a reader, or a crash, sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 
 import numpy as np
 import pandas as pd
@@ -112,3 +114,24 @@ def test_an_unwritable_place_is_an_error_at_once(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         LocalTracker(tmp_path / "file")
+
+
+def test_on_a_full_disk_rows_wait_in_memory_and_follow_when_there_is_room(tmp_path, monkeypatch, caplog):
+    tracker = record(tmp_path, 0, 3)
+    with monkeypatch.context() as patch:
+
+        def refuse(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        patch.setattr(os, "fsync", refuse)
+        for step in range(3, 6):
+            tracker.log(step, values_at(step))
+        tracker.summary({"best": 1.0})
+    assert [row["step"] for row in read_metrics(tmp_path)][:3] == [0, 1, 2]
+    messages = [record.message for record in caplog.records]
+    assert len(messages) == 2  # of the rows, and of the summary
+    assert all("the disk is full; free some space" in message for message in messages)
+    tracker.log(6, values_at(6))
+    tracker.finish()
+    assert read_metrics(tmp_path) == [{"step": step, **values_at(step)} for step in range(7)]
+    assert not list(tmp_path.glob(".*"))

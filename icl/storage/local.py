@@ -29,9 +29,9 @@ class LocalStore:
         path = self._path(key)
         try:
             _make_folder(path.parent)
-            _write_atomically(path, data)
+            write_atomically(path, data)
         except OSError as error:
-            raise StorageError(f"cannot write {path}: {_explain(error)}") from error
+            raise StorageError(f"cannot write {path}: {explain(error)}") from error
 
     def get(self, key: str) -> bytes:
         path = self._path(key)
@@ -40,7 +40,7 @@ class LocalStore:
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise MissingKeyError(f"there is no {key} in {self}") from error
         except OSError as error:
-            raise StorageError(f"cannot read {path}: {_explain(error)}") from error
+            raise StorageError(f"cannot read {path}: {explain(error)}") from error
 
     def list(self, prefix: str = "") -> list[str]:
         return sorted(key for key, _ in self._files(prefix))
@@ -60,7 +60,7 @@ class LocalStore:
         except NotADirectoryError:
             pass
         except OSError as error:
-            raise StorageError(f"cannot delete {path}: {_explain(error)}") from error
+            raise StorageError(f"cannot delete {path}: {explain(error)}") from error
 
     def exists(self, key: str) -> bool:
         return self._path(key).is_file()
@@ -105,10 +105,11 @@ class LocalStore:
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise StorageError(f"cannot list {folder}: {_explain(error)}") from error
+                raise StorageError(f"cannot list {folder}: {explain(error)}") from error
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
+    """Put `data` under `path`, durably, so that a reader or a crash sees the old file or the new one; raises `OSError`."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
@@ -143,7 +144,8 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _explain(error: OSError) -> str:
+def explain(error: OSError) -> str:
+    """What the operating system's refusal means and what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space or set LOCAL_ROOT to a folder on a larger disk"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

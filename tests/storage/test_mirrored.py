@@ -57,7 +57,7 @@ def full_disk(monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("icl.storage.local._write_atomically", refuse)
+    monkeypatch.setattr("icl.storage.local.write_atomically", refuse)
 
 
 def test_a_put_does_not_wait_for_a_remote_that_stalls(store, remote):
