@@ -14,6 +14,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from icl.storage.keys import StorageError
 from icl.storage.local import explain, write_atomically
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class LocalTracker:
         run will log them again.
 
         Raises:
-            OSError: the folder cannot be written.
+            StorageError: the folder cannot be written.
         """
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -86,7 +87,10 @@ class LocalTracker:
         before = path.read_bytes() if path.exists() else b""
         kept = b"".join(_rows_before(before, next_step))
         if kept != before or not path.exists():
-            write_atomically(path, kept)
+            try:
+                write_atomically(path, kept)
+            except OSError as error:
+                raise StorageError(f"cannot write {path}: {explain(error)}") from error
         self._path = path
         self._size = len(kept)
         self._waiting: list[bytes] = []

@@ -1,5 +1,6 @@
 """A proxy before an S3 server that spoils requests on the wire, and counts what it did."""
 
+import base64
 import contextlib
 import http.client
 import itertools
@@ -8,8 +9,10 @@ import socket
 import struct
 import threading
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 FAULTS = (
@@ -36,11 +39,13 @@ class FaultProxy:
     """Forwards HTTP to `target`; request i meets `schedule`'s i-th fault, or none where that is None or has ended.
 
     Attributes:
-        injected: how often each fault was met.
+        injected: how often each fault was met. A wrong checksum is met by data alone, sent or answered.
         requests: how many requests came, by method.
     """
 
-    def __init__(self, target: tuple[str, int], schedule: Iterable[str | None] = (), stall_s: float = 1.0) -> None:
+    def __init__(
+        self, target: tuple[str, int], schedule: Iterable[str | None] = (), stall_s: float = 1.0, port: int = 0
+    ) -> None:
         self.target = target
         self.schedule = iter(schedule)
         self.stall_s = stall_s
@@ -52,7 +57,7 @@ class FaultProxy:
         class Handler(_Handler):
             owner = proxy
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self._server.daemon_threads = True
         self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # broken connections are the point
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -73,10 +78,22 @@ class FaultProxy:
     def next_fault(self, method: str) -> str | None:
         with self._lock:
             self.requests[method] += 1
-            fault = next(self.schedule, None)
+            return next(self.schedule, None)
+
+    def met(self, fault: str | None) -> None:
+        with self._lock:
             if fault is not None:
                 self.injected[fault] += 1
-            return fault
+
+
+def _spoilt(data: bytes) -> bytes:
+    return bytes([data[0] ^ 1]) + data[1:]
+
+
+def _as_stated(body: bytes, headers: Message) -> bool:
+    """What S3 checks and moto does not: the body against the checksum that came with it, if one did."""
+    stated = headers.get("x-amz-checksum-crc32")
+    return stated is None or base64.b64decode(stated) == zlib.crc32(body).to_bytes(4, "big")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -86,6 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         fault = self.owner.next_fault(self.command)
+        if fault != "wrong checksum":
+            self.owner.met(fault)
         length = int(self.headers.get("Content-Length", 0))
         if fault == "reset before the request":
             return self._reset()
@@ -98,11 +117,17 @@ class _Handler(BaseHTTPRequestHandler):
             return self._reset()
         if fault in _ERRORS:
             return self._refuse(*_ERRORS[fault])
+        if fault == "wrong checksum" and body:
+            self.owner.met(fault)
+            body = _spoilt(body)
+            if not _as_stated(body, self.headers):
+                return self._refuse("BadDigest", 400)
         status, headers, answer = self._forward(body)
         if fault == "reset after the request":
             return self._reset()
         if fault == "wrong checksum" and answer and self.command == "GET":
-            answer = bytes([answer[0] ^ 1]) + answer[1:]
+            self.owner.met(fault)
+            answer = _spoilt(answer)
         half = fault in ("reset amid the answer", "truncated answer")
         self._answer(status, headers, answer[: len(answer) // 2] if half else answer)
         if fault == "reset amid the answer":

@@ -19,6 +19,7 @@ from icl.storage.keys import History, MissingKeyError, StorageError, check_key, 
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 _REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "403", "Forbidden"}
+_DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"}
 _BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
 
 
@@ -66,13 +67,16 @@ class S3Store:
 
     def put(self, key: str, data: bytes) -> None:
         name = self._name(key)
-        try:
-            if len(data) <= self._multipart_bytes:
-                self._client().put_object(Bucket=self.bucket, Key=name, Body=data)
-            else:
-                self._put_in_parts(name, data)
-        except _boto_errors() as error:
-            raise self._failure("write", key, error) from error
+        send = self._put_whole if len(data) <= self._multipart_bytes else self._put_in_parts
+        for attempt in range(self._attempts):
+            try:
+                send(name, data)
+                break
+            except _boto_errors() as error:
+                # botocore repeats requests, but not one whose body arrived damaged.
+                if _code(error) not in _DAMAGED or attempt + 1 == self._attempts:
+                    raise self._failure("write", key, error) from error
+                time.sleep(_pause_s(attempt))
         self._remember(key, len(data))
 
     def get(self, key: str) -> bytes:
@@ -88,7 +92,7 @@ class S3Store:
             except _boto_errors() as error:
                 if attempt + 1 == self._attempts:
                     raise self._failure("read", key, error) from error
-                time.sleep(min(0.1 * 2**attempt, 2.0))
+                time.sleep(_pause_s(attempt))
             finally:
                 body.close()
         raise AssertionError("the last attempt returns or raises")
@@ -177,6 +181,9 @@ class S3Store:
                 self._cached_client = Session().client("s3", config=config)
             return self._cached_client
 
+    def _put_whole(self, name: str, data: bytes) -> None:
+        self._client().put_object(Bucket=self.bucket, Key=name, Body=data)
+
     def _put_in_parts(self, name: str, data: bytes) -> None:
         from boto3.s3.transfer import TransferConfig
 
@@ -202,8 +209,7 @@ class S3Store:
                         listing[key] = size
 
     def _failure(self, verb: str, key: str, error: Exception) -> StorageError:
-        # Some botocore errors have the attribute without a response in it.
-        code = str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+        code = _code(error)
         if code in _MISSING:
             return MissingKeyError(f"there is no {key} in {self}")
         if code in _EXPIRED | _REFUSED or "Credential" in type(error).__name__:
@@ -230,6 +236,16 @@ def _boto_errors() -> tuple[type[Exception], ...]:
     return BotoCoreError, ClientError, Boto3Error
 
 
+def _code(error: Exception) -> str:
+    """The service's name of the error; empty if the service did not answer."""
+    # Some botocore errors have the attribute without a response in it.
+    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+
+
+def _pause_s(attempt: int) -> float:
+    return min(0.1 * 2**attempt, 2.0)
+
+
 def _explain(error: Exception, code: str) -> str:
     """What happened and what to do, in words that are ours alone: the service's own may quote keys or addresses."""
     name = type(error).__name__
@@ -245,6 +261,8 @@ def _explain(error: Exception, code: str) -> str:
         return "this machine's clock is wrong; set it"
     if code in _BUSY:
         return f"the service is overloaded ({code}); try again later"
+    if code in _DAMAGED:
+        return f"the data arrive damaged ({code}); check the network"
     if "Credential" in name or name == "TokenRetrievalError":
         return (
             "no usable credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
