@@ -2,7 +2,7 @@
 
     python -m benchmarks.llc_accuracy [--quick] [--output data/llc_accuracy] [--only regular]
 
-Every method runs with one setting on all models. icl's is `icl.sampling.CALIBRATED`. devinterp has no setting of its own that
+Every method runs with one setting on all models. icl's is `icl.sampling.AUTOMATIC`. devinterp has no setting of its own that
 fits models of different sizes, so its step size and localisation are chosen in its favour: the cell of a grid with the smallest
 mean error, capped at 1, on tuning models of the same families. Its `SGMCMC` optimiser drives all chains as one stacked tensor,
 whose update is elementwise and therefore the same as chain by chain; it gets as many gradients as icl spends, pilot included.
@@ -21,13 +21,13 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from icl.sampling import CALIBRATED, SamplerConfig
+from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.diagnostics import mcse_of_mean, split_rhat
 from icl.sampling.llc import estimate_llc_of
 from icl.sampling.truth import KnownModel, deep_linear, linear_regression, normal_crossing, warped_regression
 from icl.streams import Stream
 
-QUICK = CALIBRATED.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
+QUICK = AUTOMATIC.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
 LARGEST_COMPARED = 20_000
 """Above this many parameters devinterp's samplers are not run: the comparison would take most of the benchmark's time."""
 
@@ -222,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-errors", action="store_true", help="leave out the calibration of standard errors")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    config = QUICK if options.quick else CALIBRATED
+    config = QUICK if options.quick else AUTOMATIC
     rows = run(zoo(options.quick), config, options.output)
     summary = summarise(rows)
     summary.to_csv(options.output / "summary.csv", float_format="%.4g")

@@ -111,17 +111,65 @@ def llc(
     sweep: SweepFile = None,
     index: Index = None,
     overrides: Overrides = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="Sampler settings in place of the file's: published (arXiv 2402.02364), calibrated (the same models, "
+            "chains that stay in the basin) or automatic (any model, constants by pilot chains). --set still wins."
+        ),
+    ] = None,
     jobs: Jobs = None,
     executor: Executor = "local",
     tracking: Tracking = "auto",
 ) -> None:
     """Estimate the local learning coefficient at the checkpoints of trained runs, as a sweep file says.
 
-    Without a file: the run that `wandb agent` hands over. Estimates that exist are not made again.
+    Without a file: the run that `wandb agent` hands over. Estimates that exist are not made again. Every estimate comes
+    with a verdict in plain words. `icl calibrate` searches the sampler's constants.
     """
+    from icl.sampling.presets import preset_override
     from icl.sweep_commands import run_sweep_command
 
-    raise typer.Exit(run_sweep_command("llc", sweep, index, overrides or [], jobs, executor, tracking))
+    overrides = [*([] if preset is None else [preset_override(preset)]), *(overrides or [])]
+    raise typer.Exit(run_sweep_command("llc", sweep, index, overrides, jobs, executor, tracking))
+
+
+@app.command()
+def calibrate(
+    sweep: Annotated[Path, typer.Argument(help="A W&B sweep file for `icl llc`: the run, its checkpoints, its data.")],
+    index: Annotated[int, typer.Option(help="The point of the grid, counted from 0.")] = 0,
+    overrides: Overrides = None,
+    steps: Annotated[
+        list[int] | None,
+        typer.Option("--step", help="A checkpoint; repeatable. Default: up to four of those that the file chooses."),
+    ] = None,
+    epsilons: Annotated[
+        list[float] | None, typer.Option("--epsilon", help="A step size to try; repeatable. Default: 1e-6, 1e-5, 1e-4.")
+    ] = None,
+    gammas: Annotated[
+        list[float] | None, typer.Option("--gamma", help="A localisation; repeatable. Default: 10, 100, 1000.")
+    ] = None,
+    nbetas: Annotated[
+        list[float] | None, typer.Option("--nbeta", help="An inverse temperature; repeatable. Default: 1, 10, 100.")
+    ] = None,
+    chains: Annotated[int, typer.Option(min=1, help="Chains of a cell.")] = 4,
+    burnin: Annotated[int, typer.Option("--burn-in", min=0, help="Steps before the first draw.")] = 200,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of a chain.")] = 300,
+    output: Annotated[Path, typer.Option(help="Folder of the table and the trace plots.")] = Path("calibration"),
+) -> None:
+    """Search the sampler's constants: where is the estimate healthy, and insensitive to them?
+
+    Samples every (epsilon, gamma, nbeta) at every checkpoint, and the named presets beside them, prints one row each,
+    and recommends one setting for all checkpoints by a criterion that looks at health and sensitivity alone
+    (docs/llc.md). Interrupted, it continues where it was stopped.
+    """
+    from icl.calibrate_command import Budget, calibrate_command
+    from icl.sampling.calibration import Grid
+
+    given = {"epsilons": epsilons, "gammas": gammas, "nbetas": nbetas}
+    grid = Grid(**{name: tuple(dict.fromkeys(values)) for name, values in given.items() if values})
+    budget = Budget(chains, burnin, draws)
+    calibrate_command(sweep, index, overrides or [], steps or [], grid, budget, output)
 
 
 @app.command()

@@ -99,8 +99,9 @@ class LLCConfig(TrainingConfig):
 
 def sampling_batches(
     task: RegressionTask, sampler: SamplerConfig, seed: int, device: torch.device | str = "cpu"
-) -> tuple[Callable[[int], Batch], Sequence[Batch] | None]:
-    """The gradient's batches (step -> batch) and the evaluation set in batches, or None where no fixed set is needed.
+) -> tuple[Callable[[int], Batch], Callable[[int], Batch] | Sequence[Batch] | None]:
+    """The gradient's batches (step -> batch), and what `eval_method` evaluates on: the evaluation set in batches, fresh
+    batches (index -> batch), or None for the gradient's own.
 
     "infinite-dataset" gives a fresh batch at every step; "eval-dataset" a fixed set of n = eval_dataset_size
     sequences, shuffled anew at every
@@ -108,12 +109,14 @@ def sampling_batches(
     """
     stream = Stream(seed, "sampling")
     fixed = sampler.grad_batch_origin == "eval-dataset"
+    eval_batch_size = sampler.eval_batch_size or sampler.grad_batch_size
     needs_set = fixed or sampler.eval_method in ("dataset", "fixed-minibatch")
     dataset = task.sample(stream.child("dataset"), 0, sampler.eval_dataset_size, device) if needs_set else None
     eval_batches = None
     if dataset is not None and sampler.eval_method != "grad-minibatch":
-        size = sampler.eval_batch_size or sampler.grad_batch_size
-        eval_batches = list(zip(*(part.split(size) for part in dataset), strict=True))
+        eval_batches = list(zip(*(part.split(eval_batch_size) for part in dataset), strict=True))
+    elif sampler.eval_method == "new-minibatch":
+        eval_batches = partial(task.sample, stream.child("evaluation"), batch_size=eval_batch_size, device=device)
     if not fixed:
         return partial(
             task.sample, stream.child("batches"), batch_size=sampler.grad_batch_size, device=device
@@ -130,15 +133,16 @@ class _Shuffled:
         self._xs, self._ys = dataset
         self._batch_size = min(batch_size, len(self._xs))
         self._stream = stream
-        self._epoch, self._order = -1, torch.empty(0)
+        self._pass = -1, torch.empty(0, dtype=torch.long)
 
     def __call__(self, step: int) -> Batch:
         per_epoch = len(self._xs) // self._batch_size
         epoch, index = divmod(step, per_epoch)
-        if epoch != self._epoch:
-            self._order = self._stream.uniform(epoch, (len(self._xs),), self._xs.device).argsort()
-            self._epoch = epoch
-        chosen = self._order[index * self._batch_size : (index + 1) * self._batch_size]
+        # One tuple, replaced at once: worker threads in different passes each read a matching pair.
+        current = self._pass
+        if current[0] != epoch:
+            current = self._pass = epoch, self._stream.uniform(epoch, (len(self._xs),), self._xs.device).argsort()
+        chosen = current[1][index * self._batch_size : (index + 1) * self._batch_size]
         return self._xs[chosen], self._ys[chosen]
 
 
@@ -146,6 +150,15 @@ def zero_predictor_loss(task: RegressionTask) -> float:
     """E[y²] = E‖w‖² + σ²: the loss of predicting 0, which no useful model exceeds."""
     energy = task.task_size if task.num_tasks is None else float((task.tasks**2).sum(dim=1).mean())
     return energy + task.noise_variance
+
+
+def model_at(
+    config: TrainingConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> InContextRegressionTransformer:
+    """The run's model with the given weights."""
+    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
+    model.load_state_dict(dict(weights))
+    return model.to(device)
 
 
 def estimate_at_checkpoint(
@@ -157,15 +170,16 @@ def estimate_at_checkpoint(
     """One estimate at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
     sampler = config.sampler_config
     task = config.task_config.resolved().pretrain_task()
-    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
-    model.load_state_dict(dict(weights))
     seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
+    metrics = sampler.eval_metrics
+    if config.plotting_config.include_weights_pca and "weights" not in metrics:
+        metrics = (*metrics, "weights")  # which the figure is drawn from
     batches, eval_batches = sampling_batches(task, sampler, seed, device)
     return estimate_llc(
-        model.to(device),
+        model_at(config, weights, device),
         mse_loss,
         batches,
-        sampler.model_copy(update={"init_seed": seed}),
+        sampler.model_copy(update={"init_seed": seed, "eval_metrics": metrics}),
         eval_batches=eval_batches,
         reference_loss=zero_predictor_loss(task),
         progress=progress,
@@ -184,11 +198,9 @@ def hessian_at_checkpoint(
 
     sampler = config.sampler_config
     task = config.task_config.resolved().pretrain_task()
-    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
-    model.load_state_dict(dict(weights))
     size = sampler.eval_batch_size or sampler.grad_batch_size
     xs, ys = task.sample(Stream(sampler.init_seed or 0, "sampling").child("dataset"), 0, size, device)
-    table = hessian_table(model.to(device), xs, ys, sampler.num_evals)
+    table = hessian_table(model_at(config, weights, device), xs, ys, sampler.num_evals)
     return {str(name): float(table[name].iloc[0]) for name in table.columns}
 
 

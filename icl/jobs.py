@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -26,10 +26,6 @@ from icl.traces import append_trace
 from icl.tracking import Tracker, read_metrics
 from icl.training import TrainingOutcome, first_missing_step, train
 from icl.wandb_tracking import Wanted, agent_run, open_tracker
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,15 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
 
     The estimates are rows of `metrics.jsonl` in the results folder of `config.llc_name`, the course of their chains is in
-    `traces.jsonl` there (`icl.traces`).
+    `traces.jsonl` there (`icl.traces`), and the tables that the sampler's metrics ask for (`icl.llc_record.tables_of`) are
+    `tables/<name>-<step>.csv.gz`.
 
     Raises:
         ConfigError: the training run has no checkpoints.
         RunInUseError: another process makes these estimates.
     """
+    from icl.llc_record import figures_of, tables_of, write_table  # and with it pandas, which training does without
+
     checkpoints = place.checkpoints(config)
     name = config.llc_name
     estimates = Checkpoints(place.store, name)
@@ -140,14 +139,16 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         tracker = place.open_tracker(name, config, max(done, default=-1) + 1)
 
         def record(step: int, result: LLCResult) -> None:
-            row = result.summary()
+            row, weights = result.summary(), checkpoints.load(step)
             if "hessian" in config.sampler_config.eval_metrics:
-                row |= hessian_at_checkpoint(config, checkpoints.load(step), place.device)
+                row |= hessian_at_checkpoint(config, weights, place.device)
             if place.tracking != "none":
                 # Before the metrics: a checkpoint counts as done once it has those.
                 append_trace(place.results / name, step, result)
+                for table_name, table in tables_of(config, result).items():
+                    write_table(table, place.results / name / "tables" / f"{table_name}-{step}.csv.gz")
             tracker.log(step, row)
-            for figure_name, figure in _figures(config, result).items():
+            for figure_name, figure in figures_of(config, result, weights).items():
                 tracker.log_image(step, figure_name, figure)
             tracker.summary({"step": step, **row})
 
@@ -170,30 +171,6 @@ def available_cores(device: torch.device) -> int:
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return cores if device.type == "cpu" else 1
-
-
-def _figures(config: LLCConfig, result: LLCResult) -> dict[str, "Figure"]:
-    """The figures that the configuration asks for, of one estimate."""
-    if not config.plotting_config.include_loss_trace:
-        return {}
-    from icl.figures.chains import loss_trace
-
-    return {"loss-trace": loss_trace(trace_table(result), result.init_loss)}
-
-
-def trace_table(result: LLCResult) -> "pd.DataFrame":
-    """One row per chain and draw: `chain`, `draw`, `loss`, and `llc`, the chain's estimate from its draws so far."""
-    import pandas as pd
-
-    chains, draws = result.loss_trace.shape
-    return pd.DataFrame(
-        {
-            "chain": torch.arange(chains).repeat_interleave(draws).numpy(),
-            "draw": torch.arange(draws).repeat(chains).numpy(),
-            "loss": result.loss_trace.flatten().cpu().numpy(),
-            "llc": result.running.flatten().cpu().numpy(),
-        }
-    )
 
 
 @contextmanager

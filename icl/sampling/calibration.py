@@ -1,20 +1,24 @@
-r"""The search for constants to which the estimate is insensitive.
+r"""The search for constants to which the estimate is insensitive, one setting for all the checkpoints it is run at.
 
-Every cell of a grid over ε, γ and nβ is sampled with one budget, seed and data. The criterion:
+Every cell of a grid over ε, γ and nβ is sampled at every checkpoint with one budget, seed and data. The criterion:
 
-1. A cell is **healthy** if its verdict is (`icl.sampling.verdict`): no chain lost, in the basin, levelled off, chains agree,
-   enough draws.
-2. A healthy cell is **insensitive** if, along ε and along γ, it has a healthy neighbour on the grid whose λ̂ agrees within 10 %
-   or two standard errors of the difference, whichever is more. An axis with one value has no say.
-3. **Recommended** is the insensitive cell of the largest nβ (λ̂ is asymptotic in nβ), among those the one with the smallest
-   relative standard error. If no cell is insensitive there is no recommendation.
+1. A cell is **healthy** at a checkpoint if its verdict is (`icl.sampling.verdict`): no chain lost, in the basin, levelled off, chains
+   agree, enough draws, not negative, not heated by its batches.
+2. Two cells **agree** if both are healthy and their λ̂ differ by no more than 10 %, or two standard errors of the difference if those are
+   more. A cell is insensitive along an axis if it agrees with a neighbour along it; an axis with one value has no say. Insensitivity to ε
+   is the least: without it λ̂ is an artefact of the discretisation. Cells insensitive to γ as well make the **region of insensitivity**.
+3. **Recommended** is the cell of the region, at every checkpoint at once, with the largest nβ (λ̂ is asymptotic in nβ), then the
+   smallest γ, then the smallest ε. Where there is no such region this is said, and the choice falls, by the same order, on the cells that
+   are insensitive to ε at every checkpoint. λ̂ then counts the directions whose curvature nβ h exceeds γ: it compares checkpoints under one
+   setting, and is no property of the model alone. If no cell is left nothing is recommended.
 
-Each cell also carries the Metropolis acceptance of the control at nβ = 0.
+The criterion looks at health and sensitivity only, never at the value of an estimate. Each cell also carries the Metropolis acceptance of
+the control at nβ = 0.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
@@ -25,10 +29,76 @@ from icl.sampling.data import BatchSource
 from icl.sampling.llc import LLCResult, estimate_llc_of
 from icl.sampling.objective import Batch, Objective
 
-GUIDE_EPSILON = (1e-6, 1e-5, 1e-4)
-GUIDE_NBETA = (1.0, 10.0, 100.0)
-GUIDE_GAMMA = (10.0, 100.0, 1000.0)
 AGREEMENT = 0.10
+TRACE_POINTS = 100
+AXES = ("epsilon", "gamma", "nbeta")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The constants searched; the defaults are those of Timaeus' sampling guide (2026)."""
+
+    epsilons: Sequence[float] = (1e-6, 1e-5, 1e-4)
+    gammas: Sequence[float] = (10.0, 100.0, 1000.0)
+    nbetas: Sequence[float] = (1.0, 10.0, 100.0)
+
+    def cells(self) -> list[tuple[float, float, float]]:
+        """All (ε, γ, nβ).
+
+        Raises:
+            ValueError: an axis is empty.
+        """
+        cells = list(product(self.epsilons, self.gammas, self.nbetas))
+        if not cells:
+            raise ValueError("give at least one value each of epsilon, gamma and nbeta")
+        return cells
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is sampled: the loss around one checkpoint, its data, and the loss of a useless model."""
+
+    objective: Objective
+    batches: BatchSource | Iterable[Batch]
+    reference_loss: float | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One setting at one checkpoint.
+
+    Attributes:
+        setting: the name of a preset; empty for a cell of the grid.
+        step: the checkpoint.
+        llc, mcse, rhat, ess: of the estimate.
+        excess, distance, lost, acceptance, heating: see `LLCResult`; excess is E[L] − L(w*).
+        draws: the draws, thinned, at which `running` was taken.
+        running: λ̂ so far, one list per chain.
+    """
+
+    setting: str
+    step: int
+    epsilon: float
+    gamma: float
+    nbeta: float
+    llc: float
+    mcse: float
+    rhat: float
+    ess: float
+    excess: float
+    distance: float
+    lost: int
+    acceptance: float
+    heating: float
+    healthy: bool
+    verdict: str
+    draws: tuple[int, ...]
+    running: tuple[tuple[float, ...], ...]
+
+    @property
+    def key(self) -> tuple[str, int, float, float, float]:
+        """What the cell is known by."""
+        return self.setting, self.step, self.epsilon, self.gamma, self.nbeta
 
 
 @dataclass(frozen=True)
@@ -36,116 +106,151 @@ class Calibration:
     """A finished search.
 
     Attributes:
-        table: one row per cell: epsilon, gamma, nbeta, llc, mcse, rhat, ess, excess (E[L] − L(w*)), distance, lost, acceptance (of the
-            control), healthy, insensitive, verdict.
-        traces: one row per cell, chain and draw: epsilon, gamma, nbeta, chain, draw, loss, running (λ̂ so far).
+        table: one row per cell and checkpoint: the fields of `Cell` but its trace, and `insensitive_epsilon` and `insensitive` (to both, by
+            rule 2; False for presets).
         recommended: (ε, γ, nβ), or None.
-        text: the finding in one sentence.
+        region: whether it lies in a region of insensitivity.
+        text: the finding in words.
     """
 
     table: pd.DataFrame
-    traces: pd.DataFrame
     recommended: tuple[float, float, float] | None
+    region: bool
     text: str
+
+    @property
+    def traces(self) -> list[Cell]:
+        """The cells of the table."""
+        return list(self.table.attrs["cells"])
 
 
 def calibrate(
-    objective: Objective,
-    batches: BatchSource | Iterable[Batch],
+    subjects: Mapping[int, Subject],
     base: SamplerConfig,
+    grid: Grid,
+    presets: Mapping[str, SamplerConfig] | None = None,
     *,
-    epsilons: Sequence[float] = GUIDE_EPSILON,
-    gammas: Sequence[float] = GUIDE_GAMMA,
-    nbetas: Sequence[float] = GUIDE_NBETA,
-    reference_loss: float | None = None,
-    progress: Callable[[int, int, LLCResult], None] | None = None,
+    done: Iterable[Cell] = (),
+    record: Callable[[Cell], None] = lambda cell: None,
 ) -> Calibration:
-    """Sample every cell of the grid with the base's budget (chains, draws, burn-in, batches, seed) and judge.
+    """Sample every cell of the grid, and the constants of every preset, at every subject, and judge.
 
     Args:
-        base: must not fix the constants by scales; its own epsilon, gamma, nbeta and temperature are replaced.
-        progress: called with (cells done, cells in all, the last result).
+        subjects: checkpoint -> what is sampled there.
+        base: kernel, budget (chains, draws, burn-in, batches) and seed of every cell; its constants are replaced.
+        presets: settings to report beside the grid, with the base's budget; they take no part in the choice.
+        done: cells of an earlier, interrupted call with the same base, which are not sampled again.
+        record: called with every new cell.
+    """
+    settings = [("", cell_config(base, cell)) for cell in grid.cells()]
+    settings += [(name, with_constants_of(base, preset)) for name, preset in (presets or {}).items()]
+    known = {cell.key: cell for cell in done}
+    cells = []
+    for step, subject in subjects.items():
+        for name, config in settings:
+            assert config.step_size is not None
+            key = (name, step, config.step_size, config.localization, config.inverse_temperature)
+            if key not in known:
+                result = estimate_llc_of(
+                    subject.objective, subject.batches, config, reference_loss=subject.reference_loss
+                )
+                known[key] = _cell(name, step, config, result)
+                record(known[key])
+            cells.append(known[key])
+    return conclude(cells)
+
+
+def cell_config(base: SamplerConfig, cell: tuple[float, float, float]) -> SamplerConfig:
+    """The base with the constants (ε, γ, nβ) in place of its own."""
+    free = dict.fromkeys(("gradient_scale", "localization_scale", "noise_scale", "temperature"))
+    method = "langevin" if base.sampling_method == "auto" else base.sampling_method
+    constants = dict(zip(AXES, cell, strict=True)) | {"sampling_method": method, "init_seed": base.init_seed or 0}
+    return SamplerConfig.parse(base.model_dump() | free | constants)
+
+
+def with_constants_of(base: SamplerConfig, preset: SamplerConfig) -> SamplerConfig:
+    """The base's budget under a preset's kernel and constants.
 
     Raises:
-        ValueError: the base fixes gradient_scale, or an axis is empty.
+        ValueError: the preset leaves its step size to pilot chains, so that it has no constants.
     """
-    if base.gradient_scale is not None:
+    if preset.step_size is None:
         raise ValueError(
-            "a calibration searches epsilon, gamma and nbeta; leave out gradient_scale, localization_scale and noise_scale"
+            "this preset finds its constants by pilot chains; only one with epsilon can be compared on a grid"
         )
-    cells = list(product(epsilons, gammas, nbetas))
-    if not cells:
-        raise ValueError("give at least one value each of epsilons, gammas and nbetas")
-    held = batches if callable(batches) else list(batches)
-    rows, traces = [], []
-    for index, (epsilon, gamma, nbeta) in enumerate(cells):
-        constants = {"epsilon": epsilon, "gamma": gamma, "nbeta": nbeta, "temperature": None}
-        config = SamplerConfig.parse(base.model_dump() | constants | {"init_seed": base.init_seed or 0})
-        result = estimate_llc_of(objective, held, config, reference_loss=reference_loss)
-        cell = {"epsilon": epsilon, "gamma": gamma, "nbeta": nbeta}
-        rows.append(cell | {
-            "llc": result.llc_mean, "mcse": result.llc_mcse, "rhat": result.llc_rhat, "ess": result.llc_ess,
-            "excess": result.mean_loss - result.init_loss, "distance": result.distance, "lost": result.num_lost,
-            "acceptance": result.control_acceptance, "healthy": result.verdict.trusted, "verdict": result.verdict.text,
-        })  # fmt: skip
-        traces.append(_trace(cell, result))
-        if progress is not None:
-            progress(index + 1, len(cells), result)
-    table = judge(pd.DataFrame(rows))
-    recommended, text = recommend(table)
-    return Calibration(table, pd.concat(traces, ignore_index=True), recommended, text)
+    method = base.model_copy(update={"sampling_method": preset.method})
+    return cell_config(method, (preset.step_size, preset.localization, preset.inverse_temperature))
 
 
-def judge(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with its column `insensitive`: rule 2 of the module's docstring."""
-    cells = table.to_dict("records")
-    return table.assign(insensitive=[_insensitive(cell, cells) for cell in cells])
+def _cell(name: str, step: int, config: SamplerConfig, result: LLCResult) -> Cell:
+    assert config.step_size is not None
+    every = -(-result.running.shape[1] // TRACE_POINTS)
+    return Cell(
+        setting=name, step=step, epsilon=config.step_size, gamma=config.localization, nbeta=config.inverse_temperature,
+        llc=result.llc_mean, mcse=result.llc_mcse, rhat=result.llc_rhat, ess=result.llc_ess,
+        excess=result.mean_loss - result.init_loss, distance=result.distance, lost=result.num_lost,
+        acceptance=result.control_acceptance, heating=result.noise_heating, healthy=result.verdict.trusted,
+        verdict=result.verdict.text, draws=tuple(range(0, result.running.shape[1], every)),
+        running=tuple(tuple(chain) for chain in result.running[:, ::every].tolist()),
+    )  # fmt: skip
 
 
-def _insensitive(cell: Mapping[Hashable, Any], cells: Sequence[Mapping[Hashable, Any]]) -> bool:
-    if not cell["healthy"]:
-        return False
-    for axis in ("epsilon", "gamma"):
-        values = sorted({other[axis] for other in cells})
-        if len(values) == 1:
-            continue
-        place = values.index(cell[axis])
-        near = {values[i] for i in (place - 1, place + 1) if 0 <= i < len(values)}
-        fixed = [name for name in ("epsilon", "gamma", "nbeta") if name != axis]
-        neighbours = [
-            other for other in cells if other[axis] in near and all(other[name] == cell[name] for name in fixed)
-        ]
-        if not any(_agrees(cell, other) for other in neighbours):
-            return False
-    return True
+def conclude(cells: Sequence[Cell]) -> Calibration:
+    """Judge sampled cells by the rules of the module's docstring."""
+    rows = []
+    for cell in cells:
+        row = {name: value for name, value in asdict(cell).items() if name not in ("draws", "running")}
+        along = {axis: not cell.setting and _insensitive(cell, cells, axis) for axis in ("epsilon", "gamma")}
+        rows.append(row | {"insensitive_epsilon": along["epsilon"], "insensitive": all(along.values())})
+    table = pd.DataFrame(rows)
+    table.attrs["cells"] = tuple(cells)
+    region, stable = _everywhere(table, "insensitive"), _everywhere(table, "insensitive_epsilon")
+    chosen = min(region or stable, key=lambda cell: (-cell[2], cell[1], cell[0]), default=None)
+    return Calibration(table, chosen, bool(region), _finding(table, region, stable, chosen))
 
 
-def _agrees(cell: Mapping[Hashable, Any], other: Mapping[Hashable, Any]) -> bool:
-    tolerance = max(AGREEMENT * abs(cell["llc"]), 2 * math.hypot(cell["mcse"], other["mcse"]))
-    return bool(other["healthy"]) and abs(cell["llc"] - other["llc"]) <= tolerance
+def _insensitive(cell: Cell, cells: Iterable[Cell], axis: str) -> bool:
+    """Whether a cell is healthy and, where the axis has other values, agrees with a neighbour along it."""
+    fixed = [name for name in ("setting", "step", *AXES) if name != axis]
+    line = [other for other in cells if all(getattr(other, name) == getattr(cell, name) for name in fixed)]
+    line.sort(key=lambda other: getattr(other, axis))
+    place = line.index(cell)
+    neighbours = line[max(place - 1, 0) : place] + line[place + 1 : place + 2]
+    return cell.healthy and (not neighbours or any(_agree(cell, other) for other in neighbours))
 
 
-def recommend(table: pd.DataFrame) -> tuple[tuple[float, float, float] | None, str]:
-    """Rule 3: the recommended (ε, γ, nβ) of a judged table, or None, and the finding in one sentence."""
-    cells = table.to_dict("records")
-    region = [cell for cell in cells if cell["insensitive"]]
-    if not region:
-        healthy = sum(bool(cell["healthy"]) for cell in cells)
-        return None, (
-            f"no region of insensitivity: {healthy} of {len(cells)} cells are healthy and none agrees with its neighbours"
+def _agree(cell: Cell, other: Cell) -> bool:
+    tolerance = max(AGREEMENT * abs(cell.llc), 2 * math.hypot(cell.mcse, other.mcse))
+    return other.healthy and abs(cell.llc - other.llc) <= tolerance
+
+
+def _everywhere(table: pd.DataFrame, column: str) -> list[tuple[float, float, float]]:
+    """The cells of the grid for which the column holds at every checkpoint."""
+    grid = table[table["setting"] == ""]
+    holds = grid.groupby(list(AXES))[column].all()
+    return [cell for cell, value in holds.items() if value]  # type: ignore[misc]
+
+
+def _finding(
+    table: pd.DataFrame,
+    region: Sequence[tuple[float, float, float]],
+    stable: Sequence[tuple[float, float, float]],
+    chosen: tuple[float, float, float] | None,
+) -> str:
+    grid: Any = table[table["setting"] == ""]
+    total = len(grid.drop_duplicates(list(AXES)))
+    if chosen is None:
+        healthy = len(_everywhere(table, "healthy"))
+        return (
+            f"no recommendation: of {total} cells {healthy} are healthy at every checkpoint, and none agrees with its "
+            "neighbour in epsilon; search smaller epsilon, larger gamma, or with more draws"
         )
-    best = min(region, key=lambda cell: (-cell["nbeta"], cell["mcse"] / abs(cell["llc"]) if cell["llc"] else math.inf))
-    estimates = [cell["llc"] for cell in region]
-    return (best["epsilon"], best["gamma"], best["nbeta"]), (
-        f"{len(region)} of {len(cells)} cells are insensitive, with estimates from {min(estimates):.3g} to "
-        f"{max(estimates):.3g}; recommended: epsilon {best['epsilon']:g}, gamma {best['gamma']:g}, "
-        f"nbeta {best['nbeta']:g}, where the estimate is {best['llc']:.3g} ± {best['mcse']:.2g}"
+    epsilon, gamma, nbeta = chosen
+    setting = f"epsilon {epsilon:g}, gamma {gamma:g}, nbeta {nbeta:g}"
+    if region:
+        return f"region of insensitivity: {len(region)} of {total} cells at every checkpoint; recommended: {setting}"
+    return (
+        f"no region of insensitivity: none of {total} cells is insensitive to gamma at every checkpoint. "
+        f"{len(stable)} are healthy and insensitive to epsilon at every checkpoint; recommended among them: {setting}. "
+        "The estimates compare checkpoints under this one setting and would differ under another"
     )
-
-
-def _trace(cell: dict[str, float], result: LLCResult) -> pd.DataFrame:
-    """The cell's traces, one row per chain and draw."""
-    chains, draws = result.loss_trace.shape
-    index = pd.MultiIndex.from_product([range(chains), range(draws)], names=["chain", "draw"])
-    values = {"loss": result.loss_trace.flatten().tolist(), "running": result.running.flatten().tolist()}
-    return pd.DataFrame(values, index=index).reset_index().assign(**cell)

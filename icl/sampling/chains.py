@@ -28,6 +28,7 @@ class ChainRun:
 
     Attributes:
         losses: (E, N, T) recorded losses.
+        batch_losses: (E, N, T) losses on the gradient's batch, at the weights before the update of the draw's step.
         anchor_losses: (E, N, T) the loss of w* on the batch of each draw; (E, N, 0) where it was not asked for.
         distances: (E, N) ‖w − w*‖ at each draw.
         lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.
@@ -35,6 +36,7 @@ class ChainRun:
     """
 
     losses: Tensor
+    batch_losses: Tensor
     anchor_losses: Tensor
     distances: Tensor
     lost_at: Tensor
@@ -73,7 +75,7 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
         with ThreadPoolExecutor(plan.config.cores, initializer=lambda: torch.set_num_threads(1)) as pool:
             runs = list(pool.map(run, range(len(groups))))
         torch.set_num_threads(threads)
-    fields = ("losses", "anchor_losses", "distances", "lost_at", "positions")
+    fields = ("losses", "batch_losses", "anchor_losses", "distances", "lost_at", "positions")
     return ChainRun(**{name: torch.cat([getattr(run, name) for run in runs]) for name in fields})
 
 
@@ -119,7 +121,7 @@ def _run_group(plan: Plan, seeds: Sequence[int], indices: Tensor, tick: Callable
     state = kernel.init(constants, anchor, epsilon, next(noises))
     token_weights = token_weights_of(plan)
 
-    losses, anchor_losses, distances = [], [], []
+    losses, batch_losses, anchor_losses, distances = [], [], [], []
     for step in range(config.num_steps):
         data = StepData(plan, step, seeds)
         loss, gradient = data.losses_and_gradients(state.position, token_weights(step))
@@ -127,6 +129,7 @@ def _run_group(plan: Plan, seeds: Sequence[int], indices: Tensor, tick: Callable
         draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
         if draw >= 0 and between == 0:
             drawn = state.position if plan.evaluation is None else moved.position
+            batch_losses.append(loss)
             if plan.evaluation is not None:
                 loss = plan.evaluation.losses(objective, draw, drawn)
             losses.append(loss)
@@ -139,6 +142,7 @@ def _run_group(plan: Plan, seeds: Sequence[int], indices: Tensor, tick: Callable
     trace = torch.stack(losses, dim=1)
     return ChainRun(
         losses=trace,
+        batch_losses=torch.stack(batch_losses, dim=1),
         anchor_losses=torch.stack(anchor_losses, dim=1),
         distances=torch.stack(distances, dim=1),
         lost_at=_first_bad(trace, state.position),

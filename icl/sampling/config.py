@@ -66,7 +66,7 @@ class SamplerConfig(Settings):
 
     eval_method: EvalMethod = "grad-minibatch"
     """What the recorded loss is taken on: the gradient's batch at the weights before the update, a new batch after it, always the first
-    evaluation batch, or all of them."""
+    evaluation batch, or the whole set."""
     eval_batch_size: int | None = Field(default=None, ge=1)
     eval_dataset_size: int = Field(default=8192, ge=1)
     """n: samples of the evaluation set, and the n of nβ = n / T."""
@@ -172,16 +172,3 @@ class SamplerConfig(Settings):
         assert self.localization_scale is not None
         assert self.noise_scale is not None
         return to_physical(Scales(self.gradient_scale, self.localization_scale, self.noise_scale))
-
-
-PUBLISHED = SamplerConfig(
-    num_chains=10, num_draws=5000, gradient_scale=0.01, localization_scale=0.001, noise_scale=0.0003, grad_batch_origin="eval-dataset",
-    eval_dataset_size=2**20, per_token=True, init_seed=0, num_init_loss_batches=1024,
-)  # fmt: skip
-"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in. At early checkpoints its chains
-leave the basin."""
-
-CALIBRATED = SamplerConfig(num_draws=3000, num_burnin_steps=1000, eval_dataset_size=2**17, init_seed=0)
-"""The library's own setting: the underdamped kernel, its constants found by pilot chains; measured in docs/llc.md."""
-
-PRESETS = {"published": PUBLISHED, "calibrated": CALIBRATED}

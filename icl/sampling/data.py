@@ -3,7 +3,7 @@
 Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,8 +38,12 @@ class Evaluation:
         self._anchor_losses: Tensor | None = None
 
     def losses(self, objective: Objective, draw: int, positions: Tensor) -> Tensor:
-        """Mean losses (E, T) over the draw's batches."""
-        return torch.stack([objective.losses(positions, batch) for batch in self._batches(draw)]).mean(dim=0)
+        """Mean losses (E, T) over the samples of the draw's batches."""
+        batches = self._batches(draw)
+        sizes = [num_samples(batch) for batch in batches]
+        total = sum(objective.losses(positions, batch) * size for batch, size in zip(batches, sizes, strict=True))
+        assert isinstance(total, Tensor)
+        return total / sum(sizes)
 
     def anchor_losses(self, objective: Objective, draw: int) -> Tensor:
         """Mean losses (1, T) of w* over the draw's batches."""
@@ -49,6 +53,14 @@ class Evaluation:
         if self._constant:
             self._anchor_losses = losses
         return losses
+
+
+def num_samples(batch: Batch) -> int:
+    """Samples of a batch: the first size of its first tensor. 1 for other kinds of batch, which then all weigh the same."""
+    if isinstance(batch, Mapping):
+        batch = tuple(batch.values())
+    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    return len(first) if isinstance(first, Tensor) and first.ndim > 0 else 1
 
 
 class AnchorLosses:

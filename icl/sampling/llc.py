@@ -17,12 +17,13 @@ from dataclasses import replace
 from torch import Tensor, nn
 
 from icl.sampling.chains import Progress, run_chains
-from icl.sampling.config import CALIBRATED, SamplerConfig
+from icl.sampling.config import SamplerConfig
 from icl.sampling.data import AnchorLosses, BatchSource, Evaluation, Plan, Recorder
-from icl.sampling.objective import Batch, LossFunction, Objective
+from icl.sampling.objective import Batch, Losses, LossFunction, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
+from icl.sampling.presets import AUTOMATIC
 from icl.sampling.result import LLCResult, summarise_chains
-from icl.sampling.transformer_objective import make_objective
+from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import tune
 from icl.sampling.verdict import noise_heating
 
@@ -33,11 +34,11 @@ def estimate_llc(
     model: nn.Module,
     loss_fn: LossFunction,
     batches: BatchSource | Iterable[Batch],
-    config: SamplerConfig = CALIBRATED,
+    config: SamplerConfig = AUTOMATIC,
     *,
     eval_batches: BatchSource | Sequence[Batch] | None = None,
     reference_loss: float | None = None,
-    sample_objective: Objective | None = None,
+    sample_objective: Losses | None = None,
     recorders: Sequence[Recorder] = (),
     progress: Progress | None = None,
 ) -> LLCResult:
@@ -53,7 +54,7 @@ def estimate_llc(
             sequence. None: batches that the gradient has not seen ("new-minibatch"), else `batches` themselves.
         reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin.
         sample_objective: one loss per sample (`ModuleObjective` of a loss function that returns a vector), for the metric
-            "singular-fluctuation", which is taken on the first evaluation batch.
+            "singular-fluctuation", which is taken on the first evaluation batch. None: for the library's transformer, that of a sequence.
         recorders: called with (draw, weights (E, P), chain indices) at every draw (`icl.sampling.observables`).
         progress: called with (steps done, steps in all).
 
@@ -79,11 +80,11 @@ def estimate_llc(
 def estimate_llc_of(
     objective: Objective,
     batches: BatchSource | Iterable[Batch],
-    config: SamplerConfig = CALIBRATED,
+    config: SamplerConfig = AUTOMATIC,
     *,
     eval_batches: BatchSource | Sequence[Batch] | None = None,
     reference_loss: float | None = None,
-    sample_objective: Objective | None = None,
+    sample_objective: Losses | None = None,
     recorders: Sequence[Recorder] = (),
     progress: Progress | None = None,
 ) -> LLCResult:
@@ -100,6 +101,8 @@ def estimate_llc_of(
         trace = WeightTrace(config.num_chains, config.num_draws, objective.anchor, config.max_memory_bytes)
     fluctuation = None
     if "singular-fluctuation" in config.eval_metrics:
+        if sample_objective is None and isinstance(objective, TransformerObjective):
+            sample_objective = SequenceLosses(objective)
         if sample_objective is None:
             raise ValueError("the metric 'singular-fluctuation' needs sample_objective, with one loss per sample")
         first = _indexed(config, source, eval_batches)(0)

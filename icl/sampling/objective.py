@@ -26,8 +26,8 @@ VECTORISE_BELOW = 20_000
 """On a CPU, chains of modules with fewer sampled parameters run as one batched tensor: call overhead dominates there, arithmetic above."""
 
 
-class Objective(Protocol):
-    """The loss of chains' weights on a batch."""
+class Losses(Protocol):
+    """Losses of chains' weights on a batch."""
 
     anchor: Tensor
     """w*: the sampled weights of the module, (P,)."""
@@ -35,6 +35,10 @@ class Objective(Protocol):
     def losses(self, positions: Tensor, batch: Batch) -> Tensor:
         """Losses (E, T) at positions (E, P)."""
         ...
+
+
+class Objective(Losses, Protocol):
+    """Losses and their gradients: what drives a chain."""
 
     def losses_and_gradients(
         self, positions: Tensor, batch: Batch, token_weights: Tensor | None

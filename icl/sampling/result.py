@@ -31,6 +31,7 @@ class LLCResult:
         init_loss: L(w*).
         mean_loss: E[L].
         loss_trace: (E, N) loss at each draw.
+        batch_loss_trace: (E, N) loss on the gradient's batch at each draw; the same as `loss_trace` for `eval_method` "grad-minibatch".
         excess_trace: (E, N) nβ(L − L(w*)) at each draw, with w* on the same batch where the two were paired.
         token_loss_trace: (E, N, T).
         rhat, ess: split R-hat and bulk effective sample size of `loss_trace`; `llc_rhat` and `llc_ess` of `excess_trace`, from which the
@@ -56,6 +57,7 @@ class LLCResult:
     init_loss: float
     mean_loss: float
     loss_trace: Tensor
+    batch_loss_trace: Tensor
     excess_trace: Tensor
     token_loss_trace: Tensor
     rhat: float
@@ -92,14 +94,27 @@ class LLCResult:
         return self.excess_trace.cumsum(dim=1) / draws
 
     def summary(self) -> dict[str, float | str]:
-        """One flat row for a table, in the column names of the shipped results."""
-        return {
+        """One flat row for a table, in the column names of the shipped results; `batch-loss/...` where the metric is asked for."""
+        row: dict[str, float | str] = {
             "llc/mean": self.llc_mean, "llc/std": self.llc_std, "llc/mcse": self.llc_mcse, "llc/rhat": self.llc_rhat,
             "llc/ess": self.llc_ess, "loss/init": self.init_loss, "loss/mean": self.mean_loss,
             "loss/excess": self.mean_loss - self.init_loss, "noise/heating": self.noise_heating,
             "wbic/mean": self.wbic, "distance": self.distance, "chains/lost": self.num_lost,
             "acceptance/control": self.control_acceptance, "verdict": self.verdict.text,
-        } | ({f"llc/mean/{t}": float(v) for t, v in enumerate(self.llc_per_token)} if len(self.llc_per_token) > 1 else {})  # fmt: skip
+        }  # fmt: skip
+        if len(self.llc_per_token) > 1:
+            row |= {f"llc/mean/{t}": value for t, value in enumerate(self.llc_per_token.tolist())}
+        if self.singular_fluctuation is not None:
+            row["singular_fluctuation"] = self.singular_fluctuation
+        if "batch-loss" in self.config.eval_metrics:
+            healthy = self.batch_loss_trace[self.lost_at == self.loss_trace.shape[1]]
+            row |= {"batch-loss/mean": float(healthy.mean()), "batch-loss/std": float(healthy.std())}
+            for chain, losses in enumerate(self.batch_loss_trace):
+                row |= {
+                    f"batch-loss/chain-{chain}/mean": float(losses.mean()),
+                    f"batch-loss/chain-{chain}/std": float(losses.std()),
+                }
+        return row
 
 
 def summarise_chains(
@@ -138,6 +153,7 @@ def summarise_chains(
         ess=ess,
         mcse=mcse,
         mean_loss=mean_loss,
+        init_loss=float(init.mean()),
         reference_loss=reference_loss,
         noise_heating=noise_heating,
     )
@@ -152,6 +168,7 @@ def summarise_chains(
         init_loss=float(init.mean()),
         mean_loss=mean_loss,
         loss_trace=loss_trace,
+        batch_loss_trace=run.batch_losses.double().mean(dim=-1),
         excess_trace=trace,
         token_loss_trace=losses,
         rhat=split_rhat(good_loss) if alive else math.nan,

@@ -15,6 +15,7 @@ RHAT_LIMIT = 1.1
 ESS_LIMIT = 100.0
 RISE_LIMIT = 3.0
 HEATING_LIMIT = 0.1
+BASIN_SLACK = 0.05
 PROBES = 8
 
 
@@ -34,6 +35,7 @@ def judge(
     ess: float,
     mcse: float,
     mean_loss: float,
+    init_loss: float,
     reference_loss: float | None,
     noise_heating: float = 0.0,
 ) -> Verdict:
@@ -42,18 +44,23 @@ def judge(
     Args:
         excess: (E, N), chains that stayed finite.
         num_lost: chains that did not.
-        reference_loss: a loss that no useful model exceeds, such as that of predicting zero; None leaves that question open.
+        mean_loss, init_loss: E[L] and L(w*).
+        reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin. Early
+            in training w* may itself be no better: there chains may rise by BASIN_SLACK of it above w*. None leaves that question open.
         noise_heating: what the batches' noise adds to the mean.
     """
     lost = f"{num_lost} of {num_lost + len(excess)} chains diverged: smaller epsilon" if num_lost else ""
     if len(excess) == 0:
         return Verdict(False, lost)
     problems = [lost] if lost else []
-    if reference_loss is not None and mean_loss > reference_loss:
-        problems.append(
-            f"left the basin: the chain loss {mean_loss:.4g} is above the reference loss {reference_loss:.4g} "
-            "(larger gamma, smaller epsilon or smaller nbeta)"
-        )
+    if reference_loss is not None:
+        rim = max(reference_loss, init_loss + BASIN_SLACK * reference_loss)
+        if mean_loss > rim:
+            # A larger nbeta holds chains by the loss itself; a larger gamma holds them by force.
+            problems.append(
+                f"left the basin: the chain loss {mean_loss:.4g} is above {rim:.4g}, that of a model that has learnt nothing "
+                "(larger gamma or nbeta, smaller epsilon)"
+            )
     mean = float(excess.mean())
     if mean < -2 * mcse:
         problems.append("negative: the chains found lower loss than w*, which is no minimum")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icl.sampling import CALIBRATED, PUBLISHED, SamplerConfig
+from icl.sampling import AUTOMATIC, CALIBRATED, PUBLISHED, SamplerConfig
 from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical, to_scales
 from icl.settings import ConfigError
 
@@ -41,7 +41,8 @@ def test_temperature_is_log_n_by_default_and_n_over_it_is_nbeta():
 def test_a_given_step_size_means_sgld_and_none_the_underdamped_kernel():
     assert SamplerConfig(epsilon=1e-4).method == "sgld"
     assert SamplerConfig().method == "langevin"
-    assert CALIBRATED.step_size is None
+    assert AUTOMATIC.step_size is None
+    assert CALIBRATED.method == "langevin"
 
 
 @pytest.mark.parametrize(

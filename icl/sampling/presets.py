@@ -1,0 +1,38 @@
+"""Named settings of the sampler."""
+
+import json
+from difflib import get_close_matches
+
+from icl.sampling.config import SamplerConfig
+from icl.settings import ConfigError
+
+PUBLISHED = SamplerConfig(
+    num_chains=10, num_draws=5000, gradient_scale=0.01, localization_scale=0.001, noise_scale=0.0003, grad_batch_origin="eval-dataset",
+    eval_dataset_size=2**20, per_token=True, init_seed=0, num_init_loss_batches=1024,
+)  # fmt: skip
+"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in. At early checkpoints its chains
+leave the basin."""
+
+CALIBRATED = SamplerConfig(
+    sampling_method="langevin", num_chains=4, num_draws=350, num_burnin_steps=150, epsilon=4e-6, gamma=300.0, nbeta=100.0,
+    eval_dataset_size=2**20, per_token=True, init_seed=0,
+)  # fmt: skip
+"""One setting for all checkpoints of that paper's transformers, at which chains stay in the basin (`icl calibrate`; docs/llc.md)."""
+
+AUTOMATIC = SamplerConfig(num_draws=3000, num_burnin_steps=1000, eval_dataset_size=2**17, init_seed=0)
+"""The default for any model: the underdamped kernel, its step size and localisation found by pilot chains; measured in docs/llc.md."""
+
+PRESETS = {"published": PUBLISHED, "calibrated": CALIBRATED, "automatic": AUTOMATIC}
+
+
+def preset_override(name: str) -> str:
+    """The text for `--set` that puts a preset in place of a sweep file's sampler settings.
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
+        raise ConfigError(f"no preset {name!r}: {hint}")
+    return f"sampler_config={json.dumps(PRESETS[name].model_dump(mode='json', exclude_unset=True))}"
