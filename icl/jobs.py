@@ -27,6 +27,12 @@ from icl.tracking import Tracker, read_metrics
 from icl.training import TrainingOutcome, first_missing_step, train
 from icl.wandb_tracking import Wanted, agent_run, open_tracker
 
+SUPERVISOR = "ICL_SUPERVISOR"
+"""The environment variable by which an offline sweep tells its runs the number of its process."""
+
+# A process that has lost its supervisor needs this long, at most, to save its state and free its run.
+ORPHAN_S = 20.0
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -39,6 +45,8 @@ class Surroundings:
         tracking: see `icl.wandb_tracking.open_tracker`.
         project, entity: of the sweep file, for W&B.
         threads: CPU threads of this process; results do not depend on it.
+        supervisor: the process that started this one and may start the run again elsewhere (a W&B agent, the schedule
+            of an offline sweep); when it is gone, the run saves its state and stops.
     """
 
     store: Store
@@ -48,6 +56,7 @@ class Surroundings:
     project: str | None = None
     entity: str | None = None
     threads: int = 1
+    supervisor: int | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> "Surroundings":
@@ -57,6 +66,9 @@ class Surroundings:
             ValueError: an unknown device.
         """
         store = overrides.pop("store", None) or store_from_environment(environ)
+        supervisor = environ.get(SUPERVISOR)
+        if supervisor is not None:
+            overrides.setdefault("supervisor", int(supervisor))
         results = Path(environ.get("LOCAL_ROOT") or DEFAULT_ROOT) / "icl"
         return cls(store, results, resolve_device(environ.get("DEVICE")), **overrides)
 
@@ -74,6 +86,11 @@ class Surroundings:
             self.results / name, name, data, next_step=next_step, wanted=self.tracking, project=project, entity=entity
         )
 
+    @property
+    def lock_wait_s(self) -> float:
+        """How long to wait for a run that is in use: its holder may have lost its supervisor and be about to stop."""
+        return 1.0 if self.supervisor is None else ORPHAN_S
+
 
 def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome:
     """Train a run to its end, or to the next stop signal, with its lock held.
@@ -84,33 +101,33 @@ def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome
     """
     config = config.resolved()
     checkpoints = place.checkpoints(config)
-    with checkpoints.lock(), stop_signal() as stopped:
+    with checkpoints.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
         start = first_missing_step(config, checkpoints)
         if start == config.num_steps and checkpoints.finished_step() is not None:
-            checkpoints.flush()  # of what an earlier process could not send
+            checkpoints.keep_last_state()  # what an earlier process could not drop, or not send
+            checkpoints.flush()
             if agent_run() is not None:
                 place.open_tracker(config.name, config, start).finish()  # the agent's run shows what was trained before
             return TrainingOutcome(config.name, start, True, {})
         checkpoints.save_config(config.model_dump(mode="json"))
         tracker = place.open_tracker(config.name, config, start)
-        status = "failed"
         try:
-            with progress_bar(config.name, config.num_steps) as update:
-                outcome = train(
-                    config,
-                    checkpoints,
-                    tracker,
-                    place.device,
-                    threads=place.threads,
-                    on_step=lambda step, loss: update(step, f"loss {loss:.4f}"),
-                    should_stop=stopped,
-                )
-            tracker.summary(outcome.summary)
-            status = "finished" if outcome.finished else "interrupted"
-        finally:
-            tracker.finish(status)
-            if status == "finished":
+            with failures_recorded(tracker):
+                with progress_bar(config.name, config.num_steps) as update:
+                    outcome = train(
+                        config,
+                        checkpoints,
+                        tracker,
+                        place.device,
+                        threads=place.threads,
+                        on_step=lambda step, loss: update(step, f"loss {loss:.4f}"),
+                        should_stop=stopped,
+                    )
+                tracker.summary(outcome.summary)
+            tracker.finish("finished" if outcome.finished else "interrupted")
+            if outcome.finished:
                 checkpoints.mark_finished(config.num_steps - 1)
+        finally:
             checkpoints.flush()
         return outcome
 
@@ -131,7 +148,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     checkpoints = place.checkpoints(config)
     name = config.llc_name
     estimates = Checkpoints(place.store, name)
-    with estimates.lock(), stop_signal() as stopped:
+    with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
+        config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
         done = [row["step"] for row in read_metrics(place.results / name)]
         config = config.model_copy(
             update={"sampler_config": config.sampler_config.model_copy(update={"cores": place.threads})}
@@ -147,21 +165,17 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
                 append_trace(place.results / name, step, result)
                 for table_name, table in tables_of(config, result).items():
                     write_table(table, place.results / name / "tables" / f"{table_name}-{step}.csv.gz")
-            tracker.log(step, row)
-            for figure_name, figure in figures_of(config, result, weights).items():
-                tracker.log_image(step, figure_name, figure)
             tracker.summary({"step": step, **row})
+            tracker.log(step, row, figures_of(config, result, weights))
 
-        status = "failed"
         try:
-            with progress_bar(name) as update:
+            with failures_recorded(tracker), progress_bar(name) as update:
                 left = estimate_over_run(
                     config, checkpoints, done, record, place.device,
                     lambda now, total: update(now, total=total), stopped,
                 )  # fmt: skip
-            status = "interrupted" if left else "finished"
+            tracker.finish("interrupted" if left else "finished")
         finally:
-            tracker.finish(status)
             estimates.flush()
     return left
 
@@ -174,8 +188,24 @@ def available_cores(device: torch.device) -> int:
 
 
 @contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-    """Turns the first SIGINT or SIGTERM into a request that the work asks for; a second one interrupts at once."""
+def failures_recorded(tracker: Tracker) -> Iterator[None]:
+    """Closes the record of work that fails, with the reason in it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.finish("interrupted")
+        raise
+    except BaseException as error:
+        tracker.finish("failed", " ".join(str(error).split()) or type(error).__name__)
+        raise
+
+
+@contextmanager
+def stop_signal(supervisor: int | None = None) -> Iterator[Callable[[], bool]]:
+    """Yields whether the work should stop: SIGINT or SIGTERM came, or the supervisor is no longer this process's parent.
+
+    A second signal interrupts at once.
+    """
     asked = False
 
     def ask(number: int, frame: FrameType | None) -> None:
@@ -186,7 +216,7 @@ def stop_signal() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        yield lambda: asked or supervisor not in (None, os.getppid())
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
