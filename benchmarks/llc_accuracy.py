@@ -1,13 +1,15 @@
 """How well the learning coefficient is estimated where it is known, next to devinterp's samplers at equal gradient evaluations.
 
-    python -m benchmarks.llc_accuracy [--quick] [--output data/llc_accuracy] [--only regular]
+    python -m benchmarks.llc_accuracy [--quick] [--output data/llc_accuracy] [--figures figures/llc_accuracy]
 
 Every method runs with one setting on all models. icl's is `icl.sampling.AUTOMATIC`. devinterp has no setting of its own that
 fits models of different sizes, so its step size and localisation are chosen in its favour: the cell of a grid with the smallest
 mean error, capped at 1, on tuning models of the same families. Its `SGMCMC` optimiser drives all chains as one stacked tensor,
 whose update is elementwise and therefore the same as chain by chain; it gets as many gradients as icl spends, pilot included.
 
-Rows are appended to estimates.csv as they come, and rows already there are not computed again.
+Rows are appended to estimates.csv as they come, and rows already there are not computed again. Seconds are processor time of one thread,
+which other work on the machine lengthens less than the clock's; compare them within one table only. `benchmarks.llc_standard_errors` and
+`benchmarks.llc_bias` go with this one.
 """
 
 import argparse
@@ -21,6 +23,8 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from icl.figures.llc_accuracy import accuracy
+from icl.figures.style import save
 from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.diagnostics import mcse_of_mean, split_rhat
 from icl.sampling.llc import estimate_llc_of
@@ -28,9 +32,6 @@ from icl.sampling.truth import KnownModel, deep_linear, linear_regression, norma
 from icl.streams import Stream
 
 QUICK = AUTOMATIC.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
-LARGEST_COMPARED = 20_000
-"""Above this many parameters devinterp's samplers are not run: the comparison would take most of the benchmark's time."""
-
 GRIDS = {
     "devinterp sgld": [(lr, gamma) for lr in (1e-6, 3e-6, 1e-5, 3e-5) for gamma in (1.0, 10.0, 100.0)],
     "devinterp rmsprop_sgld": [(lr, gamma) for lr in (1e-6, 3e-6, 1e-5, 3e-5) for gamma in (1.0, 10.0, 100.0)],
@@ -71,14 +72,14 @@ def zoo(quick: bool = False) -> list[KnownModel]:
 
 def icl_estimate(model: KnownModel, config: SamplerConfig) -> dict[str, float | str]:
     """One row of icl's default estimator."""
-    start = time.perf_counter()
+    start = time.process_time()
     result = estimate_llc_of(model.objective(), [model.batch], config)
     assert result.tuned is not None
     return {
         "estimate": result.llc_mean, "mcse": result.llc_mcse, "rhat": result.llc_rhat, "ess": result.llc_ess,
         "gradients": result.tuned.gradients + config.num_chains * config.num_steps, "gamma": result.tuned.gamma,
         "epsilon": result.tuned.epsilon, "lost": result.num_lost, "verdict": result.verdict.text,
-        "seconds": time.perf_counter() - start,
+        "seconds": time.process_time() - start,
     }  # fmt: skip
 
 
@@ -88,7 +89,7 @@ def devinterp_estimate(
     """One row of devinterp's sampler; the share of burn-in among its steps is icl's."""
     from devinterp.optim import SGMCMC
 
-    start = time.perf_counter()
+    start = time.process_time()
     nbeta, chains = config.inverse_temperature, config.num_chains
     objective = model.objective()
     weights = torch.nn.Parameter(objective.anchor.expand(chains, -1).clone())
@@ -114,7 +115,7 @@ def devinterp_estimate(
     return {
         "estimate": float(good.mean()) if alive else math.nan, "mcse": mcse_of_mean(good) if alive else math.nan,
         "rhat": split_rhat(good) if alive else math.nan, "ess": math.nan, "gradients": steps * chains, "gamma": gamma,
-        "epsilon": lr, "lost": int(lost.sum()), "verdict": "", "seconds": time.perf_counter() - start,
+        "epsilon": lr, "lost": int(lost.sum()), "verdict": "", "seconds": time.process_time() - start,
     }  # fmt: skip
 
 
@@ -158,7 +159,7 @@ def run(models: Sequence[KnownModel], config: SamplerConfig, output: Path | None
     ours = {
         model.name: done.get((model.name, "icl")) or add(model, "icl", icl_estimate(model, config)) for model in models
     }
-    for model in (model for model in models if model.num_parameters <= LARGEST_COMPARED):
+    for model in models:
         budget = int(ours[model.name]["gradients"])
         for method in GRIDS:
             if (model.name, method) in done:
@@ -171,20 +172,25 @@ def run(models: Sequence[KnownModel], config: SamplerConfig, output: Path | None
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per family and method: |relative error| (median, 90th percentile), bias, order preservation and time.
+    """Per family and method: |relative error| (median, 90th percentile), bias, order preservation, time, and the share of models on
+    which icl's error is no larger.
 
     An estimate that was lost counts as an error of 1.
     """
+    errors = rows.assign(error=rows["relative_error"].fillna(1.0).abs())
+    ours = errors[errors["method"] == "icl"].set_index("model")["error"]
+    rows = errors.assign(ours=errors["model"].map(ours))
 
     def one(group: pd.DataFrame) -> pd.Series:
         error = group["relative_error"].fillna(1.0)
+        no_better = (group["ours"] <= group["error"]).mean()
         estimate = group["estimate"].fillna(0.0)
         ranked = len(group) > 2
         return pd.Series({
             "models": len(group), "median": error.abs().median(), "p90": error.abs().quantile(0.9), "bias": error.median(),
             "kendall": stats.kendalltau(estimate, group["coefficient"]).statistic if ranked else math.nan,
             "spearman": stats.spearmanr(estimate, group["coefficient"]).statistic if ranked else math.nan,
-            "seconds": group["seconds"].median(),
+            "icl_no_worse": no_better, "seconds": group["seconds"].median(),
         })  # fmt: skip
 
     linear = rows[rows["family"].isin(["reduced-rank regression", "deep linear network"])].assign(
@@ -193,33 +199,12 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([rows, linear]).groupby(["family", "method"])[list(rows.columns)].apply(one)
 
 
-def standard_errors(config: SamplerConfig, repetitions: int = 50) -> pd.DataFrame:
-    """How often the long-run mean, and the truth, lie within two reported standard errors, over independent repetitions.
-
-    The repetitions are groups of chains of one large run at the constants that the pilot found; the long-run mean is that of all of them.
-    """
-    table = []
-    for model in (linear_regression(11, 0), deep_linear((7, 5, 11), 2, 0), deep_linear((7, 5, 11, 3), 1, 0)):
-        many = config.model_copy(update={"num_chains": repetitions * config.num_chains})
-        result = estimate_llc_of(model.objective(), [model.batch], many)
-        groups = result.excess_trace.reshape(repetitions, config.num_chains, -1)
-        means = torch.tensor([float(group.mean()) for group in groups], dtype=torch.float64)
-        errors = torch.tensor([mcse_of_mean(group) for group in groups], dtype=torch.float64)
-        table.append({
-            "model": model.name, "coefficient": model.coefficient, "long_run_mean": float(means.mean()),
-            "spread": float(means.std()), "reported_error": float(errors.mean()),
-            "mean_within_2": float(((means - means.mean()).abs() < 2 * errors).double().mean()),
-            "truth_within_2": float(((means - model.coefficient).abs() < 2 * errors).double().mean()),
-        })  # fmt: skip
-    return pd.DataFrame(table)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="tiny models and budgets, for a test that it runs")
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
-    parser.add_argument("--no-errors", action="store_true", help="leave out the calibration of standard errors")
+    parser.add_argument("--figures", type=Path, default=Path("figures/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = QUICK if options.quick else AUTOMATIC
@@ -227,10 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = summarise(rows)
     summary.to_csv(options.output / "summary.csv", float_format="%.4g")
     print(summary.to_string(float_format="%.3f"))
-    if not options.no_errors:
-        errors = standard_errors(config, repetitions=5 if options.quick else 50)
-        errors.to_csv(options.output / "standard_errors.csv", index=False, float_format="%.4g")
-        print(errors.to_string(index=False, float_format="%.3f"))
+    for path in save(accuracy(rows), options.figures, "accuracy"):
+        print(path)
     return 0
 
 

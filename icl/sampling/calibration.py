@@ -161,11 +161,10 @@ def calibrate(
 
 
 def cell_config(base: SamplerConfig, cell: tuple[float, float, float]) -> SamplerConfig:
-    """The base with the constants (ε, γ, nβ) in place of its own."""
+    """The base with the constants (ε, γ, nβ) in place of its own; without a step size of its own, "auto" stays the underdamped kernel."""
     free = dict.fromkeys(("gradient_scale", "localization_scale", "noise_scale", "temperature"))
-    method = "langevin" if base.sampling_method == "auto" else base.sampling_method
-    constants = dict(zip(AXES, cell, strict=True)) | {"sampling_method": method, "init_seed": base.init_seed or 0}
-    return SamplerConfig.parse(base.model_dump() | free | constants)
+    kept = {"sampling_method": base.method, "init_seed": base.init_seed or 0}
+    return SamplerConfig.parse(base.model_dump() | free | kept | dict(zip(AXES, cell, strict=True)))
 
 
 def with_constants_of(base: SamplerConfig, preset: SamplerConfig) -> SamplerConfig:
