@@ -1,4 +1,8 @@
-"""The runs of a sweep file on this machine, as processes; `icl.ray_executor` runs the same grid on a Ray cluster."""
+"""The runs of a sweep file on this machine, as processes; `icl.ray_executor` runs the same grid on a Ray cluster.
+
+Each process gets a sweep file of its own that holds its one run: what the user does to the sweep file meanwhile changes
+nothing, and a run that failed can be repeated by hand.
+"""
 
 import os
 import re
@@ -10,17 +14,21 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+import yaml
+
 from icl.config import TrainingConfig
 from icl.estimation import LLCConfig
 from icl.grid import Ended, GridRun, Launch, State, run_all
 from icl.grid_table import grid_display
-from icl.jobs import Surroundings
+from icl.jobs import SUPERVISOR, Surroundings, available_cores
 from icl.settings import ConfigError
 from icl.storage import StorageError
 from icl.tracking import read_metrics
 from icl.training import first_missing_step
 
 OUTPUT = "output.log"
+POINT = "sweep.yaml"
 _PROGRESS = re.compile(r": (\d+/\S+(?:, \d+ s left)?.*)")
 
 
@@ -33,7 +41,6 @@ class LocalProcess:
         Raises:
             OSError: it cannot be started.
         """
-        log.parent.mkdir(parents=True, exist_ok=True)
         self._lines: deque[str] = deque(maxlen=50)
         self._process = subprocess.Popen(
             command,
@@ -91,12 +98,9 @@ class LocalProcess:
 def run_grid(
     command: str,
     configs: Sequence[TrainingConfig],
-    sweep: Path,
-    overrides: Sequence[str],
     place: Surroundings,
     jobs: int | None,
     executor: str,
-    tracking: str,
 ) -> int:
     """Run what is missing of a grid, with a live table and a closing one; returns the exit status.
 
@@ -116,16 +120,17 @@ def run_grid(
 
         with ray_cluster(command, configs, place) as (launch_task, room):
             return _drive(runs, launch_task, jobs or room)
-    cores = len(os.sched_getaffinity(0))
-    jobs = jobs or (cores if place.device.type == "cpu" else 1)
-    threads = max(cores // min(jobs, len(runs)), 1)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+    jobs = jobs or available_cores(place.device)
+    threads = max(available_cores(torch.device("cpu")) // min(jobs, len(runs)), 1)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, SUPERVISOR: str(os.getpid())}
 
     def launch(run: GridRun) -> LocalProcess:
-        point = ["--index", str(run.index), "--jobs", str(threads), "--tracking", tracking]
-        settings = [word for text in overrides for word in ("--set", text)]
-        words = [sys.executable, "-m", "icl", command, str(sweep), *point, *settings]
-        return LocalProcess(words, place.results / run.name / OUTPUT, environment)
+        folder = place.results / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / POINT).write_text(_sweep_of_one(configs[run.index], place))
+        options = ["--jobs", str(threads), "--tracking", place.tracking]
+        words = [sys.executable, "-m", "icl", command, str(folder / POINT), *options]
+        return LocalProcess(words, folder / OUTPUT, environment)
 
     return _drive(runs, launch, jobs)
 
@@ -152,10 +157,17 @@ def is_complete(config: TrainingConfig, place: Surroundings) -> bool:
         if not isinstance(config, LLCConfig):
             finished = checkpoints.finished_step() is not None
             return finished and first_missing_step(config, checkpoints) == config.num_steps
-        wanted = config.chosen_steps(checkpoints.steps())
+        done = {row["step"] for row in read_metrics(place.results / config.llc_name)}
+        return bool(done) and set(config.chosen_steps(checkpoints.steps())) <= done
     except (ConfigError, StorageError):
         return False  # the run itself will say what is wrong
-    return set(wanted) <= {row["step"] for row in read_metrics(place.results / config.llc_name)}
+
+
+def _sweep_of_one(config: TrainingConfig, place: Surroundings) -> str:
+    """The text of a sweep file whose only run is this one."""
+    parameters = {key: {"value": value} for key, value in config.model_dump(mode="json").items()}
+    kept = {"project": place.project, "entity": place.entity}
+    return yaml.safe_dump({"method": "grid", **kept, "parameters": parameters}, sort_keys=False)
 
 
 def _drive(runs: Sequence[GridRun], launch: Launch, jobs: int) -> int:

@@ -1,5 +1,7 @@
 """`icl train` and `icl llc`: the runs of a sweep file, or the one run that a W&B agent hands over."""
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +11,7 @@ from icl.config import TrainingConfig
 from icl.estimation import LLCConfig
 from icl.jobs import Surroundings, available_cores, run_llc, run_training
 from icl.settings import ConfigError
+from icl.storage import StorageError
 from icl.sweeps import expand, load_sweep, select
 from icl.wandb_tracking import agent_run, reject_agent_run
 
@@ -44,7 +47,7 @@ def run_sweep_command(
         return _run_here(command, configs[0], replace(place, threads=jobs or available_cores(place.device)))
     from icl.executors import run_grid
 
-    return run_grid(command, configs, sweep, overrides, place, jobs, executor, tracking)
+    return run_grid(command, configs, place, jobs, executor)
 
 
 def _run_for_agent(command: Command) -> int:
@@ -57,9 +60,19 @@ def _run_for_agent(command: Command) -> int:
         config = CONFIGS[command].parse(run.config)
     except ConfigError as error:
         reject_agent_run(run, str(error))
+        print(f"icl: {error}", file=sys.stderr)
+        # To the agent this run is dealt with: it stops for good after a few failures, and its queue holds valid runs.
+        return 0
+    try:
+        place = Surroundings.from_environment(supervisor=os.getppid())
+        return _run_here(command, config, replace(place, threads=available_cores(place.device)))
+    except (
+        ValueError,
+        StorageError,
+        OSError,
+    ) as error:  # what keeps a run from starting; later failures record themselves
+        reject_agent_run(run, str(error))
         raise
-    place = Surroundings.from_environment()
-    return _run_here(command, config, replace(place, threads=available_cores(place.device)))
 
 
 def _run_here(command: Command, config: TrainingConfig, place: Surroundings) -> int:

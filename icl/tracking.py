@@ -20,11 +20,14 @@ from icl.storage.local import explain, write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    Images = Mapping[str, Path | Figure]
+
 Status = Literal["finished", "failed", "interrupted"]
 
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 IMAGES = "images"
+VERDICT = ("status", "error")  # of the last attempt; a run that goes on has none
 
 _log = logging.getLogger(__name__)
 
@@ -32,36 +35,29 @@ _log = logging.getLogger(__name__)
 class Tracker(Protocol):
     """Where metrics go. Every method returns at once and never raises because of a network or a disk."""
 
-    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        """Record the metrics of one training step; steps must not decrease."""
-        ...
-
-    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
-        """Record a picture: a file, or a matplotlib figure (left open)."""
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
+        """Record the metrics of one training step, and pictures by name; steps must not decrease."""
         ...
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the run's headline numbers; a name given again is replaced."""
         ...
 
-    def finish(self, status: Status = "finished") -> None:
-        """Close the record; nothing may be logged afterwards."""
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
+        """Close the record; nothing may be logged afterwards. The reason of a failure becomes the summary's `error`."""
         ...
 
 
 class NullTracker:
     """Records nothing."""
 
-    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        """Do nothing."""
-
-    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Do nothing."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Do nothing."""
 
-    def finish(self, status: Status = "finished") -> None:
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
         """Do nothing."""
 
 
@@ -95,37 +91,31 @@ class LocalTracker:
         self._size = len(kept)
         self._waiting: list[bytes] = []
         kept_summary = read_summary(self.directory) if next_step > 0 else {}
-        self._summary = {name: value for name, value in kept_summary.items() if name != "status"}
+        self._summary = {name: value for name, value in kept_summary.items() if name not in VERDICT}
 
-    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        """Append one row and see it onto the disk, so that it cannot be older than a checkpoint written after it."""
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
+        """Append one row and see it onto the disk, so that it cannot be older than a checkpoint written after it.
+
+        Images go before it, to `images/<name>-<step>.png` with the name's slashes made dashes: a row vouches for them.
+        """
+        for name, image in (images or {}).items():
+            self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", _png(image))
         row = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
         self._waiting.append(json.dumps(row).encode() + b"\n")
         self._write_rows()
-
-    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
-        """Write `images/<name>-<step>.png`, slashes of the name made dashes."""
-        if isinstance(image, Path):
-            data = image.read_bytes()
-        else:
-            drawn = BytesIO()
-            # Without the date and version that matplotlib would write, equal figures are equal files.
-            image.savefig(drawn, format="png", metadata={"Software": None})
-            data = drawn.getvalue()
-        self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", data)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Rewrite `summary.json` with these values added."""
         self._summary.update({name: _number(value) for name, value in values.items()})
         self._write_summary("running")
 
-    def finish(self, status: Status = "finished") -> None:
-        """Write the status into `summary.json`."""
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
+        """Write the status, and the reason as `error`, into `summary.json`."""
         if self._waiting:
             self._write_rows()
         if self._waiting:
             _log.warning("%d rows could not be written to %s and are lost", len(self._waiting), self._path)
-        self._write_summary(status)
+        self._write_summary(status, reason)
 
     def _write_rows(self) -> None:
         data = b"".join(self._waiting)
@@ -143,8 +133,9 @@ class LocalTracker:
         self._size += len(data)
         self._waiting.clear()
 
-    def _write_summary(self, status: str) -> None:
-        text = json.dumps({"status": status, **self._summary}, indent=2, sort_keys=True) + "\n"
+    def _write_summary(self, status: str, reason: str = "") -> None:
+        verdict = {"status": status, "error": reason} if reason else {"status": status}
+        text = json.dumps({**self._summary, **verdict}, indent=2, sort_keys=True) + "\n"
         self._write(self.directory / SUMMARY, text.encode())
 
     def _write(self, path: Path, data: bytes) -> None:
@@ -161,25 +152,20 @@ class TeeTracker:
     def __init__(self, *trackers: Tracker) -> None:
         self.trackers = trackers
 
-    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Record with each."""
         for tracker in self.trackers:
-            tracker.log(step, metrics)
-
-    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
-        """Record with each."""
-        for tracker in self.trackers:
-            tracker.log_image(step, name, image)
+            tracker.log(step, metrics, images)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record with each."""
         for tracker in self.trackers:
             tracker.summary(values)
 
-    def finish(self, status: Status = "finished") -> None:
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
         """Close each."""
         for tracker in self.trackers:
-            tracker.finish(status)
+            tracker.finish(status, reason)
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
@@ -210,6 +196,15 @@ def _rows_before(data: bytes, step: float) -> list[bytes]:
             break
         rows.append(line)
     return rows
+
+
+def _png(image: "Path | Figure") -> bytes:
+    if isinstance(image, Path):
+        return image.read_bytes()
+    drawn = BytesIO()
+    # Without the date and version that matplotlib would write, equal figures are equal files.
+    image.savefig(drawn, format="png", metadata={"Software": None})
+    return drawn.getvalue()
 
 
 def _number(value: Any) -> Any:

@@ -24,6 +24,7 @@ from icl.settings import ConfigError
 from icl.sweeps import Config, plain_config
 from icl.tracking import (
     IMAGES,
+    VERDICT,
     LocalTracker,
     NullTracker,
     Status,
@@ -35,6 +36,8 @@ from icl.tracking import (
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from icl.tracking import Images
 
 Notify = Callable[[str], None]
 Wanted = Literal["auto", "wandb", "local", "none"]
@@ -97,19 +100,11 @@ class WandbTracker:
         """The folder that `wandb sync` sends."""
         return str(self._run.settings.sync_dir)
 
-    def log(self, step: int, metrics: Mapping[str, float | str]) -> None:
-        """Hand the metrics to the client, which sends them from a process of its own."""
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
+        """Hand the metrics, and pictures beside them, to the client, which sends them from a process of its own."""
         with self._shielded() as run:
             if run is not None and step >= self._first_step:
-                run.log(dict(metrics), step=step)
-
-    def log_image(self, step: int, name: str, image: "Path | Figure") -> None:
-        """Hand a picture to the client."""
-        with self._shielded() as run:
-            if run is not None and step >= self._first_step:
-                import wandb
-
-                run.log({name: wandb.Image(str(image) if isinstance(image, Path) else _drawn(image))}, step=step)
+                run.log({**metrics, **{name: _picture(image) for name, image in (images or {}).items()}}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set headline numbers."""
@@ -117,7 +112,7 @@ class WandbTracker:
             if run is not None:
                 run.summary.update(dict(values))
 
-    def finish(self, status: Status = "finished") -> None:
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
         """Wait a bounded time for the client to send the rest, then leave the rest to `wandb sync`.
 
         An interrupted run is announced as preempted, so that its sweep hands it out again, and waits for less.
@@ -134,6 +129,8 @@ class WandbTracker:
                     atexit.register(_leave_at_once)
                     raise TimeoutError("no answer")
             elif run is not None:
+                if reason:
+                    run.summary["error"] = reason
                 run.finish(exit_code=0 if status == "finished" else 1)
 
     def _start(self, **arguments: Any) -> str:
@@ -148,6 +145,8 @@ class WandbTracker:
             settings = wandb.Settings(silent=True, console="off", finish_timeout_raises=True, **timeouts)
             self._run = wandb.init(settings=settings, **arguments)
             self._first_step = self._run.starting_step
+            if self._run.summary.get("error") is not None:  # of an attempt before this one
+                del self._run.summary["error"]
         except Exception as error:  # the client raises errors of its own, of requests and of the operating system
             return _first_line(error)
         return ""
@@ -195,8 +194,7 @@ def agent_run(environ: Mapping[str, str] = os.environ) -> AgentRun | None:
 def reject_agent_run(run: AgentRun, reason: str, environ: Mapping[str, str] = os.environ) -> None:
     """Show an invalid configuration on W&B as a failed run with the reason in its summary."""
     tracker = WandbTracker(None, {}, run_id=run.run_id, offline=_offline(environ), notify=lambda line: None)
-    tracker.summary({"error": reason})
-    tracker.finish("failed")
+    tracker.finish("failed", reason)
 
 
 def open_tracker(
@@ -246,23 +244,22 @@ def open_tracker(
 def upload(directory: str | Path, name: str, config: Mapping[str, Any], **place: Any) -> None:
     """Send a run that was recorded in local files alone to W&B afterwards; `place`: see `WandbTracker`."""
     tracker = WandbTracker(name, config, **place)
-    tracker.finish("failed" if replay(directory, tracker) == "failed" else "finished")
+    replay(directory, tracker)
+    summary = read_summary(directory)
+    tracker.finish("failed" if summary.get("status") == "failed" else "finished", summary.get("error", ""))
 
 
-def replay(directory: str | Path, tracker: Tracker) -> str | None:
-    """Tell a tracker all that the files of `LocalTracker` hold; returns the recorded status."""
+def replay(directory: str | Path, tracker: Tracker) -> None:
+    """Tell a tracker all that the files of `LocalTracker` hold, but for how the run ended."""
     folder = Path(directory)
-    images = {path: int(path.stem.rpartition("-")[2]) for path in sorted((folder / IMAGES).glob("*-*.png"))}
-    rows = read_metrics(folder)
-    for step in sorted({row["step"] for row in rows} | set(images.values())):
-        for row in (row for row in rows if row["step"] == step):
-            tracker.log(step, {name: value for name, value in row.items() if name != "step"})
-        for path in (path for path, at in images.items() if at == step):
-            tracker.log_image(step, path.stem.rpartition("-")[0], path)
-    summary = read_summary(folder)
-    status = summary.pop("status", None)
-    tracker.summary(summary)
-    return status
+    images: dict[int, dict[str, Path]] = {}
+    for path in sorted((folder / IMAGES).glob("*-*.png")):
+        name, _, step = path.stem.rpartition("-")
+        images.setdefault(int(step), {})[name] = path
+    for row in read_metrics(folder):
+        step = row.pop("step")
+        tracker.log(step, row, images.pop(step, None))
+    tracker.summary({name: value for name, value in read_summary(folder).items() if name not in VERDICT})
 
 
 def wandb_is_set_up(environ: Mapping[str, str] = os.environ) -> bool:
@@ -283,14 +280,17 @@ def _leave_at_once() -> None:
     os._exit(1)
 
 
-def _drawn(figure: "Figure") -> Any:
-    """The figure as pixels: the client's own conversion fails where matplotlib.pyplot was never imported."""
+def _picture(image: "Path | Figure") -> Any:
+    """A figure as pixels: the client's own conversion fails where matplotlib.pyplot was never imported."""
+    import wandb
     from PIL import Image
 
+    if isinstance(image, Path):
+        return wandb.Image(str(image))
     buffer = BytesIO()
-    figure.savefig(buffer)
+    image.savefig(buffer)
     buffer.seek(0)
-    return Image.open(buffer)
+    return wandb.Image(Image.open(buffer))
 
 
 def _finish_quietly(run: Any) -> None:

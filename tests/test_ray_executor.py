@@ -116,4 +116,4 @@ def test_an_unknown_executor_is_refused(tmp_path):
     from icl.jobs import Surroundings
 
     with pytest.raises(ConfigError, match="--executor must be local or ray"):
-        run_grid("train", [], tmp_path, [], Surroundings.from_environment({"DEVICE": "cpu"}), None, "slurm", "none")
+        run_grid("train", [], Surroundings.from_environment({"DEVICE": "cpu"}), None, "slurm")

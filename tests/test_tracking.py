@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from icl.tracking import LocalTracker, NullTracker, TeeTracker, Tracker, read_metrics
+from icl.tracking import LocalTracker, NullTracker, TeeTracker, Tracker, read_metrics, read_summary
 
 
 def values_at(step):
@@ -86,9 +86,9 @@ def test_images_are_kept_and_equal_figures_are_equal_files(tmp_path):
         return drawn
 
     tracker = LocalTracker(tmp_path)
-    tracker.log_image(5, "llc/trace", figure())
-    tracker.log_image(7, "copy", tmp_path / "images" / "llc-trace-5.png")
-    tracker.log_image(11, "again", figure())
+    tracker.log(5, {}, {"llc/trace": figure()})
+    tracker.log(7, {}, {"copy": tmp_path / "images" / "llc-trace-5.png"})
+    tracker.log(11, {}, {"again": figure()})
     first, copy, again = (tmp_path / "images" / f"{name}.png" for name in ("llc-trace-5", "copy-7", "again-11"))
     assert first.read_bytes() == copy.read_bytes() == again.read_bytes()
 
@@ -98,9 +98,17 @@ def test_tee_sends_everything_to_all_and_null_takes_anything(tmp_path):
     tee = TeeTracker(*trackers)
     tee.log(2, {"loss": 0.5})
     tee.summary({"loss": 0.5})
-    tee.finish("failed")
+    tee.finish("failed", "no memory")
     assert read_metrics(tmp_path / "a") == read_metrics(tmp_path / "b") == [{"step": 2, "loss": 0.5}]
-    assert json.loads((tmp_path / "b" / "summary.json").read_text()) == {"loss": 0.5, "status": "failed"}
+    assert read_summary(tmp_path / "b") == {"loss": 0.5, "status": "failed", "error": "no memory"}
+
+
+def test_a_run_that_goes_on_forgets_how_its_last_attempt_ended(tmp_path):
+    tracker = record(tmp_path, 0, 3)
+    tracker.summary({"best": 0.5})
+    tracker.finish("failed", "no memory")
+    record(tmp_path, 3, 5).finish()
+    assert read_summary(tmp_path) == {"best": 0.5, "status": "finished"}
 
 
 def test_no_file_is_left_half_written(tmp_path):
