@@ -5,6 +5,8 @@ torch_xla is imported only when xla is asked for.
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -60,6 +62,21 @@ def end_of_graph(device: torch.device) -> None:
         import torch_xla  # pyright: ignore[reportMissingImports]
 
         torch_xla.sync()
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """PyTorch's own CPU threads within a block of code.
+
+    One beside code that brings its own threads: PyTorch's spin for a while after each operation that used them, on the
+    cores that the others need.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def memory_budget(device: torch.device) -> int:

@@ -27,11 +27,11 @@ Native = Literal["auto", "never", "require"]
 def loss_and_grad(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
     """The reference: plain PyTorch, on any device and in any floating type."""
     with torch.enable_grad():
-        flat = flat.detach().requires_grad_(True)
-        errors = predict(shape, unflatten(shape, flat), xs, ys) - ys
+        parameters = _leaves(shape, flat)
+        errors = predict(shape, parameters, xs, ys) - ys
         token_losses = errors.square().mean(dim=(0, 2))
-        (gradient,) = torch.autograd.grad(token_losses.mean(), flat)
-    return token_losses.detach(), gradient
+        gradients = torch.autograd.grad(token_losses.mean(), list(parameters.values()))
+    return token_losses.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
 def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,12 +41,18 @@ def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys
     workers around `make_loss_and_grad`: a step of one member fills the caches already.
     """
     with torch.enable_grad():
-        flats = flats.detach().requires_grad_(True)
-        errors = torch.vmap(partial(predict, shape))(unflatten(shape, flats), xs, ys) - ys
+        parameters = _leaves(shape, flats)
+        errors = torch.vmap(partial(predict, shape))(parameters, xs, ys) - ys
         token_losses = errors.square().mean(dim=(1, 3))
         # Members do not interact: the gradient of the sum holds each member's own.
-        (gradients,) = torch.autograd.grad(token_losses.mean(dim=1).sum(), flats)
-    return token_losses.detach(), gradients
+        gradients = torch.autograd.grad(token_losses.mean(dim=1).sum(), list(parameters.values()))
+    return token_losses.detach(), torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+
+
+def _leaves(shape: TransformerShape, flat: Tensor) -> dict[str, Tensor]:
+    """The named parts of a flat vector (..., P) as variables of their own: the gradient of a view would be a whole
+    vector, mostly zeros, for each."""
+    return {name: part.detach().requires_grad_(True) for name, part in unflatten(shape, flat).items()}
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,21 @@
 """One step of training for many seeds at once, on an accelerator, without waiting for the host.
 
 Parameters, moments and batches carry one more leading axis, the members (seeds). Everything a step needs is on the
-device: data come from the counter-based streams there, learning rates from a table, losses go to a buffer. A block of
-steps is therefore only launched, never waited for:
+device: data come from the counter-based streams there, many steps' at a time (the generator is some hundred small
+operations, however many numbers they make), learning rates from a table, losses go to a buffer. A block of steps is
+therefore only launched, never waited for:
 
 - cuda: one step is captured as a CUDA graph and replayed;
-- xla: one step is one compiled graph, traced again and found in the cache; the step number is a tensor, so that no
-  number is compiled in;
+- xla: one step is one compiled graph, and so is the making of data, traced again and found in the cache; step numbers
+  are tensors, so that no number is compiled in;
 - elsewhere (cpu, mps): the same operations, one by one.
 
 A member sees the data of its solo run bit for bit; its losses agree to the rounding of batched arithmetic.
 
-Shapes: E members, B batch, K examples, D task dimension, M tasks, P parameters.
+Shapes: E members, S steps, B batch, K examples, D task dimension, M tasks, P parameters.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -31,12 +33,14 @@ BLOCK = 1000
 """Most steps between two looks at the losses."""
 
 _WARM_UP = 3  # steps that run before a capture, as CUDA graphs ask for
+_DATA_NUMBERS = 2**24
+"""Most numbers of data made at a time: 64 MB."""
 
 
 class BatchSource:
-    """Batches of all members at a step held on the device: xs (E, B, K, D) and ys (E, B, K, 1).
+    """Batches of all members at several steps: xs (S, E, B, K, D) and ys (S, E, B, K, 1).
 
-    Member e gets the numbers of `laws[e].sample(streams[e], step, batch_size)`.
+    At each step member e gets the numbers of `laws[e].sample(streams[e], step, batch_size)`.
 
     Raises:
         ValueError: laws that differ in more than their tasks.
@@ -54,27 +58,29 @@ class BatchSource:
         self._tasks = None if first.num_tasks is None else torch.stack([law.tasks for law in laws]).to(device)
         names = ("inputs", "noise", "tasks" if self._tasks is None else "task-index")
         self._keys = {name: keys_of([stream.child(name) for stream in streams], device) for name in names}
+        self.steps_at_once = max(1, min(BLOCK, _DATA_NUMBERS // (len(laws) * math.prod(self._size))))
 
-    def __call__(self, step: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch of step number `step`, an int64 tensor of size (1,) on the device."""
+    def __call__(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The batches at the given steps, an int64 tensor (S,) on the device."""
         batch, examples, task_size = self._size
 
         def normal(name: str, *size: int) -> Tensor:
-            count = torch.Size(size).numel()
-            return normals(self._keys[name], step, count).reshape(-1, *size)
+            return normals(self._keys[name], steps, math.prod(size)).transpose(0, 1).unflatten(-1, size)
 
-        tasks = normal("tasks", batch, task_size) if self._tasks is None else self._chosen_tasks(self._tasks, step)
+        tasks = normal("tasks", batch, task_size) if self._tasks is None else self._chosen_tasks(self._tasks, steps)
         xs = normal("inputs", batch, examples, task_size)
         errors = normal("noise", batch, examples, 1) * self._noise_scale
-        return xs, (xs * tasks[:, :, None, :]).sum(dim=-1, keepdim=True) + errors
+        return xs, (xs * tasks[..., None, :]).sum(dim=-1, keepdim=True) + errors
 
-    def _chosen_tasks(self, tasks: Tensor, step: Tensor) -> Tensor:
-        keys, batch = self._keys["task-index"], self._size[0]
+    def _chosen_tasks(self, tasks: Tensor, steps: Tensor) -> Tensor:
+        """(S, E, B, D) out of tasks (E, M, D)."""
+        keys, batch = self._keys["task-index"][:, :, None], self._size[0]
         counter = torch.arange((batch + 1) // 2, dtype=torch.int32, device=keys.device)
-        words = threefry2x32(keys[:, :1], keys[:, 1:], step.to(torch.int32)[:, None], counter[None])
-        unsigned = torch.stack(words, dim=-1).flatten(1)[:, :batch].to(torch.int64) & 0xFFFFFFFF
+        words = threefry2x32(keys[:, 0], keys[:, 1], steps.to(torch.int32)[:, None, None], counter)
+        unsigned = torch.stack(words, dim=-1).flatten(2)[..., :batch].to(torch.int64) & 0xFFFFFFFF
         index = (unsigned * tasks.shape[1]) >> 32
-        return tasks.gather(1, index[:, :, None].expand(-1, -1, tasks.shape[2]))
+        members = torch.arange(len(tasks), device=keys.device)[:, None]
+        return tasks[members, index]
 
 
 class EnsembleStep:
@@ -116,6 +122,9 @@ class EnsembleStep:
         rates = [_rates(config, number) for number in range(step, config.num_steps)]
         self._rates = torch.tensor(rates, dtype=torch.float32, device=device)
         self._losses = torch.zeros(BLOCK, len(configs), device=device)
+        self._ahead = torch.arange(self._batches.steps_at_once, device=device)
+        self._data: tuple[Tensor, Tensor] | None = None
+        self._made = step
         self._graph: torch.cuda.CUDAGraph | None = None
 
     def run(self, count: int) -> Tensor:
@@ -123,8 +132,10 @@ class EnsembleStep:
         assert 1 <= count <= BLOCK
         slots = torch.arange(self.step - self._first, self.step - self._first + count) % BLOCK
         for _ in range(count):
+            if self._data is None or self.step == self._made + len(self._ahead):
+                self._make_data()
             self._launch()
-        self.step += count
+            self.step += 1
         return self._losses.cpu()[slots]
 
     def state(self) -> dict[str, Tensor]:
@@ -134,6 +145,18 @@ class EnsembleStep:
             {"step": torch.tensor(float(self.step))} if "step" in STATE_NAMES[self._optimizer.optimizer_type] else {}
         )
         return {name: value.cpu().clone() for name, value in state.items()} | count
+
+    @torch.no_grad()
+    def _make_data(self) -> None:
+        """The batches of the steps from here on, into memory that stays where it is: a captured step reads it there."""
+        xs, ys = self._batches(self._step + self._ahead)
+        if self._data is None:
+            self._data = xs.contiguous(), ys.contiguous()
+        else:
+            self._data[0].copy_(xs)
+            self._data[1].copy_(ys)
+        self._made = self.step
+        end_of_graph(self._device)
 
     def _launch(self) -> None:
         if self._device.type == "cuda":
@@ -166,13 +189,14 @@ class EnsembleStep:
     @torch.no_grad()
     def _advance(self) -> None:
         """One step, all in place and without a number from the host."""
-        xs, ys = self._batches(self._step)
+        assert self._data is not None
+        done = self._step - self._first
+        xs, ys = (part.index_select(0, done % len(self._ahead))[0] for part in self._data)
         token_losses, gradients = batched_loss_and_grad(self._shape, self.flats, xs, ys)
-        row = self._step - self._first
         # The modulo keeps the row inside the table when a warm-up of the capture runs past its end.
-        rates = self._rates.index_select(0, row % len(self._rates))[0]
+        rates = self._rates.index_select(0, done % len(self._rates))[0]
         _update(self._optimizer, self.flats, self._moments, gradients, rates)
-        self._losses.index_copy_(0, row % BLOCK, token_losses.mean(dim=-1)[None])
+        self._losses.index_copy_(0, done % BLOCK, token_losses.mean(dim=-1)[None])
         self._step += 1
 
 

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
-from icl.engine import make_loss_and_grad
+from icl.devices import torch_threads
+from icl.engine import LossAndGrad, choose_path
 from icl.evals import make_evaluator
 from icl.model import flatten, initial_parameters, unflatten
 from icl.optimizers import FlatOptimizer
@@ -70,7 +71,7 @@ def train(
         checkpoints: of this run; its lock must be held by the caller.
         tracker: receives the metrics, opened by the caller for the step that `first_missing_step` gives.
         device: where to compute.
-        threads: CPU threads of a step; the result does not depend on it.
+        threads: CPU threads of a step; with the native kernel the result does not depend on it.
         on_step: called after each update with (updates done, loss).
         should_stop: asked before each step; True saves the state and returns.
 
@@ -82,6 +83,19 @@ def train(
         from icl.ensemble_training import train_ensemble  # which is built on this module
 
         return train_ensemble([config], [checkpoints], [tracker], device, on_step, should_stop)[0]
+    path = choose_path(config.task_config.shape, device, threads)
+    with torch_threads(1 if path.name == "native" else threads):
+        return _train_on_cpu(config, checkpoints, tracker, path.run, on_step, should_stop)
+
+
+def _train_on_cpu(
+    config: TrainingConfig,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    loss_and_grad: LossAndGrad,
+    on_step: Progress | None,
+    should_stop: Callable[[], bool],
+) -> TrainingOutcome:
     task = config.task_config
     shape, stream, law = task.shape, data_stream(config), task.pretrain_task()
     assert task.model_seed is not None, "seeds are resolved before use"
@@ -90,11 +104,9 @@ def train(
         return TrainingOutcome(config.name, step, True, {})
 
     flat = tensors.pop("flat") if tensors else flatten(initial_parameters(shape, task.model_seed))
-    flat = flat.to(device)
     optimizer = FlatOptimizer(config.optimizer_config, flat)
-    optimizer.restore({name: value.to(device) for name, value in tensors.items()})
-    loss_and_grad = make_loss_and_grad(shape, device, threads=threads)
-    evaluate = make_evaluator(config, device)
+    optimizer.restore(tensors)
+    evaluate = make_evaluator(config)
     checkpoint_at, log_at = set(config.checkpoint_steps()), set(config.logging_steps())
     metadata = {"config": config.model_dump_json()}
     summary: Mapping[str, float] = {}
@@ -104,7 +116,7 @@ def train(
 
     saved = step
     while step < config.num_steps and not should_stop():
-        xs, ys = law.sample(stream, step, config.batch_size, device)
+        xs, ys = law.sample(stream, step, config.batch_size)
         token_losses, gradient = loss_and_grad(flat.detach(), xs, ys)
         loss = float(token_losses.mean())
         if not math.isfinite(loss):

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from icl.devices import torch_threads
 from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
 from icl.sampling.config import SamplerConfig
 from icl.sampling.data import Plan, StepData, noise_blocks, token_weights_of
@@ -69,12 +70,15 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
         return _run_group(plan, [seeds[i] for i in chosen], torch.tensor(chosen), tick)
 
     if plan.config.cores == 1 or len(groups) == 1:
-        runs = [run(index) for index in range(len(groups))]
+        alone = getattr(plan.objective, "brings_threads", False)
+        with torch_threads(1 if alone else torch.get_num_threads()):
+            runs = [run(index) for index in range(len(groups))]
     else:
-        threads = torch.get_num_threads()
-        with ThreadPoolExecutor(plan.config.cores, initializer=lambda: torch.set_num_threads(1)) as pool:
+        with (
+            torch_threads(1),
+            ThreadPoolExecutor(plan.config.cores, initializer=lambda: torch.set_num_threads(1)) as pool,
+        ):
             runs = list(pool.map(run, range(len(groups))))
-        torch.set_num_threads(threads)
     fields = ("losses", "batch_losses", "anchor_losses", "distances", "lost_at", "positions")
     return ChainRun(**{name: torch.cat([getattr(run, name) for run in runs]) for name in fields})
 

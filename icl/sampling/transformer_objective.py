@@ -27,6 +27,9 @@ class TransformerObjective:
         model: at w*; not modified.
         include, exclude: patterns, of this library's parameter names or of the reference code's.
         threads: CPU threads of one call; 1 where chains are spread over workers.
+
+    Attributes:
+        brings_threads: whether a call uses threads of its own, beside which PyTorch should have one.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class TransformerObjective:
         self._one_by_one = flat.device.type == "cpu"
         path = choose_path(model.shape, flat.device, threads)
         self._engine, self._native = path.run, path.name == "native"
+        self.brings_threads = self._native
 
     def losses(self, positions: Tensor, batch: Batch) -> Tensor:
         """Losses (E, K) at positions (E, P)."""
@@ -120,6 +124,7 @@ def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfi
     evals = sys.modules.get("icl.evals")
     own_loss = evals is not None and loss_fn is evals.mse_loss
     if own_loss and type(model) is InContextRegressionTransformer:
-        threads = 1 if config.cores > 1 else None
+        workers = min(config.cores, config.num_chains)
+        threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(model, config.include, config.exclude, threads)
     return ModuleObjective(model, loss_fn, config.include, config.exclude)
