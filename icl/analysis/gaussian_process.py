@@ -1,32 +1,62 @@
 """Gaussian-process regression of a training curve, with the posterior of its slope.
 
-A curve v(x), x = log(step + 1), gets the prior v ~ GP(0, k) with k(a, b) = A² exp(-(a - b)² / 2ℓ²) and observations
-with noise of variance s_i². Hyperparameters maximise the marginal likelihood (scikit-learn's
-`GaussianProcessRegressor`). Differentiation is linear, so value and slope are jointly Gaussian given the data
-(Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006, section 9.4):
+A curve v(x), x = log(step + 1), gets the prior v ~ c + GP(0, A² ρ(|a - b| / ℓ)) and is observed with independent
+noise of variance s_i² + σ₀²: known standard errors s_i, and an unknown σ₀ common to all points (what differs between
+neighbouring checkpoints beyond the error of each). A, ℓ and σ₀ maximise the marginal likelihood. Differentiation is
+linear, so value and slope are jointly Gaussian given the data (Rasmussen & Williams, "Gaussian Processes for Machine
+Learning", 2006, chapter 2 and section 9.4), with k(r) = A² ρ(r/ℓ), r = a - b:
 
-    Cov(v(a), v'(b)) = k(a, b) (a - b) / ℓ²          Cov(v'(a), v'(b)) = k(a, b) (1/ℓ² - (a - b)²/ℓ⁴)
+    Cov(v(a), v(b)) = k(r)        Cov(v'(a), v(b)) = k'(r)        Cov(v'(a), v'(b)) = -k''(r)
 
-The defaults are the settings behind the smooth curves of arXiv 2402.02364: A² within 1e-3..1e3 from 1, ℓ within
-0.5..1e3 from 3, values as they are and no noise, so that the fit nearly interpolates. For a statement about slopes,
-give or fit the noise.
+Two correlations ρ: "matern52", of curves that are twice differentiable and no more, and "rbf", of analytic ones. An
+analytic curve is rigid: one that bends sharply somewhere makes its fit swing elsewhere, and the swings look like
+significant slopes. Statements about slopes therefore use the first, which is the default.
+
+Shapes: N points, Q places where the fit is asked for.
 """
 
-import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from itertools import product
+from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.linalg import cho_factor, cho_solve
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.gaussian_process import GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, ConstantKernel, Kernel, WhiteKernel
+from scipy.linalg import cho_factor, cho_solve, solve_triangular
+from scipy.optimize import minimize
 
 Array = NDArray[np.float64]
+Correlation = Literal["matern52", "rbf"]
 _JITTER = 1e-10
+_NOISE_BOUNDS = (1e-10, 10.0)  # of σ₀², relative to the variance of the data
+
+
+@dataclass(frozen=True)
+class CurvePrior:
+    """What is assumed of a curve before the data.
+
+    Attributes:
+        correlation: ρ.
+        fit_noise: whether there is a common noise σ₀ besides the known standard errors.
+        standardise: take the data's mean for c, and bounds relative to their standard deviation, so that the fit does
+            not depend on a curve's units. Otherwise c = 0 and bounds are absolute.
+        amplitude_bounds: of A².
+        length_scale_bounds: of ℓ, in units of x. None takes the median spacing of the data, below which nothing can
+            be seen, and ten times their range, above which everything is a straight line.
+    """
+
+    correlation: Correlation = "matern52"
+    fit_noise: bool = True
+    standardise: bool = True
+    amplitude_bounds: tuple[float, float] = (1e-3, 1e3)
+    length_scale_bounds: tuple[float, float] | None = None
+
+
+PUBLISHED_PRIOR = CurvePrior("rbf", fit_noise=False, standardise=False, length_scale_bounds=(0.5, 1e3))
+"""The settings behind the smooth curves of arXiv 2402.02364. Without noise the fit interpolates, up to a jitter."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +65,12 @@ class CurveFit:
 
     Attributes:
         x, values: the data (N,).
-        noise_variance: s_i² (N,), in squared units of the values: what was given plus what was fitted.
+        noise_variance: s_i² + σ₀² (N,), in squared units of the values.
         amplitude: A, in units of the values.
         length_scale: ℓ, in units of x.
-        offset: the constant prior mean.
-        log_marginal_likelihood: of the (possibly standardised) values.
+        offset: c.
+        correlation: ρ.
+        log_marginal_likelihood: log density of the values.
     """
 
     x: Array
@@ -48,37 +79,33 @@ class CurveFit:
     amplitude: float
     length_scale: float
     offset: float
+    correlation: Correlation
     log_marginal_likelihood: float
 
     def mean(self, at: ArrayLike) -> Array:
         """Posterior mean of the curve at points (Q,)."""
-        return self.offset + self._cross(np.asarray(at, dtype=float)) @ self._weights
+        return self.offset + self._covariance(at, self.x)[0] @ self._weights
 
     def slope(self, at: ArrayLike) -> Array:
         """Posterior mean of dv/dx at points (Q,)."""
-        return self._cross_slope(np.asarray(at, dtype=float)) @ self._weights
+        return self._covariance(at, self.x)[1] @ self._weights
 
     def std(self, at: ArrayLike) -> Array:
         """Posterior standard deviation of the curve (not of a new, noisy observation) at points (Q,)."""
-        cross = self._cross(np.asarray(at, dtype=float))
-        return _root(self.amplitude**2 - np.einsum("qn,nq->q", cross, cho_solve(self._factor, cross.T)))
+        return self._posterior_std(self._covariance(at, self.x)[0], self._covariance(0.0, 0.0)[0].item())
 
     def slope_std(self, at: ArrayLike) -> Array:
         """Posterior standard deviation of dv/dx at points (Q,)."""
-        cross = self._cross_slope(np.asarray(at, dtype=float))
-        prior = (self.amplitude / self.length_scale) ** 2
-        return _root(prior - np.einsum("qn,nq->q", cross, cho_solve(self._factor, cross.T)))
+        return self._posterior_std(self._covariance(at, self.x)[1], -self._covariance(0.0, 0.0)[2].item())
 
     def sample(self, at: ArrayLike, num: int, rng: np.random.Generator) -> tuple[Array, Array]:
         """Draws of curve and slope together, each (num, Q), from the joint posterior at points (Q,)."""
         points = np.asarray(at, dtype=float)
-        gap = points[:, None] - points[None, :]
-        value = _rbf(gap, self.amplitude, self.length_scale)
-        value_slope = value * gap / self.length_scale**2
-        slope = value * (1 / self.length_scale**2 - gap**2 / self.length_scale**4)
-        cross = np.concatenate((self._cross(points), self._cross_slope(points)))
-        covariance = np.block([[value, value_slope], [value_slope.T, slope]]) - cross @ cho_solve(self._factor, cross.T)
-        # The smooth kernel makes the covariance numerically singular, which an eigenvalue factor tolerates and Cholesky does not.
+        value, first, second = self._covariance(points, points)
+        cross = np.concatenate(self._covariance(points, self.x)[:2])
+        covariance = np.block([[value, first.T], [first, -second]]) - cross @ cho_solve(self._factor, cross.T)
+        # Neighbouring points make the covariance numerically singular, which an eigenvalue factor tolerates and
+        # Cholesky does not.
         eigenvalues, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
         factor = vectors * np.sqrt(np.clip(eigenvalues, 0, None))
         draws = cross @ self._weights + rng.standard_normal((num, len(factor))) @ factor.T
@@ -86,106 +113,93 @@ class CurveFit:
 
     @cached_property
     def _factor(self):
-        gap = self.x[:, None] - self.x[None, :]
-        gram = _rbf(gap, self.amplitude, self.length_scale)
-        return cho_factor(gram + np.diag(self.noise_variance + _JITTER * max(1.0, self.amplitude**2)))
+        gram = self._covariance(self.x, self.x)[0]
+        return cho_factor(gram + np.diag(self.noise_variance + _JITTER * self.amplitude**2))
 
     @cached_property
     def _weights(self) -> Array:
         return cho_solve(self._factor, self.values - self.offset)
 
-    def _cross(self, at: Array) -> Array:
-        return _rbf(at[:, None] - self.x[None, :], self.amplitude, self.length_scale)
+    def _covariance(self, a: ArrayLike, b: ArrayLike) -> tuple[Array, Array, Array]:
+        """k, k' and k'' of a_i - b_j, each (len(a), len(b))."""
+        gap = np.atleast_1d(np.asarray(a, dtype=float))[:, None] - np.atleast_1d(np.asarray(b, dtype=float))[None, :]
+        value, first, second = _CORRELATIONS[self.correlation](gap / self.length_scale)
+        scale = self.amplitude**2
+        return scale * value, scale / self.length_scale * first, scale / self.length_scale**2 * second
 
-    def _cross_slope(self, at: Array) -> Array:
-        gap = at[:, None] - self.x[None, :]
-        return -gap / self.length_scale**2 * _rbf(gap, self.amplitude, self.length_scale)
+    def _posterior_std(self, cross: Array, prior: float) -> Array:
+        return np.sqrt(np.clip(prior - np.einsum("qn,nq->q", cross, cho_solve(self._factor, cross.T)), 0, None))
 
 
 def fit_curve(
-    x: ArrayLike,
-    values: ArrayLike,
-    noise: Literal["none", "fit"] | ArrayLike = "none",
-    *,
-    standardise: bool = False,
-    amplitude_bounds: tuple[float, float] = (1e-3, 1e3),
-    length_scale: float = 3.0,
-    length_scale_bounds: tuple[float, float] = (0.5, 1e3),
-    num_restarts: int = 10,
-    seed: int = 0,
+    x: ArrayLike, values: ArrayLike, std_errors: ArrayLike = 0.0, prior: CurvePrior | None = None
 ) -> CurveFit:
-    """Fit the hyperparameters of a curve.
+    """Fit the hyperparameters of a curve by maximum marginal likelihood.
+
+    The likelihood has several maxima (a wiggly curve with little noise, a smooth one with more), so it is tabulated
+    over the bounds and the best points of the table are refined by the simplex method, which rounding cannot stop.
 
     Args:
-        x: (N,), such as log(step + 1).
+        x: (N,), such as log(step + 1), in any order.
         values: (N,).
-        noise: "none" interpolates (scikit-learn's jitter of 1e-10 remains); "fit" adds one noise variance, by maximum
-            likelihood; an array (N,) gives the standard error of each value, in its units.
-        standardise: subtract the mean and divide by the standard deviation first. Then the amplitude's bounds are
-            relative to the data and a curve's units do not matter; without it a zero mean and the absolute bounds are
-            part of the prior.
-        amplitude_bounds: of A² (before undoing the standardisation).
-        length_scale, length_scale_bounds: start and bounds of ℓ, in units of x.
-        num_restarts: further starting points of the optimiser, drawn log-uniformly within the bounds.
-        seed: of those starting points.
+        std_errors: (N,) or one number: the known standard errors s_i, in units of the values.
+        prior: by default `CurvePrior()`.
 
     Raises:
-        ValueError: lengths differ, fewer than three points, values that are not finite, or a negative standard error.
+        ValueError: lengths differ, fewer than three points, numbers that are not finite, or a negative standard error.
     """
     times, curve = np.asarray(x, dtype=float), np.asarray(values, dtype=float)
     if times.ndim != 1 or times.shape != curve.shape:
         raise ValueError(f"x and values must be vectors of one length, got {times.shape} and {curve.shape}")
     if times.size < 3 or not np.isfinite(curve).all() or not np.isfinite(times).all():
-        raise ValueError("a fit needs at least three points, all of them finite")
-    offset, scale = (curve.mean(), max(float(curve.std()), np.finfo(float).tiny)) if standardise else (0.0, 1.0)
-    given = (
-        np.zeros_like(curve) if isinstance(noise, str) else np.broadcast_to(np.asarray(noise, dtype=float), curve.shape)
-    )
-    if isinstance(noise, str) and noise not in ("none", "fit"):
-        raise ValueError(f"noise must be 'none', 'fit' or standard errors, got {noise!r}")
-    if not (given >= 0).all():
-        raise ValueError("standard errors must be non-negative numbers")
-    kernel = ConstantKernel(1.0, amplitude_bounds) * RBF(length_scale, length_scale_bounds)
-    fitted_noise = isinstance(noise, str) and noise == "fit"
-    if fitted_noise:
-        kernel = kernel + WhiteKernel(1e-2 * max(1.0, float(np.var(curve / scale))), (1e-10, 1e3))
-    regressor = GaussianProcessRegressor(
-        kernel,
-        alpha=_JITTER + (given / scale) ** 2,  # type: ignore[arg-type]
-        n_restarts_optimizer=num_restarts,
-        random_state=seed,
-    )
-    with warnings.catch_warnings():
-        # A hyperparameter at its bound is an answer here (a straight line has an endless length scale), not a failure.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        regressor.fit(times[:, None], (curve - offset) / scale)
-    fitted: Kernel = regressor.kernel_  # type: ignore[assignment]
-    hyperparameters: dict[str, Any] = fitted.get_params()
-    signal = "k1__" if fitted_noise else ""
-    extra = hyperparameters["k2__noise_level"] if fitted_noise else 0.0
+        raise ValueError("a fit needs at least three points, all of them finite; drop the others first")
+    errors = np.broadcast_to(np.asarray(std_errors, dtype=float), curve.shape)
+    if not (errors >= 0).all() or not np.isfinite(errors).all():
+        raise ValueError("standard errors must be finite and not negative")
+    chosen = prior or CurvePrior()
+    offset, scale = (float(curve.mean()), float(curve.std()) or 1.0) if chosen.standardise else (0.0, 1.0)
+    bounds = [chosen.amplitude_bounds, chosen.length_scale_bounds or _resolved_lengths(times)]
+    bounds += [_NOISE_BOUNDS] if chosen.fit_noise else []
+    gap, known, targets = times[:, None] - times[None, :], (errors / scale) ** 2, (curve - offset) / scale
+    correlation = _CORRELATIONS[chosen.correlation]
+
+    def negative_log_likelihood(logs: Array) -> float:
+        square, length, *common = np.exp(logs)
+        gram = square * correlation(gap / length)[0]
+        gram[np.diag_indices_from(gram)] += known + sum(common) + _JITTER * square
+        try:
+            factor = np.linalg.cholesky(gram)
+        except np.linalg.LinAlgError:
+            return float("inf")
+        whitened = solve_triangular(factor, targets, lower=True)
+        constant = np.log(2 * np.pi) / 2 * targets.size
+        return float(whitened @ whitened / 2 + np.log(np.diag(factor)).sum() + constant)
+
+    best = _minimise(negative_log_likelihood, np.log(bounds))
+    square, length, *common = np.exp(best)
     return CurveFit(
         x=times,
         values=curve,
-        noise_variance=given**2 + extra * scale**2,
-        amplitude=float(np.sqrt(hyperparameters[f"{signal}k1__constant_value"]) * scale),
-        length_scale=float(hyperparameters[f"{signal}k2__length_scale"]),
-        offset=float(offset),
-        log_marginal_likelihood=float(regressor.log_marginal_likelihood_value_),  # type: ignore[arg-type],
+        noise_variance=(known + sum(common)) * scale**2,
+        amplitude=float(np.sqrt(square) * scale),
+        length_scale=float(length),
+        offset=offset,
+        correlation=chosen.correlation,
+        log_marginal_likelihood=-negative_log_likelihood(best) - curve.size * float(np.log(scale)),
     )
 
 
 def smooth_curve(
-    steps: ArrayLike, values: ArrayLike, noise: Literal["none", "fit"] | ArrayLike = "none", **options
+    steps: ArrayLike, values: ArrayLike, std_errors: ArrayLike = 0.0, prior: CurvePrior | None = None
 ) -> pd.DataFrame:
-    """A curve and its fit in x = log(step + 1), at the curve's own steps.
+    """A curve and its fit in x = log(step + 1), at the curve's own steps; see `fit_curve`.
 
     Columns: `step`, `value`, `spline` (posterior mean), `spline_std`, `d_dlogt` (posterior mean of dv/dx),
-    `d_dlogt_std`, and `d_dt`, the same per step, dv/d(step + 1) = (dv/dx) / (step + 1). Further options go to
-    `fit_curve`.
+    `d_dlogt_std`, and `d_dt`, the same per step, dv/d(step + 1) = (dv/dx) / (step + 1).
     """
     times = np.asarray(steps, dtype=float)
     x = np.log1p(times)
-    fit = fit_curve(x, values, noise, **options)
+    fit = fit_curve(x, values, std_errors, prior)
     slope = fit.slope(x)
     return pd.DataFrame(
         {
@@ -200,9 +214,36 @@ def smooth_curve(
     )
 
 
-def _rbf(gap: Array, amplitude: float, length_scale: float) -> Array:
-    return amplitude**2 * np.exp(-0.5 * (gap / length_scale) ** 2)
+def _resolved_lengths(x: Array) -> tuple[float, float]:
+    gaps = np.diff(np.unique(x))
+    return (float(np.median(gaps)), 10 * float(np.ptp(x))) if gaps.size else (0.1, 10.0)
 
 
-def _root(variance: Array) -> Array:
-    return np.sqrt(np.clip(variance, 0, None))
+def _minimise(function: Callable[[Array], float], bounds: Array) -> Array:
+    """The minimum over a box (n, 2), from the two best points of a grid."""
+    axes = [np.linspace(low, high, num) for (low, high), num in zip(bounds, (5, 8, 5), strict=False)]
+    starts = sorted((np.array(point) for point in product(*axes)), key=function)[:2]
+    found = [
+        minimize(function, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-2, "fatol": 1e-4})
+        for start in starts
+    ]
+    return min(found, key=lambda result: result.fun).x
+
+
+def _matern52(u: Array) -> tuple[Array, Array, Array]:
+    """ρ(u) = (1 + z + z²/3) e^-z, z = √5 |u|, with its first two derivatives in u."""
+    z = np.sqrt(5.0) * np.abs(u)
+    decay = np.exp(-z)
+    first = -np.sqrt(5.0) / 3 * np.sign(u) * z * (1 + z) * decay
+    return (1 + z + z**2 / 3) * decay, first, 5 / 3 * (z**2 - z - 1) * decay
+
+
+def _rbf(u: Array) -> tuple[Array, Array, Array]:
+    """ρ(u) = exp(-u²/2), with its first two derivatives in u."""
+    value = np.exp(-0.5 * u**2)
+    return value, -u * value, (u**2 - 1) * value
+
+
+_CORRELATIONS: Mapping[Correlation, Callable[[Array], tuple[Array, Array, Array]]] = MappingProxyType(
+    {"matern52": _matern52, "rbf": _rbf}
+)

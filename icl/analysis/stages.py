@@ -1,30 +1,31 @@
 """Developmental stages from the curve of the estimated learning coefficient, with their uncertainty.
 
-Stage boundaries are plateaus of λ̂ against log t (arXiv 2402.02364, section 3): times at which |dλ̂/dlog t| has a
-local minimum, either a critical point of λ̂ (the slope changes sign) or a rest between two changes of one sign. Which
-minima count is decided here by the curve and its own uncertainty, not by a number chosen for it:
+Stage boundaries are plateaus of λ̂ against x = log(t + 1) (arXiv 2402.02364, section 3): local minima of |dλ̂/dx|,
+either an extremum of λ̂ (the slope changes sign) or a rest between two changes of one sign. Which minima count is
+decided by the curve and its own uncertainty:
 
-1. A Gaussian process is fitted to λ̂(x), x = log(t + 1), with known or fitted noise; it gives the joint posterior of
-   the slope on a fine grid.
-2. In a draw of the slope, a minimum of |slope| separates two peaks if it is *resolved*: it lies below half of the
-   lower peak (the usual half-maximum criterion for two peaks being two). The lower peak must itself exceed z
-   posterior standard deviations of the slope: what the data cannot tell from zero is no change, so it cannot bound a
-   stage. z is the two-sided 95 % point over the whole curve, Bonferroni's for the (range of x) / ℓ slopes that a
-   curve of length scale ℓ has independently.
-3. The boundaries are those of the posterior mean that at least half of the posterior draws have too. The draws also
-   give each boundary's spread and its support.
+1. A Gaussian process is fitted to λ̂(x), with the estimates' standard errors as noise and its smoothness by marginal
+   likelihood (`gaussian_process`). It gives the joint posterior of the slope.
+2. The peaks of |slope| that count are those of the posterior mean outside the simultaneous 95 % band: 95 % of the
+   posterior draws stay everywhere within that many posterior standard deviations of the mean. A curve without a slope
+   has no peak, wherever one looks for it, in 95 of 100 cases.
+3. Between two peaks lies a boundary if they are *resolved*: their signs differ, or |slope| falls between them to half
+   of the lower one (two peaks are two where the half maximum of one does not reach the other). The boundary's
+   probability is the share of posterior draws in which this holds and both signs are the mean's.
+4. The least probable boundary is removed, with the less certain of its two peaks, until every boundary that is left
+   has a probability of at least 95 %. If nothing is left, no boundary is significant.
+
+The draws also say where each boundary is: its interval holds 90 % of the minima between its two peaks.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from icl.analysis.gaussian_process import CurveFit, fit_curve
 
@@ -41,46 +42,58 @@ PUBLISHED_STAGE_TYPES: Mapping[str, str] = MappingProxyType(
 )
 """A: λ̂ rises while the loss falls. B: λ̂ falls while the loss falls."""
 
-_ERROR_RATE = 0.05  # chance that a flat curve shows a peak anywhere
 _RESOLVED = 0.5  # half maximum
-_SUPPORT = 0.5  # a majority of the posterior draws
 _GRID = 400
 
 
 @dataclass(frozen=True)
 class StageBoundaries:
-    """The detected boundaries, in order of time.
+    """The significant boundaries, in order of time; S of them make S + 1 stages.
 
     Attributes:
-        steps: (S,) training steps of the boundaries inside the curve; S + 1 stages.
+        steps: (S,) training steps.
         low, high: (S,) 5 % and 95 % quantiles of each boundary's step over the posterior draws that have it.
-        support: (S,) share of the draws that have it.
+        probability: (S,) share of the draws that have it.
+        extremum: (S,) whether λ̂ turns round there; otherwise it rests.
         fit: the fitted curve, against log(step + 1).
     """
 
     steps: Array
     low: Array
     high: Array
-    support: Array
+    probability: Array
+    extremum: NDArray[np.bool_]
     fit: CurveFit
+
+    def __str__(self) -> str:
+        if not self.steps.size:
+            return "no boundary is significant"
+        rows = zip(self.steps, self.low, self.high, self.probability, strict=True)
+        return ", ".join(
+            f"{step:.0f} ({low:.0f} to {high:.0f}, probability {share:.2f})" for step, low, high, share in rows
+        )
 
 
 def find_boundaries(
     steps: ArrayLike,
     llc: ArrayLike,
-    std_error: ArrayLike | None = None,
+    std_errors: ArrayLike = 0.0,
     *,
-    num_draws: int = 500,
+    level: float = 0.95,
+    num_draws: int = 1000,
     seed: int = 0,
 ) -> StageBoundaries:
     """Detect the stage boundaries of one run.
 
+    The result does not depend on the units of λ̂.
+
     Args:
-        steps: (N,) training steps, strictly increasing.
+        steps: (N,) training steps, strictly increasing, however spaced.
         llc: (N,) estimates λ̂.
-        std_error: (N,) their standard errors; without them one noise level is fitted by maximum likelihood.
+        std_errors: (N,) their standard errors, or one number. Scatter beyond them is fitted.
+        level: of the band, and the smallest probability of a boundary.
         num_draws: posterior draws.
-        seed: of the draws and of the optimiser's restarts.
+        seed: of the draws.
 
     Raises:
         ValueError: fewer than eight points, lengths that differ, steps that do not increase, or numbers that are not
@@ -90,59 +103,29 @@ def find_boundaries(
     if times.size < 8:
         raise ValueError(f"stages need at least eight checkpoints, got {times.size}")
     if times.shape != values.shape or not (np.diff(times) > 0).all():
-        raise ValueError("steps must be strictly increasing, with one estimate each")
+        raise ValueError("steps must be strictly increasing, with one estimate each; sort the table first")
     x = np.log1p(times)
-    spacing = float(np.median(np.diff(x)))
-    fit = fit_curve(
-        x,
-        values,
-        "fit" if std_error is None else std_error,
-        standardise=True,
-        length_scale=1.0,
-        # Nothing narrower than the spacing of the data can be seen, nothing wider than their range be told from a trend.
-        length_scale_bounds=(spacing, 10 * float(np.ptp(x))),
-        seed=seed,
-    )
+    fit = fit_curve(x, values, std_errors)
     grid = np.linspace(x[0], x[-1], _GRID)
-    noise = _significance(fit) * fit.slope_std(grid)
+    slope, spread = fit.slope(grid), np.maximum(fit.slope_std(grid), np.finfo(float).tiny)
     _, draws = fit.sample(grid, num_draws, np.random.default_rng(seed))
-    found = [grid[resolved_minima(np.abs(draw), noise)] for draw in draws]
-    candidates = grid[resolved_minima(np.abs(fit.slope(grid)), noise)]
-    kept = []
-    for position, (left, right) in zip(candidates, _cells(candidates, grid[0], grid[-1]), strict=True):
-        # A draw may have several minima in a cell; the one nearest to the candidate is this boundary's.
-        inside = [hits[(hits > left) & (hits <= right)] for hits in found]
-        own = np.array([hits[np.argmin(np.abs(hits - position))] for hits in inside if hits.size])
-        if own.size >= _SUPPORT * num_draws:
-            kept.append((position, *np.quantile(own, [0.05, 0.95]), own.size / num_draws))
-    where, low, high, support = np.array(kept).reshape(-1, 4).T
-    return StageBoundaries(np.expm1(where), np.expm1(low), np.expm1(high), support, fit)
-
-
-def resolved_minima(speed: ArrayLike, noise: ArrayLike) -> NDArray[np.int64]:
-    """Indices of the minima of a non-negative curve that separate resolved peaks; see rule 2 of the module.
-
-    Neighbouring peaks whose valley is above half of the lower of them are one peak (the lower is absorbed), and so
-    are peaks below the noise; the lowest valleys survive longest. Between any two peaks that remain stands one
-    minimum.
-
-    Args:
-        speed: (N,) values |slope|.
-        noise: (N,) or a number: what a peak must exceed.
-    """
-    curve = np.asarray(speed, dtype=float)
-    floor = np.broadcast_to(np.asarray(noise, dtype=float), curve.shape)
-    rising = np.diff(curve, prepend=-np.inf) > 0
-    falling = np.diff(curve, append=-np.inf) < 0
-    peaks = [int(i) for i in np.flatnonzero(rising & falling) if curve[i] > floor[i]]
-    while len(peaks) > 1:
-        valleys = [left + int(np.argmin(curve[left : right + 1])) for left, right in pairwise(peaks)]
-        depth = [curve[v] / min(curve[a], curve[b]) for v, a, b in zip(valleys, peaks[:-1], peaks[1:], strict=True)]
-        worst = int(np.argmax(depth))
-        if depth[worst] <= _RESOLVED:
-            return np.array(valleys, dtype=np.int64)
-        peaks.pop(worst if curve[peaks[worst]] < curve[peaks[worst + 1]] else worst + 1)
-    return np.array([], dtype=np.int64)
+    certainty = np.abs(slope) / spread
+    band = np.quantile(np.max(np.abs(draws - slope) / spread, axis=1), level)
+    peaks = [peak for peak in _local_maxima(np.abs(slope)) if certainty[peak] > band]
+    found = [_between(slope, draws, left, right) for left, right in pairwise(peaks)]
+    while found and min(boundary.probability for boundary in found) < level:
+        worst = int(np.argmin([boundary.probability for boundary in found]))
+        peaks.pop(worst if certainty[peaks[worst]] < certainty[peaks[worst + 1]] else worst + 1)
+        found = [_between(slope, draws, left, right) for left, right in pairwise(peaks)]
+    places = [grid[np.quantile(boundary.places, [0.05, 0.95]).round().astype(int)] for boundary in found]
+    return StageBoundaries(
+        steps=np.expm1(grid[[boundary.place for boundary in found]]),
+        low=np.expm1([low for low, _ in places]),
+        high=np.expm1([high for _, high in places]),
+        probability=np.array([boundary.probability for boundary in found]),
+        extremum=np.array([boundary.extremum for boundary in found], dtype=bool),
+        fit=fit,
+    )
 
 
 def stage_table(
@@ -150,10 +133,10 @@ def stage_table(
     steps: ArrayLike,
     loss: ArrayLike,
     llc: ArrayLike,
+    std_errors: ArrayLike = 0.0,
     *,
-    num_draws: int = 500,
+    num_draws: int = 1000,
     seed: int = 0,
-    noise: Literal["fit"] | ArrayLike = "fit",
 ) -> pd.DataFrame:
     """Change of loss and of λ̂ over each stage, from smooth fits, with standard deviations.
 
@@ -161,13 +144,14 @@ def stage_table(
         ends: the end of each stage in training steps, with names or without (then S1, S2, ...); the first stage
             starts at the first step.
         steps, loss, llc: (N,) the curves of one run.
-        noise: of λ̂: fitted, or standard errors (N,). The loss is measured on a fixed set and its noise is always
-            fitted.
+        std_errors: of λ̂, (N,) or one number. The loss is measured on fixed sequences and its scatter is fitted.
+        num_draws: posterior draws.
+        seed: of the draws.
 
     Returns:
         One row per stage: `stage`, `start_step`, `end_step`, `type`, `delta_loss`, `delta_loss_std`, `delta_llc`,
-        `delta_llc_std`. The type is A where the loss falls and λ̂ rises, B where both fall, and "other" where the
-        loss rises.
+        `delta_llc_std`, and `type_probability`, the share of posterior draws that agree on the type. The type is A
+        where the loss falls and λ̂ rises, B where both fall, and "other" where the loss rises.
 
     Raises:
         ValueError: ends that do not increase or lie outside the curve.
@@ -183,51 +167,73 @@ def stage_table(
     if not (np.diff(edges) > 0).all() or edges[-1] > times[-1] + 1:
         raise ValueError(f"stage ends must increase within steps {times[0]:g}..{times[-1]:g}, got {stops.tolist()}")
     at = np.log1p(np.minimum(edges, times[-1]))
-    changes = {}
-    for name, values, curve_noise in (("loss", loss, "fit"), ("llc", llc, noise)):
-        fit = fit_curve(
-            np.log1p(times),
-            values,
-            curve_noise,
-            standardise=True,
-            length_scale=1.0,
-            length_scale_bounds=(0.1, 100.0),
-            seed=seed,
-        )
-        draws, _ = fit.sample(at, num_draws, np.random.default_rng(seed))
+    rng = np.random.default_rng(seed)
+    changes, drawn = {}, {}
+    for name, values, errors in (("loss", loss, 0.0), ("llc", llc, std_errors)):
+        fit = fit_curve(np.log1p(times), values, errors)
+        drawn[name] = np.diff(fit.sample(at, num_draws, rng)[0], axis=1)
         changes[f"delta_{name}"] = np.diff(fit.mean(at))
-        changes[f"delta_{name}_std"] = np.diff(draws, axis=1).std(axis=0)
-    table = pd.DataFrame({"stage": names, "start_step": edges[:-1], "end_step": edges[1:], **changes})
-    kinds = np.where(table["delta_loss"] >= 0, "other", np.where(table["delta_llc"] > 0, "A", "B"))
-    table.insert(3, "type", kinds)
-    return table
+        changes[f"delta_{name}_std"] = drawn[name].std(axis=0)
+    kinds = _stage_types(changes["delta_loss"], changes["delta_llc"])
+    agreement = (_stage_types(drawn["loss"], drawn["llc"]) == kinds).mean(axis=0)
+    table = pd.DataFrame({"stage": names, "start_step": edges[:-1], "end_step": edges[1:], "type": kinds})
+    return table.assign(**changes, type_probability=agreement)
 
 
 def boundary_table(boundaries: StageBoundaries, published: Mapping[str, int] = PUBLISHED_STAGE_ENDS) -> pd.DataFrame:
     """The detected boundaries beside the nearest published ones in log t.
 
-    One row per boundary: `step`, `low`, `high`, `support`, `published` (name), `published_step`, `log_ratio` =
-    log(step / published step).
+    One row per boundary: `step`, `low`, `high`, `probability`, `kind` ("extremum" or "plateau"), `published` (name),
+    `published_step`, `log_ratio` = log(step / published step).
     """
-    names, steps = list(published), np.array(list(published.values()), dtype=float)
-    rows = []
-    for step, low, high, support in zip(
-        boundaries.steps, boundaries.low, boundaries.high, boundaries.support, strict=True
-    ):
-        nearest = int(np.argmin(np.abs(np.log(steps) - np.log(max(step, 1.0)))))
-        rows.append([step, low, high, support, names[nearest], steps[nearest], np.log(max(step, 1.0) / steps[nearest])])
-    columns = ["step", "low", "high", "support", "published", "published_step", "log_ratio"]
-    return pd.DataFrame(rows, columns=pd.Index(columns))
+    names, ends = list(published), np.array(list(published.values()), dtype=float)
+    ratios = np.log(np.maximum(boundaries.steps, 1.0)[:, None] / ends[None, :])
+    nearest = np.abs(ratios).argmin(axis=1)
+    return pd.DataFrame(
+        {
+            "step": boundaries.steps,
+            "low": boundaries.low,
+            "high": boundaries.high,
+            "probability": boundaries.probability,
+            "kind": np.where(boundaries.extremum, "extremum", "plateau"),
+            "published": [names[i] for i in nearest],
+            "published_step": ends[nearest],
+            "log_ratio": ratios[np.arange(nearest.size), nearest],
+        }
+    )
 
 
-def _significance(fit: CurveFit) -> float:
-    """The number of standard deviations that a slope must exceed to differ from zero anywhere on the curve."""
-    independent = max(1.0, float(np.ptp(fit.x)) / fit.length_scale)
-    return float(norm.isf(_ERROR_RATE / 2 / independent))
+@dataclass(frozen=True)
+class _Boundary:
+    """What lies between two peaks of |slope|: the mean's minimum and those of the draws, as indices of the grid."""
+
+    place: int
+    probability: float
+    extremum: bool
+    places: NDArray[np.int64]
 
 
-def _cells(candidates: Array, first: float, last: float) -> list[tuple[float, float]]:
-    """The stretch that belongs to each candidate: up to half way to its neighbours."""
-    middles = (candidates[1:] + candidates[:-1]) / 2
-    edges = np.concatenate(([first - 1], middles, [last + 1]))
-    return list(pairwise(edges)) if candidates.size else []
+def _between(slope: Array, draws: Array, left: int, right: int) -> _Boundary:
+    signs_known = (draws[:, [left, right]] * slope[[left, right]] > 0).all(axis=1)
+    extremum = bool(slope[left] * slope[right] < 0)
+    speed = np.abs(draws[:, left : right + 1])
+    lower_peak = np.minimum(speed[:, 0], speed[:, -1])
+    holds = signs_known & (extremum | (speed.min(axis=1) <= _RESOLVED * lower_peak))
+    chosen = holds if holds.any() else np.ones_like(holds)
+    return _Boundary(
+        place=left + int(np.abs(slope[left : right + 1]).argmin()),
+        probability=float(holds.mean()),
+        extremum=extremum,
+        places=left + speed[chosen].argmin(axis=1),
+    )
+
+
+def _local_maxima(curve: Array) -> list[int]:
+    """Indices of the local maxima, the ends included; a flat top counts once, at its end."""
+    rising = np.diff(curve, prepend=-np.inf) >= 0
+    falling = np.diff(curve, append=-np.inf) < 0
+    return [int(i) for i in np.flatnonzero(rising & falling)]
+
+
+def _stage_types(delta_loss: Array, delta_llc: Array) -> NDArray[np.str_]:
+    return np.where(delta_loss >= 0, "other", np.where(delta_llc > 0, "A", "B"))
