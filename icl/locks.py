@@ -12,6 +12,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from icl.storage import StorageError
+from icl.storage.local import explain
 
 
 class RunInUseError(StorageError):
@@ -51,7 +52,7 @@ def exclusive(path: Path, subject: str, wait_s: float = 1.0) -> Iterator[None]:
             f"{subject} is in use by {holder}; wait for it, stop it, or choose another run name"
         ) from None
     except OSError as error:
-        raise StorageError(f"cannot lock {path}: {error.strerror or error}; make the folder writable") from error
+        raise StorageError(f"cannot lock {path}: {explain(error)}") from error
     try:
         _write_holder(path)
         yield

@@ -284,7 +284,7 @@ def test_looking_for_a_holder_creates_nothing(run, tmp_path):
 
 def test_a_lock_that_cannot_be_made_is_explained(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(StorageError, match=r"cannot lock .*; make the folder writable"):
+    with pytest.raises(StorageError, match=r"cannot lock .*: a file stands where a folder is needed"):
         Checkpoints(LocalStore(tmp_path / "file"), "run").lock().__enter__()
 
 

@@ -148,7 +148,9 @@ def explain(error: OSError) -> str:
     """What the operating system's refusal means and what to do about it."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space or set LOCAL_ROOT to a folder on a larger disk"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if error.errno == errno.EROFS:
+        return "the file system is read-only; set LOCAL_ROOT to a folder you may write to"
+    if error.errno in (errno.EACCES, errno.EPERM):
         return "permission denied; check the folder's owner and mode or set LOCAL_ROOT to a folder you may write to"
     if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
         return "a file stands where a folder is needed, or the reverse; move it away or set LOCAL_ROOT elsewhere"

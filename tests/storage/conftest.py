@@ -1,8 +1,13 @@
-"""A real S3 server on the loopback interface, and stores that speak to it over HTTP."""
+"""A real S3 server on the loopback interface, stores that speak to it over HTTP, and disks with little room or none."""
 
+import contextlib
+import errno
 import itertools
 import logging
+import os
+import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -61,3 +66,56 @@ def s3_through(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., S3
         return S3Store(bucket, **settings)
 
     return build
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], Path]]:
+    """KiB -> a folder with so much room: a file system of that size, or, for who may not mount one, a refusing fsync."""
+    with contextlib.ExitStack() as cleanup:
+
+        def make(kib: int) -> Path:
+            folder = tmp_path / "disk"
+            folder.mkdir()
+            if _mount(cleanup, folder, "-t", "tmpfs", "-o", f"size={kib}k", "tmpfs"):
+                return folder
+            real = os.fsync
+
+            def fsync(descriptor: int) -> None:
+                if sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) > kib * 1024:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                real(descriptor)
+
+            monkeypatch.setattr(os, "fsync", fsync)
+            return folder
+
+        yield make
+
+
+@pytest.fixture
+def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Makes a folder read-only for everybody, root included; without a right to mount, by refusing to create files."""
+    with contextlib.ExitStack() as cleanup:
+
+        def make(folder: Path) -> None:
+            if _mount(cleanup, folder, "--bind", "-o", "ro", str(folder)):
+                return
+            for name in ("open", "mkdir", "unlink"):
+                monkeypatch.setattr(os, name, _refusing(getattr(os, name), folder))
+
+        yield make
+
+
+def _mount(cleanup: contextlib.ExitStack, folder: Path, *arguments: str) -> bool:
+    done = subprocess.run(["mount", *arguments, folder], capture_output=True).returncode == 0
+    if done:
+        cleanup.callback(subprocess.run, ["umount", folder], check=True)
+    return done
+
+
+def _refusing(call: Callable[..., int], folder: Path) -> Callable[..., int]:
+    def refuse(path: str | os.PathLike[str], flags: int = os.O_CREAT, *rest: object, **options: object) -> int:
+        if Path(path).is_relative_to(folder) and flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return call(path, *(() if call is os.unlink else (flags,)), *rest, **options)
+
+    return refuse

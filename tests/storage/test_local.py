@@ -3,7 +3,6 @@
 import errno
 import itertools
 import os
-import subprocess
 import time
 
 import pytest
@@ -62,20 +61,9 @@ def test_a_full_disk_leaves_the_old_value_and_no_litter(tmp_path, monkeypatch, s
     assert names(tmp_path) == ["b"]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A real file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("mounting a file system needs root; the stages of a full disk are tested above without one")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
-def test_a_really_full_disk_takes_what_fits_and_keeps_it_whole(tiny_disk):
-    store = LocalStore(tiny_disk)
+def test_a_really_full_disk_takes_what_fits_and_keeps_it_whole(small_disk):
+    disk = small_disk(256)
+    store = LocalStore(disk)
 
     def fill():
         for index in itertools.count():
@@ -85,7 +73,7 @@ def test_a_really_full_disk_takes_what_fits_and_keeps_it_whole(tiny_disk):
         fill()
     stored = len(store.list())
     assert stored >= 8
-    assert names(tiny_disk) == sorted(str(index) for index in range(stored))
+    assert names(disk) == sorted(str(index) for index in range(stored))
     for index in range(stored):
         assert store.get(f"icl/run/{index}") == bytes([index]) * 20_000
     store.delete("icl/run/0")
