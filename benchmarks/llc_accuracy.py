@@ -171,9 +171,20 @@ def run(models: Sequence[KnownModel], config: SamplerConfig, output: Path | None
     return pd.DataFrame(rows)
 
 
+def with_exact(rows: pd.DataFrame, models: Sequence[KnownModel], nbeta: float) -> pd.DataFrame:
+    """The rows with `exact_at_setting`, what a perfect sampler would report at the row's γ, and `sampler_error`, the relative error to
+    that; NaN where it is not known."""
+    exact = {model.name: model.at for model in models}
+    values = [
+        math.nan if (at := exact[row.model]) is None else at(nbeta, row.gamma)
+        for row in rows[["model", "gamma"]].itertuples()
+    ]
+    return rows.assign(exact_at_setting=values, sampler_error=rows["estimate"] / values - 1)
+
+
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """Per family and method: |relative error| (median, 90th percentile), bias, order preservation, time, and the share of models on
-    which icl's error is no larger.
+    """Per family and method: |relative error| (median, 90th percentile), bias, the sampler's part of it where known, order preservation,
+    time, and the share of models on which icl's error is no larger.
 
     An estimate that was lost counts as an error of 1.
     """
@@ -190,7 +201,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             "models": len(group), "median": error.abs().median(), "p90": error.abs().quantile(0.9), "bias": error.median(),
             "kendall": stats.kendalltau(estimate, group["coefficient"]).statistic if ranked else math.nan,
             "spearman": stats.spearmanr(estimate, group["coefficient"]).statistic if ranked else math.nan,
-            "icl_no_worse": no_better, "seconds": group["seconds"].median(),
+            "sampler": group["sampler_error"].median(), "icl_no_worse": no_better, "seconds": group["seconds"].median(),
         })  # fmt: skip
 
     linear = rows[rows["family"].isin(["reduced-rank regression", "deep linear network"])].assign(
@@ -208,7 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = QUICK if options.quick else AUTOMATIC
-    rows = run(zoo(options.quick), config, options.output)
+    models = zoo(options.quick)
+    rows = with_exact(run(models, config, options.output), models, config.inverse_temperature)
+    rows.to_csv(options.output / "estimates.csv", index=False, float_format="%.6g")
     summary = summarise(rows)
     summary.to_csv(options.output / "summary.csv", float_format="%.4g")
     print(summary.to_string(float_format="%.3f"))

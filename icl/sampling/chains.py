@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icl.devices import torch_threads
+from icl.devices import end_of_graph, torch_threads
 from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
 from icl.sampling.config import SamplerConfig
 from icl.sampling.data import Plan, StepData, noise_blocks, token_weights_of
@@ -142,6 +142,7 @@ def _run_group(plan: Plan, seeds: Sequence[int], indices: Tensor, tick: Callable
             for record in plan.recorders:
                 record(draw, drawn, indices)
         state = moved
+        end_of_graph(anchor.device)
         tick(step + 1)
     trace = torch.stack(losses, dim=1)
     return ChainRun(

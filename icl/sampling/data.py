@@ -20,6 +20,8 @@ Recorder = Callable[[int, Tensor, Tensor], None]
 NOISE_BLOCK = 2**17
 """Normal deviates made in one go: the generator costs some hundred calls however many they are, and more leave the cache."""
 
+NOISE_BLOCK_ON_ACCELERATOR = 2**25
+
 LONG = 8192
 """Chains of more parameters than this draw their noise one by one, by the compiled generator where there is one; the bits are the same."""
 
@@ -162,7 +164,13 @@ def noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, purpose: str = 
             yield torch.stack([stream.normal(step, like.shape[1:]) for stream in streams]).to(like.dtype)
         return
     keys = keys_of(streams, like.device)
-    block = max(1, min(steps, NOISE_BLOCK // like.numel()))
+    block = max(1, min(steps, _block_size(like.device) // like.numel()))
     for start in range(0, steps, block):
-        numbers = torch.arange(start, min(start + block, steps), device=like.device)
+        numbers = torch.arange(start, min(start + block, steps)).to(like.device)
         yield from normals(keys, numbers, like.shape[1]).to(like.dtype).unbind(dim=1)
+
+
+def _block_size(device: torch.device) -> int:
+    if device.type == "xla":
+        return 1  # a step's place in a block would be compiled into its graph
+    return NOISE_BLOCK if device.type == "cpu" else NOISE_BLOCK_ON_ACCELERATOR

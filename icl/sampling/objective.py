@@ -6,7 +6,9 @@ weights and its buffers staying at w*.
 Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
+import copy
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -71,6 +73,7 @@ class ModuleObjective:
     ) -> None:
         refuse_stochastic_modules(model)
         self._model = model
+        self._copies = threading.local()
         self._loss_fn = loss_fn
         parameters = {name: value.detach() for name, value in model.named_parameters()}
         names = select(parameters, include, exclude)
@@ -124,9 +127,23 @@ class ModuleObjective:
         buffers = {name: value.clone() for name, value in self._buffers.items()}
 
         def predict(*inputs: Any, **keywords: Any) -> Any:
-            return functional_call(self._model, {**self._frozen, **buffers, **weights}, inputs, keywords)
+            return functional_call(self._module(), {**self._frozen, **buffers, **weights}, inputs, keywords)
 
         return self._loss_fn(predict, batch).reshape(-1)
+
+    def _module(self) -> nn.Module:
+        """The module for this thread: `functional_call` puts the chain's weights into it for the length of the call, so that two threads
+        in one module would run on each other's weights."""
+        if threading.current_thread() is threading.main_thread():
+            return self._model
+        if not hasattr(self._copies, "module"):
+            try:
+                self._copies.module = copy.deepcopy(self._model)
+            except Exception as error:
+                raise ValueError(
+                    f"{type(self._model).__name__} cannot be copied for a worker thread ({error}); use cores=1"
+                ) from error
+        return self._copies.module
 
     def _give_up_vectorising(self, error: RuntimeError) -> None:
         logger.info(

@@ -15,6 +15,7 @@ units", Neural Networks 172 (2024).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations, pairwise
 from typing import Any
 
@@ -72,7 +73,10 @@ class LinearNetworkObjective:
 
 @dataclass(frozen=True)
 class KnownModel:
-    """A module at w*, its loss and data, and the learning coefficient λ with its multiplicity m."""
+    """A module at w*, its loss and data, and the learning coefficient λ with its multiplicity m.
+
+    `at`: (nβ, γ) -> nβ E[L] exactly, which a perfect sampler would report at a finite nβ and γ; None where it is not known.
+    """
 
     name: str
     family: str
@@ -81,6 +85,7 @@ class KnownModel:
     batch: Any
     coefficient: float
     multiplicity: int = 1
+    at: Callable[[float, float], float] | None = None
 
     @property
     def num_parameters(self) -> int:
@@ -191,7 +196,12 @@ def linear_regression(size: int, seed: int) -> KnownModel:
     inputs = stream.normal(1, (2 * size, size))
     with torch.no_grad():
         batch = (inputs, module(inputs))
-    return KnownModel(f"linear {size}", "regular", module, mean_squared_error, batch, size / 2)
+    curvature = torch.linalg.eigvalsh(2 * inputs.T.double() @ inputs.double() / len(inputs))
+
+    def at(nbeta: float, gamma: float) -> float:
+        return float((0.5 * nbeta * curvature / (nbeta * curvature + gamma)).sum())
+
+    return KnownModel(f"linear {size}", "regular", module, mean_squared_error, batch, size / 2, at=at)
 
 
 class _Warped(nn.Module):
@@ -233,11 +243,28 @@ class _Monomials(nn.Module):
         return product
 
 
-def normal_crossing(powers: tuple[int, ...], copies: int) -> KnownModel:
-    """Independent copies of L = (w_1^a w_2^b ...)² at 0: λ = 1/(2 max(a, b, ...)) each; m adds up, less one per further copy."""
+def normal_crossing(powers: tuple[int, int], copies: int) -> KnownModel:
+    """Independent copies of L = (w_1^a w_2^b)² at 0: λ = 1/(2 max(a, b)) each; m adds up, less one per further copy."""
     module = _Monomials(powers, copies)
     largest = max(powers)
     multiplicity = copies * (powers.count(largest) - 1) + 1
     batch = (torch.ones(1), torch.zeros(copies))
     name = "×".join(f"w{i + 1}^{power}" for i, power in enumerate(powers)) + f", {copies} copies"
-    return KnownModel(name, "normal crossing", module, mean_squared_error, batch, copies / (2 * largest), multiplicity)
+    at = partial(normal_crossing_at, powers, copies)
+    coefficient = copies / (2 * largest)
+    return KnownModel(name, "normal crossing", module, mean_squared_error, batch, coefficient, multiplicity, at)
+
+
+def normal_crossing_at(powers: tuple[int, int], copies: int, nbeta: float, gamma: float) -> float:
+    r"""nβ E[L] of `normal_crossing` exactly, at a finite nβ and γ: what a perfect sampler would report.
+
+    Per copy, ∫∫ b u²ᵃv²ᵇ e^{−b u²ᵃv²ᵇ − γ(u² + v²)/2} du dv / ∫∫ e^{...}, with the weight b = nβ / copies, by the trapezoidal rule in the
+    logarithms of u and v, where the integrand is smooth and decays on both sides.
+    """
+    largest = math.log(12.0 / math.sqrt(gamma))
+    log_u = torch.linspace(largest - 30.0, largest, 1201, dtype=torch.float64)[:, None]
+    log_v = log_u.T
+    energy = nbeta / copies * torch.exp(2 * (powers[0] * log_u + powers[1] * log_v))
+    radius = torch.exp(2 * log_u) + torch.exp(2 * log_v)
+    weights = torch.exp(-energy - gamma / 2 * radius + log_u + log_v)
+    return copies * float((energy * weights).sum() / weights.sum())

@@ -48,7 +48,10 @@ def test_a_given_step_size_means_sgld_and_none_the_underdamped_kernel():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"epsilon": 1e-4, "noise_scale": 1e-4, "gradient_scale": 1.0, "localization_scale": 1.0}, ["epsilon", "noise_scale"]),
+        (
+            {"epsilon": 1e-4, "noise_scale": 1e-4, "gradient_scale": 1.0, "localization_scale": 1.0},
+            ["epsilon", "noise_scale"],
+        ),
         ({"noise_scale": 1e-4}, ["gradient_scale", "localization_scale"]),
         ({"epsilon": 1e-4, "nbeta": 3.0, "temperature": 2.0}, ["nbeta=3.0", "temperature=2.0"]),
         ({"epsilon": 1e-4, "temperature": -1.0}, ["temperature", "positive"]),

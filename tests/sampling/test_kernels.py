@@ -122,7 +122,9 @@ def test_chains_of_a_batch_move_as_they_would_alone(name):
     def move(start, size):
         state = kernel.init(config, start, size, NOISE.normal(0, (3, P))[: start.shape[0]])
         for step in range(1, 6):
-            state = kernel.step(config, state, quadratic_gradient(state.position), NOISE.normal(step, (3, P))[: len(start)])
+            state = kernel.step(
+                config, state, quadratic_gradient(state.position), NOISE.normal(step, (3, P))[: len(start)]
+            )
         return state.position
 
     assert torch.equal(move(starts, epsilon)[:1], move(starts[:1], epsilon[:1]))
@@ -132,7 +134,9 @@ def stationary_variance(kernel, config, epsilon: float, curvature: float) -> flo
     """Variance of 4096 chains in L = curvature · w²/2 after they have forgotten their start."""
     chains = torch.zeros(4096, 1, dtype=torch.float64)
     noise = Stream(3, "test/stationary")
-    state = kernel.init(config, chains, torch.full((1, 1), epsilon, dtype=torch.float64), noise.normal(0, (4096, 1)).double())
+    state = kernel.init(
+        config, chains, torch.full((1, 1), epsilon, dtype=torch.float64), noise.normal(0, (4096, 1)).double()
+    )
     total = torch.zeros(())
     for step in range(1, 401):
         state = kernel.step(config, state, curvature * state.position, noise.normal(step, (4096, 1)).double())
@@ -155,7 +159,9 @@ def test_thermostat_absorbs_isotropic_gradient_noise():
     config = sgnht.SGNHTConfig(nbeta=1.0, gamma=0.0, diffusion=0.1)
     chains = torch.zeros(1, 4096, dtype=torch.float64)
     noise, disturbance = Stream(4, "test/noise"), Stream(5, "test/noise")
-    state = sgnht.init(config, chains, torch.full((1, 1), 0.01, dtype=torch.float64), noise.normal(0, (1, 4096)).double())
+    state = sgnht.init(
+        config, chains, torch.full((1, 1), 0.01, dtype=torch.float64), noise.normal(0, (1, 4096)).double()
+    )
     total = 0.0
     for step in range(1, 1501):
         gradient = state.position + 2.0 * disturbance.normal(step, (1, 4096)).double()

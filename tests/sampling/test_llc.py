@@ -1,6 +1,8 @@
 """Estimates: closed forms, identities, health, and what must not change."""
 
 import math
+import threading
+import time
 
 import pytest
 import torch
@@ -80,6 +82,34 @@ def test_a_chain_is_the_same_alone_in_company_and_in_threads():
     torch.testing.assert_close(together.loss_trace, small.loss_trace, rtol=1e-5, atol=0)
 
 
+class Yielding(nn.Module):
+    """Two layers, between which another thread gets its turn."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(D, 3, bias=False), nn.Linear(3, 1, bias=False)
+
+    def forward(self, inputs):
+        hidden = self.first(inputs)
+        time.sleep(2e-3)
+        return self.second(hidden)
+
+
+def test_workers_do_not_see_each_others_weights():
+    model = Yielding()
+    config = SHORT.model_copy(update={"num_chains": 4, "num_draws": 5, "epsilon": 1e-2})
+    one = estimate_llc(model, squares, [INPUTS], config)
+    two = estimate_llc(model, squares, [INPUTS], config.model_copy(update={"cores": 4}))
+    torch.testing.assert_close(one.loss_trace, two.loss_trace, rtol=1e-5, atol=0)
+
+
+def test_a_module_that_workers_cannot_copy_is_refused_with_the_remedy():
+    model = linear()
+    model.lock = threading.Lock()
+    with pytest.raises(ValueError, match="use cores=1"):
+        estimate_llc(model, squares, [INPUTS], SHORT.model_copy(update={"cores": 2}))
+
+
 def test_the_model_is_left_as_it_is_and_the_run_repeats():
     model = linear()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -94,7 +124,9 @@ def test_the_model_is_left_as_it_is_and_the_run_repeats():
 def test_strong_localisation_pins_the_chain_and_none_at_nbeta_zero_gives_the_free_gaussian():
     pinned = SHORT.model_copy(update={"gamma": 1e8, "epsilon": 1e-9})
     assert estimate_llc(linear(), squares, [INPUTS], pinned).distance < 1e-3 * math.sqrt(D)
-    control = SamplerConfig(num_chains=64, num_draws=200, num_burnin_steps=200, epsilon=0.1, gamma=4.0, nbeta=0.0, init_seed=0)
+    control = SamplerConfig(
+        num_chains=64, num_draws=200, num_burnin_steps=200, epsilon=0.1, gamma=4.0, nbeta=0.0, init_seed=0
+    )
     result = estimate_llc(linear(), squares, [INPUTS], control)
     # AR(1) of coefficient 1 − εγ/2: variance 1/(γ(1 − εγ/4)) per coordinate.
     expected = D / (4.0 * (1 - 0.1))
@@ -153,7 +185,9 @@ def test_verdicts_name_the_trouble():
     assert "still rising" in estimate_llc(linear(), squares, [INPUTS], rising).verdict.text
     wide = SamplerConfig(num_chains=8, num_draws=60, epsilon=0.05, gamma=0.0, nbeta=1.0, init_seed=0)
     assert "left the basin" in estimate_llc(linear(), squares, [INPUTS], wide, reference_loss=1e-3).verdict.text
-    hill = estimate_llc(linear(), lambda p, b: -squares(p, b), [INPUTS], SHORT.model_copy(update={"gamma": 50.0, "nbeta": 1.0}))
+    hill = estimate_llc(
+        linear(), lambda p, b: -squares(p, b), [INPUTS], SHORT.model_copy(update={"gamma": 50.0, "nbeta": 1.0})
+    )
     assert "no minimum" in hill.verdict.text
 
 
@@ -163,7 +197,12 @@ def test_evaluation_methods_against_a_loop_by_hand(method):
     config = SHORT.model_copy(update={"eval_method": method, "num_draws": 4})
     seen = []
     result = estimate_llc(
-        linear(), squares, batches, config, eval_batches=batches, recorders=[lambda draw, w, chains: seen.append(w.clone())]
+        linear(),
+        squares,
+        batches,
+        config,
+        eval_batches=batches,
+        recorders=[lambda draw, w, chains: seen.append(w.clone())],
     )
     objective = ModuleObjective(linear(), squares)
     for draw, weights in enumerate(seen):
@@ -277,3 +316,21 @@ def test_singular_fluctuation_of_a_regular_model_is_half_its_dimension():
     assert result.singular_fluctuation == pytest.approx(expected, rel=0.08)
     with pytest.raises(ValueError, match="sample_objective"):
         estimate_llc(model, squares, [INPUTS], config)
+
+
+def test_the_basin_is_judged_by_a_useless_model_and_by_w_star_itself_where_that_is_no_better():
+    from icl.sampling.verdict import judge
+
+    def text(mean_loss: float, init_loss: float) -> str:
+        excess = torch.full((3, 40), mean_loss - init_loss).double()
+        return judge(
+            excess, num_lost=0, rhat=1.0, ess=500.0, mcse=0.001, mean_loss=mean_loss, init_loss=init_loss, reference_loss=4.0
+        ).text  # fmt: skip
+
+    assert text(3.9, 1.0) == "healthy"
+    assert "left the basin" in text(4.1, 1.0)
+    # At w* of the reference loss or worse every chain is above it: there a rise of 5 % of it is allowed.
+    assert text(4.2, 4.05) == "healthy"
+    assert "left the basin" in text(4.3, 4.05)
+    # The rim is continuous in L(w*).
+    assert text(3.99, 3.8) == text(4.01, 3.82) == "healthy"

@@ -28,7 +28,9 @@ def test_matching(pattern, name, fits):
 
 def test_exclude_wins_and_order_is_kept():
     chosen = select(NAMES, ["blocks.0.**", "unembedding.*"], ["**.bias"])
-    assert chosen == [n for n in NAMES if (n.startswith("blocks.0.") or n.startswith("unembedding.")) and not n.endswith("bias")]
+    assert chosen == [
+        n for n in NAMES if (n.startswith("blocks.0.") or n.startswith("unembedding.")) and not n.endswith("bias")
+    ]
 
 
 def test_reference_names_select_the_same_parameters():
