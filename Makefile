@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow lint figures notebooks bench install install-dev clean
+.PHONY: demo test test-slow test-xla lint figures notebooks bench install install-dev clean
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED)-dev
@@ -17,6 +17,9 @@ test: $(INSTALLED)-dev  ## the whole fast suite
 
 test-slow: $(INSTALLED)-dev  ## the long checks
 	$(BIN)/pytest -q -m slow
+
+test-xla: $(VENV)-xla/.installed  ## the XLA path on the CPU, in an environment of its own (torch_xla; 7 GB, minutes)
+	PJRT_DEVICE=CPU $(VENV)-xla/bin/pytest -q -W default tests/xla
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
@@ -42,5 +45,11 @@ $(INSTALLED)-dev: pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e ".[dev]"
 	touch $(INSTALLED) $@
 
+$(VENV)-xla/.installed: pyproject.toml
+	test -x $(VENV)-xla/bin/python || $(PYTHON) -m venv $(VENV)-xla
+	$(VENV)-xla/bin/pip install -q torch==2.9.0 torch_xla==2.9.0
+	$(VENV)-xla/bin/pip install -q -e . pytest
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV)-xla build dist *.egg-info .pytest_cache .ruff_cache

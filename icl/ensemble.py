@@ -126,6 +126,7 @@ class EnsembleStep:
         self._data: tuple[Tensor, Tensor] | None = None
         self._made = step
         self._graph: torch.cuda.CUDAGraph | None = None
+        end_of_graph(device)  # so that the zeros above are data, not constants of the first step's graph
 
     def run(self, count: int) -> Tensor:
         """Do `count` <= BLOCK steps; returns their batch losses (count, E) on the host, the only wait of the block."""

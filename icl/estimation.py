@@ -127,7 +127,10 @@ def sampling_batches(
 
 class _Shuffled:
     """Step -> batch of a fixed data set in an order drawn anew at every pass; the last incomplete batch of a pass is
-    left out."""
+    left out.
+
+    The order is made on the host: devices sort ties differently, and numbers of 24 bits have some.
+    """
 
     def __init__(self, dataset: Batch, batch_size: int, stream: Stream) -> None:
         self._xs, self._ys = dataset
@@ -141,8 +144,8 @@ class _Shuffled:
         # One tuple, replaced at once: worker threads in different passes each read a matching pair.
         current = self._pass
         if current[0] != epoch:
-            current = self._pass = epoch, self._stream.uniform(epoch, (len(self._xs),), self._xs.device).argsort()
-        chosen = current[1][index * self._batch_size : (index + 1) * self._batch_size]
+            current = self._pass = epoch, self._stream.uniform(epoch, (len(self._xs),)).argsort()
+        chosen = current[1][index * self._batch_size : (index + 1) * self._batch_size].to(self._xs.device)
         return self._xs[chosen], self._ys[chosen]
 
 

@@ -94,13 +94,13 @@ class Stream:
         return ((unsigned * high) >> 32).reshape(tuple(shape))
 
     def _words(self, step: int, count: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
-        # The same bits from one compiled loop, where there is a compiler: a small batch costs a tenth.
-        on_cpu = torch.device(device).type == "cpu"
-        if on_cpu and (words := threefry_words(self.key(), _signed32(step), count)) is not None:
+        if torch.device(device).type == "cpu":
+            words = threefry_words(self.key(), _signed32(step), count)  # the same bits, in fewer calls
             return words[0], words[1]
         key = torch.tensor(self.key(), dtype=torch.int32, device=device)
         counter = torch.arange(count, dtype=torch.int32, device=device)
-        return threefry2x32(key[0], key[1], torch.full_like(counter, _signed32(step)), counter)
+        # The step as data, not as a number: a lazy device (xla) would compile each number anew.
+        return threefry2x32(key[0], key[1], torch.tensor(_signed32(step), dtype=torch.int32, device=device), counter)
 
 
 def keys_of(streams: Sequence[Stream], device: torch.device | str = "cpu") -> Tensor:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from icl.native import build
+from icl.native import build, random
 from icl.native.build import NativeUnavailable, cache_folder, find_compiler, load_library
-from icl.native.random import threefry_words
 from icl.streams import threefry2x32
 
 try:
@@ -73,12 +72,14 @@ def test_sources_are_part_of_the_package():
     assert (Path(build.__file__).parent / "kernel.cpp").is_file()
 
 
+@pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("count", [1, 2, 17, 1009])
 @pytest.mark.parametrize("key", [(0, 0), (-1, 2**31 - 1), (-(2**31), 12345)])
 @pytest.mark.parametrize("step", [0, 7, -1])
-def test_native_words_are_those_of_the_reference(key, step, count):
-    words = threefry_words(key, step, count)
-    assert words is not None
+def test_words_are_those_of_the_reference(key, step, count, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr(random, "_function", lambda: None)
+    words = random.threefry_words(key, step, count)
     counter = torch.arange(count, dtype=torch.int32)
     keys = torch.tensor(key, dtype=torch.int32)
     expected = threefry2x32(keys[0], keys[1], torch.full_like(counter, step), counter)
