@@ -223,10 +223,13 @@ def _minimise(function: Callable[[Array], float], bounds: Array) -> Array:
     """The minimum over a box (n, 2), from the two best points of a grid."""
     axes = [np.linspace(low, high, num) for (low, high), num in zip(bounds, (5, 8, 5), strict=False)]
     starts = sorted((np.array(point) for point in product(*axes)), key=function)[:2]
-    found = [
-        minimize(function, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 1e-2, "fatol": 1e-4})
-        for start in starts
-    ]
+    # The simplex spans half a cell of the grid, towards the middle of the box.
+    spans = np.diag([(axis[1] - axis[0]) / 2 for axis in axes])
+    found = []
+    for start in starts:
+        simplex = np.vstack((start, start + np.where(start > bounds.mean(axis=1), -1, 1)[:, None] * spans))
+        options = {"initial_simplex": simplex, "xatol": 1e-2, "fatol": 1e-4}
+        found.append(minimize(function, start, method="Nelder-Mead", bounds=bounds, options=options))
     return min(found, key=lambda result: result.fun).x
 
 

@@ -4,7 +4,7 @@ Leading eigenvalues come from the Lanczos method (ARPACK) and the trace from Hut
 over random signs v, after the directions already found are taken out (Meyer, Musco, Musco & Woodruff, "Hutch++",
 arXiv 2010.09649):
 
-    tr H = Σ_i q_iᵀ H q_i + E[(Πv)ᵀ H (Πv)],   Π = I - Q Qᵀ,
+    tr H = Σ_i q_iᵀ H q_i + E[vᵀ Π H Π v],   Π = I - Q Qᵀ,
 
 which is unbiased for any orthonormal Q and removes most of the variance when few directions carry the curvature. The
 estimate is the mean over probes, with its standard error. A Hessian-vector product is the derivative of ∇L·v, exact
@@ -37,8 +37,8 @@ class HessianEstimate:
 
     Attributes:
         eigenvalues: (k,) of largest magnitude, in descending order of magnitude.
-        trace: the estimate; exact if `num_probes` is 0.
-        trace_std_error: standard error of the mean over probes; NaN for a single probe, 0 when exact.
+        trace: the estimate.
+        trace_std_error: standard error of the mean over probes; NaN for a single probe.
         num_probes: random vectors used.
         num_products: Hessian-vector products spent.
     """
@@ -105,30 +105,27 @@ def top_eigenvalues(
 
 
 def hutchinson_trace(
-    product: MatVec, like: Tensor, num_probes: int, known: Tensor | None = None, seed: int = 0
+    product: MatVec, like: Tensor, num_probes: int, without: Tensor | None = None, seed: int = 0
 ) -> tuple[float, float]:
-    """Estimate of tr H and its standard error.
+    """Estimate of tr ΠHΠ and its standard error (NaN for a single probe), from `num_probes` random sign vectors.
 
     Args:
         product: v -> H v.
         like: a vector (P,) of the type and device that `product` takes.
-        num_probes: random sign vectors; the standard error needs two.
-        known: orthonormal directions (P, k) whose part of the trace is computed exactly.
+        num_probes: how many.
+        without: orthonormal directions Q (P, k) to leave out: Π = I - Q Qᵀ. By default none, and the trace is H's.
         seed: of the probes.
     """
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1, got {num_probes}")
-    exact = 0.0
-    if known is not None:
-        exact = sum(float(direction @ product(direction)) for direction in known.T)
     samples = []
     for probe in range(num_probes):
         signs = torch.where(Stream(seed, "hessian/probe").uniform(probe, (like.numel(),)) < 0.5, -1.0, 1.0).to(like)
-        if known is not None:
-            signs = signs - known @ (known.T @ signs)
+        if without is not None:
+            signs = signs - without @ (without.T @ signs)
         samples.append(float(signs @ product(signs)))
     error = float(np.std(samples, ddof=1) / np.sqrt(num_probes)) if num_probes > 1 else float("nan")
-    return exact + float(np.mean(samples)), error
+    return float(np.mean(samples)), error
 
 
 def estimate_hessian(
@@ -144,8 +141,9 @@ def estimate_hessian(
 
     values, vectors = top_eigenvalues(product, point, k, tolerance, seed)
     directions = torch.linalg.qr(torch.as_tensor(vectors))[0].to(point)
-    trace, error = hutchinson_trace(product, point, num_probes, directions, seed)
-    return HessianEstimate(values, trace, error, num_probes, spent)
+    rest, error = hutchinson_trace(product, point, num_probes, directions, seed)
+    # A Ritz value is the Rayleigh quotient of its vector, so that the directions found need no further product.
+    return HessianEstimate(values, float(values.sum()) + rest, error, num_probes, spent)
 
 
 def exact_hessian(loss: Loss, point: Tensor) -> Tensor:

@@ -33,7 +33,9 @@ def test_ellipse_has_its_evolute():
     focal = A**2 - B**2
     astroid = np.stack((focal / A * np.cos(t) ** 3, -focal / B * np.sin(t) ** 3), axis=1)
     np.testing.assert_allclose(result.centre, astroid, atol=1e-3)
-    np.testing.assert_allclose(result.curvature, A * B / (A**2 * np.sin(t) ** 2 + B**2 * np.cos(t) ** 2) ** 1.5, rtol=1e-4)
+    np.testing.assert_allclose(
+        result.curvature, A * B / (A**2 * np.sin(t) ** 2 + B**2 * np.cos(t) ** 2) ** 1.5, rtol=1e-4
+    )
 
 
 def test_curvature_does_not_depend_on_speed():
