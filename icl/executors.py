@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -29,6 +31,7 @@ from icl.training import first_missing_step
 
 OUTPUT = "output.log"
 POINT = "sweep.yaml"
+DRAIN_S = 5.0  # for the last words of a process; one that it started itself may hold its output open for longer
 _PROGRESS = re.compile(r": (\d+/\S+(?:, \d+ s left)?.*)")
 
 
@@ -39,37 +42,40 @@ class LocalProcess:
         """Start the command; all it prints is appended to `log`.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: it cannot be started, or the log cannot be written.
         """
+        log.parent.mkdir(parents=True, exist_ok=True)
         self._lines: deque[str] = deque(maxlen=50)
-        self._process = subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        )
-        self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
+        self._ended_at: float | None = None
+        with log.open("ab") as file:
+            self._process = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            self._reader = threading.Thread(target=self._read, args=(os.dup(file.fileno()),), daemon=True)
         self._reader.start()
 
-    def _read(self, log: Path) -> None:
+    def _read(self, log: int) -> None:
         assert self._process.stdout is not None
-        with log.open("a") as file, self._process.stdout as output:
+        with os.fdopen(log, "ab", buffering=0) as file, self._process.stdout as output:
             for line in output:
-                file.write(line)
-                file.flush()
-                if line.strip():
-                    self._lines.append(line.strip())
+                with suppress(OSError):  # a full disk must not stop the reading, for then the process would block
+                    file.write(line)
+                if text := line.decode(errors="replace").strip():
+                    self._lines.append(text)
 
     def poll(self) -> Ended | None:
         """How the process ended, or None; the reason is its last line."""
         status = self._process.poll()
         if status is None:
             return None
-        self._reader.join(timeout=1.0)
+        self._ended_at = self._ended_at or time.monotonic()
+        if self._reader.is_alive() and time.monotonic() - self._ended_at < DRAIN_S:
+            return None
         if status == 0:
             return Ended(True)
         if status < 0:
@@ -79,7 +85,7 @@ class LocalProcess:
 
     def note(self) -> str:
         """Steps done and time left, as the process last said."""
-        found = (_PROGRESS.search(line) for line in reversed(self._lines))
+        found = (_PROGRESS.search(line) for line in reversed(tuple(self._lines)))  # the reader may add to it meanwhile
         return next((match[1] for match in found if match), "")
 
     def stop(self) -> None:

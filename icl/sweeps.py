@@ -127,8 +127,7 @@ def expand(sweep: Sweep, overrides: Iterable[str] = (), *, count: int | None = N
         raise ConfigError(f"{sweep.source}: a random sweep never ends; give 'run_cap' in the file, or a count")
     assignments = [parse_override(text) for text in overrides]
     configs: dict[str, Config] = {}
-    for drawn in _draw(sweep, sys.maxsize if cap is None else cap, seed):
-        config = _plain(drawn)
+    for config in _draw(sweep, sys.maxsize if cap is None else cap, seed):
         for path, value in assignments:
             config = override(config, path, value)
         configs.setdefault(json.dumps(config, sort_keys=True, default=str), config)
@@ -221,12 +220,12 @@ def _parse_yaml(text: str, source: str) -> Any:
 
 def _plain(value: Any) -> Any:
     """Python's own types throughout: NumPy's scalars unpacked, `1e-4` a number whoever parsed the YAML."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
     if isinstance(value, str):
         return float(value) if _SCIENTIFIC.fullmatch(value) else value
+    if isinstance(value, (list, tuple)):
+        return [_plain(entry) for entry in value]
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
     return value.item() if hasattr(value, "item") else value
 
 

@@ -23,6 +23,7 @@ TASK = {
 }
 GRID = {"parameters": {"log_space": {"value": 3}, "linear_space": {"value": 3}}}
 STEPS = 60
+PATIENCE_S = 600  # of the tests themselves, on a machine that does much else
 
 
 def constants(**values):
@@ -85,7 +86,7 @@ class Workplace:
 
     def run(self, *command: str) -> str:
         process = self.start(*command)
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate(timeout=PATIENCE_S)
         assert process.returncode == 0, output
         return output
 
@@ -99,15 +100,15 @@ class Workplace:
         return {path.parent.name: path.parent for path in sorted(self.folder.glob("checkpoints/icl/*/metrics.jsonl"))}
 
 
-def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
+def wait_for(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.05)
 
 
 def finish(*processes: subprocess.Popen[str]) -> list[str]:
-    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    outputs = [process.communicate(timeout=PATIENCE_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), outputs
     return outputs
 
@@ -236,7 +237,7 @@ def interrupt(process: subprocess.Popen[str]) -> tuple[float, str]:
     """Ctrl-C; the seconds until the end, and what was said."""
     began = time.monotonic()
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     return time.monotonic() - began, output
 
 
@@ -262,7 +263,7 @@ def test_ctrl_c_leaves_an_estimate_within_a_step_and_keeps_those_before_it(tmp_p
     del sweep["parameters"]["step"]
     sweep["parameters"]["sampler_config"]["parameters"].update(constants(num_burnin_steps=20_000))
     estimates = place.start("icl", "llc", place.write(sweep))
-    wait_for(lambda: any(name.startswith("llc-") and rows for name, rows in rows_of_each(place).items()), 200)
+    wait_for(lambda: any(name.startswith("llc-") and rows for name, rows in rows_of_each(place).items()))
     seconds, said = interrupt(estimates)
     assert seconds < 10, said
     assert estimates.returncode == 1
@@ -270,29 +271,92 @@ def test_ctrl_c_leaves_an_estimate_within_a_step_and_keeps_those_before_it(tmp_p
     assert 1 <= len(rows) < 5
 
 
+def run_holders(place: Workplace) -> list[int]:
+    """The processes that hold the runs of a place."""
+    return [json.loads(path.read_text())["pid"] for path in place.folder.glob("checkpoints/icl/*/.lock-holder.json")]
+
+
 @pytest.mark.slow
-def test_an_agents_run_that_is_interrupted_goes_on_when_it_is_handed_out_again(tmp_path):
-    sweep = long_sweep(8000)
+@pytest.mark.parametrize("end", ["interrupt", "kill the agent", "kill the run", "kill both"])
+def test_an_agents_run_that_was_cut_off_goes_on_when_it_is_handed_out_again(end, tmp_path):
+    sweep = long_sweep(20_000)
     sweep["parameters"]["task_config"]["parameters"]["model_seed"] = {"value": 0}
+    sweep["parameters"]["checkpointer_config"]["parameters"]["state_every"] = {"value": 500}
     with wandb_server() as server:
         place = Workplace(tmp_path / "hosted", server.environment())
         address = place.create_sweep(sweep)
         agent = place.start("wandb", "agent", "--forward-signals", address)
-        wait_for(lambda: any(len(rows) > 20 for rows in rows_of_each(place).values()))
-        seconds, _ = interrupt(agent)
-        assert seconds < 10
-        ((name, state),) = newest_states(place).items()
-        assert 0 < state < 8000
+        wait_for(lambda: newest_states(place))
         (run,) = server.runs.values()
-        server.requeue(run.name)
-        place.run("wandb", "agent", address)
+        if end == "interrupt":
+            seconds, _ = interrupt(agent)
+            assert seconds < 10
+        elif end == "kill the agent":  # its orphan saves and stops while the next agent takes over
+            agent.kill()
+        else:
+            (holder,) = run_holders(place)
+            if end == "kill both":
+                agent.kill()
+            os.kill(holder, signal.SIGKILL)
+        if end != "kill the run":
+            agent.communicate(timeout=PATIENCE_S)
+            server.requeue(run.name)
+            place.run("wandb", "agent", address)
+        else:  # the agent itself goes on
+            server.requeue(run.name)
+            finish(agent)
         assert list(server.runs.values()) == [run]
+        ((name, local),) = rows_of_each(place).items()
         assert (run.state, run.display_name) == ("finished", name)
-        local = rows_of_each(place)[name]
         assert [row["_step"] for row in run.history] == [row["step"] for row in local]
     offline = Workplace(tmp_path / "offline", {})
     offline.run("icl", "train", offline.write(sweep))
     assert_equal_results(offline, place, 1)
+
+
+@pytest.mark.slow
+def test_an_agent_goes_on_after_any_number_of_invalid_configurations(tmp_path):
+    sweep = training_sweep(steps=3)
+    sweep["parameters"]["task_config"]["parameters"].update(constants(num_tasks="inf", model_seed=0))
+    sweep["parameters"]["task_config"]["parameters"]["num_heads"] = {"values": [3, 5, 6, 7, 2]}
+    with wandb_server() as server:
+        place = Workplace(tmp_path / "hosted", server.environment())
+        said = place.run("wandb", "agent", place.create_sweep(sweep))
+        *rejected, done = server.runs.values()
+        assert [run.state for run in rejected] == ["failed"] * 4
+        assert done.state == "finished"
+        for run in rejected:
+            assert f"icl: {run.summary['error']}" in said
+
+
+@pytest.mark.slow
+def test_the_device_of_the_environment_counts_and_a_wrong_one_is_a_readable_failure(tmp_path):
+    sweep = training_sweep(steps=3)
+    sweep["parameters"]["task_config"]["parameters"].update(constants(num_tasks="inf"))
+    with wandb_server() as server:
+        place = Workplace(tmp_path / "hosted", server.environment())
+        address = place.create_sweep(sweep)
+        place.environment["DEVICE"] = "abacus"
+        finish(place.start("wandb", "agent", "--count", "1", address))
+        place.environment["DEVICE"] = "cpu"
+        finish(place.start("wandb", "agent", address))
+        failed, done = server.runs.values()
+        assert (failed.state, done.state) == ("failed", "finished")
+        assert "abacus" in failed.summary["error"]
+
+
+@pytest.mark.slow
+def test_the_runs_of_an_offline_sweep_that_is_killed_stop_and_go_on_when_it_is_started_again(tmp_path):
+    place = Workplace(tmp_path / "offline", {})
+    sweep = long_sweep(20_000)
+    first = place.start("icl", "train", place.write(sweep), "--jobs", "2")
+    wait_for(lambda: len([rows for rows in rows_of_each(place).values() if len(rows) > 20]) == 2)
+    first.kill()
+    first.communicate(timeout=PATIENCE_S)
+    assert "2 done" in place.run("icl", "train", "tiny.yaml", "--jobs", "2")
+    quiet = Workplace(tmp_path / "quiet", {})
+    quiet.run("icl", "train", quiet.write(sweep), "--jobs", "2")
+    assert_equal_results(place, quiet, 2)
 
 
 @pytest.mark.slow
@@ -313,7 +377,12 @@ def test_training_ends_whatever_the_server_does(fault, tmp_path):
     (rows,) = rows_of_each(place).values()
     assert rows[-1]["step"] == steps - 1
     (line,) = [line for line in said.splitlines() if "W&B" in line and not line.startswith("W&B: http")]
-    assert list(Path(line.rpartition("wandb sync ")[2]).glob("*.wandb"))
+    record = line.rpartition("wandb sync ")[2]
+    with wandb_server() as server:
+        place.environment.update(server.environment())
+        place.run("wandb", "sync", record)
+        (run,) = server.runs.values()
+        assert [row["_step"] for row in run.history] == [row["step"] for row in rows]
     quiet = Workplace(tmp_path / "quiet", {})
     quiet.run("icl", "train", quiet.write(long_sweep(steps)), "--index", "0")
     assert_equal_results(place, quiet, 1)
