@@ -83,7 +83,6 @@ class MirroredStore:
             self._say_local_failed(error)
             self._hold(key, data, error)
         else:
-            self._local_failed = False
             self._enqueue(key, _Task("put"))
 
     def get(self, key: str) -> bytes:
@@ -356,7 +355,7 @@ class MirroredStore:
     def _say_local_failed(self, error: StorageError) -> None:
         if not self._local_failed:
             self._local_failed = True
-            _log.warning("%s. Until then checkpoints go to %s alone", error, self.remote)
+            _log.warning("%s. What the folder does not take goes to %s alone", error, self.remote)
 
     def _report(self, unsent: Sequence[_Task]) -> None:
         lost = sum(task.data is not None for task in unsent)

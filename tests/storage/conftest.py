@@ -5,6 +5,7 @@ import errno
 import itertools
 import logging
 import os
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -106,10 +107,11 @@ def read_only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None
 
 
 def _mount(cleanup: contextlib.ExitStack, folder: Path, *arguments: str) -> bool:
-    done = subprocess.run(["mount", *arguments, folder], capture_output=True).returncode == 0
-    if done:
-        cleanup.callback(subprocess.run, ["umount", folder], check=True)
-    return done
+    program = shutil.which("mount")
+    if program is None or subprocess.run([program, *arguments, folder], capture_output=True).returncode:
+        return False
+    cleanup.callback(subprocess.run, ["umount", folder], check=True)
+    return True
 
 
 def _refusing(call: Callable[..., int], folder: Path) -> Callable[..., int]:

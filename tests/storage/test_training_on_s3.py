@@ -58,21 +58,20 @@ def train(config, store, root):
     assert run_training(config, surroundings(store, root)).finished
 
 
-def train_until_killed(root, bucket, config, more_steps):
+def train_until_killed(root, run, more_steps):
     """Train in another process on the folder `root`, and SIGKILL it once the bucket has so many checkpoints more."""
-    watch = Checkpoints(S3Store(bucket, listing_lifetime_s=0.0), config.name)
-    before = len(watch.steps())
+    before = len(run.steps())
     path = os.pathsep.join(str(Path(__file__).parents[up]) for up in (0, 1))
     with subprocess.Popen(
-        [sys.executable, "-c", SLOW_TRAINING, str(root), bucket],
+        [sys.executable, "-c", SLOW_TRAINING, str(root), run.store.bucket],
         env={**os.environ, "PYTHONPATH": path},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         deadline = time.monotonic() + 240
-        while len(watch.steps()) < before + more_steps and time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.05)
+        while len(run.steps()) < before + more_steps and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.1)
         alive = process.poll() is None
         process.send_signal(signal.SIGKILL)
         assert alive, f"the run ended before it was killed: {process.stdout.read()}"
@@ -92,7 +91,7 @@ def test_a_killed_run_goes_on_from_the_bucket_alone(tmp_path, bucket, s3_server,
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.url)
         for kill in range(kills):
             before = run.states()
-            train_until_killed(tmp_path / f"lost-{kill}", bucket, config, more_steps=2)
+            train_until_killed(tmp_path / f"lost-{kill}", run, more_steps=2)
             assert verify_run(in_bucket, config.name) == []
             assert [each.state for each in list_runs(in_bucket)] == ["interrupted"]
             assert run.newest_state() is not None
