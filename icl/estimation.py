@@ -78,12 +78,13 @@ class LLCConfig(TrainingConfig):
         """The checkpoints to sample at, out of those present (sorted).
 
         Raises:
-            ConfigError: there is none, or `checkpoint_idx` is outside their range.
+            ConfigError: there is none, `checkpoint_idx` is outside their range, or the run has not been trained as far as
+            the choice reaches.
         """
         if not present:
             raise ConfigError(f"the run {self.name} has no checkpoints; train it first with the same settings")
         if self.step is not None:
-            chosen = [nearest_step(present, self.step)]
+            chosen = self._nearest([self.step], present)
         elif self.checkpoint_idx is not None:
             if not -len(present) <= self.checkpoint_idx < len(present):
                 raise ConfigError(
@@ -91,10 +92,22 @@ class LLCConfig(TrainingConfig):
                 )
             chosen = [present[self.checkpoint_idx]]
         elif self.steps is not None:
-            chosen = sorted({nearest_step(present, step) for step in expand_steps(self.steps, self.num_steps)})
+            chosen = self._nearest(expand_steps(self.steps, self.num_steps), present)
         else:
             chosen = list(present)
         return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
+
+    def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
+        """The present checkpoints nearest to those wanted."""
+        if not wanted:
+            raise ConfigError("steps chooses no step; leave it out for every checkpoint")
+        last = min(max(wanted), self.num_steps - 1)
+        if last > present[-1]:
+            raise ConfigError(
+                f"step {last} is chosen, but {self.name} has checkpoints up to step {present[-1]} only; train it on, or choose "
+                "earlier steps"
+            )
+        return sorted({nearest_step(present, step) for step in wanted})
 
 
 def sampling_batches(

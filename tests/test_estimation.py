@@ -42,6 +42,9 @@ def test_a_choice_that_cannot_be_met_says_why():
         config_with().chosen_steps([])
     with pytest.raises(ConfigError, match="the run has 5 checkpoints"):
         config_with(checkpoint_idx=5).chosen_steps(PRESENT)
+    with pytest.raises(ConfigError, match="has checkpoints up to step 30 only; train it on"):
+        config_with(steps=[0, 31]).chosen_steps(PRESENT[:-1])
+    assert config_with(step=10**6).chosen_steps(PRESENT) == [59]
     with pytest.raises(ConfigError, match="step and checkpoint_idx both choose"):
         config_with(step=1, checkpoint_idx=1)
 
