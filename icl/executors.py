@@ -28,6 +28,7 @@ from icl.settings import ConfigError
 from icl.storage import StorageError
 from icl.tracking import read_metrics
 from icl.training import first_missing_step
+from icl.wandb_tracking import RUN_ID
 
 OUTPUT = "output.log"
 POINT = "sweep.yaml"
@@ -159,11 +160,14 @@ def is_complete(config: TrainingConfig, place: Surroundings) -> bool:
         return False
     config = config.resolved()
     checkpoints = place.checkpoints(config)
+    name = config.llc_name if isinstance(config, LLCConfig) else config.name
+    if place.tracking == "wandb" and not (place.results / name / RUN_ID).exists():
+        return False  # what was recorded here alone is still to be sent
     try:
         if not isinstance(config, LLCConfig):
             finished = checkpoints.finished_step() is not None
             return finished and first_missing_step(config, checkpoints) == config.num_steps
-        done = {row["step"] for row in read_metrics(place.results / config.llc_name)}
+        done = {row["step"] for row in read_metrics(place.results / name)}
         return bool(done) and set(config.chosen_steps(checkpoints.steps())) <= done
     except (ConfigError, StorageError):
         return False  # the run itself will say what is wrong

@@ -106,8 +106,8 @@ def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome
         if start == config.num_steps and checkpoints.finished_step() is not None:
             checkpoints.keep_last_state()  # what an earlier process could not drop, or not send
             checkpoints.flush()
-            if agent_run() is not None:
-                place.open_tracker(config.name, config, start).finish()  # the agent's run shows what was trained before
+            if agent_run() is not None or place.tracking == "wandb":
+                place.open_tracker(config.name, config, start).finish()  # W&B shows what was trained before
             return TrainingOutcome(config.name, start, True, {})
         checkpoints.save_config(config.model_dump(mode="json"))
         tracker = place.open_tracker(config.name, config, start)
@@ -151,6 +151,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
         config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
         done = [row["step"] for row in read_metrics(place.results / name)]
+        estimates.save_config(config.model_dump(mode="json"))
         config = config.model_copy(
             update={"sampler_config": config.sampler_config.model_copy(update={"cores": place.threads})}
         )

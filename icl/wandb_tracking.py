@@ -43,6 +43,7 @@ Notify = Callable[[str], None]
 Wanted = Literal["auto", "wandb", "local", "none"]
 
 PROJECT = "icl"
+RUN_ID = "wandb-run-id"  # the file beside the metrics of a run that W&B, or its offline record, has
 INTERRUPTED_TIMEOUT = 4.0
 # The seconds that an unreachable server may cost at the start and at the end. W&B's own WANDB_INIT_TIMEOUT and
 # WANDB_FINISH_TIMEOUT override them.
@@ -223,7 +224,7 @@ def open_tracker(
     disabled, set_up = environ.get("WANDB_MODE") == "disabled", wandb_is_set_up(environ)
     if wanted == "local" or disabled or (wanted == "auto" and not set_up):
         return local
-    note = local.directory / "wandb-run-id"
+    note = local.directory / RUN_ID
     run_id = environ.get("WANDB_RUN_ID") or (note.read_text() if next_step > 0 and note.exists() else None)
     wandb_tracker = WandbTracker(
         name,
@@ -239,14 +240,6 @@ def open_tracker(
     # A run that began elsewhere, or while W&B was silent, appears there whole; what the server has is not sent twice.
     replay(local.directory, wandb_tracker)
     return TeeTracker(local, wandb_tracker)
-
-
-def upload(directory: str | Path, name: str, config: Mapping[str, Any], **place: Any) -> None:
-    """Send a run that was recorded in local files alone to W&B afterwards; `place`: see `WandbTracker`."""
-    tracker = WandbTracker(name, config, **place)
-    replay(directory, tracker)
-    summary = read_summary(directory)
-    tracker.finish("failed" if summary.get("status") == "failed" else "finished", summary.get("error", ""))
 
 
 def replay(directory: str | Path, tracker: Tracker) -> None:

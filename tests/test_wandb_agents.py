@@ -346,6 +346,23 @@ def test_the_device_of_the_environment_counts_and_a_wrong_one_is_a_readable_fail
 
 
 @pytest.mark.slow
+def test_what_was_recorded_with_no_account_can_be_sent_afterwards(tmp_path):
+    place = Workplace(tmp_path / "here", {})
+    sweep = place.write(training_sweep())
+    place.run("icl", "train", sweep)
+    said = place.run("icl", "train", sweep, "--tracking", "wandb")
+    assert "4 done" in said
+    assert "4 done before" in place.run("icl", "train", sweep, "--tracking", "wandb")
+    with wandb_server() as server:
+        place.environment.update(server.environment())
+        place.run("wandb", "sync", *map(str, place.folder.glob("wandb/offline-run-*")))
+        local = rows_of_each(place)
+        assert {run.display_name for run in server.runs.values()} == set(local)
+        for run in server.runs.values():
+            assert [row["_step"] for row in run.history] == [row["step"] for row in local[str(run.display_name)]]
+
+
+@pytest.mark.slow
 def test_the_runs_of_an_offline_sweep_that_is_killed_stop_and_go_on_when_it_is_started_again(tmp_path):
     place = Workplace(tmp_path / "offline", {})
     sweep = long_sweep(20_000)
