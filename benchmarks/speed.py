@@ -187,6 +187,11 @@ def device_name() -> str:
     return f"{model}, {CORES} cores, torch {torch.__version__.split('+')[0]}"
 
 
+def slug(device: str) -> str:
+    """The device's name, without versions, as part of a file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", device.split(", torch")[0]).strip("-").lower()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; nothing is written")
@@ -197,8 +202,7 @@ def main() -> None:
         write_table(RESULTS)
         return
     name = device_name()
-    slug = re.sub(r"[^A-Za-z0-9]+", "-", name.split(", torch")[0]).strip("-").lower()
-    path = RESULTS / f"speed-{slug}.csv"
+    path = RESULTS / f"speed-{slug(name)}.csv"
     table = pd.DataFrame()
     for section in arguments.only:
         new = pd.DataFrame(SECTIONS[section](arguments.quick)).assign(device=name)

@@ -19,10 +19,11 @@ from benchmarks import speed_textbook as textbook
 from icl.baselines import dmmse_predictor, ridge_predictor
 from icl.checkpoints import Checkpoints
 from icl.config import OptimizerConfig
-from icl.engine import choose_path
+from icl.engine import choose_path, loss_and_grad
 from icl.estimation import sampling_batches
 from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer, TransformerShape, flatten, initial_parameters, unflatten
+from icl.native.transformer import NativeTransformer
 from icl.optimizers import FlatOptimizer
 from icl.sampling import SamplerConfig
 from icl.sampling.chains import run_chains
@@ -63,6 +64,22 @@ def make_textbook_training(shape: TransformerShape, batch: int, steps: int) -> C
     model = make_textbook_model(shape)
     optimizer = torch.optim.Adam(model.parameters())
     return lambda: textbook.train(model, optimizer, shape, batch, steps)
+
+
+def make_gradient(shape: TransformerShape, batch: int, way: str) -> Callable[[], object]:
+    """Loss and gradient of one batch: "native", "torch" (the library's PyTorch form) or "textbook"."""
+    law = RegressionTask(shape.task_size, shape.max_examples, NOISE_VARIANCE)
+    xs, ys = law.sample(Stream(0, "speed"), 0, batch)
+    if way == "textbook":
+        model = make_textbook_model(shape)
+        parameters = list(model.parameters())
+        return lambda: torch.autograd.grad(F.mse_loss(model(xs, ys), ys), parameters)
+    flat = flatten(initial_parameters(shape, 0))
+    if way == "torch":
+        return lambda: loss_and_grad(shape, flat, xs, ys)
+    kernel = NativeTransformer(shape, torch.get_num_threads())
+    torch.set_num_threads(1)
+    return lambda: kernel(flat, xs, ys)
 
 
 def make_textbook_model(shape: TransformerShape) -> textbook.Textbook:

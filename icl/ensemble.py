@@ -26,7 +26,7 @@ from icl.devices import end_of_graph
 from icl.engine import batched_loss_and_grad
 from icl.model import TransformerShape
 from icl.optimizers import STATE_NAMES
-from icl.streams import Stream, keys_of, normals, threefry2x32
+from icl.streams import Stream, keys_of, normals, scaled_down, threefry2x32
 from icl.tasks import RegressionTask
 
 BLOCK = 1000
@@ -78,7 +78,7 @@ class BatchSource:
         counter = torch.arange((batch + 1) // 2, dtype=torch.int32, device=keys.device)
         words = threefry2x32(keys[:, 0], keys[:, 1], steps.to(torch.int32)[:, None, None], counter)
         unsigned = torch.stack(words, dim=-1).flatten(2)[..., :batch].to(torch.int64) & 0xFFFFFFFF
-        index = (unsigned * tasks.shape[1]) >> 32
+        index = scaled_down(unsigned, tasks.shape[1])
         members = torch.arange(len(tasks), device=keys.device)[:, None]
         return tasks[members, index]
 

@@ -37,10 +37,10 @@ def threefry2x32(key0: Tensor, key1: Tensor, counter0: Tensor, counter1: Tensor)
     for group in range(5):
         for rotation in _ROTATIONS[group % 2]:
             x0 += x1
-            # int32 shifts right arithmetically; the mask makes the shift logical. XLA takes `>>` for a division, which
-            # rounds negative numbers the other way.
+            # int32 shifts right arithmetically; the mask makes the shift logical. Functions, not `<<` and `>>`: XLA takes
+            # those for products and quotients, of other types and rounded otherwise.
             low = torch.bitwise_right_shift(x1, 32 - rotation) & ((1 << rotation) - 1)
-            x1 = ((x1 << rotation) | low) ^ x0
+            x1 = (torch.bitwise_left_shift(x1, rotation) | low) ^ x0
         x0 += keys[(group + 1) % 3]
         x1 += keys[(group + 2) % 3] + (group + 1)
     return x0, x1
@@ -91,7 +91,7 @@ class Stream:
         count = math.prod(shape)
         words = torch.stack(self._words(step, _half(count), device), dim=-1).flatten()[:count]
         unsigned = words.to(torch.int64) & 0xFFFFFFFF
-        return ((unsigned * high) >> 32).reshape(tuple(shape))
+        return scaled_down(unsigned, high).reshape(tuple(shape))
 
     def _words(self, step: int, count: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
         if torch.device(device).type == "cpu":
@@ -118,6 +118,11 @@ def normals(keys: Tensor, steps: Tensor, count: int) -> Tensor:
         keys[:, 0, None, None], keys[:, 1, None, None], steps.to(torch.int32)[None, :, None], counter[None, None, :]
     )
     return _normals_of(*words, count)
+
+
+def scaled_down(words: Tensor, high: int) -> Tensor:
+    """Words in [0, 2^32), as int64, to integers in [0, high), high <= 2^31."""
+    return torch.bitwise_right_shift(words * high, 32)
 
 
 def _normals_of(word0: Tensor, word1: Tensor, count: int) -> Tensor:
