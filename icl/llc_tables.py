@@ -16,6 +16,9 @@ from icl.tracking import read_metrics
 ESTIMATES = ("llc", "llc_calibrated")
 """Tables of estimates that the stages are read from: under the published settings, and under calibrated ones."""
 
+FEWEST_ESTIMATES = 8
+"""That the detector of boundaries needs."""
+
 
 def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: str = "llc") -> list[Path]:
     """Bring the estimates of a sweep into `<name>.csv`, and the course of their chains into `<name>_traces.csv.gz`.
@@ -59,11 +62,13 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
 def write_stages(folder: Path) -> list[Path]:
     """Derive `stages.csv` and `boundaries.csv` from the tables `evals`, `llc` and `llc_calibrated` of a folder.
 
+    Runs with fewer than eight estimates are left out.
+
     Both have the columns `model_seed` and `setting` (the table of estimates), then those of
     `icl.analysis.stages.stage_table` (with the published ends as far as the run goes) and `boundary_table`.
 
     Raises:
-        ValueError: the table of evaluations is missing, or there is no table of estimates.
+        ValueError: the table of evaluations is missing, or no run has enough estimates.
     """
     evals = _needed(folder, "evals")
     stages, boundaries = [], []
@@ -73,21 +78,26 @@ def write_stages(folder: Path) -> list[Path]:
             continue
         joined = read_table(path).merge(evals[["model_seed", "step", "pretrain/mse"]], on=["model_seed", "step"])
         for seed, run in joined.groupby("model_seed"):
+            if len(run) < FEWEST_ESTIMATES:
+                continue
             steps, loss, llc, error = (run[name] for name in ("step", "pretrain/mse", "llc/mean", "llc/mcse"))
             # The last checkpoint is one step short of the nominal end of training.
             ends = {stage: end for stage, end in PUBLISHED_STAGE_ENDS.items() if steps.min() < end <= steps.max() + 1}
             keys = {"model_seed": seed, "setting": setting}
-            stages.append(stage_table(ends, steps, loss, llc, noise=error).assign(**keys))
+            stages.append(stage_table(ends, steps, loss, llc, error).assign(**keys))
             boundaries.append(boundary_table(find_boundaries(steps, llc, error)).assign(**keys))
     if not stages:
-        raise ValueError(f"{folder} has no estimates; make them with `icl llc` and `icl tabulate`")
-    paths = []
-    for file, tables in (("stages.csv", stages), ("boundaries.csv", boundaries)):
-        table = pd.concat(tables, ignore_index=True)
-        keys = ["model_seed", "setting"]
-        write_table(table[[*keys, *(column for column in table.columns if column not in keys)]], folder / file)
-        paths.append(folder / file)
-    return paths
+        raise ValueError(
+            f"no run in {folder} has {FEWEST_ESTIMATES} estimates or more; make them with `icl llc` and `icl tabulate`"
+        )
+    written = {folder / "stages.csv": stages, folder / "boundaries.csv": boundaries}
+    for path, tables in written.items():
+        write_table(_first(pd.concat(tables, ignore_index=True), ["model_seed", "setting"]), path)
+    return list(written)
+
+
+def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    return pd.DataFrame(table, columns=pd.Index([*columns, *(name for name in table.columns if name not in columns)]))
 
 
 def _trace_rows(traces: Sequence[dict]) -> pd.DataFrame:

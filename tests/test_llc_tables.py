@@ -121,6 +121,9 @@ def test_stages_are_read_off_the_tables(tmp_path):
     evals.to_csv(tmp_path / "evals.csv", index=False)
     with pytest.raises(ValueError, match="icl tabulate"):
         write_stages(tmp_path)
+    llc[::6].to_csv(tmp_path / "llc.csv", index=False)
+    with pytest.raises(ValueError, match="8 estimates or more"):
+        write_stages(tmp_path)
     llc.to_csv(tmp_path / "llc.csv", index=False)
     stages, boundaries = (pd.read_csv(path) for path in write_stages(tmp_path))
     assert stages["setting"].unique() == ["llc"]

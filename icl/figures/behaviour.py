@@ -56,6 +56,31 @@ def behavioural(evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> F
 
 
 @page()
+def prior_distance(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """Distance of the predictions to those of the prior's mean, one run; a dot marks where it is smallest.
+
+    Args:
+        table: `step`, `task_prior/zero`, `task_prior/mean_task`; where tasks are Gaussian the two are equal and the second is left out.
+        stages: their ends.
+    """
+    table = in_order(table)
+    figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.8, 1.3 * HEIGHT)
+    titles = {"task_prior/zero": "to predicting 0", "task_prior/mean_task": "to the mean task"}
+    for (column, title), colour in zip(titles.items(), (MODEL, ZERO), strict=True):
+        if column != "task_prior/zero" and np.array_equal(table[column], table["task_prior/zero"]):
+            continue
+        axis.plot(table["step"], table[column], color=colour, label=title)
+        lowest = table.loc[table[column].idxmin()]
+        axis.plot(lowest["step"], lowest[column], "o", ms=4, color=colour)
+    axis.set_ylabel(r"$\mathrm{E}\,\sum_k (\hat y_k - p_k)^2$")
+    log_y(axis)
+    step_axis(axis, stages, last_step(table, stages=stages))
+    axis.legend()
+    stage_legend(figure, stages)
+    return figure
+
+
+@page()
 def icl_scores(
     evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, zoom: tuple[float, float] = (1_000, 10_000)
 ) -> Figure:
@@ -80,7 +105,8 @@ def icl_scores(
     step_axis(whole, stages, last_step(evals, stages=stages))
     step_axis(onset, stages, zoom[1], zoom[0])
     low, high = whole.get_ylim()
-    box = Rectangle((zoom[0], low), zoom[1] - zoom[0], high - low, fill=False, ls="--", lw=0.8)
+    height = 0.92 * (high - low)  # below the stages' names
+    box = Rectangle((zoom[0], low), zoom[1] - zoom[0], height, fill=False, ls="--", lw=0.8)
     whole.add_patch(box)
     whole.legend(loc="upper left")
     stage_legend(figure, stages)

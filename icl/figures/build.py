@@ -58,9 +58,16 @@ class Recipe:
 
 
 COMMANDS = {
-    "llc": "icl llc sweeps/analysis/0-L2H4-llcs-over-time.yaml",
-    "llc_calibrated": "icl llc with the default sampler_config",
-    "rllc": "icl llc sweeps/analysis/2-L2H4-rllcs-inclusions.yaml",
+    "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
+    "llc_traces": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
+    "llc_calibrated": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
+    "llc_calibrated_traces": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
+    "rllc": "icl llc sweeps/analysis/2-L2H4-rllcs-inclusions.yaml, one group of parameters per run",
+    "transient_distances": "icl.analysis.transient_ridge over the runs of sweeps/training-runs/transient-ridge.yaml",
+    "transient_scores": "icl.analysis.transient_ridge over the runs of sweeps/training-runs/transient-ridge.yaml",
+    "transient_llc": "icl llc over the runs of sweeps/training-runs/transient-ridge.yaml",
+    "stages": "icl stages data/FAMILY",
+    "boundaries": "icl stages data/FAMILY",
 }
 """The command that makes a table; an analysis of its own name makes any other."""
 
@@ -82,12 +89,19 @@ def run_recipes(stages: Stages = PUBLISHED_STAGE_ENDS) -> list[Recipe]:
             lambda t: development.loss_and_llc(t["evals"], t["llc_calibrated"], stages=stages),
         ),
         Recipe("llc-settings", ("llc", "llc_calibrated"), lambda t: compared_settings(t, stages)),
+        Recipe("llc-traces", ("llc_traces", "llc"), lambda t: chains.relaxation(t["llc_traces"], t["llc"])),
+        Recipe(
+            "llc-calibrated-traces",
+            ("llc_calibrated_traces", "llc_calibrated"),
+            lambda t: chains.relaxation(t["llc_calibrated_traces"], t["llc_calibrated"]),
+        ),
         Recipe(
             "behavioural-detail",
             ("evals", "llc"),
             lambda t: development.behavioural_detail(fitted_curves(t), stages=stages),
         ),
         Recipe("behavioural", ("evals",), lambda t: behaviour.behavioural(t["evals"], stages=stages)),
+        Recipe("prior-distance", ("task_prior",), lambda t: behaviour.prior_distance(t["task_prior"], stages=stages)),
         Recipe("icl-scores", ("evals",), lambda t: behaviour.icl_scores(t["evals"], stages=stages)),
         Recipe("token-losses", ("evals",), lambda t: behaviour.token_losses(t["evals"], stages=stages)),
         Recipe("geometric", ("llc", "hessian"), lambda t: curvature.geometric(t["llc"], t["hessian"], stages=stages)),
@@ -145,7 +159,7 @@ FAMILY_RECIPES = (
     Recipe(
         "loss-and-llc-multiple", ("evals", "llc"), lambda t: development.loss_and_llc_of_seeds(t["evals"], t["llc"])
     ),
-    Recipe("llc-against-loss", ("evals", "llc"), lambda t: development.llc_against_loss(t["evals"], t["llc"])),
+    Recipe("llc-against-loss", ("llc",), lambda t: development.llc_against_loss(t["llc"])),
     Recipe("task-prior", ("task_prior",), lambda t: task_families.task_prior(t["task_prior"])),
     Recipe(
         "transient-losses",
@@ -182,7 +196,8 @@ def build_figures(data: Path, output: Path, report: Report = logger.info) -> lis
     Raises:
         ValueError: there is no table at all.
     """
-    families = [folder for folder in sorted(data.glob("*")) if folder.is_dir() and list(table_names(folder))]
+    drawable = {name for recipe in (*FAMILY_RECIPES, *run_recipes()) for name in recipe.needs}
+    families = [folder for folder in sorted(data.glob("*")) if drawable.intersection(table_names(folder))]
     if not families:
         raise ValueError(f"no tables under {data}; a family is a folder with files such as evals.csv")
     written: list[Path] = []
@@ -190,12 +205,7 @@ def build_figures(data: Path, output: Path, report: Report = logger.info) -> lis
         tables = read_tables(family)
         written += _draw_all(FAMILY_RECIPES, tables, output / family.name, report)
         for seed in seeds_of(tables):
-            chosen = {
-                name: in_order(rows_where(table, model_seed=seed))
-                for name, table in tables.items()
-                if "model_seed" in table.columns
-            }
-            there = {name: table for name, table in chosen.items() if len(table)}
+            there = tables_of_seed(tables, seed)
             written += _draw_all(run_recipes(), there, output / f"{family.name}-seed-{seed}", report)
     return written
 
@@ -218,13 +228,15 @@ def draw(name: str, tables: Tables, report: Report = print) -> Figure | None:
 
 
 def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
-    """The rows of one run, of every table that has any."""
+    """The rows of one run, of every table that has any, in order of steps where there are steps."""
     chosen = {
-        name: in_order(rows_where(table, model_seed=seed))
-        for name, table in tables.items()
-        if "model_seed" in table.columns
+        name: rows_where(table, model_seed=seed) for name, table in tables.items() if "model_seed" in table.columns
     }
-    return {name: table for name, table in chosen.items() if len(table)}
+    return {
+        name: in_order(table) if "step" in table.columns else table.reset_index(drop=True)
+        for name, table in chosen.items()
+        if len(table)
+    }
 
 
 def table_names(family: Path) -> Iterator[str]:
@@ -268,14 +280,16 @@ def compared_settings(tables: Tables, stages: Stages = PUBLISHED_STAGE_ENDS) -> 
 
 def fitted_curves(tables: Tables) -> dict[str, pd.DataFrame]:
     """Gaussian-process fits of loss, λ̂ and weight norm of one run, from step 10 on, where log t resolves the grid of steps."""
-    curves = {"loss": ("evals", "loss/mean"), "llc": ("llc", "llc/mean"), "norm": ("evals", "weight/norm")}
+    curves = {
+        "loss": ("evals", "loss/mean", None),
+        "llc": ("llc", "llc/mean", "llc/mcse"),
+        "norm": ("evals", "weight/norm", None),
+    }
     fits = {}
-    for name, (table, column) in curves.items():
+    for name, (table, column, error) in curves.items():
         if table in tables and column in tables[table].columns:
             chosen = tables[table].loc[numbers(tables[table], "step") >= 10].dropna(subset=[column])
-            fits[name] = smooth_curve(
-                chosen["step"], chosen[column], "fit", standardise=True, length_scale=1.0, num_restarts=2
-            )
+            fits[name] = smooth_curve(chosen["step"], chosen[column], chosen.get(error, 0.0))
     return fits
 
 
@@ -320,12 +334,6 @@ def _attention_metric(tables: Tables, metric: str, stages: Stages) -> Figure:
 def _draw_all(recipes: tuple[Recipe, ...] | list[Recipe], tables: Tables, folder: Path, report: Report) -> list[Path]:
     written: list[Path] = []
     for recipe in recipes:
-        missing = [name for name in recipe.needs if name not in tables]
-        if missing:
-            report(
-                f"left out {folder.name}/{recipe.name}: no {missing[0]} table; make it with: {command_for(missing[0])}"
-            )
-            continue
         figure = _attempt(recipe, tables, folder.name, report)
         if figure is None:
             continue

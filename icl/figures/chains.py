@@ -4,6 +4,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
@@ -20,7 +23,7 @@ from icl.figures.elements import (
     step_axis,
     token_count,
 )
-from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OTHER, ZERO, page, panels, shades
+from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OTHER, ZERO, log_y, page, panels, shades
 
 
 @page()
@@ -47,6 +50,34 @@ def loss_trace(traces: pd.DataFrame, init_loss: float | None = None) -> Figure:
     low, high = estimates["mean"] - 2 * estimates["sem"], estimates["mean"] + 2 * estimates["sem"]
     right.fill_between(estimates.index, low, high, color="black", alpha=0.15, lw=0)
     right.set_ylabel(r"running $\hat\lambda$ (±2 s.e. over chains)")
+    return figure
+
+
+@page()
+def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
+    """How the chains leave each checkpoint: their loss and their distance against the draw, mean over chains, one line per checkpoint.
+
+    The dotted line is the loss of predicting 0, which no chain that stayed near a useful model exceeds.
+
+    Args:
+        traces: one run: one row per `step`, `chain` and `draw`: `loss` (mean since the draw before), `distance`.
+        estimates: the same run: `step`, `loss/zero`.
+    """
+    figure, axes = panels(1, 2, FULL_WIDTH, 1.6 * HEIGHT)
+    steps = sorted({int(step) for step in numbers(traces, "step")})
+    scale = LogNorm(max(steps[0], 1), max(steps[-1], 2))
+    for axis, column in zip(axes, ("loss", "distance"), strict=True):
+        for step in steps:
+            mean = rows_where(traces, step=step).groupby("draw", as_index=False)[["loss", "distance"]].mean()
+            axis.plot(mean["draw"], mean[column], color=colormaps["viridis"](0.9 * float(scale(step))), lw=0.8)
+        axis.set(xscale="log", xlabel=r"draw $\tau$")
+        log_y(axis)
+    axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")
+    axes[0].set_ylabel("loss of the chains")
+    axes[0].legend(loc="lower right")
+    axes[1].set_ylabel(r"distance $\|w - w_t\|$")
+    shown = ListedColormap(shades("viridis", 256))
+    figure.colorbar(ScalarMappable(scale, shown), ax=axes, label="training step $t$")
     return figure
 
 

@@ -60,8 +60,9 @@ def loss_and_llc(
         step_axis(axis, stages, end, names=axis is top)
     top.plot(evals["step"], evals[loss], color=MODEL)
     top.set(ylabel=r"test loss $\ell$", xlabel="")
-    estimate_line(bottom, llc)
+    estimate_line(bottom, llc, "estimate")
     bottom.set_ylabel(LLC_LABEL)
+    bottom.legend(loc="upper left")
     stage_legend(figure, stages)
     return figure
 
@@ -84,29 +85,33 @@ def loss_and_llc_of_seeds(evals: pd.DataFrame, llc: pd.DataFrame, loss: str = "l
 
 
 @page()
-def llc_against_loss(
-    evals: pd.DataFrame, llc: pd.DataFrame, floor: float | None = None, loss: str = "loss/mean"
-) -> Figure:
-    """The learning coefficient against the loss, and against the loss above a floor on a logarithmic axis; one line
-    per `model_seed`.
+def llc_against_loss(llc: pd.DataFrame, floor: float | None = None) -> Figure:
+    """The learning coefficient against the loss of the weights it belongs to, and against that loss above a floor on a
+    logarithmic axis; one line per `model_seed`.
+
+    The dashed line is what λ̂ = nβ(E[L] - ℓ) would be if the chains went everywhere to the same loss E[L], that of the
+    first checkpoint: on it λ̂ says nothing that the loss does not say.
 
     Args:
+        llc: `model_seed`, `step`, `llc/mean`, `loss/init` and `loss/mean`.
         floor: subtracted from the loss in the lower panel, such as the loss of ridge on the same sequences; None
-            takes 1 % of the loss's
-            range below its smallest value.
+            takes 1 % of the loss's range below its smallest value.
     """
     figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT)
-    joined = llc.merge(evals[["model_seed", "step", loss]], on=["model_seed", "step"], suffixes=("", "/eval"))
-    column = f"{loss}/eval" if f"{loss}/eval" in joined.columns else loss
-    losses = numbers(joined, column)
+    losses = numbers(llc, "loss/init")
     base = losses.min() - 0.01 * (losses.max() - losses.min()) if floor is None else floor
-    seeds = sorted(set(joined["model_seed"]))
+    seeds = sorted(set(llc["model_seed"]))
     for seed, colour in zip(seeds, shades("viridis", len(seeds)), strict=True):
-        one = in_order(rows_where(joined, model_seed=seed))
-        top.plot(one[column], one["llc/mean"], color=colour, marker=".", ms=2, lw=0.8, label=f"seed {seed}")
-        above = one[one[column] > base]
-        bottom.plot(above[column] - base, above["llc/mean"], color=colour, marker=".", ms=2, lw=0.8)
-    top.set(xlabel=r"test loss $\ell$ (training goes left)", ylabel=r"$\hat\lambda$")
+        one = in_order(rows_where(llc, model_seed=seed))
+        top.plot(one["loss/init"], one["llc/mean"], color=colour, marker=".", ms=4, lw=0.8, label=f"seed {seed}")
+        above = one[one["loss/init"] > base]
+        bottom.plot(above["loss/init"] - base, above["llc/mean"], color=colour, marker=".", ms=4, lw=0.8)
+    nbeta = float((llc["llc/mean"] / (llc["loss/mean"] - llc["loss/init"])).median())
+    grid = np.geomspace(losses.min() - base, losses.max() - base, 100)
+    mirrored = nbeta * (float(in_order(llc)["loss/mean"].iloc[0]) - base - grid)
+    top.plot(base + grid, mirrored, color="black", ls="--", lw=0.8, label=r"$n\beta\,(c - \ell)$", zorder=3)
+    bottom.plot(grid, mirrored, color="black", ls="--", lw=0.8, zorder=3)
+    top.set(xlabel=r"loss $\ell$ of the weights (training goes left)", ylabel=r"$\hat\lambda$")
     bottom.set(xscale="log", xlabel=rf"$\ell - {base:.3f}$", ylabel=r"$\hat\lambda$")
     top.legend()
     return figure
@@ -135,8 +140,9 @@ def behavioural_detail(curves: Mapping[str, pd.DataFrame], stages: Stages = PUBL
         below.axhline(0, color="black", lw=0.5)
         below.set_ylabel(rf"$d/d\log t$ of {labels[name].split(' ')[-1]}")
         late = curve.loc[numbers(curve, "step") >= 100]
-        reach = 1.15 * float(np.abs(numbers(late, "d_dlogt")).max())
-        below.set_ylim(-reach, reach)
+        # The bands at the ends of a curve are wide: the scale is that of the slope.
+        low, high = min(0.0, numbers(late, "d_dlogt").min()), max(0.0, numbers(late, "d_dlogt").max())
+        below.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))
         for axis in (above, below):
             step_axis(axis, stages, last_step(*shown.values(), stages=stages), names=axis is above)
     axes[0].legend()
@@ -166,13 +172,14 @@ def settings_compared(
         stages: their ends.
     """
     figure, (value, loss, distance) = panels(3, 1, 1.5 * WIDTH, 3.2 * HEIGHT, sharex=True)
-    for (name, table), colour in zip(tables.items(), (MODEL, ZERO, OPTIMAL, MEAN), strict=False):
+    looks = zip((MODEL, ZERO, OPTIMAL, MEAN), ("-", "--", "-.", ":"), strict=True)
+    for (name, table), (colour, style) in zip(tables.items(), looks, strict=False):
         ordered = in_order(table)
-        estimate_line(value, ordered, name, colour)
-        loss.plot(ordered["step"], ordered["loss/mean"], color=colour, label=f"chains, {name}")
-        distance.plot(ordered["step"], ordered["distance"], color=colour, label=name)
+        estimate_line(value, ordered, name, colour, style=style)
+        loss.plot(ordered["step"], ordered["loss/mean"], color=colour, ls=style, label=f"chains, {name}")
+        distance.plot(ordered["step"], ordered["distance"], color=colour, ls=style, label=name)
     first = in_order(next(iter(tables.values())))
-    loss.plot(first["step"], first["loss/init"], color="black", lw=0.8, ls="--", label="$L(w_t)$")
+    loss.plot(first["step"], first["loss/init"], color="black", lw=0.8, label="$L(w_t)$")
     if zero_loss is not None:
         loss.axhline(zero_loss, color="black", lw=0.8, ls=":", label="predicting zero")
     for axis in (value, loss, distance):

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.style import MEAN, MODEL, OTHER, Colour, token_colours
+from icl.figures.style import MEAN, MODEL, Colour, token_colours
 
 Stages = Mapping[str, float]
 """The end of each stage in training steps, in order; an empty mapping draws no stages."""
@@ -23,6 +23,7 @@ _STAGE_COLOURS: Sequence[tuple[float, float, float]] = (
     (0.992, 0.727, 0.492), (0.914, 0.369, 0.051), (0.423, 0.684, 0.840), (0.0, 0.346, 0.639), (0.591, 0.591, 0.591),
 )  # fmt: skip
 _STAGE_ALPHA = 0.2
+_NAME_INCHES = 0.2
 
 
 def stage_colours(stages: Stages) -> dict[str, tuple[float, float, float]]:
@@ -43,12 +44,17 @@ def step_axis(axis: Axes, stages: Stages, last: float, first: float = FIRST_STEP
         if right > left:
             axis.axvspan(left, right, color=colour, alpha=_STAGE_ALPHA, lw=0, zorder=0)
             # Names, because shades alone do not survive grey printing; only where there is room for one.
-            if names and math.log10(right / left) > 0.2:
+            if names and math.log(right / left) / math.log(axis.get_xlim()[1] / first) * _inches(axis) > _NAME_INCHES:
                 place = math.sqrt(left * right), 1.0
                 axis.annotate(
                     name, place, xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=6, alpha=0.8
                 )
         start = end
+
+
+def _inches(axis: Axes) -> float:
+    """About how wide a panel is, before the figure is laid out."""
+    return axis.bbox.width / axis.figure.dpi
 
 
 def stage_legend(figure: Figure, stages: Stages) -> None:
@@ -92,17 +98,30 @@ def token_lines(
 
 
 def estimate_line(
-    axis: Axes, table: pd.DataFrame, label: str | None = None, colour: str | Colour = MODEL, name: str = "llc/mean"
+    axis: Axes,
+    table: pd.DataFrame,
+    label: str | None = None,
+    colour: str | Colour = MODEL,
+    name: str = "llc/mean",
+    style: str = "-",
 ) -> None:
     """Estimates with a band of ±2 Monte-Carlo standard errors over chains; a cross marks those whose verdict is not
     "healthy"."""
-    axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1)
+    axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1, ls=style)
     if "llc/mcse" in table.columns:
         error = 2 * table["llc/mcse"]
         axis.fill_between(table["step"], table[name] - error, table[name] + error, color=colour, alpha=0.25, lw=0)
     if "verdict" in table.columns:
         doubtful = table[table["verdict"] != HEALTHY]
-        axis.plot(doubtful["step"], doubtful[name], ls="", marker="x", ms=3, mew=0.7, color=OTHER, zorder=3)
+        named = label is not None and len(doubtful)
+        axis.plot(
+            doubtful["step"], doubtful[name], ls="", marker="x", ms=3.5, mew=0.8, color="black", zorder=3,
+            label="not healthy (its own verdict)" if named and not _has_label(axis, "not healthy") else None,
+        )  # fmt: skip
+
+
+def _has_label(axis: Axes, start: str) -> bool:
+    return any(str(line.get_label()).startswith(start) for line in axis.get_lines())
 
 
 def mean_and_spread(axis: Axes, steps: Sequence[float], mean: pd.Series, spread: pd.Series, label: str) -> None:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.analysis.structure import OFF
 from icl.figures.curvature import draw_hessian
 from icl.figures.elements import (
     Stages,
@@ -20,8 +21,9 @@ from icl.figures.elements import (
     step_axis,
     token_lines,
 )
-from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, OTHER, log_y, page, panels, shades
+from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, log_y, page, panels, shades
 
+_LINE_STYLES = ("-", "--", "-.", ":", (0, (6, 1, 1, 1, 1, 1)))  # for grey printing
 _SYMBOLS = {"weight": r"\gamma", "bias": r"\beta"}
 
 
@@ -41,7 +43,7 @@ def embed_collapse(spectra: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS)
         axis.set(title=title, ylabel=r"$\sigma_i^2 / \sum \sigma^2$")
         log_y(axis)
     axes[2].plot(spectra["step"], spectra["embed/effective_rank"], color=MEAN, label="token")
-    axes[2].plot(spectra["step"], spectra["postn/effective_rank"], color=OTHER, ls="--", label="positional")
+    axes[2].plot(spectra["step"], spectra["postn/effective_rank"], color=MODEL, ls="--", label="positional")
     axes[2].set(title="effective rank", ylabel=r"$\exp H(\sigma_i^2 / \sum \sigma^2)$")
     token_lines(axes[3], spectra, "alignment", label="column {}")
     axes[3].set(title="token in positional space", ylabel=r"$\|U_r U_r^\top e_i\| / \|e_i\|$", ylim=(0, 1))
@@ -88,9 +90,10 @@ def norm_collapse(statistics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_END
     layers = norm_layers(statistics)
     figure, axes = panels(2, 1, FULL_WIDTH * 0.8, 2 * HEIGHT, sharex=True)
     for axis, parameter in zip(axes, ("weight", "bias"), strict=True):
-        for layer, colour in zip(layers, shades("viridis", len(layers)), strict=True):
+        for i, (layer, colour) in enumerate(zip(layers, shades("viridis", len(layers)), strict=True)):
             one = statistics[(statistics["layer"] == layer) & (statistics["parameter"] == parameter)]
-            axis.plot(one["step"], one["mean"], color=colour, label=pretty_layer(layer))
+            style = _LINE_STYLES[i % len(_LINE_STYLES)]
+            axis.plot(one["step"], one["mean"], color=colour, ls=style, label=pretty_layer(layer))
             low, high = one["mean"] - one["std"], one["mean"] + one["std"]
             axis.fill_between(one["step"], low, high, color=colour, alpha=0.1, lw=0)
         axis.set_ylabel(rf"${_SYMBOLS[parameter]}$, mean ± s.d. over coordinates")
@@ -113,10 +116,13 @@ def norm_collapse_detail(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_S
             wide = _coordinates(axis, coordinates, layer, parameter)
             axis.set(title=pretty_layer(layer) if row == 0 else "", ylabel=f"${_SYMBOLS[parameter]}$")
             step_axis(axis, stages, last_step(coordinates, stages=stages), names=False)
-            inset = axis.inset_axes((0.08, 0.1, 0.35, 0.25))
-            inset.plot(wide.index, (wide.abs() < 0.1).mean(axis=1), color=MEAN, lw=0.8)
-            inset.set(xscale="log", ylim=(0, 1), xlim=axis.get_xlim(), yticks=[0, 1])
-            inset.tick_params(labelsize=5, labelbottom=False, length=2)
+            low, high = axis.get_ylim()
+            axis.set_ylim(low - 0.45 * (high - low), high)  # room for the inset
+            inset = axis.inset_axes((0.12, 0.04, 0.55, 0.18))
+            inset.plot(wide.index, (wide.abs() < OFF).mean(axis=1), color=MEAN, lw=0.8)
+            inset.set(xscale="log", ylim=(0, 1.05), xlim=axis.get_xlim(), yticks=[0, 1])
+            inset.set_title(f"share below {OFF} in magnitude", fontsize=5, pad=1)
+            inset.tick_params(labelsize=5, labelbottom=False, length=2, which="both")
             if row == 0:
                 axis.set_xlabel("")
     stage_legend(figure, stages)

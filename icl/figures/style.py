@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogFormatter
+from matplotlib.ticker import LogFormatter, LogFormatterMathtext
 
 Colour = tuple[float, float, float, float]
 
@@ -61,10 +61,26 @@ def shades(name: str, count: int) -> list[Colour]:
     return [colours(k / max(count - 1, 1) * 0.9) for k in range(count)]
 
 
+class _MajorLabels(LogFormatterMathtext):
+    """Powers of ten, written out where the axis spans less than two decades."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        low, high = self.axis.get_view_interval()  # type: ignore[union-attr]
+        return f"{x:g}" if high < 100 * low else super().__call__(x, pos)
+
+
+class _MinorLabels(LogFormatter):
+    """Plain numbers between the powers of ten, where there is room for them."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def log_y(axis: Axes) -> None:
     """A logarithmic y axis with plain numbers between the powers of ten where it spans less than a decade or so."""
     axis.set_yscale("log")
-    axis.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(1.0, 0.4)))
+    axis.yaxis.set_major_formatter(_MajorLabels())
+    axis.yaxis.set_minor_formatter(_MinorLabels(labelOnlyBase=False, minor_thresholds=(1.0, 0.4)))
 
 
 def token_colours(count: int) -> list[Colour]:

@@ -1,0 +1,45 @@
+"""The figures of the repository are those of its data: every one is drawn, and drawn again it has the same pixels."""
+
+from pathlib import Path
+
+import pytest
+from matplotlib.image import imread
+
+from icl.figures.build import FAMILY_RECIPES, build_figures, run_recipes, table_names
+
+ROOT = Path(__file__).parents[2]
+FAMILY = ROOT / "data" / "L2H4Minf"
+
+
+def names(folder: Path) -> set[str]:
+    return {f"{path.parent.name}/{path.name}" for path in folder.glob("L2H4Minf*/*") if path.suffix in (".png", ".pdf")}
+
+
+def test_every_figure_of_the_repository_is_one_that_the_data_gives():
+    tables = set(table_names(FAMILY))
+    possible = {
+        f"{folder}/{recipe.name}.{kind}"
+        for folder, recipes in (("L2H4Minf", FAMILY_RECIPES), ("L2H4Minf-seed-1", run_recipes()))
+        for recipe in recipes
+        if set(recipe.needs) <= tables
+        for kind in ("png", "pdf")
+    }
+    assert names(ROOT / "figures") <= possible
+    # A family of one run has no figure of its numbers of tasks; a head may have no role.
+    assert {name.split("/")[1].split(".")[0] for name in possible - names(ROOT / "figures")} <= {
+        "task-prior",
+        "attn-roles",
+    }
+
+
+@pytest.mark.slow
+def test_two_rebuilds_give_the_same_pixels_and_the_files_of_the_repository(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        build_figures(ROOT / "data", folder)
+    assert names(first) == names(second) == names(ROOT / "figures")
+    for name in sorted(names(first)):
+        if name.endswith(".png"):
+            assert (imread(first / name) == imread(second / name)).all(), name
+        else:
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name

@@ -1,0 +1,30 @@
+"""docs/reproduction.md says what data/ says: written again from the tables, it has the same words and the same numbers."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.reproduction import OUTPUT, document
+
+NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_document_is_what_the_data_gives():
+    written, given = OUTPUT.read_text(), document()
+    assert NUMBER.sub("#", written) == NUMBER.sub("#", given)
+    for old, new in zip(NUMBER.findall(written), NUMBER.findall(given), strict=True):
+        decimals = len(old.partition(".")[2])
+        # One unit of the last digit: another machine sums in another order.
+        np.testing.assert_allclose(_value(old), _value(new), atol=1.01 * 10.0**-decimals if decimals else 0)
+
+
+def test_the_figures_it_names_exist():
+    linked = re.findall(r"\]\((\.\./[^)]+)\)", OUTPUT.read_text())
+    assert linked
+    assert not [link for link in linked if not (OUTPUT.parent / link).exists()]
+
+
+def _value(text: str) -> float:
+    return float(text.replace(",", "").replace("−", "-"))

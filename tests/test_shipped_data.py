@@ -1,0 +1,138 @@
+"""What data/ ships: every column is described, every table has every checkpoint, and the checkpoints give the tables again."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
+from icl.analysis.run import load_model, table_path
+from icl.checkpoints import Checkpoints
+from icl.config import TrainingConfig
+from icl.estimation import LLCConfig
+from icl.figures.build import read_table, table_names
+from icl.storage import LocalStore
+from icl.sweeps import expand, load_sweep
+
+ROOT = Path(__file__).parent.parent
+FAMILY = ROOT / "data" / "L2H4Minf"
+TABLES = sorted(table_names(FAMILY))
+ESTIMATES = {"llc", "llc_traces", "llc_calibrated", "llc_calibrated_traces"}
+DERIVED = {"stages", "boundaries"}
+SWEEPS = {"llc": "4-L2H4-shipped-llcs", "llc_calibrated": "L2H4-llcs-calibrated"}
+(RUN,) = [folder.name for folder in (FAMILY / "checkpoints" / "icl").iterdir() if not folder.name.startswith("llc-")]
+
+
+@pytest.fixture(scope="module")
+def checkpoints() -> Checkpoints:
+    return Checkpoints(LocalStore(FAMILY / "checkpoints"), RUN)
+
+
+@pytest.fixture(scope="module")
+def config(checkpoints) -> TrainingConfig:
+    return TrainingConfig.parse(checkpoints.config()).resolved()
+
+
+def sweep_of(table: str) -> LLCConfig:
+    """The settings of the sweep file that a table of estimates, or of traces, comes from."""
+    file = ROOT / "sweeps" / "analysis" / f"{SWEEPS[table.removesuffix('_traces')]}.yaml"
+    (config,) = [LLCConfig.parse(data) for data in expand(load_sweep(file))]
+    return config
+
+
+def described(table: str) -> list[re.Pattern[str]]:
+    """The columns that data/README.md describes for a table, `{k}` standing for a number."""
+    text = (ROOT / "data" / "README.md").read_text()
+    section = text.split(f"\n## {table}\n")[1].split("\n## ")[0]
+    cells = [line.split(" | ")[0] for line in section.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    return [re.compile(re.sub(r"\\\{\w\\\}", r"\\d+", re.escape(name))) for name in names]
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_the_dictionary_describes_exactly_the_columns_there_are(table):
+    columns = set(read_table(FAMILY, table).columns) - {"model_seed", "step" if table != "boundaries" else ""}
+    patterns = described(table.replace("llc_calibrated", "llc"))
+    undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
+    stale = {pattern.pattern for pattern in patterns if not any(pattern.fullmatch(column) for column in columns)}
+    assert (undescribed, stale) == (set(), set())
+
+
+@pytest.mark.parametrize("table", sorted(set(TABLES) - ESTIMATES - DERIVED))
+def test_a_table_has_every_checkpoint_and_says_what_made_it(table, checkpoints, config):
+    rows = read_table(FAMILY, table)
+    assert sorted(set(rows["step"])) == checkpoints.steps()
+    assert not rows.isna().all(axis=1).any()
+    made = json.loads((FAMILY / f"{table}.json").read_text())
+    assert made["runs"] == {"1": RUN}
+    assert made["num_steps"] == config.num_steps
+    assert made["task_config"]["noise_variance"] == config.task_config.noise_variance
+
+
+@pytest.mark.parametrize("table", sorted(ESTIMATES & set(TABLES)))
+def test_estimates_are_of_shipped_checkpoints_and_their_settings_are_those_of_the_sweep(table, checkpoints):
+    rows = read_table(FAMILY, table)
+    assert set(rows["step"]) <= set(checkpoints.steps())
+    made = json.loads((FAMILY / f"{table}.json").read_text())
+    assert made["runs"] == {"1": RUN}
+    chosen = sweep_of(table)
+    assert set(rows["step"]) <= set(chosen.steps)
+    assert made["sampler_config"] == chosen.sampler_config.model_dump(mode="json", exclude={"cores"})
+
+
+@pytest.mark.parametrize("table", sorted({"llc", "llc_calibrated"} & set(TABLES)))
+def test_an_estimate_is_the_excess_loss_of_its_chains(table):
+    llc, traces = read_table(FAMILY, table), read_table(FAMILY, f"{table}_traces")
+    nbeta = sweep_of(table).sampler_config.inverse_temperature
+    # Both differences of losses are rounded to seven digits of numbers near 4.
+    np.testing.assert_allclose(llc["llc/mean"], nbeta * llc["loss/excess"], rtol=1e-4, atol=1e-3)
+    tokens = llc.filter(regex=r"llc/mean/\d").mean(axis=1)
+    np.testing.assert_allclose(tokens, llc["llc/mean"], rtol=1e-4, atol=1e-3)
+    means = traces.groupby("step")["loss"].mean().loc[llc["step"]]
+    np.testing.assert_allclose(means, llc["loss/mean"], rtol=1e-3)
+
+
+def remeasured(table: str, step: int, checkpoints: Checkpoints, config: TrainingConfig) -> pd.DataFrame:
+    settings = DataSettings.model_validate(json.loads((FAMILY / f"{table}.json").read_text())["data"])
+    data = AnalysisData(config, settings)
+    return MEASURES[table](load_model(checkpoints, config, step), data).reset_index(drop=True)
+
+
+def assert_same_numbers(table: str, step: int, new: pd.DataFrame) -> None:
+    old = read_table(FAMILY, table)
+    old = old.loc[old["step"] == step, list(new.columns)].reset_index(drop=True)
+    for column in new.columns:
+        if new[column].dtype == object or str(new[column].dtype) == "str":
+            assert old[column].tolist() == new[column].tolist()
+            continue
+        found, expected = new[column].to_numpy(dtype=float), old[column].to_numpy(dtype=float)
+        # float32 sums in another order, relative to the column's own size: a tiny entry is a difference of large ones.
+        size = float(np.nanmax(np.abs(expected)))
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * size, err_msg=f"{table} {column}")
+
+
+@pytest.mark.parametrize("table", ["spectra", "layer_norm", "task_prior", "effective_task"])
+def test_a_shipped_checkpoint_gives_its_rows_again(table, checkpoints, config):
+    step = checkpoints.steps()[-1]
+    assert_same_numbers(table, step, remeasured(table, step, checkpoints, config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("table", sorted(MEASURES))
+def test_every_measure_gives_its_rows_again(table, checkpoints, config):
+    for step in checkpoints.steps()[::13]:
+        with torch.random.fork_rng():
+            assert_same_numbers(table, step, remeasured(table, step, checkpoints, config))
+
+
+def test_tables_lie_where_the_analyses_look_for_them():
+    for table in MEASURES:
+        assert table_path(FAMILY, table).is_file()
+
+
+def test_the_shipped_data_stays_small():
+    assert sum(path.stat().st_size for path in (ROOT / "data").rglob("*") if path.is_file()) < 60e6
