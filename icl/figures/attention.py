@@ -67,9 +67,7 @@ def attention_metric(table: pd.DataFrame, metric: str, stages: Stages = PUBLISHE
         step_axis(axis, stages, last_step(table, stages=stages), names=False)
         if row < 2 * blocks - 1:
             axis.set_xlabel("")
-    lines = [*axes[0].get_lines(), *axes[heads].get_lines()]
-    named = [line for line in lines if not str(line.get_label()).startswith("_")]
-    figure.legend(handles=named, loc="outside lower center", ncols=8)
+    _token_legend(figure, [axes[0], axes[heads]])
     return figure
 
 
@@ -96,6 +94,8 @@ def identified_heads(
         step_axis(axis, stages, last_step(table, stages=stages), names=False)
     for axis in axes[len(chosen) :]:
         axis.set_visible(False)
+    kinds = {role.kind: axis for axis, role in zip(axes, chosen, strict=False)}
+    _token_legend(figure, [kinds[kind] for kind in "xy" if kind in kinds])
     return figure
 
 
@@ -118,6 +118,12 @@ def find_roles(table: pd.DataFrame) -> list[Role]:
         if row.max() > _IDENTIFIED_FROM:
             roles.append(Role(int(block), int(head), str(kind), str(row.idxmax())))
     return roles
+
+
+def _token_legend(figure: Figure, axes: Sequence[Axes]) -> None:
+    """The lines of these panels, one name per query token."""
+    lines = [line for axis in axes for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
+    figure.legend(handles=lines, loc="outside lower center", ncols=8)
 
 
 def _queries(axis: Axes, table: pd.DataFrame, role: Role) -> None:

@@ -68,8 +68,8 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
     scale = LogNorm(max(steps[0], 1), max(steps[-1], 2))
     for axis, column in zip(axes, ("loss", "distance"), strict=True):
         for step in steps:
-            mean = rows_where(traces, step=step).groupby("draw", as_index=False)[["loss", "distance"]].mean()
-            axis.plot(mean["draw"], mean[column], color=colormaps["viridis"](0.9 * float(scale(step))), lw=0.8)
+            mean = rows_where(traces, step=step).pivot_table(index="draw", values=column)
+            axis.plot(mean.index, numbers(mean, column), color=colormaps["viridis"](0.9 * float(scale(step))), lw=0.8)
         axis.set(xscale="log", xlabel=r"draw $\tau$")
         log_y(axis)
     axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")

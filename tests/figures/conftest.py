@@ -55,14 +55,18 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         llc = llc.assign(verdict=["healthy"] * 8 + ["still rising: more burn-in"] * 2)
         llc = llc.assign(
             **{
-                "loss/init": 2.0,
+                "loss/init": np.linspace(4.0, 2.0, len(STEPS)),
+                "loss/zero": 3.25,
                 "loss/mean": 2.5,
                 "distance": 1.5,
                 **{f"llc/mean/{k}": llc["llc/mean"] for k in range(5)},
             }
         )
+        draws = pd.DataFrame({"draw": [50, 100], "loss": [2.1, 2.5], "distance": [1.0, 1.5], "chain": 0, "model_seed": seed})
+        traces = draws.merge(pd.DataFrame({"step": STEPS}), how="cross")
         for name in ("llc", "llc_calibrated"):
             parts.setdefault(name, []).append(llc)
+            parts.setdefault(f"{name}_traces", []).append(traces)
         parts.setdefault("rllc", []).append(llc.assign(group="attention"))
     for name, tables in parts.items():
         pd.concat(tables).to_csv(table_path(folder, name), index=False)
