@@ -44,7 +44,7 @@ def run_sweep_command(
         configs = [select(configs, index)]
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
     if len(configs) == 1 and executor == "local":
-        return _run_here(command, configs[0], replace(place, threads=jobs or available_cores(place.device)))
+        return _run_here(configs[0], replace(place, threads=jobs or available_cores(place.device)))
     from icl.executors import run_grid
 
     return run_grid(command, configs, place, jobs, executor)
@@ -65,7 +65,7 @@ def _run_for_agent(command: Command) -> int:
         return 0
     try:
         place = Surroundings.from_environment(supervisor=os.getppid())
-        return _run_here(command, config, replace(place, threads=available_cores(place.device)))
+        return _run_here(config, replace(place, threads=available_cores(place.device)))
     except (
         ValueError,
         StorageError,
@@ -75,7 +75,14 @@ def _run_for_agent(command: Command) -> int:
         raise
 
 
-def _run_here(command: Command, config: TrainingConfig, place: Surroundings) -> int:
+def _run_here(config: TrainingConfig, place: Surroundings) -> int:
     if isinstance(config, LLCConfig):
-        return 1 if run_llc(config, place) else 0
-    return 0 if run_training(config, place).finished else 1
+        left = run_llc(config, place)
+        stopped = f"{config.llc_name} stopped with {left} checkpoints left" if left else ""
+    else:
+        outcome = run_training(config, place)
+        done = f"{outcome.steps_done} of {config.num_steps} steps"
+        stopped = "" if outcome.finished else f"{outcome.name} stopped after {done}"
+    if stopped:
+        print(f"icl: {stopped}; start it again to go on", file=sys.stderr)
+    return 1 if stopped else 0
