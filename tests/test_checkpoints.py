@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,11 +24,16 @@ from icl.checkpoints import (
     load_reference_checkpoint,
     load_reference_state_dict,
 )
+from icl.config import TrainingConfig
+from icl.jobs import Surroundings, run_training
 from icl.locks import RunInUseError
 from icl.model import InContextRegressionTransformer, parameter_layout
+from icl.runs import verify_run
 from icl.storage import LocalStore, MirroredStore, StorageError
+from icl.training import first_missing_step
 
 FIXTURE = Path(__file__).parent / "fixtures" / "checkpoint-format-1.safetensors"
+OLD_RUN = Path(__file__).parent / "fixtures" / "run-format-1"
 SHAPE = {"task_size": 3, "max_examples": 5, "embed_size": 14, "mlp_size": 11, "num_heads": 2, "num_layers": 2}
 
 
@@ -97,12 +103,31 @@ def test_a_checkpoint_of_format_1_still_loads():
     assert equal(checkpoint.tensors, example())
 
 
+def test_an_interrupted_run_of_format_1_still_goes_on(tmp_path):
+    """A whole run as this format's first version left it after 10 of 12 steps: nothing it holds is written anew."""
+    shutil.copytree(OLD_RUN, tmp_path, dirs_exist_ok=True)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "icl/run").iterdir()}
+    config = TrainingConfig.parse(json.loads(before["config.json"]))
+    place = Surroundings(LocalStore(tmp_path), tmp_path / "icl", torch.device("cpu"), tracking="local")
+    run = place.checkpoints(config)
+    assert first_missing_step(config, run) == 10
+    assert run_training(config, place).finished
+    assert run.steps() == config.checkpoint_steps()
+    assert verify_run(run.store, "run") == []
+    kept = {name: data for name, data in before.items() if name[0].isdigit()}
+    assert len(kept) == 3
+    assert {name: (tmp_path / "icl/run" / name).read_bytes() for name in kept} == kept
+    assert (tmp_path / "icl/run/metrics.jsonl").read_bytes().startswith(before["metrics.jsonl"])
+
+
 def test_10_000_checkpoints_of_the_papers_model_fit_in_2_5_gb(run):
     model = InContextRegressionTransformer(4, 8, 64, 64, 4, 2, seed=0)
     assert sum(value.numel() for value in model.parameters()) == 51_717
-    run.save(499_999, dict(model.named_parameters()), {"config": "x" * 3000})
-    path = run.store.root / run.weights_key(499_999)
-    on_disk = -(-path.stat().st_size // 4096) * 4096
+    config = TrainingConfig.parse({"task_config": {"num_tasks": "inf", "max_examples": 8}, "num_steps": 500_000})
+    run.save(499_999, dict(model.named_parameters()), {"config": config.model_dump_json()})
+    size = (run.store.root / run.weights_key(499_999)).stat().st_size
+    on_disk = -(-size // 4096) * 4096
+    print(f"{size} bytes per checkpoint, {on_disk} in blocks of 4096; 10,000 of them {1e4 * on_disk / 1e9:.2f} GB")
     assert 10_000 * on_disk < 2.5e9
 
 

@@ -27,8 +27,16 @@ def fuzz(strategy):
 
         @pytest.mark.parametrize("count", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)])
         def run(count, tmp_path_factory):
-            folder = tmp_path_factory.mktemp("fuzz")
-            settings(max_examples=count, **quiet)(given(strategy)(lambda value: test(folder, value)))()
+            folder, seen = tmp_path_factory.mktemp("fuzz"), 0
+
+            def look(value):
+                nonlocal seen
+                seen += 1
+                test(folder, value)
+
+            settings(max_examples=count, **quiet)(given(strategy)(look))()
+            print(f"{seen} inputs: {test.__name__}")
+            assert seen >= count
 
         run.__name__ = test.__name__
         run.__doc__ = test.__doc__

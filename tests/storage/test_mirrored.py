@@ -9,7 +9,7 @@ import time
 import pytest
 from s3_faults import FAULTS, FaultProxy, at_random
 
-from icl.storage import InvalidKeyError, LocalStore, MirroredStore, StorageError
+from icl.storage import History, InvalidKeyError, LocalStore, MirroredStore, MissingKeyError, StorageError
 
 
 class Remote(LocalStore):
@@ -134,6 +134,52 @@ def test_what_a_killed_process_had_not_sent_is_sent_after_the_next_start(store, 
     assert store.flush(10) == ()
     assert remote.list() == ["icl/run/0", "icl/run/1", "icl/run/2"]
     assert remote.get("icl/run/2") == b"new"
+
+
+RUN = History(lambda sizes: (max((int(key[8:]) for key in sizes if key[8:].isdigit()), default=-1),), ["icl/run/log"])
+
+
+def test_the_longer_of_two_copies_is_continued_with_its_records(store, remote):
+    store.local.put("icl/run/3", b"x")
+    store.local.put("icl/run/log", b"up to 3")
+    remote.put("icl/run/5", b"x")
+    remote.put("icl/run/log", b"up to 5")
+    store.recover("icl/run", RUN)
+    assert store.local.get("icl/run/log") == b"up to 5"
+    store.local.put("icl/run/7", b"x")
+    store.local.put("icl/run/log", b"up to no. 7")
+    store.recover("icl/run", RUN)
+    assert store.flush(10) == ()
+    assert store.local.get("icl/run/log") == remote.get("icl/run/log") == b"up to no. 7"
+    assert remote.list() == ["icl/run/3", "icl/run/5", "icl/run/7", "icl/run/log"]
+
+
+def test_a_remote_that_was_not_seen_keeps_its_history_until_this_one_is_as_long(store, remote, caplog):
+    remote.put("icl/run/5", b"theirs")
+    remote.put("icl/run/log", b"up to 5")
+    before = {key: remote.get(key) for key in remote.list()}
+    remote.broken = True
+    store.recover("icl/run", RUN)
+    assert store.list("icl/run") == []
+    assert not store.exists("icl/run/5")
+    with pytest.raises(MissingKeyError):
+        store.get("icl/run/5")
+    store.put("icl/run/3", b"ours")
+    store.put("icl/run/log", b"up to 3")
+    store.delete("icl/run/5")
+    store.put("icl/other/1", b"x")
+    time.sleep(0.05)
+    remote.broken = False
+    assert set(store.flush(10)) == {"icl/run/3", "icl/run/log", "icl/run/5"}
+    assert {key: remote.get(key) for key in remote.list("icl/run")} == before
+    assert remote.get("icl/other/1") == b"x"  # another folder need not wait
+    store.put("icl/run/7", b"ours")
+    store.put("icl/run/log", b"up to no. 7")
+    assert store.flush(10) == ()
+    assert remote.list("icl/run") == ["icl/run/3", "icl/run/7", "icl/run/log"]
+    assert remote.get("icl/run/log") == b"up to no. 7"
+    assert sum("The run goes on with what is in" in record.message for record in caplog.records) == 1
+    assert sum(record.message.startswith(f"{remote} holds a longer history") for record in caplog.records) == 1
 
 
 def test_reading_prefers_the_folder_and_falls_back_to_the_remote(store, remote):
