@@ -3,19 +3,15 @@
     python -m benchmarks.llc_accuracy [--quick] [--output data/llc_accuracy] [--figures figures/llc_accuracy]
 
 Every method runs with one setting on all models. icl's is `icl.sampling.AUTOMATIC`. devinterp has no setting of its own that
-fits models of different sizes, so its step size and localisation are chosen in its favour: the cell of a grid with the smallest
-mean error, capped at 1, on tuning models of the same families. Its `SGMCMC` optimiser drives all chains as one stacked tensor,
-whose update is elementwise and therefore the same as chain by chain; it gets as many gradients as icl spends, pilot included.
+fits models of different sizes, so its step size and localisation are chosen in its favour (`benchmarks.llc_devinterp`); it gets as many
+gradients as icl spends, pilot included.
 
-Rows are appended to estimates.csv as they come, and rows already there are not computed again. Seconds are processor time of one thread,
-which other work on the machine lengthens less than the clock's; compare them within one table only. `benchmarks.llc_standard_errors` and
-`benchmarks.llc_bias` go with this one.
+Rows are appended to estimates.csv as they come, and rows already there are not computed again. Time is measured apart, samplers in turn on
+the same models (`benchmarks.llc_cost`), and printed here too. `benchmarks.llc_standard_errors` and `benchmarks.llc_bias` go with this one.
 """
 
 import argparse
 import math
-import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,19 +19,16 @@ import pandas as pd
 import torch
 from scipy import stats
 
+from benchmarks.llc_cost import samplers
+from benchmarks.llc_devinterp import GRIDS, choose_in_hindsight, devinterp_estimate
 from icl.figures.llc_accuracy import accuracy
 from icl.figures.style import save
 from icl.sampling import AUTOMATIC, SamplerConfig
-from icl.sampling.diagnostics import mcse_of_mean, split_rhat
 from icl.sampling.llc import estimate_llc_of
 from icl.sampling.truth import KnownModel, deep_linear, linear_regression, normal_crossing, warped_regression
 from icl.streams import Stream
 
 QUICK = AUTOMATIC.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
-GRIDS = {
-    "devinterp sgld": [(lr, gamma) for lr in (1e-6, 3e-6, 1e-5, 3e-5) for gamma in (1.0, 10.0, 100.0)],
-    "devinterp rmsprop_sgld": [(lr, gamma) for lr in (1e-6, 3e-6, 1e-5, 3e-5) for gamma in (1.0, 10.0, 100.0)],
-}
 
 
 def random_networks(count: int, layers: tuple[int, int], widths: tuple[int, int], seed: int) -> list[KnownModel]:
@@ -72,63 +65,13 @@ def zoo(quick: bool = False) -> list[KnownModel]:
 
 def icl_estimate(model: KnownModel, config: SamplerConfig) -> dict[str, float | str]:
     """One row of icl's default estimator."""
-    start = time.process_time()
     result = estimate_llc_of(model.objective(), [model.batch], config)
     assert result.tuned is not None
     return {
         "estimate": result.llc_mean, "mcse": result.llc_mcse, "rhat": result.llc_rhat, "ess": result.llc_ess,
         "gradients": result.tuned.gradients + config.num_chains * config.num_steps, "gamma": result.tuned.gamma,
         "epsilon": result.tuned.epsilon, "lost": result.num_lost, "verdict": result.verdict.text,
-        "seconds": time.process_time() - start,
     }  # fmt: skip
-
-
-def devinterp_estimate(
-    model: KnownModel, method: str, lr: float, gamma: float, gradients: int, config: SamplerConfig
-) -> dict[str, float | str]:
-    """One row of devinterp's sampler; the share of burn-in among its steps is icl's."""
-    from devinterp.optim import SGMCMC
-
-    start = time.process_time()
-    nbeta, chains = config.inverse_temperature, config.num_chains
-    objective = model.objective()
-    weights = torch.nn.Parameter(objective.anchor.expand(chains, -1).clone())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optimiser = SGMCMC.get_method(method.removeprefix("devinterp "))(
-            [weights], lr=lr, nbeta=nbeta, localization=gamma
-        )
-    generator = torch.Generator().manual_seed(0)
-    steps = gradients // chains
-    burnin = round(steps * config.num_burnin_steps / config.num_steps)
-    init = float(objective.losses(objective.anchor[None], model.batch))
-    losses = torch.empty(chains, steps)
-    for step in range(steps):
-        loss, gradient = objective.losses_and_gradients(weights.detach(), model.batch, None)
-        losses[:, step] = loss[:, 0]
-        weights.grad = gradient
-        optimiser.step(noise_generator=generator)
-    excess = nbeta * (losses[:, burnin:].double() - init)
-    lost = ~torch.isfinite(excess).all(dim=1)
-    good = excess[~lost]
-    alive = len(good) > 0
-    return {
-        "estimate": float(good.mean()) if alive else math.nan, "mcse": mcse_of_mean(good) if alive else math.nan,
-        "rhat": split_rhat(good) if alive else math.nan, "ess": math.nan, "gradients": steps * chains, "gamma": gamma,
-        "epsilon": lr, "lost": int(lost.sum()), "verdict": "", "seconds": time.process_time() - start,
-    }  # fmt: skip
-
-
-def choose_in_hindsight(method: str, config: SamplerConfig, budget: int) -> tuple[float, float]:
-    """devinterp's (lr, localization) with the smallest mean |relative error|, capped at 1, on models that are not in the zoo."""
-    tuning = [linear_regression(23, 7), deep_linear((17, 11, 13), 3, 7), deep_linear((13, 19, 7, 17), 2, 7)]
-
-    def error(cell: tuple[float, float]) -> float:
-        rows = [devinterp_estimate(model, method, *cell, budget, config)["estimate"] for model in tuning]
-        errors = [abs(float(row) / model.coefficient - 1) for row, model in zip(rows, tuning, strict=True)]
-        return sum(min(value, 1.0) if math.isfinite(value) else 1.0 for value in errors) / len(errors)
-
-    return min(GRIDS[method], key=error)
 
 
 def run(models: Sequence[KnownModel], config: SamplerConfig, output: Path | None) -> pd.DataFrame:
@@ -184,7 +127,7 @@ def with_exact(rows: pd.DataFrame, models: Sequence[KnownModel], nbeta: float) -
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Per family and method: |relative error| (median, 90th percentile), bias, the sampler's part of it where known, order preservation,
-    time, and the share of models on which icl's error is no larger.
+    and the share of models on which icl's error is no larger.
 
     An estimate that was lost counts as an error of 1.
     """
@@ -201,7 +144,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             "models": len(group), "median": error.abs().median(), "p90": error.abs().quantile(0.9), "bias": error.median(),
             "kendall": stats.kendalltau(estimate, group["coefficient"]).statistic if ranked else math.nan,
             "spearman": stats.spearmanr(estimate, group["coefficient"]).statistic if ranked else math.nan,
-            "sampler": group["sampler_error"].median(), "icl_no_worse": no_better, "seconds": group["seconds"].median(),
+            "sampler": group["sampler_error"].median(), "icl_no_worse": no_better,
         })  # fmt: skip
 
     linear = rows[rows["family"].isin(["reduced-rank regression", "deep linear network"])].assign(
@@ -225,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     summary = summarise(rows)
     summary.to_csv(options.output / "summary.csv", float_format="%.4g")
     print(summary.to_string(float_format="%.3f"))
+    print(samplers(repetitions=1 if options.quick else 5).to_string(index=False, float_format="%.3f"))
     for path in save(accuracy(rows), options.figures, "accuracy"):
         print(path)
     return 0

@@ -3,7 +3,7 @@
     python -m benchmarks.llc_bias [--output data/llc_accuracy]
 
 **Deep linear networks.** The pilot chooses the weakest γ that chains can forget within their draws, so γ falls as the inverse square of
-their number. Networks on which the default is far below the truth are sampled with 3,000, 12,000 and 48,000 draws: the error shrinks
+their number. Networks on which the default is far below the truth are sampled with 1,500 to 12,000 draws: the error shrinks
 with γ. **Normal crossings.** nβ E[L] of w1 w2 at finite nβ and γ is known by quadrature: it approaches λ = 1/2 like 1/log nβ, because the
 coefficient has multiplicity 2, and no sampler can do better than that number.
 """
@@ -54,7 +54,7 @@ def by_temperature(nbetas: Sequence[float]) -> list[dict[str, float | str | int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[3000, 12000, 48000])
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1500, 3000, 6000, 12000])
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -104,8 +104,11 @@ def calibrate_command(
 
 def shown(table: pd.DataFrame) -> str:
     """The table as printed."""
-    formats = {name: (lambda value, form=form: format(value, form)) for name, form in SHOWN.items() if form}
-    return table[list(SHOWN)].to_string(index=False, formatters=formats)
+    columns = {
+        name: [format(value, form) if form else str(value) for value in table[name].tolist()]
+        for name, form in SHOWN.items()
+    }
+    return pd.DataFrame(columns).to_string(index=False)
 
 
 def _spread(steps: Sequence[int]) -> list[int]:

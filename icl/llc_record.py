@@ -5,6 +5,7 @@ Shapes: E chains, N draws, P parameters.
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,17 +104,13 @@ def _covariances(config: LLCConfig, trace: WeightTrace) -> pd.DataFrame:
 
     def within(group: WeightGroup) -> WeightGroup | None:
         """The group as a piece of the sampled weights, or None where it was not sampled."""
-        first = place[group.entries.start]
-        return None if first < 0 else WeightGroup(group.name, group.depth, _slice(first, group.entries), group.size)
+        first, length = int(place[group.entries.start]), group.entries.stop - group.entries.start
+        return None if first < 0 else replace(group, entries=slice(first, first + length))
 
     pairs = [(within(left), within(right)) for left, right in standard_pairs(shape)]
     sampled = [(left, right) for left, right in pairs if left is not None and right is not None]
     deltas, _ = _healthy(trace)
     return covariance_table(deltas.flatten(0, 1).numpy(), sampled, sampler.num_evals)
-
-
-def _slice(first: int, entries: slice) -> slice:
-    return slice(int(first), int(first) + entries.stop - entries.start)
 
 
 def _landscapes(

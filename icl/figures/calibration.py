@@ -24,7 +24,8 @@ def calibration_traces(found: Calibration, step: int) -> Figure:
     figure, axes = panels(
         len(nbetas), len(gammas), FULL_WIDTH, 0.8 * HEIGHT * len(nbetas) + 0.6, sharex=True, sharey="row"
     )
-    table = found.table[(found.table["step"] == step) & (found.table["setting"] == "")]
+    rows = found.table.to_dict("records")
+    region = {(row["gamma"], row["nbeta"]) for row in rows if row["step"] == step and row["insensitive"]}
     places = [(nbeta, gamma) for nbeta in nbetas for gamma in gammas]
     for axis, (nbeta, gamma) in zip(axes, places, strict=True):
         here = [cell for cell in cells if cell.nbeta == nbeta and cell.gamma == gamma]
@@ -34,8 +35,7 @@ def calibration_traces(found: Calibration, step: int) -> Figure:
             style = "-" if cell.healthy else ":"
             axis.plot(cell.draws, running.mean(axis=0), color=colours[cell.epsilon], lw=1.3, ls=style)
         axis.set_title(rf"$\gamma$ = {gamma:g}, $n\beta$ = {nbeta:g}", fontsize=7)
-        judged = table[(table["gamma"] == gamma) & (table["nbeta"] == nbeta)]
-        if judged["insensitive"].any():
+        if (gamma, nbeta) in region:
             axis.set_facecolor((*_rgb(OPTIMAL), 0.12))
         if found.recommended is not None and found.recommended[1:] == (gamma, nbeta):
             axis.spines[:].set(visible=True, color=MEAN, linewidth=1.5)

@@ -31,7 +31,8 @@ def accuracy(estimates: pd.DataFrame) -> Figure:
         left.scatter(
             numbers(rows, "coefficient"), ratio, s=12, color=colour, marker=marker, lw=0, alpha=0.7, label=method
         )
-        errors = np.sort(np.nan_to_num(np.abs(numbers(rows[rows["family"].isin(SINGULAR)], "relative_error")), nan=1.0))
+        singular = np.isin(rows["family"].tolist(), SINGULAR)
+        errors = np.sort(np.nan_to_num(np.abs(numbers(rows, "relative_error"))[singular], nan=1.0))
         if len(errors):
             right.step(errors, np.arange(1, len(errors) + 1) / len(errors), where="post", color=colour, label=method)
     left.axhline(1.0, color="black", lw=0.6)

@@ -1,9 +1,9 @@
-"""What ten chains cost: processor time per gradient of one run of ten chains against ten runs of one, on a CPU.
+"""What sampling costs on a CPU: one run of ten chains against ten runs of one, and icl's default against devinterp's samplers.
 
-    python -m benchmarks.llc_chains [--output data/llc_accuracy]
+    python -m benchmarks.llc_cost [--output data/llc_accuracy]
 
-Processor time, summed over threads, is what "no more per gradient" is about: it does not depend on what else the machine does, as the
-clock's time does. Both sides make the same draws from the same seeds; the runs alternate, and the median ratio is reported.
+Processor time per gradient, summed over threads: unlike the clock's it depends little on what else the machine does. The two sides of a
+ratio alternate, and the median ratio is reported.
 """
 
 import argparse
@@ -18,10 +18,12 @@ import pandas as pd
 import torch
 from torch import nn
 
+from benchmarks.llc_devinterp import GRIDS, devinterp_estimate
 from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer
-from icl.sampling import SamplerConfig, estimate_llc
-from icl.sampling.truth import deep_linear, mean_squared_error
+from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc
+from icl.sampling.llc import estimate_llc_of
+from icl.sampling.truth import deep_linear, linear_regression, mean_squared_error
 from icl.streams import Stream
 from icl.tasks import RegressionTask
 
@@ -80,6 +82,28 @@ def compare(case: Case, cores: int, repetitions: int) -> dict[str, float | str |
     }  # fmt: skip
 
 
+def samplers(repetitions: int) -> pd.DataFrame:
+    """Processor milliseconds per gradient and chain of icl's default, pilot included, and of devinterp's samplers on the same gradients."""
+    rows = []
+    for model in (linear_regression(101, 0), deep_linear((23, 28, 25), 6, 0), deep_linear((67, 41, 97, 53), 11, 0)):
+        config = AUTOMATIC.model_copy(update={"num_draws": 500, "num_burnin_steps": 300})
+        objective = model.objective()
+        times: dict[str, list[float]] = {name: [] for name in ("icl", *GRIDS)}
+        for _ in range(repetitions):
+            start = time.process_time()
+            result = estimate_llc_of(objective, [model.batch], config)
+            assert result.tuned is not None
+            gradients = result.tuned.gradients + config.num_chains * config.num_steps
+            times["icl"].append(time.process_time() - start)
+            for method in GRIDS:
+                start = time.process_time()
+                devinterp_estimate(model, method, 1e-6, 1.0, gradients, config)
+                times[method].append(time.process_time() - start)
+            row = {"model": model.name, "parameters": model.num_parameters}
+        rows.append(row | {name: 1000 * median(values) / gradients for name, values in times.items()})
+    return pd.DataFrame(rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
@@ -92,10 +116,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cores in (1, 2):
             rows.append(compare(case, cores, options.repetitions))
             print(rows[-1], flush=True)
-    table = pd.DataFrame(rows)
     options.output.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.output / "chains.csv", index=False, float_format="%.4g")
-    print(table.to_string(index=False, float_format="%.3f"))
+    for name, table in (("chains", pd.DataFrame(rows)), ("cost", samplers(options.repetitions))):
+        table.to_csv(options.output / f"{name}.csv", index=False, float_format="%.4g")
+        print(table.to_string(index=False, float_format="%.3f"))
     return 0
 
 
