@@ -1,6 +1,6 @@
 """How well the learning coefficient is estimated where it is known, next to devinterp's samplers at equal gradient evaluations.
 
-    python -m benchmarks.llc_accuracy [--quick] [--output data/llc_accuracy] [--figures figures/llc_accuracy]
+    python -m benchmarks.llc_accuracy [--quick | --summarise] [--output data/llc_accuracy] [--figures figures/llc_accuracy]
 
 Every method runs with one setting on all models. icl's is `icl.sampling.AUTOMATIC`. devinterp has no setting of its own that
 fits models of different sizes, so its step size and localisation are chosen in its favour (`benchmarks.llc_devinterp`); it gets as many
@@ -158,17 +158,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="tiny models and budgets, for a test that it runs")
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
+    parser.add_argument(
+        "--summarise", action="store_true", help="only from the rows that are there: nothing is sampled"
+    )
     parser.add_argument("--figures", type=Path, default=Path("figures/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     config = QUICK if options.quick else AUTOMATIC
     models = zoo(options.quick)
-    rows = with_exact(run(models, config, options.output), models, config.inverse_temperature)
+    sampled = (
+        pd.read_csv(options.output / "estimates.csv") if options.summarise else run(models, config, options.output)
+    )
+    rows = with_exact(sampled, models, config.inverse_temperature)
     rows.to_csv(options.output / "estimates.csv", index=False, float_format="%.6g")
     summary = summarise(rows)
     summary.to_csv(options.output / "summary.csv", float_format="%.4g")
     print(summary.to_string(float_format="%.3f"))
-    print(samplers(repetitions=1 if options.quick else 5).to_string(index=False, float_format="%.3f"))
+    if not options.summarise:
+        print(samplers(repetitions=1 if options.quick else 5).to_string(index=False, float_format="%.3f"))
     for path in save(accuracy(rows), options.figures, "accuracy"):
         print(path)
     return 0
