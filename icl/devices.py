@@ -6,7 +6,7 @@ torch_xla is imported only when xla is asked for.
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
@@ -62,6 +62,15 @@ def end_of_graph(device: torch.device) -> None:
         import torch_xla  # pyright: ignore[reportMissingImports]
 
         torch_xla.sync()
+
+
+def same_graph_each_step(device: torch.device) -> AbstractContextManager[object]:
+    """Within, backward passes run in the calling thread on a lazy device (xla).
+
+    A graph's results are all tensors that are alive at its end. A thread of autograd's own frees those of a backward pass
+    when it comes to it: every time another set of them would be a graph of its own, and compiled.
+    """
+    return torch.autograd.set_multithreading_enabled(device.type != "xla")
 
 
 @contextmanager

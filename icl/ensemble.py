@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from icl.config import OptimizerConfig, TrainingConfig
-from icl.devices import end_of_graph
+from icl.devices import end_of_graph, same_graph_each_step
 from icl.engine import batched_loss_and_grad
 from icl.model import TransformerShape
 from icl.optimizers import STATE_NAMES
@@ -132,11 +132,12 @@ class EnsembleStep:
         """Do `count` <= BLOCK steps; returns their batch losses (count, E) on the host, the only wait of the block."""
         assert 1 <= count <= BLOCK
         slots = torch.arange(self.step - self._first, self.step - self._first + count) % BLOCK
-        for _ in range(count):
-            if self._data is None or self.step == self._made + len(self._ahead):
-                self._make_data()
-            self._launch()
-            self.step += 1
+        with same_graph_each_step(self._device):
+            for _ in range(count):
+                if self._data is None or self.step == self._made + len(self._ahead):
+                    self._make_data()
+                self._launch()
+                self.step += 1
         return self._losses.cpu()[slots]
 
     def state(self) -> dict[str, Tensor]:

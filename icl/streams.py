@@ -99,8 +99,10 @@ class Stream:
             return words[0], words[1]
         key = torch.tensor(self.key(), dtype=torch.int32, device=device)
         counter = torch.arange(count, dtype=torch.int32, device=device)
-        # The step as data, not as a number: a lazy device (xla) would compile each number anew.
-        return threefry2x32(key[0], key[1], torch.tensor(_signed32(step), dtype=torch.int32, device=device), counter)
+        # The step as data, not as a number: a lazy device (xla) would compile each number anew, and 0 and 1 as scalars too.
+        return threefry2x32(
+            key[:1], key[1:], torch.tensor([_signed32(step)], dtype=torch.int32, device=device), counter
+        )
 
 
 def keys_of(streams: Sequence[Stream], device: torch.device | str = "cpu") -> Tensor:
