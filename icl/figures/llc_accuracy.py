@@ -44,5 +44,5 @@ def accuracy(estimates: pd.DataFrame) -> Figure:
     right.set(
         xscale="log", xlabel=r"$|\hat\lambda - \lambda| / \lambda$", ylabel="share of singular models", ylim=(0, 1.02)
     )
-    right.xaxis.set_major_formatter(PercentFormatter(1.0))
+    right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     return figure
