@@ -8,6 +8,7 @@ from icl.analysis.run import ANALYSES, analyse
 from icl.checkpoints import FOLDER, Checkpoints
 from icl.devices import resolve_device
 from icl.progress import progress_bar
+from icl.settings import ConfigError
 from icl.storage import LocalStore, store_from_environment
 
 
@@ -17,10 +18,14 @@ def analyse_command(
     """Run the analyses of a run, named or given as a folder `<root>/icl/<run>`; returns analysis -> table.
 
     Raises:
-        ConfigError: an unknown analysis, or no such run.
+        ConfigError: an unknown analysis, no such run, or a folder that is not one of a run.
     """
     folder = Path(run).resolve()
-    if folder.is_dir() and folder.parent.name == FOLDER:
+    if folder.is_dir():
+        if folder.parent.name != FOLDER:
+            raise ConfigError(
+                f"{run} is not the folder of a run; give the one that holds config.json, ROOT/{FOLDER}/RUN"
+            )
         checkpoints = Checkpoints(LocalStore(folder.parent.parent), folder.name)
     else:
         checkpoints = Checkpoints(store_from_environment(environ), run)

@@ -113,29 +113,29 @@ def variance_table(fitted: TrajectoryPCA, **labels: object) -> pd.DataFrame:
     return pd.DataFrame({"component": np.arange(ratio.size), "explained_variance_ratio": ratio}).assign(**labels)  # type: ignore[arg-type]
 
 
-def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, size: int, dtype: str = "float16") -> np.memmap:
-    """Write N = num rows of P = size features, one at a time, to an `.npy` file and return it memory-mapped,
-    read-only.
+def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, dtype: str = "float16") -> np.memmap:
+    """Write N = num rows of P features, one at a time, to an `.npy` file and return it memory-mapped, read-only.
 
     float16 halves the file and rounds each number by at most 2^-11 of itself, far below the differences between
     checkpoints. The file appears under its name only when all rows are there.
 
     Raises:
-        ValueError: a row of another size, a number of rows that differs, or a value beyond the type's range.
+        ValueError: rows of different sizes, a number of rows that differs, or a value beyond the type's range.
     """
     partial = path.with_name(path.name + ".partial")
-    matrix = np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=(num, size))
-    written = 0
+    matrix, written = None, 0
     for row in rows:
         values = np.asarray(row).reshape(-1)
-        if written == num or values.size != size:
-            raise ValueError(f"row {written} has {values.size} features; expected {num} rows of {size}")
+        if matrix is None:
+            matrix = np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=(num, values.size))
+        if written == num or values.size != matrix.shape[1]:
+            raise ValueError(f"row {written} has {values.size} features; expected {num} rows of {matrix.shape[1]}")
         with np.errstate(over="ignore"):
             matrix[written] = values
         if not np.isfinite(matrix[written]).all():
             raise ValueError(f"row {written} holds values that {dtype} cannot: store the trajectory as float32")
         written += 1
-    if written != num:
+    if matrix is None or written != num:
         raise ValueError(f"got {written} rows, expected {num}")
     matrix.flush()
     del matrix

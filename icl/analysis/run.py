@@ -23,14 +23,14 @@ from icl.model import InContextRegressionTransformer
 from icl.settings import ConfigError
 
 Progress = Callable[[int, str, int], None]
-"""Called with (checkpoints done, what comes next, checkpoints in all)."""
+"""Called with (measurements done, what comes next, measurements in all); one analysis of one checkpoint is one."""
 
 TRAJECTORY = "trajectory"
 ANALYSES = (*MEASURES, TRAJECTORY)
 """Names that `only` may list: those of single checkpoints (`measures.MEASURES`), and `trajectory`."""
 
 RowOf = Callable[[InContextRegressionTransformer, torch.Tensor, torch.Tensor], torch.Tensor]
-_TRAJECTORY_ROWS: Mapping[str, RowOf] = {
+TRAJECTORY_ROWS: Mapping[str, RowOf] = {
     "tokens": output_row,
     "predictions": partial(output_row, part="predictions"),
     "weights": lambda model, xs, ys: weight_row(dict(model.named_parameters())),
@@ -64,7 +64,7 @@ def analyse(
         steps: checkpoints to use; all by default.
         settings: which sequences to measure on.
         device: where models and sequences live.
-        progress: called before every checkpoint and at the end.
+        progress: called before every measurement and at the end; those that a table has already do not count.
 
     Returns:
         Analysis -> its table's file.
@@ -82,11 +82,20 @@ def analyse(
     chosen = _chosen_steps(checkpoints, steps)
     data = AnalysisData(config, settings or DataSettings(), device)
     with exclusive(output / ".lock", f"the folder {output}"):
-        paths = _measure_each(checkpoints, chosen, [name for name in names if name in MEASURES], data, output, progress)
-        if TRAJECTORY in names:
-            paths[TRAJECTORY] = _trajectory(checkpoints, chosen, data, output, progress)
-    progress(len(chosen), "", len(chosen))
-    return paths
+        tables = {name: AnalysisTable(table_path(output, name), _provenance(data)) for name in names}
+        for table in tables.values():
+            table.begin_run(_seed_of(config), checkpoints.run_name)
+        trajectory = tables.pop(TRAJECTORY, None)
+        if trajectory is not None and trajectory.steps(_seed_of(config)) == set(chosen):
+            trajectory = None
+        todo = _missing(tables, chosen, _seed_of(config))
+        rows = len(TRAJECTORY_ROWS) * len(chosen) if trajectory is not None else 0
+        count = _Counter(sum(map(len, todo.values())) + rows, progress)
+        _measure_each(checkpoints, todo, tables, data, count)
+        if trajectory is not None:
+            _trajectory(checkpoints, chosen, trajectory, data, count)
+    count.finish()
+    return {name: table_path(output, name) for name in names}
 
 
 def load_model(
@@ -103,29 +112,42 @@ def table_path(output: Path, name: str) -> Path:
     return output / f"{name}.csv{'.gz' if name in _LONG else ''}"
 
 
+class _Counter:
+    """Counts measurements, each announced before it begins."""
+
+    def __init__(self, total: int, progress: Progress) -> None:
+        self._begun, self._total, self._progress = 0, total, progress
+
+    def begin(self, what: str) -> None:
+        self._progress(self._begun, what, self._total)
+        self._begun += 1
+
+    def finish(self) -> None:
+        self._progress(self._total, "", self._total)
+
+
+def _missing(tables: Mapping[str, AnalysisTable], steps: Sequence[int], seed: int) -> dict[int, list[str]]:
+    """Step -> the analyses whose table does not have it."""
+    present = {name: table.steps(seed) for name, table in tables.items()}
+    missing = {step: [name for name in tables if step not in present[name]] for step in steps}
+    return {step: names for step, names in missing.items() if names}
+
+
 def _measure_each(
     checkpoints: Checkpoints,
-    steps: Sequence[int],
-    names: Sequence[str],
+    todo: Mapping[int, Sequence[str]],
+    tables: Mapping[str, AnalysisTable],
     data: AnalysisData,
-    output: Path,
-    progress: Progress,
-) -> dict[str, Path]:
-    seed = _seed_of(data.config)
-    tables = {name: AnalysisTable(table_path(output, name), _provenance(data)) for name in names}
-    for table in tables.values():
-        table.begin_run(seed, checkpoints.run_name)
-    present = {name: table.steps(seed) for name, table in tables.items()}
+    count: _Counter,
+) -> None:
+    """Fill the tables checkpoint by checkpoint; what is measured is kept, however this ends."""
     written = time.monotonic()
     try:
-        for done, step in enumerate(steps):
-            missing = [name for name in names if step not in present[name]]
-            if not missing:
-                continue
+        for step, names in todo.items():
             model = load_model(checkpoints, data.config, step, data.device)
-            for name in missing:
-                progress(done, f"{name} at step {step}", len(steps))
-                tables[name].add(seed, step, MEASURES[name](model, data))
+            for name in names:
+                count.begin(f"{name} at step {step}")
+                tables[name].add(_seed_of(data.config), step, MEASURES[name](model, data))
             if time.monotonic() - written > _WRITE_EVERY_S:
                 for table in tables.values():
                     table.write()
@@ -133,44 +155,37 @@ def _measure_each(
     finally:
         for table in tables.values():
             table.write()
-    return {name: table.path for name, table in tables.items()}
 
 
 def _trajectory(
-    checkpoints: Checkpoints, steps: Sequence[int], data: AnalysisData, output: Path, progress: Progress
-) -> Path:
-    """Principal components of the run's trajectories: they change with every new checkpoint, so they are always made
-    afresh.
+    checkpoints: Checkpoints, steps: Sequence[int], table: AnalysisTable, data: AnalysisData, count: _Counter
+) -> None:
+    """Principal components of the run's trajectories, made afresh because they change with every new checkpoint.
 
     Columns: `model_seed`, `variant` (what a row of the matrix is), `step`, `pc/i`, and `explained_variance_ratio/i`,
     the same for all steps of a variant.
     """
-    seed = _seed_of(data.config)
     if len(steps) < 2:
-        raise ConfigError("a trajectory needs at least two checkpoints")
-    table = AnalysisTable(table_path(output, TRAJECTORY), _provenance(data))
-    table.begin_run(seed, checkpoints.run_name)
+        raise ConfigError("a trajectory needs at least two checkpoints; leave it out with --only")
     parts = []
-    for variant, row_of in _TRAJECTORY_ROWS.items():
+    for variant, row_of in TRAJECTORY_ROWS.items():
 
         def rows(variant: str = variant, row_of: RowOf = row_of) -> Iterator[NDArray[np.float32]]:
-            for done, step in enumerate(steps):
-                progress(done, f"{TRAJECTORY} of {variant} at step {step}", len(steps))
+            for step in steps:
+                count.begin(f"{TRAJECTORY} of {variant} at step {step}")
                 model = load_model(checkpoints, data.config, step, data.device)
                 yield row_of(model, *data.training_sequences).cpu().numpy()
 
-        with tempfile.TemporaryDirectory(dir=output, prefix=".trajectory-") as folder:
-            size = next(rows()).size
+        with tempfile.TemporaryDirectory(dir=table.path.parent, prefix=".trajectory-") as folder:
             dtype = "float16" if variant in ("tokens", "predictions") else "float32"
-            matrix = write_rows(Path(folder) / "rows.npy", rows(), len(steps), size, dtype)
+            matrix = write_rows(Path(folder) / "rows.npy", rows(), len(steps), dtype)
             fitted = pca(matrix, min(NUM_COMPONENTS, len(steps) - 1))
             del matrix
         shares = {f"explained_variance_ratio/{i}": share for i, share in enumerate(fitted.explained_variance_ratio)}
         parts.append(trajectory_table(list(steps), fitted.scores, variant=variant).assign(**shares))
     rows_of_run: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    table.replace_run(seed, rows_of_run)
+    table.replace_run(_seed_of(data.config), rows_of_run)
     table.write()
-    return table.path
 
 
 def _config_of(checkpoints: Checkpoints) -> TrainingConfig:

@@ -40,7 +40,7 @@ def test_other_rows_are_projected_not_fitted():
 
 
 def test_half_precision_file_gives_the_components(tmp_path):
-    matrix = write_rows(tmp_path / "rows.npy", iter(ROWS), 13, 101)
+    matrix = write_rows(tmp_path / "rows.npy", iter(ROWS), 13)
     assert matrix.dtype == np.float16
     exact, stored = pca(ROWS, 3), pca(matrix, 3)
     # Rounding adds 2^-11/√12 of each number, here about 0.007 against steps of 1.
@@ -51,7 +51,7 @@ def test_half_precision_file_gives_the_components(tmp_path):
 def test_memory_is_the_gram_matrix_and_one_block(tmp_path):
     num, size, block = 40, 60_000, 1000
     rng = np.random.default_rng(0)
-    matrix = write_rows(tmp_path / "rows.npy", (rng.normal(size=size) for _ in range(num)), num, size)
+    matrix = write_rows(tmp_path / "rows.npy", (rng.normal(size=size) for _ in range(num)), num)
     tracemalloc.start()
     pca(matrix, 2, block)
     peak = tracemalloc.get_traced_memory()[1]
@@ -69,7 +69,7 @@ def test_the_published_size_fits_in_memory(tmp_path):
     directions = rng.normal(size=(3, size)).astype(np.float32)
     times = np.linspace(0, 6, num)
     curve = np.stack((5 * np.cos(times), 2 * np.sin(times), times), axis=1).astype(np.float32)
-    matrix = write_rows(path, (point @ directions for point in curve), num, size)
+    matrix = write_rows(path, (point @ directions for point in curve), num)
     tracemalloc.start()
     fitted = pca(matrix, 4)
     peak = tracemalloc.get_traced_memory()[1]
@@ -82,11 +82,13 @@ def test_the_published_size_fits_in_memory(tmp_path):
 def test_a_file_appears_only_when_whole(tmp_path):
     path = tmp_path / "rows.npy"
     with pytest.raises(ValueError, match="got 12 rows"):
-        write_rows(path, iter(ROWS[:12]), 13, 101)
-    with pytest.raises(ValueError, match="101 features"):
-        write_rows(path, iter(ROWS), 13, 100)
+        write_rows(path, iter(ROWS[:12]), 13)
+    with pytest.raises(ValueError, match="row 12 has 101 features; expected 12 rows"):
+        write_rows(path, iter(ROWS), 12)
+    with pytest.raises(ValueError, match="row 1 has 100 features"):
+        write_rows(path, iter([ROWS[0], ROWS[1, 1:]]), 2)
     with pytest.raises(ValueError, match="float32"):
-        write_rows(path, iter(ROWS * 1e5), 13, 101)
+        write_rows(path, iter(ROWS * 1e5), 13)
     assert not path.exists()
 
 
