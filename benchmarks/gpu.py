@@ -26,8 +26,8 @@ from icl.ensemble import BLOCK, EnsembleStep
 from icl.estimation import sampling_batches
 from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters
-from icl.sampling.chains import run_chains
 from icl.sampling import PUBLISHED
+from icl.sampling.chains import run_chains
 from icl.sampling.data import AnchorLosses, Plan
 from icl.sampling.transformer_objective import make_objective
 from icl.tasks import RegressionTask

@@ -51,7 +51,7 @@ def training(quick: bool) -> Iterator[dict]:
         *(icl(False, total, spread) for total, spread in ((1, False), (10, True))),
         Variant("sgemm", cases.make_sgemm, [{"size": size, "repeats": repeats}], 2 * size**3 * repeats, CORES),
     ]
-    timings = take_turns(variants, rounds(quick, 9))
+    timings = take_turns(variants, rounds(quick, 7))
     peak = timings.pop("sgemm")
     yield row("sgemm", "peak", "peak", peak, None, f"{1 / peak.median / 1e9:.0f} GFLOP/s")
     flops = cases.step_flops(shape, batch)
@@ -74,10 +74,10 @@ def sampling(quick: bool) -> Iterator[dict]:
     plain = {"shape": shape, "batch": batch, "steps": steps}
     variants = [
         Variant("textbook", cases.make_textbook_sgld, [plain], steps, CORES),
-        Variant("devinterp", cases.make_devinterp_sgld, [plain | {"steps": 4 * steps}], 4 * steps, CORES),
+        Variant("devinterp", cases.make_devinterp_sgld, [plain | {"steps": 2 * steps}], 2 * steps, CORES),
         *(icl(chains, compiled) for compiled in (True, False) for chains in (1, 4, 10)),
     ]
-    timings = take_turns(variants, rounds(quick, 5))
+    timings = take_turns(variants, rounds(quick, 4))
     for name, timing in timings.items():
         against = timing.speedup(timings["devinterp"])[1]
         note = f"{against:.2f} x devinterp" if name != "devinterp" else ""
@@ -95,7 +95,7 @@ def baselines(quick: bool) -> Iterator[dict]:
         yield row("ridge, B = 1024", "batch of 1024", name, timing, timings["textbook"], "")
     # The plain loop holds (B, K, M) numbers: where they would not fit, fewer sequences are timed, and scaled to 1024.
     for num_tasks, batch in (
-        ((64, 1024), (4096, 1024)) if quick else ((64, 1024), (4096, 256), (2**16, 64), (2**20, 16))
+        ((64, 1024), (4096, 1024)) if quick else ((64, 1024), (4096, 1024), (2**16, 64), (2**20, 16))
     ):
         # The library's own memory does not grow: it may see more sequences, which cost it no less each.
         variants = [
@@ -106,7 +106,7 @@ def baselines(quick: bool) -> Iterator[dict]:
                 ("no compiler", {"plain": False, "batch": batch, "num_tasks": num_tasks}),
             )
         ]
-        timings = take_turns(variants, rounds(quick, 5 if num_tasks < 2**20 else 3))
+        timings = take_turns(variants, rounds(quick, 5 if num_tasks < 2**16 else 3))
         scaled = "" if batch == 1024 else f"timed on {batch} sequences and scaled"
         for name, timing in timings.items():
             yield row(f"dMMSE, M = {num_tasks}, B = 1024", "batch of 1024", name, timing, timings["textbook"], scaled)

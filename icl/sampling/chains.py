@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icl.devices import end_of_graph, same_graph_each_step, torch_threads
+from icl.devices import end_of_graph, torch_threads
 from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
 from icl.sampling.config import SamplerConfig
 from icl.sampling.data import Plan, StepData, noise_blocks, token_weights_of
@@ -67,8 +67,7 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
                 progress(sum(done), total)
 
         chosen = groups[index]
-        with same_graph_each_step(plan.objective.anchor.device):
-            return _run_group(plan, [seeds[i] for i in chosen], torch.tensor(chosen), tick)
+        return _run_group(plan, [seeds[i] for i in chosen], torch.tensor(chosen), tick)
 
     if plan.config.cores == 1 or len(groups) == 1:
         alone = getattr(plan.objective, "brings_threads", False)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from icl.devices import same_graph_each_step
 from icl.sampling.config import SamplerConfig
 from icl.sampling.objective import Batch, Objective
 from icl.streams import Stream, keys_of, normals
@@ -111,12 +112,13 @@ class StepData:
     def losses_and_gradients(self, positions: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Losses (E, T) and gradients (E, P)."""
         objective = self._plan.objective
-        if len(self._batches) == 1:
-            return objective.losses_and_gradients(positions, self._batches[0], token_weights)
-        pairs = [
-            objective.losses_and_gradients(position[None], batch, token_weights)
-            for position, batch in zip(positions, self._batches, strict=True)
-        ]
+        with same_graph_each_step(positions.device):
+            if len(self._batches) == 1:
+                return objective.losses_and_gradients(positions, self._batches[0], token_weights)
+            pairs = [
+                objective.losses_and_gradients(position[None], batch, token_weights)
+                for position, batch in zip(positions, self._batches, strict=True)
+            ]
         return torch.cat([loss for loss, _ in pairs]), torch.cat([gradient for _, gradient in pairs])
 
     def anchor_losses(self) -> Tensor:
