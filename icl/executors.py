@@ -79,10 +79,10 @@ class LocalProcess:
             return None
         if status == 0:
             return Ended(True)
-        if status < 0:
+        told = [line.removeprefix("icl: ") for line in self._lines if line.startswith("icl: ")]
+        if status < 0 and not told:
             return Ended(False, f"ended by {signal.Signals(-status).name}")
-        reasons = [line.removeprefix("icl: ") for line in self._lines if line.startswith("icl: ")] or list(self._lines)
-        return Ended(False, reasons[-1] if reasons else f"exit status {status}")
+        return Ended(False, [f"exit status {status}", *self._lines, *told][-1])
 
     def note(self) -> str:
         """Steps done and time left, as the process last said."""

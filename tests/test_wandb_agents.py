@@ -15,6 +15,7 @@ import pytest
 import yaml
 from wandb_server import RunRecord, WandbServer, wandb_server
 
+from icl.native.build import cache_folder
 from icl.tracking import read_metrics
 
 TASK = {
@@ -65,8 +66,12 @@ class Workplace:
         folder.mkdir()
         kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB_", "AWS_"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        own = {"PATH": path, "LOCAL_ROOT": "checkpoints", "DEVICE": "cpu", "OMP_NUM_THREADS": "1", "HOME": str(folder)}
-        self.environment = {**kept, **own, **environment}
+        # A home without a key for W&B, but with the kernels that are compiled already.
+        home = {"HOME": str(folder), "WANDB_CACHE_DIR": str(folder), "XDG_CACHE_HOME": str(cache_folder().parent)}
+        own = {"PATH": path, "LOCAL_ROOT": "checkpoints", "DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+        # On a machine that does much else a healthy server must not be taken for a dead one.
+        patience = {"WANDB_INIT_TIMEOUT": str(PATIENCE_S), "WANDB_FINISH_TIMEOUT": str(PATIENCE_S)}
+        self.environment = {**kept, **home, **own, **patience, **environment}
 
     def write(self, sweep: dict) -> str:
         path = self.folder / f"{sweep['name']}.yaml"
@@ -385,7 +390,8 @@ def test_training_ends_whatever_the_server_does(fault, tmp_path):
             server.die()
         else:
             server.fault = None if fault == "dies" else fault
-        place = Workplace(tmp_path / "here", server.environment())
+        limits = {"WANDB_INIT_TIMEOUT": "15", "WANDB_FINISH_TIMEOUT": "15"}
+        place = Workplace(tmp_path / "here", {**server.environment(), **limits})
         process = place.start("icl", "train", place.write(long_sweep(steps)), "--index", "0")
         if fault == "dies":
             wait_for(lambda: any(run.config for run in server.runs.values()))

@@ -41,12 +41,13 @@ print("end", flush=True)
 def start(folder: Path, environment: dict[str, str], *arguments: object) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    limits = {"WANDB_INIT_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "2"}
+    # On a machine that does much else a healthy server must not be taken for a dead one.
+    patience = {"WANDB_INIT_TIMEOUT": str(PATIENCE_S), "WANDB_FINISH_TIMEOUT": str(PATIENCE_S)}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, *map(str, arguments or (0, STEPS, "finished"))],
         cwd=folder,
         # Without its cache matplotlib would look for fonts in every process anew.
-        env={**kept, **limits, "HOME": str(folder), "MPLCONFIGDIR": matplotlib.get_configdir(), **environment},
+        env={**kept, **patience, "HOME": str(folder), "MPLCONFIGDIR": matplotlib.get_configdir(), **environment},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -90,8 +91,14 @@ def test_whatever_the_server_does_the_run_ends_with_everything_kept_and_one_line
     with wandb_server() as refusing, wandb_server() as ill, wandb_server() as slow, wandb_server() as dying:
         refusing.die()
         ill.fault, slow.fault = "error", "slow"
+        limits = {"WANDB_INIT_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "2"}
         servers = {"refusing": refusing, "ill": ill, "slow": slow, "dying": dying}
-        processes = {name: start(tmp_path / name, server.environment()) for name, server in servers.items()}
+        # Only a run that its server has taken sees it die.
+        patient = {"dying": {"WANDB_INIT_TIMEOUT": str(PATIENCE_S)}}
+        processes = {
+            name: start(tmp_path / name, server.environment() | limits | patient.get(name, {}))
+            for name, server in servers.items()
+        }
         wait_until(lambda: any(run.config for run in dying.runs.values()))
         dying.die()
         said = {name: end(process) for name, process in processes.items()}
