@@ -19,7 +19,7 @@ def runs_command(
     environ: Mapping[str, str] = os.environ,
     console: Console | None = None,
 ) -> int:
-    """The exit status of `icl runs`: 0, or 1 if a checkpoint is damaged or could not be copied.
+    """The exit status of `icl runs`: 0, or 1 if a checkpoint is damaged, or could not be copied or deleted everywhere.
 
     Raises:
         ValueError: there is no run `name`, two actions at once, or a location that is none.
@@ -76,12 +76,12 @@ def _prune(store: Store, name: str | None, count: int, console: Console) -> int:
             console.print(f"{run.name}: is being written, left as it is", soft_wrap=True)
             continue
         kept = spread_in_log_time(_steps(store, run.name), count)
-        removed = prune_run(store, run.name, kept)
+        with progress_bar(f"prune {run.name}") as update:
+            removed = prune_run(store, run.name, kept, lambda done, total, update=update: update(done, total=total))
         console.print(f"{run.name}: kept {len(kept):,} checkpoints, removed {len(removed):,}", soft_wrap=True)
         if removed:
             console.print("  Training this run again would write the removed ones anew.", soft_wrap=True)
-    store.flush()
-    return 0
+    return 1 if store.flush() else 0
 
 
 def _copy(source: Store, destination: Store, name: str | None, console: Console) -> int:

@@ -109,7 +109,9 @@ def spread_in_log_time(steps: Collection[int], count: int) -> list[int]:
     return [ordered[index] for index in sorted(chosen)]
 
 
-def prune_run(store: Store, name: str, keep: Collection[int]) -> list[int]:
+def prune_run(
+    store: Store, name: str, keep: Collection[int], progress: Progress = lambda done, total: None
+) -> list[int]:
     """Delete the weights of every step that is not in `keep`, and return those steps; states stay.
 
     The run is locked meanwhile. Training it again would write the deleted checkpoints anew, from the start.
@@ -120,8 +122,10 @@ def prune_run(store: Store, name: str, keep: Collection[int]) -> list[int]:
     checkpoints = Checkpoints(store, name)
     with checkpoints.lock():
         surplus = sorted(set(checkpoints.steps()) - set(keep))
-        for step in surplus:
+        for done, step in enumerate(surplus):
+            progress(done, len(surplus))
             store.delete(checkpoints.weights_key(step))
+        progress(len(surplus), len(surplus))
     return surplus
 
 
