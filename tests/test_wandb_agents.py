@@ -284,9 +284,9 @@ def run_holders(place: Workplace) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("end", ["interrupt", "kill the agent", "kill the run", "kill both"])
 def test_an_agents_run_that_was_cut_off_goes_on_when_it_is_handed_out_again(end, tmp_path):
-    sweep = long_sweep(20_000)
+    sweep = long_sweep(5000)
     sweep["parameters"]["task_config"]["parameters"]["model_seed"] = {"value": 0}
-    sweep["parameters"]["checkpointer_config"]["parameters"]["state_every"] = {"value": 500}
+    sweep["parameters"]["checkpointer_config"]["parameters"]["state_every"] = {"value": 200}
     with wandb_server() as server:
         place = Workplace(tmp_path / "hosted", server.environment())
         address = place.create_sweep(sweep)
@@ -370,7 +370,7 @@ def test_what_was_recorded_with_no_account_can_be_sent_afterwards(tmp_path):
 @pytest.mark.slow
 def test_the_runs_of_an_offline_sweep_that_is_killed_stop_and_go_on_when_it_is_started_again(tmp_path):
     place = Workplace(tmp_path / "offline", {})
-    sweep = long_sweep(20_000)
+    sweep = long_sweep(5000)
     first = place.start("icl", "train", place.write(sweep), "--jobs", "2")
     wait_for(lambda: len([rows for rows in rows_of_each(place).values() if len(rows) > 20]) == 2)
     first.kill()
@@ -390,7 +390,8 @@ def test_training_ends_whatever_the_server_does(fault, tmp_path):
             server.die()
         else:
             server.fault = None if fault == "dies" else fault
-        limits = {"WANDB_INIT_TIMEOUT": "15", "WANDB_FINISH_TIMEOUT": "15"}
+        starting = PATIENCE_S if fault == "dies" else 15  # only a run that its server has taken sees it die
+        limits = {"WANDB_INIT_TIMEOUT": str(starting), "WANDB_FINISH_TIMEOUT": "15"}
         place = Workplace(tmp_path / "here", {**server.environment(), **limits})
         process = place.start("icl", "train", place.write(long_sweep(steps)), "--index", "0")
         if fault == "dies":
