@@ -33,7 +33,13 @@ Overrides = Annotated[
 Jobs = Annotated[
     int | None, typer.Option(min=1, help="Runs at a time. Default: one per CPU core, or one on an accelerator.")
 ]
-Executor = Annotated[str, typer.Option(help="local: processes on this machine. ray: an existing Ray cluster.")]
+Executor = Annotated[
+    str,
+    typer.Option(
+        help="local: processes on this machine (on an accelerator without --jobs and W&B: batch). batch: runs that differ in "
+        "their seeds alone train as one. ray: an existing Ray cluster."
+    ),
+]
 Tracking = Annotated[str, typer.Option(help="auto: files, and W&B where it is set up. Or: local, wandb, none.")]
 
 

@@ -23,6 +23,10 @@ from icl.native.transformer import NativeTransformer
 LossAndGrad = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 Native = Literal["auto", "never", "require"]
 
+WIDE = 512
+"""Width of stream or MLP from which the native kernel does not win (benchmarks/scaling.py; docs/speed.md): a tile of it
+leaves the second-level cache, and compiling it takes longer than a short run."""
+
 
 def loss_and_grad(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
     """The reference: plain PyTorch, on any device and in any floating type."""
@@ -97,6 +101,8 @@ def choose_path(
         return refuse("the native kernel was not wanted")
     if torch.device(device).type != "cpu":
         return refuse(f"the native kernel is for cpu, not {device}")
+    if native == "auto" and max(shape.embed_size, shape.mlp_size) >= WIDE:
+        return refuse(f"at a width of {WIDE} and more PyTorch's matrix products are as fast as the native kernel")
     try:
         kernel = NativeTransformer(shape, threads or torch.get_num_threads())
     except NativeUnavailable as error:

@@ -1,9 +1,8 @@
 """The training loop of many seeds as one batch: `icl.training.train` with blocks of steps in place of steps.
 
 Each member has its own checkpoints, tracker and resume, in the same files as a solo run: a run begun here can go on
-there, and the other way
-round. A block ends where a checkpoint, an evaluation or a saved state is due; between, the host does not wait for the
-device.
+there, and the other way round. A block ends where a checkpoint, an evaluation or a saved state is due; between, the
+host does not wait for the device.
 
 Shapes: E members, P parameters.
 """
@@ -167,8 +166,12 @@ class _Group:
             checkpoints.save_state(engine.step, own | shared, self.metadata[member])
 
 
+def seeds_left_out(config: TrainingConfig) -> str:
+    """All settings that runs of one batch must share, as text."""
+    rest = config.model_dump_json(exclude={"task_config", "run_name"})
+    return rest + config.task_config.model_dump_json(exclude=_SEEDS)
+
+
 def _check_alike(configs: Sequence[TrainingConfig]) -> None:
-    kinds = {config.model_dump_json(exclude={"task_config", "run_name"}) for config in configs}
-    tasks = {config.task_config.model_dump_json(exclude=_SEEDS) for config in configs}
-    if len(kinds) > 1 or len(tasks) > 1:
+    if len({seeds_left_out(config) for config in configs}) > 1:
         raise ValueError("runs trained as one batch must differ in their seeds alone")

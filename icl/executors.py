@@ -120,7 +120,7 @@ def run_grid(
         ConfigError: an unknown executor.
     """
     if executor not in ("local", "ray"):
-        raise ConfigError(f"--executor must be local or ray (got {executor!r})")
+        raise ConfigError(f"--executor must be local, batch (of train) or ray (got {executor!r})")
     runs = grid_runs(configs, place)
     if executor == "ray":
         from icl.ray_executor import ray_cluster

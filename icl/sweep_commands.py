@@ -45,6 +45,11 @@ def run_sweep_command(
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
     if len(configs) == 1 and executor == "local":
         return _run_here(configs[0], replace(place, threads=jobs or available_cores(place.device)))
+    if command == "train" and (executor == "batch" or (executor == "local" and jobs is None)):
+        from icl.ensemble_runs import batches_runs, train_in_batches
+
+        if executor == "batch" or batches_runs(place):
+            return 0 if train_in_batches(configs, place) else 1
     from icl.executors import run_grid
 
     return run_grid(command, configs, place, jobs, executor)

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -257,6 +257,13 @@ def test_native_can_be_turned_off(monkeypatch):
     assert choose_path(PRIME, native="never").name == "torch"
     monkeypatch.setenv("ICL_NATIVE", "0")
     assert choose_path(PRIME).reason == "turned off by ICL_NATIVE=0"
+
+
+@pytest.mark.parametrize("wide", [{"embed_size": 512}, {"mlp_size": 1024}], ids=str)
+def test_wide_models_use_torch_by_themselves(wide):
+    path = choose_path(replace(PAPER, **wide))
+    assert path.name == "torch"
+    assert "width of 512" in path.reason
 
 
 def test_other_devices_use_torch():

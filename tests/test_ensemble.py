@@ -1,6 +1,7 @@
 """Many seeds as one batch: the data of solo runs bit for bit, their losses to rounding, their files."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,14 @@ from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.engine import batched_loss_and_grad, loss_and_grad
 from icl.ensemble import BatchSource, EnsembleStep
+from icl.ensemble_runs import batches_runs
 from icl.ensemble_training import train_ensemble
+from icl.jobs import Surroundings
 from icl.model import TransformerShape, flatten, initial_parameters
+from icl.runs import list_runs
 from icl.storage import LocalStore
 from icl.streams import Stream
+from icl.sweep_commands import run_sweep_command
 from icl.tasks import RegressionTask
 from icl.tracking import LocalTracker, read_metrics
 from icl.training import TrainingDiverged, data_stream, first_missing_step, train
@@ -163,3 +168,59 @@ def test_a_diverging_member_is_named(tmp_path):
 def test_members_must_differ_in_seeds_alone(tmp_path):
     with pytest.raises(ValueError, match="differ in their seeds alone"):
         run([make_config(1), make_config(2, batch_size=17)], tmp_path)
+
+
+SWEEP = """\
+method: grid
+parameters:
+  task_config:
+    parameters:
+      task_size: {value: 3}
+      max_examples: {value: 5}
+      num_tasks: {values: [inf, 7]}
+      embed_size: {value: 14}
+      mlp_size: {value: 11}
+      num_heads: {value: 2}
+      num_layers: {value: 1}
+      model_seed: {values: [1, 2]}
+      sampling_seed: {value: 3}
+  num_steps: {value: 12}
+  batch_size: {value: 13}
+  eval_batch_size: {value: 17}
+  checkpointer_config:
+    parameters:
+      checkpoint_steps: {value: {linear_space: 4}}
+"""
+
+
+def test_the_command_trains_a_sweep_in_batches_and_each_run_has_files_of_its_own(tmp_path, monkeypatch):
+    (tmp_path / "sweep.yaml").write_text(SWEEP)
+    for kind, executor in (("together", "batch"), ("alone", "local")):
+        monkeypatch.setenv("LOCAL_ROOT", str(tmp_path / kind))
+        # Two groups of two: the seeds of each number of tasks.
+        for _ in range(2):  # the second call finds nothing to do
+            words = {"executor": executor, "tracking": "local", "overrides": [], "jobs": None}
+            points = [None] if executor == "batch" else range(4)
+            for index in points:
+                assert run_sweep_command("train", tmp_path / "sweep.yaml", index, **words) == 0
+    together, alone = (
+        {run.name: run for run in list_runs(LocalStore(tmp_path / kind))} for kind in ("together", "alone")
+    )
+    assert len(together) == 4
+    assert together.keys() == alone.keys()
+    for name, summary in together.items():
+        assert summary.state == "finished"
+        ours, theirs = (Checkpoints(LocalStore(tmp_path / kind), name) for kind in ("together", "alone"))
+        assert ours.steps() == theirs.steps()
+        for key, value in ours.load(11).items():
+            torch.testing.assert_close(value, theirs.load(11)[key], rtol=1e-4, atol=1e-5)
+        rows = [read_metrics(tmp_path / kind / "icl" / name) for kind in ("together", "alone")]
+        assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
+
+
+def test_runs_are_batched_by_themselves_on_an_accelerator_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("icl.ensemble_runs.wandb_is_set_up", lambda: False)
+    place = Surroundings(LocalStore(tmp_path), tmp_path, torch.device("meta"))
+    assert batches_runs(place)
+    assert not batches_runs(replace(place, device=CPU))
+    assert not batches_runs(replace(place, tracking="wandb"))

@@ -115,5 +115,5 @@ def test_an_unknown_executor_is_refused(tmp_path):
     from icl.executors import run_grid
     from icl.jobs import Surroundings
 
-    with pytest.raises(ConfigError, match="--executor must be local or ray"):
+    with pytest.raises(ConfigError, match="--executor must be local, batch"):
         run_grid("train", [], Surroundings.from_environment({"DEVICE": "cpu"}), None, "slurm")
