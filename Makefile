@@ -28,8 +28,11 @@ lint: $(INSTALLED)-dev
 figures: $(INSTALLED)  ## every file under figures/ from data/
 	$(BIN)/icl figures
 
-notebooks: $(INSTALLED)-dev
-	$(BIN)/pytest -q -m "" --nbmake notebooks
+notebooks: $(INSTALLED)-dev  ## run every notebook and keep its outputs
+	$(BIN)/pytest -q -m "" --nbmake --overwrite notebooks
+
+reproduction: $(INSTALLED)  ## docs/reproduction.md from data/
+	$(BIN)/python -m benchmarks.reproduction
 
 bench: $(INSTALLED)-dev  ## the estimator where the coefficient is known, and training under random kills
 	$(BIN)/python -m benchmarks.llc_accuracy --quick

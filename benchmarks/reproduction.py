@@ -116,6 +116,9 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "boundaries": _detected(shipped),
         "basin": _chains(shipped),
         "calibrated": _calibrated(shipped),
+        "fits": "`stages.csv` has the same changes from smooth fits to all estimates, as the paper takes them."
+        if shipped.table("stages") is not None
+        else "The estimates are too few for smooth fits, which the paper takes.",
         "unsampled": ", ".join(unsampled) or "none",
         **_basin(shipped),
     }
@@ -127,13 +130,14 @@ def _numbers(shipped: Shipped) -> str:
     size, steps = _parameters(shipped), len(shipped.config.checkpoint_steps())
     late = evals[evals["step"] >= 100]
     prior = int(late.loc[late["loss_0/mean"].idxmin(), "step"])
-    peak = int(llc.loc[llc["llc/mean"].idxmax(), "step"])
+    peak, newest = int(llc.loc[llc["llc/mean"].idxmax(), "step"]), int(llc["step"].iloc[-1])
+    peak_cells = [f"{peak:,}", _ratio(peak, 40_000)] if peak < newest else [f"after {newest:,}, the last estimate", ""]
     rows = [
         ["parameters", "51,717", f"{size:,}", f"{size - 51_717:+d}", "`icl.model`"],
         ["checkpoints of a run", "190", str(steps), f"{steps - 190:+d}", "`sweeps/training-runs/L2H4Minf.yaml`"],
         *_losses(shipped, int(evals["step"].iloc[-1])),
         ["step closest to predicting 0", "end of LR1, 1000", f"{prior:,}", _ratio(prior, 1_000), "`evals`"],
-        ["peak of λ̂, published settings", "near 40,000", f"{peak:,}", _ratio(peak, 40_000), "`llc`"],
+        ["peak of λ̂, published settings", "near 40,000", *peak_cells, "`llc`"],
         *_collapse(shipped.needed("layer_norm")),
         *_roles(shipped.needed("attention")),
         *_variance(shipped.needed("trajectory")),

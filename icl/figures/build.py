@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 Tables = Mapping[str, pd.DataFrame]
 Report = Callable[[str], None]
 
+_FEWEST_TO_FIT = 3
 _NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
 
 
@@ -289,7 +290,8 @@ def fitted_curves(tables: Tables) -> dict[str, pd.DataFrame]:
     for name, (table, column, error) in curves.items():
         if table in tables and column in tables[table].columns:
             chosen = tables[table].loc[numbers(tables[table], "step") >= 10].dropna(subset=[column])
-            fits[name] = smooth_curve(chosen["step"], chosen[column], chosen.get(error, 0.0))
+            if len(chosen) >= _FEWEST_TO_FIT:
+                fits[name] = smooth_curve(chosen["step"], chosen[column], chosen.get(error, 0.0))
     return fits
 
 
