@@ -4,5 +4,5 @@ Array in, array out: `derivatives`, `smoothing`, `geometry`, `stages`, `covarian
 rows of a table out: `hessian`, `structure`, `attention`, `task_prior`, `ood`. Several models in: `transient_ridge`.
 `run.analyse` applies the second kind to every checkpoint of a run and keeps the tables.
 
-This package imports pandas, scipy and scikit-learn; `import icl` does not import this package.
+This package imports pandas and scipy; `import icl` does not import this package.
 """
