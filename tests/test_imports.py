@@ -25,3 +25,14 @@ def test_core_modules_add_little_to_the_import_of_torch(tmp_path):
     # CPU time, not wall time: the machine may be busy. Torch's lazily imported parts are loaded first in both.
     code = "import time, torch; start = time.process_time(); import {}; print(time.process_time() - start)"
     assert float(run(code.format(", ".join(CORE)), tmp_path)) < 1.0
+
+
+def test_help_is_quick_because_it_imports_no_numerics(tmp_path):
+    code = (
+        "import sys, time; sys.argv = ['icl', '--help']\n"
+        "try:\n    from icl.cli import main; main()\n"
+        "finally:\n    print(sorted({'torch', 'numpy', 'pandas', 'wandb'} & set(sys.modules)), time.process_time())"
+    )
+    heavy, seconds = run(code, tmp_path).splitlines()[-1].rsplit(" ", 1)
+    assert heavy == "[]"
+    assert float(seconds) < 1.0  # of CPU, not of the clock: the machine may be busy
