@@ -138,7 +138,7 @@ def _numbers(shipped: Shipped) -> str:
         *_losses(shipped, int(evals["step"].iloc[-1])),
         ["step closest to predicting 0", "end of LR1, 1000", f"{prior:,}", _ratio(prior, 1_000), "`evals`"],
         ["peak of λ̂, published settings", "near 40,000", *peak_cells, "`llc`"],
-        *_collapse(shipped.needed("layer_norm")),
+        *_collapse(shipped.needed("layer_norm"), shipped.boundaries()),
         *_roles(shipped.needed("attention")),
         *_variance(shipped.needed("trajectory")),
     ]
@@ -161,7 +161,7 @@ def _losses(shipped: Shipped, last: int) -> Iterator[list[str]]:
     yield ["squared distance to ridge at the end", "not given", f"{distance:.4f}", "", "`evals`"]
 
 
-def _collapse(coordinates: pd.DataFrame) -> Iterator[list[str]]:
+def _collapse(coordinates: pd.DataFrame, ends: Mapping[str, int]) -> Iterator[list[str]]:
     """When a quarter of a norm's gains is off: the paper has the final norm first, in LR3, then the first one, in LR4."""
     gains = coordinates[coordinates["parameter"] == "weight"]
     for layer, name, stage in (
@@ -171,7 +171,7 @@ def _collapse(coordinates: pd.DataFrame) -> Iterator[list[str]]:
         chosen = gains[gains["layer"] == layer]
         share = (chosen["value"].abs() < 0.1).groupby(chosen["step"]).mean()
         off = share.index[share >= 0.25]
-        ours = f"step {off[0]:,}, {_stage_of(off[0])}" if len(off) else "never"
+        ours = f"step {off[0]:,}, {_stage_of(off[0], ends)}" if len(off) else "never"
         yield [f"norm before {name}: a quarter of γ below 0.1", f"in {stage}", ours, "", "`layer_norm`"]
 
 
@@ -362,8 +362,8 @@ def _ratio(ours: float, published: float) -> str:
     return f"{ours / published:.2f} times"
 
 
-def _stage_of(step: float) -> str:
-    return next((stage for stage, end in PUBLISHED_STAGE_ENDS.items() if step <= end), "after")
+def _stage_of(step: float, ends: Mapping[str, int]) -> str:
+    return next((stage for stage, end in ends.items() if step <= end), "after")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
