@@ -40,6 +40,7 @@ Tables = Mapping[str, pd.DataFrame]
 Report = Callable[[str], None]
 
 _FEWEST_TO_FIT = 3
+_FEWEST_FOR_FORMS = 500  # checkpoints; published are 5000
 _NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
 
 
@@ -305,8 +306,10 @@ def smoothed(trajectory: pd.DataFrame) -> pd.DataFrame:
     return trajectory.assign(**dict(zip(names, columns, strict=True)))
 
 
-def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame:
-    """Forms detected in a trajectory."""
+def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame | None:
+    """Forms detected in a trajectory; None for a coarse one, whose cusps are those of its smoothing."""
+    if len(trajectory) < _FEWEST_FOR_FORMS:
+        return None
     smooth = smoothed(in_order(trajectory))
     return detect_forms(_scores(smooth, num_components), smooth["step"].to_numpy(), num_components)
 
@@ -314,9 +317,8 @@ def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame:
 def evolutes_of(trajectory: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3) -> Figure:
     """The geometry figure of a raw trajectory."""
     smooth = smoothed(in_order(trajectory))
-    scores, steps = _scores(smooth, num_components), smooth["step"].to_numpy()
-    circles = geometry_table(scores, steps, num_components)
-    return essential_dynamics.evolutes(trajectory, circles, detect_forms(scores, steps, num_components), stages)
+    circles = geometry_table(_scores(smooth, num_components), smooth["step"].to_numpy(), num_components)
+    return essential_dynamics.evolutes(trajectory, circles, forms_of(trajectory, num_components), stages)
 
 
 def published_variant(trajectories: pd.DataFrame) -> pd.DataFrame:
