@@ -69,7 +69,9 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
     for axis, column in zip(axes, ("loss", "distance"), strict=True):
         for step in steps:
             mean = rows_where(traces, step=step).pivot_table(index="draw", values=column)
-            axis.plot(mean.index, numbers(mean, column), color=colormaps["viridis"](0.9 * float(scale(max(step, 1)))), lw=0.8)
+            axis.plot(
+                mean.index, numbers(mean, column), color=colormaps["viridis"](0.9 * float(scale(max(step, 1)))), lw=0.8
+            )
         axis.set(xscale="log", xlabel=r"draw $\tau$")
         log_y(axis)
     axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")

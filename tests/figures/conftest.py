@@ -62,7 +62,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 **{f"llc/mean/{k}": llc["llc/mean"] for k in range(5)},
             }
         )
-        draws = pd.DataFrame({"draw": [50, 100], "loss": [2.1, 2.5], "distance": [1.0, 1.5], "chain": 0, "model_seed": seed})
+        draws = pd.DataFrame(
+            {"draw": [50, 100], "loss": [2.1, 2.5], "distance": [1.0, 1.5], "chain": 0, "model_seed": seed}
+        )
         traces = draws.merge(pd.DataFrame({"step": STEPS}), how="cross")
         for name in ("llc", "llc_calibrated"):
             parts.setdefault(name, []).append(llc)
