@@ -80,7 +80,11 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
         ):
             runs = list(pool.map(run, range(len(groups))))
     fields = ("losses", "batch_losses", "anchor_losses", "distances", "lost_at", "positions")
-    return ChainRun(**{name: torch.cat([getattr(run, name) for run in runs]) for name in fields})
+    whole = {name: torch.cat([getattr(run, name) for run in runs]) for name in fields}
+    if plan.objective.anchor.device.type == "xla":
+        # What is made of traces slices them where the numbers say: each time another graph. The host does not compile.
+        whole |= {name: whole[name].cpu() for name in fields if name != "positions"}
+    return ChainRun(**whole)
 
 
 def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:

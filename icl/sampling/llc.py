@@ -125,7 +125,7 @@ def estimate_llc_of(
         plan = replace(plan, config=config)
     run = run_chains(plan, [seed + chain for chain in range(config.num_chains)], progress)
     if config.num_init_loss_batches is not None:
-        init = _mean_init_losses(objective, source, eval_batches, config)
+        init = _mean_init_losses(objective, source, eval_batches, config).to(run.losses.device)
         run_init = init.expand(*run.losses.shape)
     else:
         run_init = run.anchor_losses
