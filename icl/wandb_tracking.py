@@ -85,7 +85,7 @@ class WandbTracker:
             hint = (
                 f"Not even its offline record works ({failure}); only the local files are kept."
                 if failure
-                else (f"The run goes on and is recorded; send it later: wandb sync {self.sync_directory}")
+                else (f"The run goes on and is recorded; send it later: {self.sync_command}")
             )
             notify(f"W&B does not answer ({reason}). {hint}" if reason else hint)
         else:
@@ -97,9 +97,10 @@ class WandbTracker:
         return None if self._run is None else self._run.id
 
     @property
-    def sync_directory(self) -> str:
-        """The folder that `wandb sync` sends."""
-        return str(self._run.settings.sync_dir)
+    def sync_command(self) -> str:
+        """What sends the record of this run later; of a run that began online `wandb sync` wants to be told so."""
+        option = "" if self._run.offline else "--no-skip-online "
+        return f"wandb sync {option}{self._run.settings.sync_dir}"
 
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Hand the metrics, and pictures beside them, to the client, which sends them from a process of its own."""
@@ -162,7 +163,7 @@ class WandbTracker:
                 self._told = True
                 self._notify(
                     f"W&B has not taken everything ({_first_line(error)}). Nothing is lost; "
-                    f"send it later: wandb sync {self.sync_directory}"
+                    f"send it later: {self.sync_command}"
                 )
 
 

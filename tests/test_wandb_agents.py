@@ -401,10 +401,10 @@ def test_training_ends_whatever_the_server_does(fault, tmp_path):
     (rows,) = rows_of_each(place).values()
     assert rows[-1]["step"] == steps - 1
     (line,) = [line for line in said.splitlines() if "W&B" in line and not line.startswith("W&B: http")]
-    record = line.rpartition("wandb sync ")[2]
+    command = line[line.index("wandb sync ") :].split()
     with wandb_server() as server:
         place.environment.update(server.environment())
-        place.run("wandb", "sync", record)
+        place.run(*command)
         (run,) = server.runs.values()
         assert [row["_step"] for row in run.history] == [row["step"] for row in rows]
     quiet = Workplace(tmp_path / "quiet", {})
