@@ -14,7 +14,7 @@ PUBLISHED = SamplerConfig(
 leave the basin."""
 
 CALIBRATED = SamplerConfig(
-    sampling_method="langevin", num_chains=4, num_draws=300, num_burnin_steps=100, epsilon=1.6e-5, gamma=1000.0, nbeta=100.0,
+    sampling_method="langevin", num_chains=4, num_draws=400, num_burnin_steps=100, epsilon=1.6e-5, gamma=1000.0, nbeta=100.0,
     eval_dataset_size=2**20, per_token=True, init_seed=0,
 )  # fmt: skip
 """One setting for all checkpoints of that paper's transformers, at which chains stay in the basin (`icl calibrate`; docs/llc.md)."""
