@@ -105,7 +105,8 @@ def remeasured(table: str, step: int, checkpoints: Checkpoints, config: Training
 def assert_same_numbers(table: str, step: int, new: pd.DataFrame) -> None:
     old = read_table(FAMILY, table)
     old = old.loc[old["step"] == step, list(new.columns)].reset_index(drop=True)
-    for column in new.columns:
+    # How many products the iteration took depends on rounding; what it found does not.
+    for column in new.columns.drop("hessian/num_products", errors="ignore"):
         if new[column].dtype == object or str(new[column].dtype) == "str":
             assert old[column].tolist() == new[column].tolist()
             continue
