@@ -143,7 +143,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
             connection.request(self.command, self.path, body, headers)
             response = connection.getresponse()
-            return response.status, response.getheaders(), response.read()
+            answer, kept = response.read(), response.getheaders()
+            if response.chunked:  # comes without a length, and goes on whole
+                kept.append(("Content-Length", str(len(answer))))
+            return response.status, kept, answer
         finally:
             connection.close()
 

@@ -18,6 +18,17 @@ def direct_url(server):
     return f"http://{server[0]}:{server[1]}"
 
 
+def fill(bucket, count):
+    """Checkpoints' keys, written by the server's own hand: what is tested is the listing."""
+    from moto.s3.models import s3_backends
+
+    backend = next(
+        backend for account in s3_backends.values() for backend in account.values() if bucket in backend.buckets
+    )
+    for step in range(count):
+        backend.put_object(bucket, f"icl/run/{step}.safetensors", b"")
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_one_fault_of_each_kind_is_survived_by_every_operation(fault, s3_server, s3_through):
     with FaultProxy(s3_server) as proxy:
@@ -129,16 +140,9 @@ def test_parts_that_a_killed_writer_left_are_removed(s3_server, s3_through, buck
 
 
 def test_12_000_keys_are_listed_in_a_dozen_requests_and_then_in_none(s3_server, s3_through):
-    # Written by the server's own hand: what is tested is the listing.
-    from moto.s3.models import s3_backends
-
     direct = s3_through(direct_url(s3_server))
     direct.put("icl/run/first", b"x")
-    backend = next(
-        backend for account in s3_backends.values() for backend in account.values() if direct.bucket in backend.buckets
-    )
-    for step in range(12_000):
-        backend.put_object(direct.bucket, f"icl/run/{step}.safetensors", b"")
+    fill(direct.bucket, 12_000)
     with FaultProxy(s3_server) as proxy:
         store = s3_through(proxy.url, read_timeout_s=20.0)
         assert len(store.list("icl/run")) == 12_001
@@ -151,6 +155,18 @@ def test_12_000_keys_are_listed_in_a_dozen_requests_and_then_in_none(s3_server, 
         assert len(keys) == 12_001
         assert "icl/run/last" in keys
         assert "icl/run/first" not in keys
+
+
+def test_12_000_keys_are_listed_through_faults(s3_server, s3_through):
+    faults = [kind for kind in FAULTS if kind != "wrong checksum"]  # which only data carry
+    # One page of a thousand keys fails, the next comes at once.
+    schedule = [met for fault in faults for met in (fault, None)]
+    with FaultProxy(s3_server, schedule, stall_s=0.1) as proxy:
+        store = s3_through(proxy.url, read_timeout_s=20.0)
+        fill(store.bucket, 12_000)
+        assert len(store.list("icl/run")) == 12_000
+        assert proxy.injected.total() == len(faults)
+        assert proxy.requests.total() == 12 + len(faults)
 
 
 def test_listings_see_the_writes_of_others_after_their_lifetime(s3_server, s3_through):
