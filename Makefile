@@ -23,6 +23,7 @@ test-xla: $(VENV)-xla/.installed  ## the XLA path on the CPU, in an environment 
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
 figures: $(INSTALLED)  ## every file under figures/ from data/

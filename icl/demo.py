@@ -21,6 +21,7 @@ from icl.figures.style import save
 from icl.jobs import Surroundings, available_cores, run_llc, run_training
 from icl.model import predict
 from icl.progress import progress_bar
+from icl.sampling.presets import CALIBRATED
 from icl.storage import LocalStore
 from icl.tracking import read_metrics
 
@@ -28,9 +29,9 @@ TASK: dict[str, Any] = {
     "task_size": 4, "max_examples": 8, "num_tasks": "inf", "noise_variance": 0.125, "embed_size": 64, "mlp_size": 64, "num_heads": 4,
     "num_layers": 2, "model_seed": 1, "pretrain_seed": None, "true_seed": None, "sampling_seed": None, "include_output": True,
 }  # fmt: skip
-SAMPLER: dict[str, Any] = {
-    "num_chains": 4, "num_draws": 100, "num_burnin_steps": 100, "grad_batch_size": 256, "epsilon": 3e-5, "gamma": 100.0, "nbeta": 30.0,
-    "init_seed": 0,
+# Smaller batches and fewer draws than the preset's: enough for healthy chains once the model has begun to learn.
+SAMPLER: dict[str, Any] = CALIBRATED.model_dump(exclude_unset=True) | {
+    "grad_batch_size": 256, "num_draws": 200, "num_burnin_steps": 60,
 }  # fmt: skip
 
 
@@ -47,7 +48,7 @@ def demo_config(quick: bool) -> LLCConfig:
             "logger_config": {"logging_steps": {"log_space": 10, "linear_space": 10}},
             "eval_batch_size": 1024,
             "sampler_config": sampler,
-            "steps": {"log_space": [10, steps, 5 if quick else 12]},
+            "steps": {"log_space": [10, 600, 5] if quick else [100, steps, 9]},
         }
     )
 
