@@ -13,7 +13,7 @@ demo: $(INSTALLED)  ## train, evaluate, estimate the LLC and draw, in minutes on
 	$(BIN)/icl demo
 
 test: $(INSTALLED)-dev  ## the whole fast suite
-	$(BIN)/pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup  # two workers with threads of their own would spin against each other
 
 test-slow: $(INSTALLED)-dev  ## the long checks
 	$(BIN)/pytest -q -m slow

@@ -18,6 +18,8 @@ from wandb_server import RunRecord, WandbServer, wandb_server
 from icl.native.build import cache_folder
 from icl.tracking import read_metrics
 
+pytestmark = pytest.mark.xdist_group("wandb-agents")  # the sweep that most of these look at runs once
+
 TASK = {
     **{"task_size": 2, "max_examples": 3, "noise_variance": 0.25, "embed_size": 4, "mlp_size": 5, "num_heads": 2},
     **{"num_layers": 1, "pretrain_seed": None, "true_seed": None, "sampling_seed": None},
