@@ -147,8 +147,8 @@ class ValidationSet:
 
         Args:
             noise_std: of the label noise; None means √noise_variance. The reference code's figures pass the variance
-            0.125 where the standard
-                deviation belongs, which lowers every loss of theirs by about 0.109: `noise_std=0.125` gives their law.
+                0.125 where the standard deviation belongs, which lowers every loss of theirs by about 0.109:
+                `noise_std=0.125` gives their law.
         """
         law = RegressionTask(task.task_size, task.max_examples, task.noise_variance)
         stream = Stream(seed, "validation")

@@ -117,9 +117,6 @@ def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Se
 
 def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
     """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`.
-
-    Raises:
-        ValueError: `per_token` with a loss function that returns a scalar cannot be known here and shows in the result's single token.
     """
     evals = sys.modules.get("icl.evals")
     own_loss = evals is not None and loss_fn is evals.mse_loss
