@@ -116,8 +116,7 @@ def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Se
 
 
 def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
-    """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`.
-    """
+    """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`."""
     evals = sys.modules.get("icl.evals")
     own_loss = evals is not None and loss_fn is evals.mse_loss
     if own_loss and type(model) is InContextRegressionTransformer:
