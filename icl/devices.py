@@ -88,6 +88,12 @@ def torch_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def chain_memory(device: torch.device) -> int:
+    """Bytes that the chains of one group may take where nobody said: `memory_budget` of an accelerator, 2 GiB beside a CPU, where larger
+    groups are no faster."""
+    return 2**31 if device.type == "cpu" else memory_budget(device)
+
+
 def memory_budget(device: torch.device) -> int:
     """Bytes that one computation may plan to use: half of what is free on the device now.
 

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from icl.checkpoints import Checkpoints
 from icl.config import StepGrid, TrainingConfig, expand_steps, nearest_step
+from icl.ensemble import BatchSource
 from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer
-from icl.sampling import LLCResult, SamplerConfig, estimate_llc
+from icl.sampling import LLCResult, SamplerConfig, can_share_a_batch, estimate_llc, estimate_llcs
+from icl.sampling.chains import chains_that_fit
+from icl.sampling.config import EvalMetric
+from icl.sampling.transformer_objective import make_objective
 from icl.settings import ConfigError, Settings
 from icl.streams import Stream
 from icl.tasks import RegressionTask
@@ -60,6 +64,14 @@ class LLCConfig(TrainingConfig):
         return self
 
     @property
+    def metrics(self) -> tuple[EvalMetric, ...]:
+        """The sampler's metrics, and the weights where a figure is drawn from them."""
+        metrics = self.sampler_config.eval_metrics
+        return (
+            (*metrics, "weights") if self.plotting_config.include_weights_pca and "weights" not in metrics else metrics
+        )
+
+    @property
     def training(self) -> TrainingConfig:
         """The settings of the training run alone."""
         return TrainingConfig.model_validate(self.model_dump(include=set(TrainingConfig.model_fields)))
@@ -71,6 +83,8 @@ class LLCConfig(TrainingConfig):
         decisive = self.model_dump(
             mode="json", include={"sampler_config", "steps", "step", "checkpoint_idx", "testing"}
         )
+        for name in ("cores", "max_memory_bytes"):  # which change how fast, not what
+            del decisive["sampler_config"][name]
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         return f"llc-{self.name}-{digest}"
 
@@ -131,22 +145,47 @@ def sampling_batches(
     elif sampler.eval_method == "new-minibatch":
         eval_batches = partial(task.sample, stream.child("evaluation"), batch_size=eval_batch_size, device=device)
     if not fixed:
-        return partial(
-            task.sample, stream.child("batches"), batch_size=sampler.grad_batch_size, device=device
+        return _fresh_batches(
+            task, stream.child("batches"), sampler.grad_batch_size, torch.device(device)
         ), eval_batches
     assert dataset is not None
     return _Shuffled(dataset, sampler.grad_batch_size, stream.child("order")), eval_batches
+
+
+def _fresh_batches(task: RegressionTask, stream: Stream, size: int, device: torch.device) -> Callable[[int], Batch]:
+    if device.type in ("cpu", "xla"):  # a lazy device would compile a batch's place among others into its graph
+        return partial(task.sample, stream, batch_size=size, device=device)
+    return MadeAhead(task, stream, size, device)
+
+
+class MadeAhead:
+    """Step -> the batch of `RegressionTask.sample`, made on an accelerator for many steps at a time: the generator is some hundred
+    small operations, however many numbers they make."""
+
+    def __init__(self, task: RegressionTask, stream: Stream, size: int, device: torch.device) -> None:
+        self._source = BatchSource([task], [stream], size, device)
+        self._ahead = torch.arange(self._source.steps_at_once, device=device)
+        self._made: tuple[int, Batch] | None = None
+
+    def __call__(self, step: int) -> Batch:
+        first = step - step % len(self._ahead)
+        if self._made is None or self._made[0] != first:
+            self._made = first, self._source(first + self._ahead)
+        xs, ys = self._made[1]
+        return xs[step - first, 0], ys[step - first, 0]
 
 
 class _Shuffled:
     """Step -> batch of a fixed data set in an order drawn anew at every pass; the last incomplete batch of a pass is
     left out.
 
-    The order is made on the host: devices sort ties differently, and numbers of 24 bits have some.
+    The order is made on the host, for devices sort ties differently, and numbers of 24 bits have some; it is copied to the device once
+    for a pass. A lazy device (xla), to which a place in it would be another graph, gets it batch by batch.
     """
 
     def __init__(self, dataset: Batch, batch_size: int, stream: Stream) -> None:
         self._xs, self._ys = dataset
+        self._place = torch.device("cpu") if self._xs.device.type == "xla" else self._xs.device
         self._batch_size = min(batch_size, len(self._xs))
         self._stream = stream
         self._pass = -1, torch.empty(0, dtype=torch.long)
@@ -157,7 +196,7 @@ class _Shuffled:
         # One tuple, replaced at once: worker threads in different passes each read a matching pair.
         current = self._pass
         if current[0] != epoch:
-            current = self._pass = epoch, self._stream.uniform(epoch, (len(self._xs),)).argsort()
+            current = self._pass = epoch, self._stream.uniform(epoch, (len(self._xs),)).argsort().to(self._place)
         chosen = current[1][index * self._batch_size : (index + 1) * self._batch_size].to(self._xs.device)
         return self._xs[chosen], self._ys[chosen]
 
@@ -184,22 +223,31 @@ def estimate_at_checkpoint(
     progress: Callable[[int, int], None] | None = None,
 ) -> LLCResult:
     """One estimate at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
-    sampler = config.sampler_config
+    (result,) = estimate_at_checkpoints(config, [weights], device, progress)
+    return result
+
+
+def estimate_at_checkpoints(
+    config: LLCConfig,
+    weights: Sequence[Mapping[str, Tensor]],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[LLCResult]:
+    """`estimate_at_checkpoint` at each of several checkpoints; the chains of more than one run as one batch.
+
+    Raises:
+        ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
+    """
     task = config.task_config.resolved().pretrain_task()
+    sampler = config.sampler_config
     seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
-    metrics = sampler.eval_metrics
-    if config.plotting_config.include_weights_pca and "weights" not in metrics:
-        metrics = (*metrics, "weights")  # which the figure is drawn from
+    sampler = sampler.model_copy(update={"init_seed": seed, "eval_metrics": config.metrics})
     batches, eval_batches = sampling_batches(task, sampler, seed, device)
-    return estimate_llc(
-        model_at(config, weights, device),
-        mse_loss,
-        batches,
-        sampler.model_copy(update={"init_seed": seed, "eval_metrics": metrics}),
-        eval_batches=eval_batches,
-        reference_loss=zero_predictor_loss(task),
-        progress=progress,
-    )
+    models = [model_at(config, each, device) for each in weights]
+    about = {"eval_batches": eval_batches, "reference_loss": zero_predictor_loss(task), "progress": progress}
+    if len(models) == 1:
+        return [estimate_llc(models[0], mse_loss, batches, sampler, **about)]
+    return estimate_llcs(models, mse_loss, batches, sampler, **about)
 
 
 def hessian_at_checkpoint(
@@ -218,6 +266,18 @@ def hessian_at_checkpoint(
     xs, ys = task.sample(Stream(sampler.init_seed or 0, "sampling").child("dataset"), 0, size, device)
     table = hessian_table(model_at(config, weights, device), xs, ys, sampler.num_evals)
     return {str(name): float(table[name].iloc[0]) for name in table.columns}
+
+
+def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
+    """How many checkpoints' chains run as one batch: as many as fit the memory of an accelerator, where a launch for all costs little more
+    than for one; one on a CPU, where chains of a single checkpoint fill the caches already."""
+    sampler = config.sampler_config.model_copy(update={"eval_metrics": config.metrics})
+    if torch.device(device).type == "cpu" or not can_share_a_batch(sampler):
+        return 1
+    task = config.task_config.resolved().pretrain_task()
+    batch = task.sample(Stream(0, "sampling"), 0, sampler.grad_batch_size, device)
+    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0).to(device)
+    return max(1, chains_that_fit(sampler, make_objective(model, mse_loss, sampler), batch) // sampler.num_chains)
 
 
 class _Stopped(Exception):
@@ -242,19 +302,22 @@ def estimate_over_run(
         recorded.
     """
     todo = [step for step in config.chosen_steps(checkpoints.steps()) if step not in set(done)]
-    for index, step in enumerate(todo):
+    size = checkpoints_at_once(config, device)
+    for start in range(0, len(todo), size):
+        steps = todo[start : start + size]
         if should_stop():
-            return len(todo) - index
+            return len(todo) - start
 
-        def report(now: int, total: int, index: int = index) -> None:
+        def report(now: int, total: int, start: int = start, share: int = len(steps)) -> None:
             if should_stop():
                 raise _Stopped
             if progress is not None:
-                progress(index * total + now, len(todo) * total)
+                progress(start * total + share * now, len(todo) * total)
 
         try:
-            result = estimate_at_checkpoint(config, checkpoints.load(step), device, report)
+            results = estimate_at_checkpoints(config, [checkpoints.load(step) for step in steps], device, report)
         except _Stopped:
-            return len(todo) - index
-        record(step, result)
+            return len(todo) - start
+        for step, result in zip(steps, results, strict=True):
+            record(step, result)
     return 0

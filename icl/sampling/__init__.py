@@ -1,8 +1,18 @@
 """Sampling around a trained model: the local learning coefficient, its relatives and their health."""
 
 from icl.sampling.config import SamplerConfig
-from icl.sampling.llc import estimate_llc
+from icl.sampling.llc import can_share_a_batch, estimate_llc, estimate_llcs
 from icl.sampling.presets import AUTOMATIC, CALIBRATED, PRESETS, PUBLISHED
 from icl.sampling.result import LLCResult
 
-__all__ = ["AUTOMATIC", "CALIBRATED", "PRESETS", "PUBLISHED", "LLCResult", "SamplerConfig", "estimate_llc"]
+__all__ = [
+    "AUTOMATIC",
+    "CALIBRATED",
+    "PRESETS",
+    "PUBLISHED",
+    "LLCResult",
+    "SamplerConfig",
+    "can_share_a_batch",
+    "estimate_llc",
+    "estimate_llcs",
+]

@@ -8,17 +8,18 @@ Shapes: E chains, N draws, P sampled parameters, T losses of one batch (tokens; 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from icl.devices import end_of_graph, torch_threads
+from icl.devices import chain_memory, end_of_graph, torch_threads
 from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
 from icl.sampling.config import SamplerConfig
-from icl.sampling.data import Plan, StepData, noise_blocks, token_weights_of
+from icl.sampling.data import Plan, StepData, shared_noise_blocks, token_weights_of
+from icl.sampling.objective import Batch, Objective
 
 Progress = Callable[[int, int], None]
 
@@ -48,12 +49,17 @@ class ChainRun:
         """(E,) which chains stayed finite to the end."""
         return self.lost_at == self.losses.shape[1]
 
+    def of_chains(self, chosen: slice) -> "ChainRun":
+        """What those chains left behind."""
+        return ChainRun(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
+
 
 def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = None) -> ChainRun:
     """Run one chain per seed, in groups that fit the configured memory, on the configured workers.
 
     Args:
-        seeds: a chain's noise is the stream (seed, "chain/noise").
+        seeds: a chain's noise is the stream (seed, "chain/noise"). Where the plan has several w*, the chains of the first come
+            first, and as many of each.
         progress: called with (steps done, steps in all), both summed over groups.
     """
     groups = list(_groups(plan, len(seeds)))
@@ -67,7 +73,11 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
                 progress(sum(done), total)
 
         chosen = groups[index]
-        return _run_group(plan, [seeds[i] for i in chosen], torch.tensor(chosen), tick)
+        indices = torch.tensor(chosen)
+        owners = None
+        if len(plan.anchors) > 1:
+            owners = (indices // (len(seeds) // len(plan.anchors))).to(plan.anchors.device)
+        return _run_group(plan, [seeds[i] for i in chosen], indices, owners, tick)
 
     if plan.config.cores == 1 or len(groups) == 1:
         alone = getattr(plan.objective, "brings_threads", False)
@@ -79,22 +89,29 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
             ThreadPoolExecutor(plan.config.cores, initializer=lambda: torch.set_num_threads(1)) as pool,
         ):
             runs = list(pool.map(run, range(len(groups))))
-    fields = ("losses", "batch_losses", "anchor_losses", "distances", "lost_at", "positions")
-    whole = {name: torch.cat([getattr(run, name) for run in runs]) for name in fields}
+    whole = {field.name: torch.cat([getattr(run, field.name) for run in runs]) for field in fields(ChainRun)}
     if plan.objective.anchor.device.type == "xla":
         # What is made of traces slices them where the numbers say: each time another graph. The host does not compile.
-        whole |= {name: whole[name].cpu() for name in fields if name != "positions"}
+        whole |= {name: value.cpu() for name, value in whole.items() if name != "positions"}
     return ChainRun(**whole)
 
 
 def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:
     """Chains per group: as many as fit the memory, no more than an equal share of the workers."""
-    # Position, momentum or preconditioner, gradient, noise block and temporaries: about twelve vectors of one chain live at once.
-    bytes_per_chain = 12 * plan.objective.anchor.numel() * plan.objective.anchor.element_size()
-    fitting = max(1, plan.config.max_memory_bytes // bytes_per_chain)
+    first = plan.batches(0, 0) if plan.config.independent_batches else plan.batches(0)
+    fitting = chains_that_fit(plan.config, plan.objective, first)
     size = min(fitting, -(-chains // plan.config.cores))
     for start in range(0, chains, size):
         yield list(range(start, min(start + size, chains)))
+
+
+def chains_that_fit(config: SamplerConfig, objective: Objective, batch: Batch) -> int:
+    """How many chains one group may hold; at least 1."""
+    bound = config.max_memory_bytes or chain_memory(objective.anchor.device)
+    # Position, momentum or preconditioner, gradient, noise block and temporaries: about twelve vectors of one chain live at once.
+    vectors = 12 * objective.anchor.numel() * objective.anchor.element_size()
+    for_backward = getattr(objective, "bytes_for_backward", lambda batch: 0)(batch)
+    return max(1, bound // (vectors + for_backward))
 
 
 def kernel_of(config: SamplerConfig) -> tuple[ModuleType, Any]:
@@ -119,11 +136,13 @@ def kernel_of(config: SamplerConfig) -> tuple[ModuleType, Any]:
             return langevin, langevin.LangevinConfig(**shared, friction=config.friction)
 
 
-def _run_group(plan: Plan, seeds: Sequence[int], indices: Tensor, tick: Callable[[int], None]) -> ChainRun:
+def _run_group(
+    plan: Plan, seeds: Sequence[int], indices: Tensor, owners: Tensor | None, tick: Callable[[int], None]
+) -> ChainRun:
     config, objective = plan.config, plan.objective
-    anchor = objective.anchor.expand(len(seeds), -1)
+    anchor = plan.anchors.expand(len(seeds), -1) if owners is None else plan.anchors[owners]
     kernel, constants = kernel_of(config)
-    noises = noise_blocks(seeds, config.num_steps + 1, anchor)
+    noises = shared_noise_blocks(seeds, config.num_steps + 1, anchor)
     assert config.step_size is not None, "run_chains needs a step size; `icl.sampling.tuning` finds one"
     epsilon = torch.full_like(anchor[:, :1], config.step_size)
     state = kernel.init(constants, anchor, epsilon, next(noises))
@@ -131,7 +150,7 @@ def _run_group(plan: Plan, seeds: Sequence[int], indices: Tensor, tick: Callable
 
     losses, batch_losses, anchor_losses, distances = [], [], [], []
     for step in range(config.num_steps):
-        data = StepData(plan, step, seeds)
+        data = StepData(plan, step, seeds, owners)
         loss, gradient = data.losses_and_gradients(state.position, token_weights(step))
         moved = kernel.step(constants, state, gradient, next(noises))
         draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)

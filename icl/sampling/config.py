@@ -90,8 +90,9 @@ class SamplerConfig(Settings):
     """Batches that L(w*) is averaged over. None: the very batches of the draws, which cancels their noise; see `estimate_llc`."""
     cores: int = Field(default=1, ge=1)
     """CPU worker threads, each of which runs whole groups of chains."""
-    max_memory_bytes: int = Field(default=2**31, ge=1)
-    """Bound on what the chains of one group, their noise and a kept weight trace occupy; it decides how many chains make one group."""
+    max_memory_bytes: int | None = Field(default=None, ge=1)
+    """Bound on what the chains of one group take (weights, noise, and what a backward pass keeps of each), and on a kept weight trace; it
+    decides how many chains make one group. None: 2 GiB, and for groups on an accelerator half of what is free there."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -48,11 +48,11 @@ class Evaluation:
         assert isinstance(total, Tensor)
         return total / sum(sizes)
 
-    def anchor_losses(self, objective: Objective, draw: int) -> Tensor:
-        """Mean losses (1, T) of w* over the draw's batches."""
+    def anchor_losses(self, objective: Objective, draw: int, anchors: Tensor) -> Tensor:
+        """Mean losses (C, T) of every w* over the draw's batches."""
         if self._anchor_losses is not None:
             return self._anchor_losses
-        losses = self.losses(objective, draw, objective.anchor[None])
+        losses = self.losses(objective, draw, anchors)
         if self._constant:
             self._anchor_losses = losses
         return losses
@@ -67,17 +67,22 @@ def num_samples(batch: Batch) -> int:
 
 
 class AnchorLosses:
-    """Batch -> losses (1, T) of w*; the last batch is remembered, so that data which never change cost one evaluation."""
+    """Batch -> losses (C, T) of every w*; the last batch is remembered, so that data which never change cost one evaluation.
 
-    def __init__(self, objective: Objective) -> None:
+    Args:
+        anchors: (C, P), several w* under one objective; None: the objective's own.
+    """
+
+    def __init__(self, objective: Objective, anchors: Tensor | None = None) -> None:
         self._objective = objective
+        self.anchors = objective.anchor[None] if anchors is None else anchors
         self._last: tuple[Batch, Tensor] | None = None
 
     def __call__(self, batch: Batch) -> Tensor:
         last = self._last
         if last is None or last[0] is not batch:
             # One tuple, replaced at once: worker threads may race to write it and all read a matching pair.
-            last = self._last = (batch, self._objective.losses(self._objective.anchor[None], batch))
+            last = self._last = (batch, self._objective.losses(self.anchors, batch))
         return last[1]
 
 
@@ -99,13 +104,23 @@ class Plan:
     pair: bool = True
     recorders: tuple[Recorder, ...] = ()
 
+    @property
+    def anchors(self) -> Tensor:
+        """(C, P): the w* of the models that are sampled; one, unless several share the batch."""
+        return self.anchor_losses.anchors
+
 
 class StepData:
-    """The batches of one step: one for all chains, or one for each."""
+    """The batches of one step: one for all chains, or one for each.
 
-    def __init__(self, plan: Plan, step: int, seeds: Sequence[int]) -> None:
+    Args:
+        owners: (E,) which of several w* each chain started from; None: there is one.
+    """
+
+    def __init__(self, plan: Plan, step: int, seeds: Sequence[int], owners: Tensor | None = None) -> None:
         self._plan = plan
         self._chains = len(seeds)
+        self._owners = owners
         independent = plan.config.independent_batches
         self._batches = [plan.batches(step, seed) for seed in seeds] if independent else [plan.batches(step)]
 
@@ -123,8 +138,7 @@ class StepData:
 
     def anchor_losses(self) -> Tensor:
         """Losses (E, T) of w* on this step's data."""
-        losses = torch.cat([self._plan.anchor_losses(batch) for batch in self._batches])
-        return losses.expand(self._chains, -1)
+        return self._of_each_chain(torch.cat([self._plan.anchor_losses(batch) for batch in self._batches]))
 
     def anchor_losses_of_draw(self, draw: int) -> Tensor:
         """Losses (E, T) of w* where the draw's loss was taken; (E, 0) if they are not asked for."""
@@ -132,8 +146,11 @@ class StepData:
         if not self._plan.pair:
             return objective.anchor.new_zeros(self._chains, 0)
         if self._plan.evaluation is not None:
-            return self._plan.evaluation.anchor_losses(objective, draw).expand(self._chains, -1)
+            return self._of_each_chain(self._plan.evaluation.anchor_losses(objective, draw, self._plan.anchors))
         return self.anchor_losses()
+
+    def _of_each_chain(self, losses: Tensor) -> Tensor:
+        return losses.expand(self._chains, -1) if self._owners is None else losses[self._owners]
 
 
 def token_weights_of(plan: Plan) -> Callable[[int], Tensor | None]:
@@ -170,6 +187,16 @@ def noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, purpose: str = 
     for start in range(0, steps, block):
         numbers = torch.arange(start, min(start + block, steps)).to(like.device)
         yield from normals(keys, numbers, like.shape[1]).to(like.dtype).unbind(dim=1)
+
+
+def shared_noise_blocks(seeds: Sequence[int], steps: int, like: Tensor) -> Iterator[Tensor]:
+    """`noise_blocks`, with the noise of chains of one seed made once: those of several models, chain by chain."""
+    own = list(dict.fromkeys(seeds))
+    blocks = noise_blocks(own, steps, like[: len(own)])
+    if len(own) == len(seeds):
+        return blocks
+    place = torch.tensor([own.index(seed) for seed in seeds], device=like.device)
+    return (noise[place] for noise in blocks)
 
 
 def _block_size(device: torch.device) -> int:

@@ -14,8 +14,10 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
+from icl.model import InContextRegressionTransformer
 from icl.sampling.chains import Progress, run_chains
 from icl.sampling.config import SamplerConfig
 from icl.sampling.data import AnchorLosses, BatchSource, Evaluation, Plan, Recorder
@@ -28,6 +30,9 @@ from icl.sampling.tuning import tune
 from icl.sampling.verdict import noise_heating
 
 logger = logging.getLogger(__name__)
+
+TRACE_BYTES = 2**31
+"""What a kept weight trace may take where nobody said: the same everywhere, for it decides which draws are kept."""
 
 
 def estimate_llc(
@@ -89,16 +94,73 @@ def estimate_llc_of(
     progress: Progress | None = None,
 ) -> LLCResult:
     """`estimate_llc` for an objective that is already made; see there."""
+    (result,) = _estimate(
+        [objective], batches, config, eval_batches, reference_loss, sample_objective, recorders, progress
+    )
+    return result
+
+
+def estimate_llcs(
+    models: Sequence[InContextRegressionTransformer],
+    loss_fn: LossFunction,
+    batches: BatchSource,
+    config: SamplerConfig,
+    *,
+    eval_batches: BatchSource | Sequence[Batch] | None = None,
+    reference_loss: float | None = None,
+    progress: Progress | None = None,
+) -> list[LLCResult]:
+    """`estimate_llc` of several transformers of one shape under `icl.evals.mse_loss`, all their chains in one batch.
+
+    Each sees the data and the noise of its own estimate, so that results agree to the rounding of batched arithmetic. It pays on
+    accelerators; `can_share_a_batch` says for which settings it is possible.
+
+    Raises:
+        ValueError: a model, a loss or settings that cannot share a batch; or see `estimate_llc`.
+    """
+    objectives = [make_objective(model, loss_fn, config) for model in models]
+    if not can_share_a_batch(config) or not all(isinstance(each, TransformerObjective) for each in objectives):
+        raise ValueError("these models or settings cannot share a batch; use estimate_llc on one model after the other")
+    return _estimate(objectives, batches, config, eval_batches, reference_loss, None, (), progress)
+
+
+def can_share_a_batch(config: SamplerConfig) -> bool:
+    """Whether chains of several models may run as one batch: all weights are sampled, with given constants, on shared data, and nothing
+    but losses is recorded."""
+    everything = tuple(config.include) == ("**",) and not config.exclude
+    metrics = {"likelihood-derived", "batch-loss", "hessian"}
+    return (
+        everything
+        and config.step_size is not None
+        and not config.independent_batches
+        and metrics >= {*config.eval_metrics}
+    )
+
+
+def _estimate(
+    objectives: Sequence[Objective],
+    batches: BatchSource | Iterable[Batch],
+    config: SamplerConfig,
+    eval_batches: BatchSource | Sequence[Batch] | None,
+    reference_loss: float | None,
+    sample_objective: Losses | None,
+    recorders: Sequence[Recorder],
+    progress: Progress | None,
+) -> list[LLCResult]:
+    """One estimate for every objective; they differ in w* alone, and what is recorded besides losses is recorded of a single one."""
     if config.num_burn_in is not None:
         logger.info(
             "num_burn_in=%d is ignored, as in the published runs; num_burnin_steps is the burn-in", config.num_burn_in
         )
+    objective, anchors = objectives[0], torch.stack([each.anchor for each in objectives])
     seed = secrets.randbelow(2**31) if config.init_seed is None else config.init_seed
     source = _as_source(batches, config.independent_batches)
     evaluation = _evaluation(config, source, eval_batches)
     trace = None
     if {"weights", "covariance"} & set(config.eval_metrics):
-        trace = WeightTrace(config.num_chains, config.num_draws, objective.anchor, config.max_memory_bytes)
+        trace = WeightTrace(
+            config.num_chains, config.num_draws, objective.anchor, config.max_memory_bytes or TRACE_BYTES
+        )
     fluctuation = None
     if "singular-fluctuation" in config.eval_metrics:
         if sample_objective is None and isinstance(objective, TransformerObjective):
@@ -111,7 +173,7 @@ def estimate_llc_of(
         config,
         objective,
         source,
-        AnchorLosses(objective),
+        AnchorLosses(objective, anchors),
         evaluation,
         pair=config.num_init_loss_batches is None,
         recorders=(*recorders, *(recorder for recorder in (trace, fluctuation) if recorder is not None)),
@@ -123,23 +185,26 @@ def estimate_llc_of(
             update={"sampling_method": "langevin", "epsilon": tuned.epsilon, "gamma": tuned.gamma, "init_seed": seed}
         )
         plan = replace(plan, config=config)
-    run = run_chains(plan, [seed + chain for chain in range(config.num_chains)], progress)
+    seeds = [seed + chain for chain in range(config.num_chains)]
+    run = run_chains(plan, seeds * len(objectives), progress)
     if config.num_init_loss_batches is not None:
-        init = _mean_init_losses(objective, source, eval_batches, config).to(run.losses.device)
-        run_init = init.expand(*run.losses.shape)
-    else:
-        run_init = run.anchor_losses
-    return summarise_chains(
-        config,
-        run,
-        run_init,
-        seed=seed,
-        reference_loss=reference_loss,
-        noise_heating=noise_heating(config, plan, run.positions[run.healthy]),
-        tuned=tuned,
-        weights=trace,
-        singular_fluctuation=None if fluctuation is None else fluctuation.estimate(config.inverse_temperature),
-    )
+        init = _mean_init_losses(objective, anchors, source, eval_batches, config).to(run.losses.device)
+        run = replace(run, anchor_losses=init.repeat_interleave(len(seeds), 0)[:, None].expand_as(run.losses))
+    parts = [run.of_chains(slice(start, start + len(seeds))) for start in range(0, len(run.losses), len(seeds))]
+    return [
+        summarise_chains(
+            config,
+            part,
+            part.anchor_losses,
+            seed=seed,
+            reference_loss=reference_loss,
+            noise_heating=noise_heating(config, plan, part.positions[part.healthy]),
+            tuned=tuned,
+            weights=trace,
+            singular_fluctuation=None if fluctuation is None else fluctuation.estimate(config.inverse_temperature),
+        )
+        for part in parts
+    ]
 
 
 def _as_source(batches: BatchSource | Iterable[Batch], independent: bool) -> BatchSource:
@@ -190,13 +255,15 @@ def _indexed(
 
 
 def _mean_init_losses(
-    objective: Objective, source: BatchSource, eval_batches: BatchSource | Sequence[Batch] | None, config: SamplerConfig
+    objective: Objective,
+    anchors: Tensor,
+    source: BatchSource,
+    eval_batches: BatchSource | Sequence[Batch] | None,
+    config: SamplerConfig,
 ) -> Tensor:
-    """Mean losses (T,) of w* over the configured number of batches."""
+    """Mean losses (C, T) of every w* over the configured number of batches."""
     at = _indexed(config, source, eval_batches)
     assert config.num_init_loss_batches is not None
-    total = sum(
-        objective.losses(objective.anchor[None], at(i))[0].double() for i in range(config.num_init_loss_batches)
-    )
+    total = sum(objective.losses(anchors, at(i)).double() for i in range(config.num_init_loss_batches))
     assert isinstance(total, Tensor)
     return total / config.num_init_loss_batches

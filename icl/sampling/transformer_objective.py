@@ -14,7 +14,7 @@ from torch.func import grad_and_value, vmap
 from icl.engine import choose_path
 from icl.model import InContextRegressionTransformer, TransformerShape, parameter_layout, predict, unflatten
 from icl.sampling.config import SamplerConfig
-from icl.sampling.objective import LossFunction, ModuleObjective, Objective
+from icl.sampling.objective import LossFunction, ModuleObjective, Objective, bytes_for_backward
 from icl.sampling.patterns import select
 
 Batch = tuple[Tensor, Tensor]
@@ -73,6 +73,12 @@ class TransformerObjective:
         with torch.enable_grad():
             gradients, (_, losses) = vmap(grad_and_value(driven, has_aux=True))(positions)
         return losses.detach(), gradients.detach()
+
+    def bytes_for_backward(self, batch: Batch) -> int:
+        """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
+        if self._one_by_one:
+            return 0
+        return bytes_for_backward(lambda position: self._token_losses(self._full(position), *batch), self.anchor)
 
     def sequence_losses(self, positions: Tensor, batch: Batch) -> Tensor:
         """Losses (E, B) of the sequences, each the mean over its tokens of (prediction − y)²."""
