@@ -10,8 +10,8 @@ measured peak of float32 matrix products and the device's name go to benchmarks/
 """
 
 import argparse
+import math
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -26,9 +26,8 @@ from icl.ensemble import BLOCK, EnsembleStep
 from icl.estimation import sampling_batches
 from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters
-from icl.sampling import PUBLISHED
-from icl.sampling.chains import run_chains
-from icl.sampling.data import AnchorLosses, Plan
+from icl.sampling import PUBLISHED, estimate_llcs
+from icl.sampling.chains import chains_that_fit
 from icl.sampling.transformer_objective import make_objective
 from icl.tasks import RegressionTask
 from icl.training import data_stream
@@ -121,28 +120,29 @@ def training_config(seed: int, sizes: Sizes) -> TrainingConfig:
     return TrainingConfig.parse(data).resolved()
 
 
-def time_sampling(device: torch.device, sizes: Sizes, draws: int) -> float:
-    """Seconds per step of all chains of one checkpoint."""
+def time_sampling(device: torch.device, sizes: Sizes, draws: int) -> tuple[float, int]:
+    """Seconds per step of the chains of all checkpoints that fit the device at once, and how many those are."""
+    law = RegressionTask(4, 8, cases.NOISE_VARIANCE)
+    config = PUBLISHED.model_copy(
+        update={
+            "num_chains": sizes.chains, "grad_batch_size": sizes.sample_batch, "eval_dataset_size": sizes.dataset, "init_seed": 0,
+        }
+    )  # fmt: skip
+    models = [
+        InContextRegressionTransformer(**asdict(cases.PAPER), seed=seed).to(device) for seed in range(sizes.checkpoints)
+    ]
+    batches = sampling_batches(law, config, 0, device)[0]
+    fitting = chains_that_fit(config, make_objective(models[0], mse_loss, config), batches(0))
+    together = min(sizes.checkpoints, max(1, fitting // sizes.chains))
 
-    def work(count: int) -> Callable[[], object]:
-        config = PUBLISHED.model_copy(
-            update={
-                "num_chains": sizes.chains, "num_draws": count, "grad_batch_size": sizes.sample_batch, "eval_dataset_size": sizes.dataset,
-            }
-        )  # fmt: skip
-        model = InContextRegressionTransformer(**asdict(cases.PAPER), seed=0).to(device)
-        objective = make_objective(model, mse_loss, config)
-        law = RegressionTask(4, 8, cases.NOISE_VARIANCE)
-        plan = Plan(config, objective, sampling_batches(law, config, 0, device)[0], AnchorLosses(objective), pair=False)
-        return lambda: run_chains(plan, range(sizes.chains))
+    def work(count: int) -> None:
+        estimate_llcs(models[:together], mse_loss, batches, config.model_copy(update={"num_draws": count}))
+        wait_for(device)
 
-    work(3)()
-    timed = work(draws)
-    wait_for(device)
+    work(3)
     start = time.perf_counter()
-    timed()
-    wait_for(device)
-    return (time.perf_counter() - start) / draws
+    work(draws)
+    return (time.perf_counter() - start) / draws, together
 
 
 def measure(device: torch.device, sizes: Sizes, train_steps: int, draws: int) -> pd.DataFrame:
@@ -154,6 +154,8 @@ def measure(device: torch.device, sizes: Sizes, train_steps: int, draws: int) ->
     )
     peak = peak_flops(device, 512 if sizes is SHORT else 8192)
     rows = []
+    sampling_s, together = time_sampling(device, sizes, draws)
+    print(f"chains of {together} checkpoints at once", flush=True)
     for what, step_s, steps, timed, flops in (
         (
             f"{sizes.seeds} seeds x {sizes.train_steps} steps", time_training(device, sizes, train_steps), sizes.train_steps,
@@ -161,8 +163,8 @@ def measure(device: torch.device, sizes: Sizes, train_steps: int, draws: int) ->
         ),
         (
             f"LLC of {sizes.checkpoints} checkpoints x {sizes.chains} chains x {sizes.draws} draws",
-            time_sampling(device, sizes, draws), sizes.checkpoints * sizes.draws, draws,
-            sizes.chains * cases.step_flops(cases.PAPER, sizes.sample_batch),
+            sampling_s, math.ceil(sizes.checkpoints / together) * sizes.draws, draws,
+            together * sizes.chains * cases.step_flops(cases.PAPER, sizes.sample_batch),
         ),
     ):  # fmt: skip
         rows.append(
