@@ -21,6 +21,7 @@ from icl.native.build import NativeUnavailable
 from icl.native.transformer import NativeTransformer
 
 LossAndGrad = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 Native = Literal["auto", "never", "require"]
 
 WIDE = 512
@@ -67,11 +68,13 @@ class Path:
         name: "native" (compiled C++ kernel) or "torch".
         reason: one line for `icl doctor`.
         run: the callable itself.
+        predict: (flat (P,), xs, ys) -> predictions (B, K, 1), without a gradient.
     """
 
     name: Literal["native", "torch"]
     reason: str
     run: LossAndGrad
+    predict: Predict
 
 
 def choose_path(
@@ -92,10 +95,14 @@ def choose_path(
     def by_torch(flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
         return loss_and_grad(shape, flat, xs, ys)
 
+    @torch.no_grad()
+    def predict_by_torch(flat: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        return predict(shape, unflatten(shape, flat), xs, ys)
+
     def refuse(reason: str) -> Path:
         if native == "require":
             raise NativeUnavailable(reason)
-        return Path("torch", reason, by_torch)
+        return Path("torch", reason, by_torch, predict_by_torch)
 
     if native == "never":
         return refuse("the native kernel was not wanted")
@@ -111,7 +118,10 @@ def choose_path(
     def by_kernel(flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
         return kernel(flat, xs, ys) if flat.dtype == torch.float32 else by_torch(flat, xs, ys)
 
-    return Path("native", f"compiled C++ kernel, {kernel.threads} thread(s)", by_kernel)
+    def predict_by_kernel(flat: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        return (kernel.predict if flat.dtype == torch.float32 else predict_by_torch)(flat, xs, ys)
+
+    return Path("native", f"compiled C++ kernel, {kernel.threads} thread(s)", by_kernel, predict_by_kernel)
 
 
 def make_loss_and_grad(

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from icl.baselines import Predictor, dmmse_predictor, ridge_predictor
 from icl.config import TrainingConfig
-from icl.model import predict
+from icl.engine import Predict, choose_path
+from icl.model import flatten, parameter_layout
 from icl.streams import Stream
 from icl.tasks import RegressionTask, label
 
@@ -65,14 +66,20 @@ class _FixedBatch:
     """(B, 1): 1..K, the subsequence that `mse_subsequence` looks at."""
 
 
-def make_evaluator(config: TrainingConfig, device: torch.device | str = "cpu") -> Callable[[Weights], Metrics]:
+def make_evaluator(
+    config: TrainingConfig, device: torch.device | str = "cpu", predict: Predict | None = None
+) -> Callable[[Weights], Metrics]:
     """The metrics logged during training, as a function of the weights; seeds must be resolved.
 
     The batches are functions of `true_seed` and hold `eval_batch_size` sequences each. For Gaussian training tasks
     dMMSE does not exist and ridge takes its place, so that `delta_dmmse` equals `delta_ridge`, as in the reference
     code.
+
+    Args:
+        predict: how to run the model (`icl.engine.Path.predict`); None: by PyTorch.
     """
-    task, shape = config.task_config, config.task_config.shape
+    task = config.task_config
+    predict = predict or choose_path(task.shape, device, native="never").predict
     pretrain = task.pretrain_task()
     ridge = partial(ridge_predictor, noise_variance=task.noise_variance)
     dmmse = ridge
@@ -90,9 +97,9 @@ def make_evaluator(config: TrainingConfig, device: torch.device | str = "cpu") -
 
     def evaluate(weights: Weights) -> Metrics:
         metrics: Metrics = {}
-        with torch.no_grad():
-            for batch in batches:
-                metrics |= _metrics_on(batch, predict(shape, weights, batch.xs, batch.ys))
+        flat = flatten({name: weights[name].detach() for name in parameter_layout(task.shape)})
+        for batch in batches:
+            metrics |= _metrics_on(batch, predict(flat, batch.xs, batch.ys))
         return metrics | {"weight/norm": weight_norm(weights)}
 
     return evaluate

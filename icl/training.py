@@ -17,7 +17,7 @@ from torch import Tensor
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.devices import torch_threads
-from icl.engine import LossAndGrad, choose_path
+from icl.engine import Path, choose_path
 from icl.evals import make_evaluator
 from icl.model import flatten, initial_parameters, unflatten
 from icl.optimizers import FlatOptimizer
@@ -85,14 +85,14 @@ def train(
         return train_ensemble([config], [checkpoints], [tracker], device, on_step, should_stop)[0]
     path = choose_path(config.task_config.shape, device, threads)
     with torch_threads(1 if path.name == "native" else threads):
-        return _train_on_cpu(config, checkpoints, tracker, path.run, on_step, should_stop)
+        return _train_on_cpu(config, checkpoints, tracker, path, on_step, should_stop)
 
 
 def _train_on_cpu(
     config: TrainingConfig,
     checkpoints: Checkpoints,
     tracker: Tracker,
-    loss_and_grad: LossAndGrad,
+    path: Path,
     on_step: Progress | None,
     should_stop: Callable[[], bool],
 ) -> TrainingOutcome:
@@ -106,7 +106,7 @@ def _train_on_cpu(
     flat = tensors.pop("flat") if tensors else flatten(initial_parameters(shape, task.model_seed))
     optimizer = FlatOptimizer(config.optimizer_config, flat)
     optimizer.restore(tensors)
-    evaluate = make_evaluator(config)
+    evaluate = make_evaluator(config, predict=path.predict)
     checkpoint_at, log_at = set(config.checkpoint_steps()), set(config.logging_steps())
     metadata = {"config": config.model_dump_json()}
     summary: Mapping[str, float] = {}
@@ -117,7 +117,7 @@ def _train_on_cpu(
     saved = step
     while step < config.num_steps and not should_stop():
         xs, ys = law.sample(stream, step, config.batch_size)
-        token_losses, gradient = loss_and_grad(flat.detach(), xs, ys)
+        token_losses, gradient = path.run(flat.detach(), xs, ys)
         loss = float(token_losses.mean())
         if not math.isfinite(loss):
             raise TrainingDiverged(

@@ -153,6 +153,26 @@ def test_native_at_the_training_batch_is_within_1e_6_of_float64():
         assert (unflatten(PAPER, gradient)[name] - exact).abs().max() <= 1e-6 * exact.abs().max(), name
 
 
+@SHAPES
+@pytest.mark.parametrize("batch", [1, 19])
+@pytest.mark.parametrize("native", [pytest.param("require", marks=needs_compiler), "never"])
+def test_predictions_equal_float64_to_rounding(shape, batch, native):
+    def exact(flat: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        return predict_with_activations(shape, unflatten(shape, flat.double()), xs.double(), ys.double())[0]
+
+    for examples in {shape.max_examples, (shape.max_examples + 1) // 2}:
+        inputs = problem(shape, batch, examples)
+        names = ("w", "xs", "ys")
+        moved = [
+            exact(*(perturbed(each.double(), name, draw) for name, each in zip(names, inputs, strict=True)))
+            for draw in range(8)
+        ]
+        rounding = max(float((each - exact(*inputs)).abs().max()) for each in moved)
+        predictions = choose_path(shape, threads=2, native=native).predict(*inputs)
+        assert predictions.shape == (batch, examples, 1)
+        assert float((predictions - exact(*inputs)).abs().max()) <= STABLE * rounding
+
+
 @needs_compiler
 @pytest.mark.parametrize("batch", [3, 131, 257])
 def test_bits_do_not_depend_on_threads(batch):

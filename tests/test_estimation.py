@@ -119,7 +119,7 @@ def vectorised(monkeypatch):
 
     def make_vectorised(self, *arguments):
         make(self, *arguments)
-        self._one_by_one = self._native = False
+        self._one_by_one = False
 
     monkeypatch.setattr(TransformerObjective, "__init__", make_vectorised)
 
@@ -208,7 +208,7 @@ from icl.tasks import RegressionTask
 torch.set_num_threads(1)
 bound, size = 400 * 2**20, 128
 objective = make_objective(InContextRegressionTransformer(4, 8, 64, 64, 4, 2, seed=0), mse_loss, SamplerConfig())
-objective._one_by_one = objective._native = False
+objective._one_by_one = False
 batch = RegressionTask(4, 8, 0.125).sample(Stream(0, "memory"), 0, size)
 chains = chains_that_fit(SamplerConfig(max_memory_bytes=bound), objective, batch)
 objective.losses_and_gradients(objective.anchor.expand(1, -1).clone(), batch)

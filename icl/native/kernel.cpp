@@ -1,4 +1,5 @@
-// Loss and gradient of the in-context regression transformer, forward and backward in one pass over cache-sized tiles.
+// Loss and gradient of the in-context regression transformer, forward and backward in one pass over cache-sized tiles; and
+// its predictions alone.
 //
 // One SIMD lane is one sequence. A tile holds LANES sequences, and every activation is an array of vectors indexed
 // [channel][token], so that the code below reads like the program for a single sequence: softmax, layer norm and causal
@@ -527,12 +528,16 @@ void forward(Scratch& w, const Weights& folded, const float* params, int K) {
     normalise(w.final_normed, w.final_rstd, w.stream, K);
 }
 
+INLINE vec prediction(const Scratch& w, const Weights& folded, int k) {
+    vec sum = splat(folded.head_bias);
+    for (int c = 0; c < C; c++) sum += folded.head[c] * w.final_normed[c][k];
+    return sum;
+}
+
 // Squared errors, and the gradient of their mean with respect to the stream after the last block.
 void score(Scratch& w, const Weights& folded, float scale, int K) {
     for (int k = 0; k < K; k++) {
-        vec prediction = splat(folded.head_bias);
-        for (int c = 0; c < C; c++) prediction += folded.head[c] * w.final_normed[c][k];
-        const vec error = (prediction - w.y[k]) * w.valid, grad = 2.0f * scale * error;
+        const vec error = (prediction(w, folded, k) - w.y[k]) * w.valid, grad = 2.0f * scale * error;
         w.sums.losses[k] += error * error;
         w.sums.head_bias += grad;
         for (int c = 0; c < C; c++) {
@@ -717,6 +722,25 @@ constexpr size_t aligned() {
     return (sizeof(T_) + 63) / 64 * 64;
 }
 
+// work(slice, scratch, first sequence, end) for every slice of the batch, on so many threads.
+template <class Work>
+void for_slices(int64_t batch, int threads, char* scratches, const Work& work) {
+    const int64_t tiles = (batch + LANES - 1) / LANES;
+    std::atomic<int> next{0};
+    const auto take = [&](int thread) {
+        Scratch& scratch = *reinterpret_cast<Scratch*>(scratches + thread * aligned<Scratch>());
+        for (int s; (s = next++) < SLICES;) work(s, scratch, s * tiles / SLICES * LANES, (s + 1) * tiles / SLICES * LANES);
+    };
+    std::vector<std::thread> others;
+    try {
+        for (int thread = 1; thread < threads; thread++) others.emplace_back(take, thread);
+    } catch (const std::system_error&) {
+        // No more threads to be had: those that run, and this one, do all the slices.
+    }
+    take(0);
+    for (auto& other : others) other.join();
+}
+
 void reduce_lanes(float* to, const vec* from, size_t count) {
     for (size_t i = 0; i < count; i++) to[i] = sum_lanes(from[i]);
 }
@@ -761,23 +785,10 @@ void loss_and_grad(const float* params, const float* xs, const float* ys, int64_
     char *slices = workspace + aligned<Weights>(), *scratches = slices + SLICES * aligned<Gradients>();
     float slice_losses[SLICES][KMAX];
     fold(folded, params, K);
-
-    const int64_t tiles = (batch + LANES - 1) / LANES;
-    std::atomic<int> next{0};
-    const auto work = [&](int thread) {
-        Scratch& scratch = *reinterpret_cast<Scratch*>(scratches + thread * aligned<Scratch>());
-        for (int s; (s = next++) < SLICES;)
-            run_slice(scratch, *reinterpret_cast<Gradients*>(slices + s * aligned<Gradients>()), slice_losses[s],
-                      folded, params, xs, ys, s * tiles / SLICES * LANES, (s + 1) * tiles / SLICES * LANES, batch, K);
-    };
-    std::vector<std::thread> others;
-    try {
-        for (int thread = 1; thread < threads; thread++) others.emplace_back(work, thread);
-    } catch (const std::system_error&) {
-        // No more threads to be had: those that run, and this one, do all the slices.
-    }
-    work(0);
-    for (auto& other : others) other.join();
+    for_slices(batch, threads, scratches, [&](int s, Scratch& scratch, int64_t begin, int64_t end) {
+        run_slice(scratch, *reinterpret_cast<Gradients*>(slices + s * aligned<Gradients>()), slice_losses[s], folded,
+                  params, xs, ys, begin, end, batch, K);
+    });
 
     float* total = reinterpret_cast<float*>(slices);
     for (int s = 1; s < SLICES; s++) {
@@ -790,5 +801,23 @@ void loss_and_grad(const float* params, const float* xs, const float* ys, int64_
         losses[k] = float(loss / double(batch));
     }
     unfold(grad, *reinterpret_cast<Gradients*>(slices), folded, params, K);
+}
+
+// predictions (B,K); the rest as above.
+void predictions(const float* params, const float* xs, const float* ys, int64_t batch, int K, int threads,
+                 char* workspace, float* out) {
+    Weights& folded = *reinterpret_cast<Weights*>(workspace);
+    fold(folded, params, K);
+    char* scratches = workspace + aligned<Weights>() + SLICES * aligned<Gradients>();
+    for_slices(batch, threads, scratches, [&](int, Scratch& scratch, int64_t begin, int64_t end) {
+        for (int64_t first = begin; first < end; first += LANES) {
+            load(scratch, xs, ys, first, batch, K);
+            forward(scratch, folded, params, K);
+            for (int k = 0; k < K; k++) {
+                const vec value = prediction(scratch, folded, k);
+                for (int lane = 0; lane < LANES && first + lane < batch; lane++) out[(first + lane) * K + k] = value[lane];
+            }
+        }
+    });
 }
 }

@@ -1,10 +1,11 @@
-"""The transformer's loss and gradient by the compiled kernel of kernel.cpp.
+"""The transformer's loss and gradient, and its predictions, by the compiled kernel of kernel.cpp.
 
 Shapes: B batch, K examples, D task dimension, P parameters.
 """
 
 import ctypes
 import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -49,13 +50,25 @@ class NativeTransformer:
         if library.parameter_count() != shape.num_parameters:
             raise NativeUnavailable("the kernel's parameter layout is not the model's")
         self._size = library.workspace_size(threads) + _ALIGNMENT
-        self._run = library.loss_and_grad
+        self._loss_and_grad, self._predictions = library.loss_and_grad, library.predictions
         pointer = ctypes.c_void_p
-        self._run.argtypes = [pointer] * 3 + [ctypes.c_int64, ctypes.c_int, ctypes.c_int] + [pointer] * 3
-        self._run.restype = None
+        shared = [pointer] * 3 + [ctypes.c_int64, ctypes.c_int, ctypes.c_int, pointer]
+        self._loss_and_grad.argtypes, self._predictions.argtypes = [*shared, pointer, pointer], [*shared, pointer]
+        self._loss_and_grad.restype = self._predictions.restype = None
         self._local = threading.local()
 
     def __call__(self, flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+        losses, gradient = torch.empty(xs.shape[1]), torch.empty_like(flat.detach())
+        self._call(self._loss_and_grad, flat, xs, ys, losses, gradient)
+        return losses, gradient
+
+    def predict(self, flat: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
+        """Predictions (B, K, 1), equal to `icl.model.predict` to rounding."""
+        predictions = torch.empty(*xs.shape[:2], 1)
+        self._call(self._predictions, flat, xs, ys, predictions)
+        return predictions
+
+    def _call(self, function: Callable[..., None], flat: Tensor, xs: Tensor, ys: Tensor, *results: Tensor) -> None:
         flat, xs, ys = (tensor.detach().contiguous() for tensor in (flat, xs, ys))
         batch, examples, task_size = xs.shape
         fits = task_size == self.shape.task_size and 1 <= examples <= self.shape.max_examples
@@ -67,12 +80,10 @@ class NativeTransformer:
         for tensor in (flat, xs, ys):
             if tensor.dtype != torch.float32 or tensor.device.type != "cpu":
                 raise ValueError(f"the native kernel needs float32 on cpu, got {tensor.dtype} on {tensor.device}")
-        losses, gradient = torch.empty(examples), torch.empty_like(flat)
-        self._run(
+        function(
             flat.data_ptr(), xs.data_ptr(), ys.data_ptr(), batch, examples, self.threads,
-            self._workspace(), losses.data_ptr(), gradient.data_ptr(),
+            self._workspace(), *(result.data_ptr() for result in results),
         )  # fmt: skip
-        return losses, gradient
 
     def _workspace(self) -> int:
         """Address of this Python thread's scratch memory, kept between calls."""

@@ -157,8 +157,8 @@ class ModuleObjective:
 
 
 def bytes_for_backward(losses: Callable[[Tensor], Tensor], weights: Tensor) -> int:
-    """Bound on the memory of `losses(weights)` and its gradient under `torch.vmap`, for each of many weights: four times what a plain forward
-    pass keeps for its backward pass. For transformers 3.4 to 3.5 times were measured, at five sizes."""
+    """Bound on the memory of `losses(weights)` and its gradient under `torch.vmap`, for each of many weights: four times what a plain
+    forward pass keeps for its backward pass. For transformers 3.4 to 3.5 times were measured, at five sizes."""
     kept: dict[int, int] = {}
 
     def count(value: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ int main() {
                 const size_t size = (workspace_size(threads) + 63) / 64 * 64;
                 char* workspace = static_cast<char*>(std::aligned_alloc(64, size));
                 loss_and_grad(params.data(), xs.data(), ys.data(), batch, examples, threads, workspace, losses.data(), grad.data());
+                std::vector<float> out(batch * examples);
+                predictions(params.data(), xs.data(), ys.data(), batch, examples, threads, workspace, out.data());
+                for (float value : out) if (!(std::fabs(value) < 1e6f)) return 1;
                 std::free(workspace);
                 for (float value : grad) if (!(std::fabs(value) < 1e6f)) return 1;
             }
