@@ -6,7 +6,8 @@ Shapes: B batch, K examples, D task dimension, n samples of the evaluation set.
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Self
 
@@ -303,8 +304,9 @@ def estimate_over_run(
     """
     todo = [step for step in config.chosen_steps(checkpoints.steps()) if step not in set(done)]
     size = checkpoints_at_once(config, device)
-    for start in range(0, len(todo), size):
-        steps = todo[start : start + size]
+    groups = [todo[start : start + size] for start in range(0, len(todo), size)]
+    start = 0
+    for steps, weights in _read_ahead(checkpoints, groups):
         if should_stop():
             return len(todo) - start
 
@@ -315,9 +317,29 @@ def estimate_over_run(
                 progress(start * total + share * now, len(todo) * total)
 
         try:
-            results = estimate_at_checkpoints(config, [checkpoints.load(step) for step in steps], device, report)
+            results = estimate_at_checkpoints(config, weights, device, report)
         except _Stopped:
             return len(todo) - start
         for step, result in zip(steps, results, strict=True):
             record(step, result)
+        start += len(steps)
     return 0
+
+
+def _read_ahead(
+    checkpoints: Checkpoints, groups: Sequence[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], list[Mapping[str, Tensor]]]]:
+    """Each group's steps and weights; those of the next are read while one is sampled at."""
+
+    def read(steps: Sequence[int]) -> list[Mapping[str, Tensor]]:
+        return [checkpoints.load(step) for step in steps]
+
+    reader = ThreadPoolExecutor(1)
+    try:
+        ahead = [reader.submit(read, group) for group in groups[:1]]
+        for index, group in enumerate(groups):
+            weights = ahead.pop().result()
+            ahead += [reader.submit(read, after) for after in groups[index + 1 : index + 2]]
+            yield group, weights
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)
