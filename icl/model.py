@@ -221,18 +221,19 @@ def _attend(
     v."""
     heads, width = shape.num_heads, shape.embed_size // shape.num_heads
     weight = parameters[f"{name}.attention.qkv.weight"].reshape(heads, 3, width, shape.embed_size)
-    # Three products, not one that is cut in three: joining the gradients of the cut costs more than it saves.
+    # Three products, not one that is cut in three: joining the gradients of the cut costs more than it saves. And the
+    # scale goes to the weight, the smallest of those that it could go to.
+    to_queries, to_keys, to_values = (part.flatten(0, 1) for part in weight.unbind(1))
     queries, keys, values = (
-        F.linear(tokens, part.flatten(0, 1)).unflatten(-1, (heads, width)).transpose(-3, -2)
-        for tokens, part in zip((normed[..., ::stride, :], normed, normed), weight.unbind(1), strict=True)
+        F.linear(tokens, part).unflatten(-1, (heads, width)).transpose(-3, -2)
+        for tokens, part in (
+            (normed[..., ::stride, :], to_queries / math.sqrt(width)),
+            (normed, to_keys),
+            (normed, to_values),
+        )
     )
     each = queries.shape[:-2]
-    scores = torch.baddbmm(
-        _causal_mask(keys, stride),
-        queries.flatten(0, -3),
-        keys.flatten(0, -3).transpose(-2, -1),
-        alpha=1 / math.sqrt(width),
-    )
+    scores = torch.baddbmm(_causal_mask(keys, stride), queries.flatten(0, -3), keys.flatten(0, -3).transpose(-2, -1))
     pattern = scores.softmax(dim=-1)
     attended = (pattern @ values.flatten(0, -3)).unflatten(0, each).transpose(-3, -2).flatten(-2)
     if shape.include_output:

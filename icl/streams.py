@@ -105,6 +105,19 @@ class Stream:
         )
 
 
+def normals_of_streams(
+    streams: Sequence[Stream], step: int, shapes: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+) -> list[Tensor]:
+    """`stream.normal(step, shape)` of several streams, whose arithmetic is done in one go: a batch is small, and calls
+    cost more than numbers."""
+    counts = [math.prod(shape) for shape in shapes]
+    words = [stream._words(step, _half(count), device) for stream, count in zip(streams, counts, strict=True)]
+    joined = (torch.cat(part) for part in zip(*words, strict=True))
+    padded = [2 * _half(count) for count in counts]
+    parts = _normals_of(*joined, sum(padded)).split(padded)
+    return [part[:count].reshape(tuple(shape)) for part, count, shape in zip(parts, counts, shapes, strict=True)]
+
+
 def keys_of(streams: Sequence[Stream], device: torch.device | str = "cpu") -> Tensor:
     """The keys of several streams, int32 (E, 2), for `normals`."""
     return torch.tensor([stream.key() for stream in streams], dtype=torch.int32, device=device)

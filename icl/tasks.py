@@ -11,7 +11,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from icl.streams import Stream
+from icl.streams import Stream, normals_of_streams
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,13 @@ class RegressionTask:
         self, stream: Stream, step: int, batch_size: int, device: torch.device | str = "cpu"
     ) -> tuple[Tensor, Tensor]:
         """Batch number `step` of a stream: xs (B, K, D) and ys (B, K, 1), float32, a pure function of the arguments."""
-        return regression_sequences(
-            self.sample_tasks(stream, step, batch_size, device), self.noise_variance, self.max_examples, stream, step
-        )
+        if self.num_tasks is not None:
+            tasks = self.sample_tasks(stream, step, batch_size, device)
+            return regression_sequences(tasks, self.noise_variance, self.max_examples, stream, step)
+        sizes = ((batch_size, self.task_size), *_sizes(batch_size, self.max_examples, self.task_size))
+        streams = [stream.child(name) for name in ("tasks", "inputs", "noise")]
+        tasks, xs, noise = normals_of_streams(streams, step, sizes, device)
+        return xs, label(xs, tasks, noise * math.sqrt(self.noise_variance))
 
     def sample_tasks(self, stream: Stream, step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
         """The tasks (B, D) behind batch number `step` of the stream."""
@@ -88,10 +92,14 @@ def regression_sequences(
     tasks: Tensor, noise_variance: float, num_examples: int, stream: Stream, step: int
 ) -> tuple[Tensor, Tensor]:
     """Sequences for given tasks (B, D): xs ~ N(0, 1) of shape (B, K, D), ys = xs·w + N(0, σ²) of shape (B, K, 1)."""
-    batch_size, task_size = tasks.shape
-    xs = stream.child("inputs").normal(step, (batch_size, num_examples, task_size), tasks.device)
-    noise = stream.child("noise").normal(step, (batch_size, num_examples, 1), tasks.device)
+    streams = [stream.child("inputs"), stream.child("noise")]
+    xs, noise = normals_of_streams(streams, step, _sizes(len(tasks), num_examples, tasks.shape[1]), tasks.device)
     return xs, label(xs, tasks, noise * math.sqrt(noise_variance))
+
+
+def _sizes(batch_size: int, num_examples: int, task_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of inputs and noise."""
+    return (batch_size, num_examples, task_size), (batch_size, num_examples, 1)
 
 
 def label(xs: Tensor, tasks: Tensor, errors: Tensor) -> Tensor:
