@@ -38,7 +38,7 @@ def accuracy(estimates: pd.DataFrame) -> Figure:
     left.axhline(1.0, color="black", lw=0.6)
     left.axhspan(0.85, 1.15, color=OTHER, alpha=0.2, lw=0)
     left.set(xscale="log", xlabel=r"true $\lambda$", ylabel=r"$\hat\lambda / \lambda$ (band: ±15 %)", ylim=(0.3, 1.8))
-    left.legend(loc="upper right")
+    left.legend(loc="lower right")
     for error, share in TARGETS:
         right.plot(error, share, "+", color="black", ms=9)
     right.set(
