@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from benchmarks.pages import fill, mark, markdown_table
+
 SHOWN = ("what", "variant", "time", "times as fast", "note")
 
-MARKS = ("<!-- made by `python -m benchmarks.speed --table`; do not edit -->", "<!-- end of that table -->")
+MARK = mark("python -m benchmarks.speed --table")
 HEADLINES = {
     ("training step, B = 256", "native, E = 1, one process"): "training step, one process",
     ("training step, B = 256", "native, E = 10, a worker per core"): "training step per seed, one worker per core",
@@ -46,8 +48,7 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(results: pd.DataFrame, columns: Sequence[str]) -> str:
     """A Markdown table of results."""
-    lines = [columns, ["---"] * len(columns), *readable(results)[list(columns)].values.tolist()]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return markdown_table(columns, readable(results)[list(columns)].values.tolist()) + "\n"
 
 
 def results_page(folder: Path) -> str:
@@ -64,19 +65,17 @@ def results_page(folder: Path) -> str:
 
 
 def headlines(path: Path) -> str:
-    """The short table of the project's README, between its marks, from one result file."""
+    """The short table of the project's README, from one result file."""
     results = read(path).set_index(["section", "variant"])
-    lines = [
-        "| against a textbook PyTorch loop in the same run | times as fast | time | textbook |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for (section, variant), title in HEADLINES.items():
         row, textbook = results.loc[(section, variant)], results.loc[(section, "textbook")]
         spread = f"{row['speedup']:.1f} ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"
-        lines.append(f"| {title} | {spread} | {duration(row['seconds'])} | {duration(textbook['seconds'])} |")
+        rows.append([title, spread, duration(row["seconds"]), duration(textbook["seconds"])])
     device = results["device"].iloc[0]
     caption = f"{device}; medians and quartiles over rounds, all of it in `benchmarks/results/`."
-    return "\n".join([MARKS[0], "", *lines, "", caption, "", MARKS[1]])
+    head = ("against a textbook PyTorch loop in the same run", "times as fast", "time", "textbook")
+    return f"{markdown_table(head, rows)}\n\n{caption}"
 
 
 def read(path: Path) -> pd.DataFrame:
@@ -85,12 +84,10 @@ def read(path: Path) -> pd.DataFrame:
 
 
 def write_table(folder: Path) -> None:
-    """Make the results' page anew, and the table in the project's README where it has the marks for one."""
+    """Make the results' page anew, and the table in the project's README."""
     (folder / "README.md").write_text(results_page(folder))
     readme = folder.parents[1] / "README.md"
-    if (text := readme.read_text()).count(MARKS[0]) == 1:
-        before, rest = text.split(MARKS[0])
-        readme.write_text(before + headlines(main_results(folder)) + rest.split(MARKS[1])[1])
+    readme.write_text(fill(readme.read_text(), MARK, headlines(main_results(folder))))
 
 
 def main_results(folder: Path) -> Path:

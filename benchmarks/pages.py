@@ -1,0 +1,26 @@
+"""Tables inside pages that people write: the text between two marks, made anew from files."""
+
+from collections.abc import Sequence
+
+END = "<!-- end of that table -->"
+
+
+def mark(command: str, name: str = "") -> str:
+    """The line before a table; one command that makes several tells them apart by name."""
+    return f"<!-- {name + ', ' if name else ''}made by `{command}`; do not edit -->"
+
+
+def fill(text: str, start: str, content: str) -> str:
+    """The page with what stands between the mark `start` and the next end of a table replaced.
+
+    Raises:
+        ValueError: the mark is not there exactly once, or no end follows it.
+    """
+    if text.count(start) != 1 or END not in (after := text.split(start)[1]):
+        raise ValueError(f"the page needs the lines {start} and {END}, once and in this order")
+    return f"{text.split(start)[0]}{start}\n\n{content}\n\n{END}{after.split(END, 1)[1]}"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
