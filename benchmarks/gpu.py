@@ -23,7 +23,7 @@ from icl.config import TrainingConfig
 from icl.devices import end_of_graph, resolve_device
 from icl.engine import batched_loss_and_grad, loss_and_grad
 from icl.ensemble import BLOCK, EnsembleStep
-from icl.estimation import sampling_batches
+from icl.estimation import AT_ONCE, sampling_batches
 from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters
 from icl.sampling import PUBLISHED, estimate_llcs
@@ -133,10 +133,10 @@ def time_sampling(device: torch.device, sizes: Sizes, draws: int) -> tuple[float
     ]
     batches = sampling_batches(law, config, 0, device)[0]
     fitting = chains_that_fit(config, make_objective(models[0], mse_loss, config), batches(0))
-    together = min(sizes.checkpoints, max(1, fitting // sizes.chains))
+    together = min(sizes.checkpoints, AT_ONCE, max(1, fitting // sizes.chains))
 
     def work(count: int) -> None:
-        estimate_llcs(models[:together], mse_loss, batches, config.model_copy(update={"num_draws": count}))
+        list(estimate_llcs(models[:together], mse_loss, batches, config.model_copy(update={"num_draws": count})))
         wait_for(device)
 
     work(3)

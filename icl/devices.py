@@ -100,9 +100,11 @@ def memory_budget(device: torch.device) -> int:
     The other half is for allocators' slack and for neighbours on a shared machine.
     """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] // 2
+        # What PyTorch holds for reuse is free as well.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return (torch.cuda.mem_get_info(device)[0] + held) // 2
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() // 2
+        return (torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()) // 2
     if device.type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return _UNKNOWN_MEMORY

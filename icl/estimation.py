@@ -23,12 +23,16 @@ from icl.model import InContextRegressionTransformer
 from icl.sampling import LLCResult, SamplerConfig, can_share_a_batch, estimate_llc, estimate_llcs
 from icl.sampling.chains import chains_that_fit
 from icl.sampling.config import EvalMetric
+from icl.sampling.llc import TRACE_BYTES
 from icl.sampling.transformer_objective import make_objective
 from icl.settings import ConfigError, Settings
 from icl.streams import Stream
 from icl.tasks import RegressionTask
 
 Batch = tuple[Tensor, Tensor]
+
+AT_ONCE = 16
+"""Most checkpoints whose chains share a batch: what a run that is stopped loses."""
 
 
 class PlottingConfig(Settings):
@@ -84,8 +88,10 @@ class LLCConfig(TrainingConfig):
         decisive = self.model_dump(
             mode="json", include={"sampler_config", "steps", "step", "checkpoint_idx", "testing"}
         )
-        for name in ("cores", "max_memory_bytes"):  # which change how fast, not what
-            del decisive["sampler_config"][name]
+        sampler = decisive["sampler_config"]
+        sampler["max_memory_bytes"] = (
+            sampler["max_memory_bytes"] or TRACE_BYTES
+        )  # the names of results outlive defaults
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         return f"llc-{self.name}-{digest}"
 
@@ -170,9 +176,10 @@ class MadeAhead:
 
     def __call__(self, step: int) -> Batch:
         first = step - step % len(self._ahead)
-        if self._made is None or self._made[0] != first:
-            self._made = first, self._source(first + self._ahead)
-        xs, ys = self._made[1]
+        made = self._made
+        if made is None or made[0] != first:
+            made = self._made = first, self._source(first + self._ahead)
+        xs, ys = made[1]
         return xs[step - first, 0], ys[step - first, 0]
 
 
@@ -224,8 +231,7 @@ def estimate_at_checkpoint(
     progress: Callable[[int, int], None] | None = None,
 ) -> LLCResult:
     """One estimate at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
-    (result,) = estimate_at_checkpoints(config, [weights], device, progress)
-    return result
+    return next(estimate_at_checkpoints(config, [weights], device, progress))
 
 
 def estimate_at_checkpoints(
@@ -233,7 +239,7 @@ def estimate_at_checkpoints(
     weights: Sequence[Mapping[str, Tensor]],
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
-) -> list[LLCResult]:
+) -> Iterator[LLCResult]:
     """`estimate_at_checkpoint` at each of several checkpoints; the chains of more than one run as one batch.
 
     Raises:
@@ -247,8 +253,9 @@ def estimate_at_checkpoints(
     models = [model_at(config, each, device) for each in weights]
     about = {"eval_batches": eval_batches, "reference_loss": zero_predictor_loss(task), "progress": progress}
     if len(models) == 1:
-        return [estimate_llc(models[0], mse_loss, batches, sampler, **about)]
-    return estimate_llcs(models, mse_loss, batches, sampler, **about)
+        yield estimate_llc(models[0], mse_loss, batches, sampler, **about)
+    else:
+        yield from estimate_llcs(models, mse_loss, batches, sampler, **about)
 
 
 def hessian_at_checkpoint(
@@ -271,14 +278,16 @@ def hessian_at_checkpoint(
 
 def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
     """How many checkpoints' chains run as one batch: as many as fit the memory of an accelerator, where a launch for all costs little more
-    than for one; one on a CPU, where chains of a single checkpoint fill the caches already."""
+    than for one, and no more than AT_ONCE; one on a CPU, where chains of a single checkpoint fill the caches already, and where each
+    checkpoint draws a seed of its own."""
     sampler = config.sampler_config.model_copy(update={"eval_metrics": config.metrics})
-    if torch.device(device).type == "cpu" or not can_share_a_batch(sampler):
+    if torch.device(device).type == "cpu" or sampler.init_seed is None or not can_share_a_batch(sampler):
         return 1
     task = config.task_config.resolved().pretrain_task()
     batch = task.sample(Stream(0, "sampling"), 0, sampler.grad_batch_size, device)
     model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0).to(device)
-    return max(1, chains_that_fit(sampler, make_objective(model, mse_loss, sampler), batch) // sampler.num_chains)
+    fitting = chains_that_fit(sampler, make_objective(model, mse_loss, sampler), batch)
+    return min(AT_ONCE, max(1, fitting // sampler.num_chains))
 
 
 class _Stopped(Exception):
@@ -289,15 +298,16 @@ def estimate_over_run(
     config: LLCConfig,
     checkpoints: Checkpoints,
     done: Sequence[int],
-    record: Callable[[int, LLCResult], None],
+    record: Callable[[int, Mapping[str, Tensor], LLCResult], None],
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> int:
     """Estimate at every chosen checkpoint that is not in `done`, recording each as it comes; returns how many are left
-    undone.
+    undone. Checkpoints whose chains share a batch come together: a stop loses those under way.
 
     Args:
+        record: called with each step, its weights and its estimate.
         progress: called with (sampling steps done, steps in all), over all checkpoints.
         should_stop: asked at each checkpoint and whenever `progress` is called; an estimate that it cuts short is not
         recorded.
@@ -317,11 +327,12 @@ def estimate_over_run(
                 progress(start * total + share * now, len(todo) * total)
 
         try:
-            results = estimate_at_checkpoints(config, weights, device, report)
+            for step, each, result in zip(
+                steps, weights, estimate_at_checkpoints(config, weights, device, report), strict=True
+            ):
+                record(step, each, result)
         except _Stopped:
             return len(todo) - start
-        for step, result in zip(steps, results, strict=True):
-            record(step, result)
         start += len(steps)
     return 0
 
@@ -329,17 +340,32 @@ def estimate_over_run(
 def _read_ahead(
     checkpoints: Checkpoints, groups: Sequence[Sequence[int]]
 ) -> Iterator[tuple[Sequence[int], list[Mapping[str, Tensor]]]]:
-    """Each group's steps and weights; those of the next are read while one is sampled at."""
+    """Each group's steps and weights; those of the next are read while one is sampled at.
 
-    def read(steps: Sequence[int]) -> list[Mapping[str, Tensor]]:
-        return [checkpoints.load(step) for step in steps]
+    Raises:
+        CheckpointError, StorageError: a checkpoint cannot be read; those before it have been given out.
+    """
+
+    def read(steps: Sequence[int]) -> tuple[list[Mapping[str, Tensor]], Exception | None]:
+        weights: list[Mapping[str, Tensor]] = []
+        try:
+            for step in steps:
+                weights.append(checkpoints.load(step))
+        except Exception as error:
+            return weights, error
+        return weights, None
 
     reader = ThreadPoolExecutor(1)
     try:
-        ahead = [reader.submit(read, group) for group in groups[:1]]
-        for index, group in enumerate(groups):
-            weights = ahead.pop().result()
-            ahead += [reader.submit(read, after) for after in groups[index + 1 : index + 2]]
-            yield group, weights
+        following = reader.submit(read, groups[0]) if groups else None
+        for index, steps in enumerate(groups):
+            assert following is not None
+            weights, error = following.result()
+            if error is None and index + 1 < len(groups):
+                following = reader.submit(read, groups[index + 1])
+            if weights:
+                yield steps[: len(weights)], weights
+            if error is not None:
+                raise error
     finally:
         reader.shutdown(wait=False, cancel_futures=True)

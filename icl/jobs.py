@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
@@ -152,13 +153,13 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
         done = [row["step"] for row in read_metrics(place.results / name)]
         estimates.save_config(config.model_dump(mode="json"))
-        config = config.model_copy(
-            update={"sampler_config": config.sampler_config.model_copy(update={"cores": place.threads})}
-        )
+        # Beside an accelerator several threads of chains would only wait for each other.
+        cores = place.threads if place.device.type == "cpu" else 1
+        config = config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"cores": cores})})
         tracker = place.open_tracker(name, config, max(done, default=-1) + 1)
 
-        def record(step: int, result: LLCResult) -> None:
-            row, weights = result.summary(), checkpoints.load(step)
+        def record(step: int, weights: Mapping[str, Tensor], result: LLCResult) -> None:
+            row = result.summary()
             if "hessian" in config.sampler_config.eval_metrics:
                 row |= hessian_at_checkpoint(config, weights, place.device)
             if place.tracking != "none":

@@ -111,11 +111,12 @@ def _trace_rows(traces: Sequence[dict]) -> pd.DataFrame:
 
 
 def _settings(config: LLCConfig) -> dict[str, object]:
-    """What the rows of a table share: everything but the seeds, the choice of checkpoints and the number of cores."""
+    """What the rows of a table share: everything but the seeds, the choice of checkpoints, and what cores and memory they may use."""
     kept = config.model_dump(mode="json", include={"sampler_config", "task_config", "num_steps", "batch_size"})
     for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
         kept["task_config"].pop(seed, None)
-    kept["sampler_config"].pop("cores", None)
+    for name in ("cores", "max_memory_bytes"):
+        kept["sampler_config"].pop(name, None)
     return {**kept, "icl_version": __version__}
 
 

@@ -112,9 +112,9 @@ def normals_of_streams(
     cost more than numbers."""
     counts = [math.prod(shape) for shape in shapes]
     words = [stream._words(step, _half(count), device) for stream, count in zip(streams, counts, strict=True)]
-    joined = (torch.cat(part) for part in zip(*words, strict=True))
+    word0, word1 = (torch.cat(part) for part in zip(*words, strict=True))
     padded = [2 * _half(count) for count in counts]
-    parts = _normals_of(*joined, sum(padded)).split(padded)
+    parts = _normals_of(word0, word1, sum(padded)).split(padded)
     return [part[:count].reshape(tuple(shape)) for part, count, shape in zip(parts, counts, shapes, strict=True)]
 
 

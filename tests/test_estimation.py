@@ -1,10 +1,13 @@
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from icl.analysis.hessian import exact_hessian, regression_loss
+from icl.checkpoint_format import CheckpointError
 from icl.checkpoints import Checkpoints
 from icl.estimation import (
     LLCConfig,
@@ -15,7 +18,9 @@ from icl.estimation import (
     estimate_over_run,
     hessian_at_checkpoint,
 )
+from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer, initial_parameters, unflatten
+from icl.sampling import estimate_llcs
 from icl.sampling.transformer_objective import TransformerObjective
 from icl.settings import ConfigError
 from icl.storage import LocalStore
@@ -99,7 +104,7 @@ def test_an_estimate_that_is_cut_short_is_not_recorded(tmp_path):
         config,
         checkpoints,
         [0],
-        lambda step, result: recorded.append(step),
+        lambda step, weights, result: recorded.append(step),
         progress=count,
         should_stop=lambda: bool(recorded),
     )
@@ -115,13 +120,10 @@ def weights_of_seeds(config: LLCConfig, *seeds: int) -> list[dict[str, torch.Ten
 @pytest.fixture
 def vectorised(monkeypatch):
     """Chains run as on an accelerator: as one tensor, by PyTorch."""
-    make = TransformerObjective.__init__
-
-    def make_vectorised(self, *arguments):
-        make(self, *arguments)
-        self._one_by_one = False
-
-    monkeypatch.setattr(TransformerObjective, "__init__", make_vectorised)
+    monkeypatch.setattr(
+        "icl.sampling.transformer_objective.TransformerObjective",
+        partial(TransformerObjective, vectorise=True),
+    )
 
 
 @pytest.mark.parametrize(
@@ -141,7 +143,7 @@ def test_checkpoints_that_share_a_batch_have_the_estimates_that_they_have_alone(
         request.getfixturevalue("vectorised")
     config = config_with(sampler_config={**SAMPLER, "init_seed": 5, **choice})
     weights = weights_of_seeds(config, 1, 2, 3)
-    together = estimate_at_checkpoints(config, weights)
+    together = list(estimate_at_checkpoints(config, weights))
     assert len({result.llc_mean for result in together}) == 3
     for result, each in zip(together, weights, strict=True):
         alone = estimate_at_checkpoint(config, each)
@@ -151,31 +153,78 @@ def test_checkpoints_that_share_a_batch_have_the_estimates_that_they_have_alone(
         assert result.noise_heating == pytest.approx(alone.noise_heating, rel=1e-3, nan_ok=True)
 
 
-def test_a_run_whose_checkpoints_share_batches_gives_the_same_rows(tmp_path, monkeypatch, vectorised):
-    config = config_with()
-    checkpoints = Checkpoints(LocalStore(tmp_path), config.name)
-    for step, weights in zip((0, 1, 7), weights_of_seeds(config, 1, 2, 3), strict=True):
+@pytest.fixture
+def two_at_once(monkeypatch):
+    monkeypatch.setattr("icl.estimation.checkpoints_at_once", lambda config, device: 2)
+
+
+def trained_run(folder, seeds: dict[int, int], **settings) -> tuple[LLCConfig, Checkpoints]:
+    """A run with the initial weights of a seed at each of some steps."""
+    config = config_with(**settings)
+    checkpoints = Checkpoints(LocalStore(folder), config.name)
+    for step, weights in zip(seeds, weights_of_seeds(config, *seeds.values()), strict=True):
         checkpoints.save(step, weights)
+    return config, checkpoints
 
-    def rows_of(at_once: int) -> tuple[dict, list]:
-        monkeypatch.setattr("icl.estimation.checkpoints_at_once", lambda config, device: at_once)
-        rows, calls = {}, []
-        left = estimate_over_run(
-            config, checkpoints, [], lambda step, result: rows.update({step: result.summary()}),
-            progress=lambda done, total: calls.append(done / total),
-        )  # fmt: skip
-        assert left == 0
-        return rows, calls
 
-    alone, _ = rows_of(1)
-    together, progress = rows_of(2)
-    assert list(together) == list(alone) == [0, 1, 7]
-    assert all(together[step]["llc/mean"] == pytest.approx(alone[step]["llc/mean"], rel=1e-4) for step in alone)
+@pytest.mark.parametrize("memory", [None, 100_000], ids=["one group", "groups across checkpoints"])
+def test_a_run_whose_checkpoints_share_batches_gives_the_same_rows(memory, tmp_path, vectorised, two_at_once):
+    sampler = {**SAMPLER, "num_chains": 3, "init_seed": 5, "max_memory_bytes": memory}
+    config, checkpoints = trained_run(tmp_path, {0: 1, 1: 2, 7: 3}, sampler_config=sampler)
+    rows, progress = {}, []
+    left = estimate_over_run(
+        config, checkpoints, [], lambda step, weights, result: rows.update({step: result.summary()}),
+        progress=lambda done, total: progress.append(done / total),
+    )  # fmt: skip
+    assert left == 0
+    assert list(rows) == [0, 1, 7]
+    for step, row in rows.items():
+        alone = estimate_at_checkpoint(config, checkpoints.load(step)).summary()
+        assert row["llc/mean"] == pytest.approx(alone["llc/mean"], rel=1e-4)
     assert progress == sorted(progress)
     assert progress[-1] == 1
 
 
-def test_only_an_accelerator_and_settings_that_record_losses_alone_share_a_batch(vectorised):
+def test_checkpoints_before_a_damaged_one_are_recorded_and_it_is_named(tmp_path, two_at_once):
+    config, checkpoints = trained_run(tmp_path, {0: 1, 1: 2, 7: 3, 30: 4})
+    file = next(path for path in tmp_path.rglob("*") if path.is_file() and "7" in path.name)
+    file.write_bytes(file.read_bytes()[:-9])
+    recorded = []
+    with pytest.raises(CheckpointError, match="7"):
+        estimate_over_run(config, checkpoints, [0], lambda step, weights, result: recorded.append(step))
+    assert recorded == [1]
+
+
+def test_weights_that_are_no_minimum_of_anything_do_not_cost_the_checkpoints_before_them(tmp_path, two_at_once):
+    config, checkpoints = trained_run(tmp_path, {0: 1, 1: 2})
+    checkpoints.save(7, {name: torch.full_like(value, torch.inf) for name, value in checkpoints.load(1).items()})
+    recorded = []
+    with pytest.raises(ValueError, match="not finite"):
+        estimate_over_run(config, checkpoints, [0], lambda step, weights, result: recorded.append(step))
+    assert recorded == [1]
+
+
+def test_a_stop_within_a_batch_leaves_its_checkpoints_undone(tmp_path, two_at_once):
+    config, checkpoints = trained_run(tmp_path, {0: 1, 1: 2, 7: 3, 30: 4, 59: 5})
+    recorded, ticks = [], []
+    left = estimate_over_run(
+        config, checkpoints, [], lambda step, weights, result: recorded.append(step),
+        progress=lambda done, total: ticks.append(done), should_stop=lambda: len(recorded) == 2 and len(ticks) > 4,
+    )  # fmt: skip
+    assert (left, recorded) == (3, [0, 1])
+
+
+def test_models_of_another_shape_are_refused():
+    config = config_with()
+    models = [
+        InContextRegressionTransformer.from_shape(replace(config.task_config.shape, num_heads=heads), seed=0)
+        for heads in (1, 2)
+    ]
+    with pytest.raises(ValueError, match="cannot share a batch"):
+        estimate_llcs(models, mse_loss, lambda step: None, config.sampler_config)
+
+
+def test_only_an_accelerator_and_settings_that_record_losses_alone_share_a_batch():
     sampler = {**SAMPLER, "init_seed": 5}
     assert checkpoints_at_once(config_with(), "cpu") == 1
     fitting = [
@@ -188,27 +237,28 @@ def test_only_an_accelerator_and_settings_that_record_losses_alone_share_a_batch
         {"include": ["unembedding.**"]},
         {"epsilon": None},
         {"independent_batches": True},
+        {"init_seed": None},
     ):
         config = config_with(sampler_config={**sampler, "max_memory_bytes": 10**7, **alone})
         assert checkpoints_at_once(config, "meta") == 1
+    weighed = config_with(sampler_config={**sampler, "eval_metrics": ["weights"]})
     with pytest.raises(ValueError, match="cannot share a batch"):
-        estimate_at_checkpoints(config, weights_of_seeds(config, 1, 2))
+        next(estimate_at_checkpoints(weighed, weights_of_seeds(weighed, 1, 2)))
 
 
 MEMORY = """
 import resource, sys
 import torch
-from icl.evals import mse_loss
 from icl.model import InContextRegressionTransformer
 from icl.sampling import SamplerConfig
 from icl.sampling.chains import chains_that_fit
-from icl.sampling.transformer_objective import make_objective
+from icl.sampling import estimate_llcs
+from icl.sampling.transformer_objective import TransformerObjective
 from icl.streams import Stream
 from icl.tasks import RegressionTask
 torch.set_num_threads(1)
 bound, size = 400 * 2**20, 128
-objective = make_objective(InContextRegressionTransformer(4, 8, 64, 64, 4, 2, seed=0), mse_loss, SamplerConfig())
-objective._one_by_one = False
+objective = TransformerObjective(InContextRegressionTransformer(4, 8, 64, 64, 4, 2, seed=0), vectorise=True)
 batch = RegressionTask(4, 8, 0.125).sample(Stream(0, "memory"), 0, size)
 chains = chains_that_fit(SamplerConfig(max_memory_bytes=bound), objective, batch)
 objective.losses_and_gradients(objective.anchor.expand(1, -1).clone(), batch)

@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class ChainRun:
-    """What chains leave behind.
+    """What chains leave behind, on the CPU.
 
     Attributes:
         losses: (E, N, T) recorded losses.
@@ -89,18 +89,19 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
             ThreadPoolExecutor(plan.config.cores, initializer=lambda: torch.set_num_threads(1)) as pool,
         ):
             runs = list(pool.map(run, range(len(groups))))
-    whole = {field.name: torch.cat([getattr(run, field.name) for run in runs]) for field in fields(ChainRun)}
-    if plan.objective.anchor.device.type == "xla":
-        # What is made of traces slices them where the numbers say: each time another graph. The host does not compile.
-        whole |= {name: value.cpu() for name, value in whole.items() if name != "positions"}
-    return ChainRun(**whole)
+    # On the host: not every device has the float64 that estimates are made in, and what slices them where the numbers say would be
+    # another graph each time to a lazy one.
+    return ChainRun(
+        **{field.name: torch.cat([getattr(run, field.name) for run in runs]).cpu() for field in fields(ChainRun)}
+    )
 
 
 def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:
-    """Chains per group: as many as fit the memory, no more than an equal share of the workers."""
+    """Chains per group: as many as fit the memory, no more than an equal share of the workers; groups are as equal as can be."""
     first = plan.batches(0, 0) if plan.config.independent_batches else plan.batches(0)
     fitting = chains_that_fit(plan.config, plan.objective, first)
-    size = min(fitting, -(-chains // plan.config.cores))
+    groups = max(-(-chains // fitting), min(plan.config.cores, chains))
+    size = -(-chains // groups)
     for start in range(0, chains, size):
         yield list(range(start, min(start + size, chains)))
 

@@ -11,7 +11,7 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -94,10 +94,9 @@ def estimate_llc_of(
     progress: Progress | None = None,
 ) -> LLCResult:
     """`estimate_llc` for an objective that is already made; see there."""
-    (result,) = _estimate(
-        [objective], batches, config, eval_batches, reference_loss, sample_objective, recorders, progress
+    return next(
+        _estimate([objective], batches, config, eval_batches, reference_loss, sample_objective, recorders, progress)
     )
-    return result
 
 
 def estimate_llcs(
@@ -109,17 +108,20 @@ def estimate_llcs(
     eval_batches: BatchSource | Sequence[Batch] | None = None,
     reference_loss: float | None = None,
     progress: Progress | None = None,
-) -> list[LLCResult]:
+) -> Iterator[LLCResult]:
     """`estimate_llc` of several transformers of one shape under `icl.evals.mse_loss`, all their chains in one batch.
 
     Each sees the data and the noise of its own estimate, so that results agree to the rounding of batched arithmetic. It pays on
     accelerators; `can_share_a_batch` says for which settings it is possible.
 
     Raises:
-        ValueError: a model, a loss or settings that cannot share a batch; or see `estimate_llc`.
+        ValueError: models, a loss or settings that cannot share a batch; or see `estimate_llc`, for the model whose turn it is.
     """
     objectives = [make_objective(model, loss_fn, config) for model in models]
-    if not can_share_a_batch(config) or not all(isinstance(each, TransformerObjective) for each in objectives):
+    alike = len({model.shape for model in models}) == 1 and all(
+        isinstance(each, TransformerObjective) for each in objectives
+    )
+    if not alike or not can_share_a_batch(config):
         raise ValueError("these models or settings cannot share a batch; use estimate_llc on one model after the other")
     return _estimate(objectives, batches, config, eval_batches, reference_loss, None, (), progress)
 
@@ -146,7 +148,7 @@ def _estimate(
     sample_objective: Losses | None,
     recorders: Sequence[Recorder],
     progress: Progress | None,
-) -> list[LLCResult]:
+) -> Iterator[LLCResult]:
     """One estimate for every objective; they differ in w* alone, and what is recorded besides losses is recorded of a single one."""
     if config.num_burn_in is not None:
         logger.info(
@@ -188,11 +190,11 @@ def _estimate(
     seeds = [seed + chain for chain in range(config.num_chains)]
     run = run_chains(plan, seeds * len(objectives), progress)
     if config.num_init_loss_batches is not None:
-        init = _mean_init_losses(objective, anchors, source, eval_batches, config).to(run.losses.device)
+        init = _mean_init_losses(objective, anchors, source, eval_batches, config)
         run = replace(run, anchor_losses=init.repeat_interleave(len(seeds), 0)[:, None].expand_as(run.losses))
-    parts = [run.of_chains(slice(start, start + len(seeds))) for start in range(0, len(run.losses), len(seeds))]
-    return [
-        summarise_chains(
+    for start in range(0, len(run.losses), len(seeds)):
+        part = run.of_chains(slice(start, start + len(seeds)))
+        yield summarise_chains(
             config,
             part,
             part.anchor_losses,
@@ -203,8 +205,6 @@ def _estimate(
             weights=trace,
             singular_fluctuation=None if fluctuation is None else fluctuation.estimate(config.inverse_temperature),
         )
-        for part in parts
-    ]
 
 
 def _as_source(batches: BatchSource | Iterable[Batch], independent: bool) -> BatchSource:
@@ -264,6 +264,6 @@ def _mean_init_losses(
     """Mean losses (C, T) of every w* over the configured number of batches."""
     at = _indexed(config, source, eval_batches)
     assert config.num_init_loss_batches is not None
-    total = sum(objective.losses(anchors, at(i)).double() for i in range(config.num_init_loss_batches))
+    total = sum(objective.losses(anchors, at(i)).cpu().double() for i in range(config.num_init_loss_batches))
     assert isinstance(total, Tensor)
     return total / config.num_init_loss_batches

@@ -107,9 +107,10 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float
     if len(positions) == 0 or config.step_size is None or config.method not in ("sgld", "langevin"):
         return math.nan
     steps = range(config.num_steps, config.num_steps + PROBES)
-    here = positions[:1]
+    here = positions[:1].to(plan.objective.anchor.device)
     seed = config.init_seed or 0
-    gradients = torch.cat([StepData(plan, step, [seed]).losses_and_gradients(here, None)[1] for step in steps]).double()
+    probes = [StepData(plan, step, [seed]).losses_and_gradients(here, None)[1] for step in steps]
+    gradients = torch.cat(probes).cpu().double()
     trace = float(gradients.var(dim=0).sum())
     scale = config.inverse_temperature**2 * trace
     if config.method == "sgld":

@@ -1,8 +1,10 @@
 """Estimates: closed forms, identities, health, and what must not change."""
 
+import gc
 import math
 import threading
 import time
+import weakref
 
 import pytest
 import torch
@@ -334,3 +336,26 @@ def test_the_basin_is_judged_by_a_useless_model_and_by_w_star_itself_where_that_
     assert "left the basin" in text(4.3, 4.05)
     # The rim is continuous in L(w*).
     assert text(3.99, 3.8) == text(4.01, 3.82) == "healthy"
+
+
+def test_losses_that_differentiate_by_themselves_can_be_vectorised():
+    def penalised(predict, batch):
+        slope = torch.func.grad(lambda scale: predict(scale * batch).square().mean())(torch.tensor(1.0))
+        return predict(batch).square().mean() + 0.01 * slope**2
+
+    assert math.isfinite(estimate_llc(linear(), penalised, [INPUTS], SHORT).llc_mean)
+
+
+def test_asking_for_the_memory_of_a_backward_pass_keeps_none():
+    batch = INPUTS.repeat(100, 1)
+    alive = weakref.WeakSet()
+
+    def watched(predict, batch):
+        hidden = predict(batch).square()
+        alive.add(hidden)
+        return hidden.mean()
+
+    objective = ModuleObjective(nn.Linear(D, 1), watched, vectorise=True)
+    assert objective.bytes_for_backward(batch) > 4 * len(batch)
+    gc.collect()
+    assert not alive
