@@ -12,7 +12,7 @@ import torch_xla.debug.metrics as xla_metrics  # pyright: ignore[reportMissingIm
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.devices import resolve_device
-from icl.estimation import LLCConfig, estimate_at_checkpoint
+from icl.estimation import LLCConfig, estimate_at_checkpoint, estimate_at_checkpoints
 from icl.model import flatten, initial_parameters, parameter_layout, unflatten
 from icl.storage import LocalStore
 from icl.streams import Stream
@@ -152,6 +152,21 @@ def test_an_estimate_is_that_of_the_cpu_and_compiles_nothing_once_it_runs(origin
     other = unflatten(shape, flatten(initial_parameters(shape, 2)))
     assert estimate_at_checkpoint(config, other, XLA).llc_mean != on_xla.llc_mean
     assert compilations() == before, "the next checkpoint compiles anew"
+
+
+def test_checkpoints_that_share_a_batch_have_the_estimates_of_the_cpu_and_the_next_batch_compiles_nothing():
+    sampler = {
+        "epsilon": 1e-4, "gamma": 10.0, "nbeta": 20.0, "num_chains": 2, "num_draws": 10, "grad_batch_size": 19, "init_seed": 5,
+    }  # fmt: skip
+    config = LLCConfig.parse({"task_config": TASK, "sampler_config": sampler})
+    shape = config.task_config.shape
+    weights = [unflatten(shape, flatten(initial_parameters(shape, seed))) for seed in range(6)]
+    for each, on_xla in zip(weights[:3], estimate_at_checkpoints(config, weights[:3], XLA), strict=True):
+        on_cpu = estimate_at_checkpoint(config, each, CPU)
+        torch.testing.assert_close(on_xla.loss_trace, on_cpu.loss_trace, rtol=1e-4, atol=1e-5)
+    before = compilations()
+    assert len({result.llc_mean for result in estimate_at_checkpoints(config, weights[3:], XLA)}) == 3
+    assert compilations() == before, "the next checkpoints compile anew"
 
 
 def test_device_names_that_override(monkeypatch):
