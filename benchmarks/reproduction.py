@@ -325,6 +325,21 @@ def _calibrated(shipped: Shipped) -> str:
         f"Their λ̂ is largest at step {peak['step']:,}, {_estimate(peak)}. "
         "[llc-settings](../figures/L2H4Minf-seed-1/llc-settings.png) shows both curves. They estimate\ndifferent "
         "things: the calibrated one the loss near w_t, the published one a ball that hardly meets the basin."
+        + _types(shipped)
+    )
+
+
+def _types(shipped: Shipped) -> str:
+    """The kinds of stages that the calibrated curve shows."""
+    stages = shipped.table("stages")
+    if stages is None:
+        return ""
+    mine = stages[stages["setting"] == "llc_calibrated"]
+    ours = ", ".join(f"{row.stage} {row.type} ({row.type_probability:.2f})" for row in mine.itertuples(index=False))
+    alike = sum(PUBLISHED_STAGE_TYPES[row.stage] == row.type for row in mine.itertuples(index=False))
+    return (
+        f"\n\nKinds of stages under the calibrated settings, from smooth fits, with their probabilities (A: λ̂ rises, B: it "
+        f"falls, while the\nloss falls): {ours}. {alike} of {len(mine)} are the published ones."
     )
 
 
