@@ -319,8 +319,8 @@ def _calibrated(shipped: Shipped) -> str:
     return (
         f"The calibrated settings (ε = {_number(settings.step_size)}, γ = {_number(settings.localization)}, "
         f"nβ = {settings.inverse_temperature:.3g}; {settings.num_chains} chains × {settings.num_draws} draws after "
-        f"{settings.num_burnin_steps} steps of\nburn-in) hold the chains {table['distance'].min():.0f} to "
-        f"{table['distance'].max():.0f} away from w_t. Verdicts of its {len(table)} estimates: "
+        f"{settings.num_burnin_steps} steps of\nburn-in) hold the chains {table['distance'].min():.2f} to "
+        f"{table['distance'].max():.2f} away from w_t. Verdicts of its {len(table)} estimates: "
         f"{', '.join(f'{name} ({count})' for name, count in verdicts.items())}.\n"
         f"Their λ̂ is largest at step {peak['step']:,}, {_estimate(peak)}. "
         "[llc-settings](../figures/L2H4Minf-seed-1/llc-settings.png) shows both curves. They estimate\ndifferent "
@@ -370,7 +370,7 @@ def _estimate(row: pd.Series) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "found by each run" if value is None else f"{value:.3g}"
+    return "found by each run" if value is None else f"{value:g}"
 
 
 def _ratio(ours: float, published: float) -> str:
