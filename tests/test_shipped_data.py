@@ -57,6 +57,8 @@ def described(table: str) -> list[re.Pattern[str]]:
 def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     columns = set(read_table(FAMILY, table).columns) - {"model_seed", "step" if table != "boundaries" else ""}
     patterns = described(table.replace("llc_calibrated", "llc"))
+    if table == "llc_calibrated":  # whose sweep does not ask for this metric
+        patterns = [pattern for pattern in patterns if "batch" not in pattern.pattern]
     undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
     stale = {pattern.pattern for pattern in patterns if not any(pattern.fullmatch(column) for column in columns)}
     assert (undescribed, stale) == (set(), set())
