@@ -7,7 +7,7 @@ Ours come from the tables under data/L2H4Minf and, where no table has them, from
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.pages import markdown_table
 from icl.analysis.measures import AnalysisData
 from icl.analysis.run import load_model
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS, PUBLISHED_STAGE_TYPES
@@ -142,7 +143,7 @@ def _numbers(shipped: Shipped) -> str:
         *_roles(shipped.needed("attention")),
         *_variance(shipped.needed("trajectory")),
     ]
-    return _table(["quantity", "published", "ours", "difference", "from"], rows)
+    return markdown_table(["quantity", "published", "ours", "difference", "from"], rows)
 
 
 def _losses(shipped: Shipped, last: int) -> Iterator[list[str]]:
@@ -212,7 +213,7 @@ def _loss_changes(shipped: Shipped) -> str:
         cells = [f"{published:g}", f"{ours:.3f}", f"{ours - published:+.3f}", f"{others:.3f}"]
         rows.append([stage, f"{start:,} to {end:,}", *cells])
     head = ["stage", "checkpoints", "Δℓ published", "ours, evaluator", "difference", "ours, validation, noise 0.125"]
-    return _table(head, rows)
+    return markdown_table(head, rows)
 
 
 def _coefficient_changes(shipped: Shipped) -> str:
@@ -228,7 +229,7 @@ def _coefficient_changes(shipped: Shipped) -> str:
             row[-2:] = [f"{difference:+.1f}", "yes" if within else "**no**"]
         rows.append(row + [_change(changes[name][stage]) for name in settings[1:]])
     head = ["stage", "type", "Δλ̂ published", "ours, published settings", "difference", "within the aim"]
-    return _table([*head, *["ours, calibrated" for _ in settings[1:]]], rows)
+    return markdown_table([*head, *["ours, calibrated" for _ in settings[1:]]], rows)
 
 
 def _changes(llc: pd.DataFrame, at: Mapping[str, int]) -> dict[str, tuple[float, float] | None]:
@@ -268,7 +269,7 @@ def _detected(shipped: Shipped) -> str:
             f"not found: {', '.join(f'the end of {stage}' for stage in missed) or 'none'}."
         )
     head = ["estimates", "step", "90 % interval", "probability", "nearest published end", "log ratio", "within the aim"]
-    return _table(head, rows) + "\n\n" + "\n".join(lines)
+    return markdown_table(head, rows) + "\n\n" + "\n".join(lines)
 
 
 def _basin(shipped: Shipped) -> dict[str, object]:
@@ -306,7 +307,7 @@ def _chains(shipped: Shipped) -> str:
             cells.append("not sampled" if same.empty else _estimate(same.iloc[0]))
         rows.append([f"{row['step']:,}", *cells])
     head = ["step", "L(w)", "E[L]", "above predicting 0", "distance", "λ̂, published settings"]
-    return _table(head if calibrated is None else [*head, "λ̂, calibrated"], rows)
+    return markdown_table(head if calibrated is None else [*head, "λ̂, calibrated"], rows)
 
 
 def _calibrated(shipped: Shipped) -> str:
@@ -379,10 +380,6 @@ def _ratio(ours: float, published: float) -> str:
 
 def _stage_of(step: float, ends: Mapping[str, int]) -> str:
     return next((stage for stage, end in ends.items() if step <= end), "after")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
 
 
 if __name__ == "__main__":

@@ -89,9 +89,8 @@ class LLCConfig(TrainingConfig):
             mode="json", include={"sampler_config", "steps", "step", "checkpoint_idx", "testing"}
         )
         sampler = decisive["sampler_config"]
-        sampler["max_memory_bytes"] = (
-            sampler["max_memory_bytes"] or TRACE_BYTES
-        )  # the names of results outlive defaults
+        # The names of results outlive defaults.
+        sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         return f"llc-{self.name}-{digest}"
 

@@ -128,9 +128,8 @@ class _PowerIteration:
     def __init__(self, nbeta: float, anchor: Tensor) -> None:
         self._nbeta = nbeta
         # Any direction with weight on all coordinates will do; the irrational stride keeps it from aligning with structure.
-        phases = (
-            torch.arange(anchor.shape[1], dtype=torch.float64) * 2.399963229728653
-        )  # on the host: not every device has float64
+        # Made on the host: not every device has float64.
+        phases = torch.arange(anchor.shape[1], dtype=torch.float64) * 2.399963229728653
         direction = torch.sin(phases + 0.5).to(anchor.dtype).to(anchor.device)
         self._direction = (direction / direction.norm()).expand_as(anchor).clone()
         self._curvature = torch.zeros_like(anchor[:, :1])
