@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import speed_textbook as textbook
+from icl.allocator import keep_freed_memory
 from icl.baselines import dmmse_predictor, ridge_predictor
 from icl.checkpoints import Checkpoints
 from icl.config import OptimizerConfig
@@ -40,6 +41,7 @@ SGLD = {"epsilon": 3e-5, "nbeta": 30.0, "gamma": 100.0}
 
 def make_training(shape: TransformerShape, seeds: int, batch: int, steps: int) -> Callable[[], None]:
     """`steps` training steps of each of `seeds` seeds, one seed after the other, as `icl.training` does them."""
+    keep_freed_memory()  # as the command does
     law = RegressionTask(shape.task_size, shape.max_examples, NOISE_VARIANCE)
     path = choose_path(shape, threads=torch.get_num_threads())
     if path.name == "native":
@@ -91,6 +93,7 @@ def make_textbook_model(shape: TransformerShape) -> textbook.Textbook:
 
 def make_sgld(shape: TransformerShape, chains: int, batch: int, steps: int, cores: int) -> Callable[[], object]:
     """`chains` chains of `steps` steps: the loop of `icl.sampling.estimate_llc`, with its data and noise."""
+    keep_freed_memory()
     law = RegressionTask(shape.task_size, shape.max_examples, NOISE_VARIANCE)
     config = SamplerConfig(
         **SGLD, num_chains=chains, num_draws=steps, grad_batch_size=batch, init_seed=0, num_init_loss_batches=1, cores=cores

@@ -75,7 +75,10 @@ def _before(
         raise typer.Exit
     from dotenv import load_dotenv
 
+    from icl.allocator import keep_freed_memory
+
     load_dotenv(Path.cwd() / ".env")
+    keep_freed_memory()
 
 
 @app.command()

@@ -20,7 +20,7 @@ and ys are batch axes.
 
 import math
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Literal, overload
@@ -34,6 +34,8 @@ from icl.tasks import encode_tokens
 
 Residual = Literal["doubled", "single"]
 Parameters = Mapping[str, Tensor]
+_Projection = Callable[[Tensor, int], Tensor]  # weight (O, C), stride -> LN(stream)[::stride] @ weight.T
+_NORM_EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -138,15 +140,21 @@ def initial_parameters(shape: TransformerShape, seed: int) -> dict[str, Tensor]:
 def predict(shape: TransformerShape, parameters: Parameters, xs: Tensor, ys: Tensor) -> Tensor:
     """Predictions (B, K, 1) for xs (B, K, D), ys (B, K, 1), as a pure function that `torch.func` can transform.
 
-    Only what the predictions need is computed: the last y token is left out, and in the last block the queries, the
-    MLP and the unembedding run on the x tokens alone. The result equals the full computation to rounding.
+    Equal to the full computation to rounding, at less work: in the last block the queries, the MLP and the unembedding
+    run on the x tokens alone, and the first block's queries, keys and values come from the few features that the
+    embedding is linear in (`_projection_of_features`). The last y token, which no prediction reads, is kept: rows of
+    2K scores fill vector registers, where softmax over 2K - 1 took ten times as long (docs/log.md).
     """
     _check_inputs(shape, xs, ys)
-    tokens = encode_tokens(xs, ys)[..., :-1, :]
+    tokens = encode_tokens(xs, ys)
     stream = _embed(parameters, tokens)
     for layer in range(shape.num_layers):
-        last = layer == shape.num_layers - 1
-        stream = _block(shape, parameters, layer, stream, stride=2 if last else 1)[-1]
+        if layer == 0 and shape.layer_norm and sum(tokens.shape[-2:]) < shape.embed_size:
+            project = _projection_of_features(shape, parameters, tokens)
+        else:
+            project = _projection(shape, parameters, layer, stream)
+        stride = 2 if layer == shape.num_layers - 1 else 1
+        stream = _block(shape, parameters, layer, stream, project, stride)[-1]
     stream = _norm(shape, parameters, "final_norm", stream)
     weight, bias = parameters["unembedding.weight"], parameters["unembedding.bias"]
     return F.linear(stream, weight[:1], bias[:1])
@@ -167,7 +175,8 @@ def predict_with_activations(
     activations = {"embedding": stream}
     for layer in range(shape.num_layers):
         activations[f"blocks.{layer}.input"] = stream
-        pattern, middle, stream = _block(shape, parameters, layer, stream, stride=1)
+        project = _projection(shape, parameters, layer, stream)
+        pattern, middle, stream = _block(shape, parameters, layer, stream, project)
         activations[f"blocks.{layer}.attention.pattern"] = pattern
         activations[f"blocks.{layer}.middle"] = middle
         activations[f"blocks.{layer}.output"] = stream
@@ -194,18 +203,48 @@ def _embed(parameters: Parameters, tokens: Tensor) -> Tensor:
 def _norm(shape: TransformerShape, parameters: Parameters, name: str, stream: Tensor) -> Tensor:
     if not shape.layer_norm:
         return stream
-    return F.layer_norm(stream, (shape.embed_size,), parameters[f"{name}.weight"], parameters[f"{name}.bias"])
+    return F.layer_norm(
+        stream, (shape.embed_size,), parameters[f"{name}.weight"], parameters[f"{name}.bias"], _NORM_EPSILON
+    )
+
+
+def _projection(shape: TransformerShape, parameters: Parameters, layer: int, stream: Tensor) -> _Projection:
+    normed = _norm(shape, parameters, f"blocks.{layer}.attention_norm", stream)
+    return lambda weight, stride: F.linear(normed[..., ::stride, :], weight)
+
+
+def _projection_of_features(shape: TransformerShape, parameters: Parameters, tokens: Tensor) -> _Projection:
+    """The first block's projection, in D + 1 + T columns in place of C.
+
+    The embedding is X = F Aᵀ, where a row of F is a token beside its position as a one-hot vector, and A = [W_E | W_P].
+    With Ā = A less its mean over the channels, and w, b the gain and bias of the norm,
+
+        LN(X) Wᵀ = r ⊙ F (W diag(w) Ā)ᵀ + (W b)ᵀ        1/r² = the variances of X's rows, f ĀᵀĀ fᵀ / C, + ε.
+    """
+    number, width = tokens.shape[-2], shape.embed_size
+    places = torch.eye(number, dtype=tokens.dtype, device=tokens.device).expand(*tokens.shape[:-1], number)
+    features = torch.cat((tokens, places), dim=-1)
+    positions = parameters["position_embedding.weight"][:, :number]
+    embedding = torch.cat((parameters["token_embedding.weight"], positions), dim=-1)
+    centred = embedding - embedding.mean(dim=0)
+    gain, bias = (parameters[f"blocks.0.attention_norm.{name}"] for name in ("weight", "bias"))
+    variance = (features * (features @ (centred.T @ centred / width))).sum(dim=-1, keepdim=True)
+    scale = (variance + _NORM_EPSILON).rsqrt()
+
+    def project(weight: Tensor, stride: int) -> Tensor:
+        rows = F.linear(features[..., ::stride, :], (weight * gain) @ centred)
+        return torch.addcmul(weight @ bias, rows, scale[..., ::stride, :])
+
+    return project
 
 
 def _block(
-    shape: TransformerShape, parameters: Parameters, layer: int, stream: Tensor, stride: int
+    shape: TransformerShape, parameters: Parameters, layer: int, stream: Tensor, project: _Projection, stride: int = 1
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Attention pattern, stream after attention and stream after the block, for every `stride`-th token as the
     query."""
     name = f"blocks.{layer}"
-    pattern, attended = _attend(
-        shape, parameters, name, _norm(shape, parameters, f"{name}.attention_norm", stream), stride
-    )
+    pattern, attended = _attend(shape, parameters, name, project, stride)
     stream = stream[..., ::stride, :]
     middle = stream + attended
     hidden = _norm(shape, parameters, f"{name}.mlp_norm", middle)
@@ -215,7 +254,7 @@ def _block(
 
 
 def _attend(
-    shape: TransformerShape, parameters: Parameters, name: str, normed: Tensor, stride: int
+    shape: TransformerShape, parameters: Parameters, name: str, project: _Projection, stride: int
 ) -> tuple[Tensor, Tensor]:
     """Causal attention of the tokens ::stride to all tokens; the rows of the qkv weight are grouped per head as q, k,
     v."""
@@ -225,12 +264,8 @@ def _attend(
     # scale goes to the weight, the smallest of those that it could go to.
     to_queries, to_keys, to_values = (part.flatten(0, 1) for part in weight.unbind(1))
     queries, keys, values = (
-        F.linear(tokens, part).unflatten(-1, (heads, width)).transpose(-3, -2)
-        for tokens, part in (
-            (normed[..., ::stride, :], to_queries / math.sqrt(width)),
-            (normed, to_keys),
-            (normed, to_values),
-        )
+        project(part, every).unflatten(-1, (heads, width)).transpose(-3, -2)
+        for part, every in ((to_queries / math.sqrt(width), stride), (to_keys, 1), (to_values, 1))
     )
     each = queries.shape[:-2]
     scores = torch.baddbmm(_causal_mask(keys, stride), queries.flatten(0, -3), keys.flatten(0, -3).transpose(-2, -1))
