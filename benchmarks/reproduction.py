@@ -7,7 +7,7 @@ Ours come from the tables under data/L2H4Minf and, where no table has them, from
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,7 @@ from icl.config import TrainingConfig
 from icl.evals import ValidationSet
 from icl.figures.attention import find_roles
 from icl.figures.build import read_table, table_names
-from icl.llc_tables import ESTIMATES
+from icl.llc_tables import ESTIMATES, FEWEST_ESTIMATES
 from icl.model import parameter_layout
 from icl.sampling import SamplerConfig
 from icl.storage import LocalStore
@@ -45,21 +45,39 @@ LOW_NOISE = 0.125
 """Standard deviation of the label noise of the reference code's validation set; its training noise has the variance 0.125."""
 
 
+PUBLISHED_SEED = 1
+"""The model seed of the published figures and stage table."""
+
+
 @dataclass(frozen=True)
 class Shipped:
-    """The shipped run: its tables and checkpoints.
+    """One of the shipped runs: its rows of the tables, and its checkpoints.
 
     Attributes:
         folder: data/L2H4Minf.
+        name: of the run.
     """
 
     folder: Path
+    name: str
+
+    @classmethod
+    def runs(cls, folder: Path) -> list["Shipped"]:
+        """All there are, that of the published seed first."""
+        found = [cls(folder, path.parent.name) for path in folder.glob("checkpoints/icl/*/config.json")]
+        return sorted(found, key=lambda run: (run.seed != PUBLISHED_SEED, run.seed))
+
+    @property
+    def seed(self) -> int:
+        """Of the model."""
+        seed = self.config.task_config.model_seed
+        assert seed is not None
+        return seed
 
     @cached_property
     def checkpoints(self) -> Checkpoints:
-        """Of the one run there is."""
-        (name,) = [path.parent.name for path in self.folder.glob("checkpoints/icl/*/config.json")]
-        return Checkpoints(LocalStore(self.folder / "checkpoints"), name)
+        """Those that are shipped."""
+        return Checkpoints(LocalStore(self.folder / "checkpoints"), self.name)
 
     @cached_property
     def config(self) -> TrainingConfig:
@@ -72,16 +90,21 @@ class Shipped:
         return AnalysisData(self.config)
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """A table, sorted by step where it has one; None if it is not shipped."""
+        """The run's rows of a table, sorted by step where it has one; None if there are none."""
         if name not in set(table_names(self.folder)):
             return None
         table = read_table(self.folder, name)
+        table = table[table["model_seed"] == self.seed]
+        if table.empty:
+            return None
         return table.sort_values("step", kind="stable", ignore_index=True) if "step" in table else table
 
     def needed(self, name: str) -> pd.DataFrame:
         """A table that must be there."""
         table = self.table(name)
-        return read_table(self.folder, name) if table is None else table
+        if table is None:
+            raise ValueError(f"{self.folder} has no {name} of model seed {self.seed}")
+        return table
 
     @torch.no_grad()
     def squared_errors(self, step: int, xs: Tensor, ys: Tensor) -> Tensor:
@@ -91,78 +114,137 @@ class Shipped:
         return (torch.cat(parts) - ys).square().mean(dim=(1, 2)).double()
 
     def boundaries(self) -> dict[str, int]:
-        """The checkpoint nearest to each published stage end, after the first one, "start"."""
-        steps = np.array(self.checkpoints.steps())
+        """The measured checkpoint nearest to each published stage end, after the first one, "start"."""
+        steps = self.needed("evals")["step"].to_numpy()
         ends = {stage: int(steps[abs(steps - end).argmin()]) for stage, end in PUBLISHED_STAGE_ENDS.items()}
         return {"start": int(steps[0]), **ends}
 
 
+@dataclass(frozen=True)
+class Number:
+    """One quantity of one run.
+
+    Attributes:
+        name: what it is.
+        published: as text.
+        target: the published number, if there is one to compare with.
+        value: ours, if it is a number.
+        text: ours, for people.
+        source: the table it comes from.
+        decimals: of differences; None compares by ratio.
+    """
+
+    name: str
+    published: str
+    target: float | None
+    value: float | None
+    text: str
+    source: str
+    decimals: int | None = 2
+
+
 def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
     """The text of docs/reproduction.md."""
-    shipped = Shipped(folder)
+    runs = Shipped.runs(folder)
+    shipped = runs[0]
     llc = shipped.needed("llc")
     unsampled = [stage for stage, change in _changes(llc, shipped.boundaries()).items() if change is None]
     values = {
-        "seed": shipped.config.task_config.model_seed,
+        "runs": " and ".join(f"model seed {run.seed}" for run in runs),
         "num_steps": f"{shipped.config.num_steps:,}",
-        "num_shipped": len(shipped.checkpoints.steps()),
+        "num_measured": len(shipped.needed("evals")),
         "num_grid": len(shipped.config.checkpoint_steps()),
+        "estimated": "; ".join(map(_estimated, runs)),
+        "seed": shipped.seed,
         "num_estimates": len(llc),
-        "num_chains": _sampler(shipped, "llc").num_chains,
         "first_estimate": llc["step"].iloc[0],
-        "numbers": _numbers(shipped),
-        "losses": _loss_changes(shipped),
-        "coefficients": _coefficient_changes(shipped),
+        "numbers": _numbers(runs),
+        "losses": _loss_changes(runs),
+        "coefficients": _coefficient_changes(runs),
         "log_tolerance": LOG_TOLERANCE,
-        "boundaries": _detected(shipped),
+        "boundaries": _detected(runs),
         "basin": _chains(shipped),
         "calibrated": _calibrated(shipped),
-        "fits": "`stages.csv` has the same changes from smooth fits to all estimates, as the paper takes them."
-        if shipped.table("stages") is not None
-        else "The estimates are too few for smooth fits, which the paper takes.",
+        "others": "\n".join(map(_other_seed, runs[1:])),
         "unsampled": ", ".join(unsampled) or "none",
+        "untrained": ", ".join(str(seed) for seed in range(5) if seed not in {run.seed for run in runs}) or "none",
         **_basin(shipped),
     }
     return TEMPLATE.read_text().format(**values)
 
 
-def _numbers(shipped: Shipped) -> str:
-    evals, llc = shipped.needed("evals"), shipped.needed("llc")
-    size, steps = _parameters(shipped), len(shipped.config.checkpoint_steps())
+def _estimated(run: Shipped) -> str:
+    """How many estimates under the published settings, of how many chains."""
+    llc = run.table("llc")
+    if llc is None:
+        return f"not for seed {run.seed}"
+    counts = llc["chains"].value_counts().sort_index()
+    return f"for seed {run.seed} at " + " and ".join(
+        f"{count} with {chains} chains" for chains, count in counts.items()
+    )
+
+
+def _numbers(runs: Sequence[Shipped]) -> str:
+    rows = []
+    for ours in zip(*map(_numbers_of, runs), strict=True):
+        first = ours[0]
+        cells = _compared(first.target, [number.value for number in ours], first.decimals)
+        rows.append([first.name, first.published, *(number.text for number in ours), *cells, first.source])
+    head = ["quantity", "published", *(f"seed {run.seed}" for run in runs), "difference", "in spreads", "from"]
+    return markdown_table(head, rows)
+
+
+def _numbers_of(run: Shipped) -> list[Number]:
+    evals, llc = run.needed("evals"), run.table("llc")
+    size, steps = _parameters(run), len(run.config.checkpoint_steps())
     late = evals[evals["step"] >= 100]
     prior = int(late.loc[late["loss_0/mean"].idxmin(), "step"])
-    peak, newest = int(llc.loc[llc["llc/mean"].idxmax(), "step"]), int(llc["step"].iloc[-1])
-    peak_cells = [f"{peak:,}", _ratio(peak, 40_000)] if peak < newest else [f"after {newest:,}, the last estimate", ""]
-    rows = [
-        ["parameters", "51,717", f"{size:,}", f"{size - 51_717:+d}", "`icl.model`"],
-        ["checkpoints of a run", "190", str(steps), f"{steps - 190:+d}", "`sweeps/training-runs/L2H4Minf.yaml`"],
-        *_losses(shipped, int(evals["step"].iloc[-1])),
-        ["step closest to predicting 0", "end of LR1, 1000", f"{prior:,}", _ratio(prior, 1_000), "`evals`"],
-        ["peak of λ̂, published settings", "near 40,000", *peak_cells, "`llc`"],
-        *_collapse(shipped.needed("layer_norm"), shipped.boundaries()),
-        *_roles(shipped.needed("attention")),
-        *_variance(shipped.needed("trajectory")),
+    return [
+        Number("parameters", "51,717", 51_717, size, f"{size:,}", "`icl.model`", 0),
+        Number("checkpoints of a run", "190", 190, steps, str(steps), "`sweeps/training-runs/L2H4Minf.yaml`", 0),
+        *_losses(run, int(evals["step"].iloc[-1])),
+        Number("step closest to predicting 0", "end of LR1, 1000", 1_000, prior, f"{prior:,}", "`evals`", None),
+        _peak(llc),
+        *_collapse(run.needed("layer_norm"), run.boundaries()),
+        _roles(run.needed("attention")),
+        *_variance(run.needed("trajectory")),
     ]
-    return markdown_table(["quantity", "published", "ours", "difference", "from"], rows)
 
 
-def _losses(shipped: Shipped, last: int) -> Iterator[list[str]]:
-    xs, ys = shipped.data.training_sequences
-    ridge = ridge_predictor(xs, ys, shipped.config.task_config.noise_variance)
-    yield _measured("loss at the end, evaluator", 1.74, shipped.squared_errors(last, xs, ys), "checkpoint")
-    yield _measured(
-        "loss of ridge, evaluator (published: the floor)",
-        1.73,
-        (ridge - ys).square().mean(dim=(1, 2)),
-        "`icl.baselines`",
-    )
-    low = _low_noise(shipped)
-    yield _measured("loss at the end, validation, noise 0.125", 1.52, shipped.squared_errors(last, *low), "checkpoint")
-    distance = float(shipped.needed("evals")["pretrain/delta_ridge"].iloc[-1])
-    yield ["squared distance to ridge at the end", "not given", f"{distance:.4f}", "", "`evals`"]
+def _peak(llc: pd.DataFrame | None) -> Number:
+    value, text = None, "not sampled"
+    if llc is not None:
+        peak, newest = int(llc.loc[llc["llc/mean"].idxmax(), "step"]), int(llc["step"].max())
+        value, text = (peak, f"{peak:,}") if peak < newest else (None, f"after {newest:,}, the last estimate")
+    return Number("peak of λ̂, published settings", "near 40,000", 40_000, value, text, "`llc`", None)
 
 
-def _collapse(coordinates: pd.DataFrame, ends: Mapping[str, int]) -> Iterator[list[str]]:
+def _compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
+    """Mean over the runs less the published number (or their ratio), and the same in standard deviations over the runs."""
+    known = np.array([value for value in ours if value is not None], dtype=float)
+    if target is None or not known.size:
+        return "", ""
+    if decimals is None:
+        known, target = np.log(known), math.log(target)
+    difference = float(known.mean()) - target
+    shown = f"{math.exp(difference):.2f} times" if decimals is None else f"{difference:+.{decimals}f}"
+    spread = float(known.std(ddof=1)) if known.size > 1 else 0.0
+    return shown, f"{difference / spread:+.1f}" if spread > 0 else ""
+
+
+def _losses(run: Shipped, last: int) -> Iterator[Number]:
+    xs, ys = run.data.training_sequences
+    ridge = ridge_predictor(xs, ys, run.config.task_config.noise_variance)
+    floor = (ridge - ys).square().mean(dim=(1, 2))
+    yield _measured("loss at the end, evaluator", 1.74, run.squared_errors(last, xs, ys), "checkpoint")
+    yield _measured("loss of ridge, evaluator (published: the floor)", 1.73, floor, "`icl.baselines`")
+    low = run.squared_errors(last, *_low_noise(run))
+    yield _measured("loss at the end, validation, noise 0.125", 1.52, low, "checkpoint")
+    distance = float(run.needed("evals")["pretrain/delta_ridge"].iloc[-1])
+    yield Number("squared distance to ridge at the end", "not given", None, distance, f"{distance:.4f}", "`evals`")
+
+
+def _collapse(coordinates: pd.DataFrame, ends: Mapping[str, int]) -> Iterator[Number]:
     """When a quarter of a norm's gains is off: the paper has the final norm first, in LR3, then the first one, in LR4."""
     gains = coordinates[coordinates["parameter"] == "weight"]
     for layer, name, stage in (
@@ -173,10 +255,10 @@ def _collapse(coordinates: pd.DataFrame, ends: Mapping[str, int]) -> Iterator[li
         share = (chosen["value"].abs() < 0.1).groupby(chosen["step"]).mean()
         off = share.index[share >= 0.25]
         ours = f"step {off[0]:,}, {_stage_of(off[0], ends)}" if len(off) else "never"
-        yield [f"norm before {name}: a quarter of γ below 0.1", f"in {stage}", ours, "", "`layer_norm`"]
+        yield Number(f"norm before {name}: a quarter of γ below 0.1", f"in {stage}", None, None, ours, "`layer_norm`")
 
 
-def _roles(attention: pd.DataFrame) -> Iterator[list[str]]:
+def _roles(attention: pd.DataFrame) -> Number:
     """When the heads that have a role at the end are half way to it."""
     half_way = []
     for role in find_roles(attention):
@@ -190,46 +272,69 @@ def _roles(attention: pd.DataFrame) -> Iterator[list[str]]:
         middle = (course.iloc[0] + course.iloc[-1]) / 2
         reached = (course >= middle) == (course.iloc[-1] >= middle)
         half_way.append(int(course.index[len(course) - int(np.argmin(reached[::-1].to_numpy()))]))
-    if half_way:
-        ours = f"{min(half_way):,} to {max(half_way):,} ({len(half_way)} roles)"
-        yield ["heads specialise, steps", "10,000 to 40,000", ours, "", "`attention`"]
+    ours = f"{min(half_way):,} to {max(half_way):,} ({len(half_way)} roles)" if half_way else "none does"
+    return Number("heads specialise, steps", "10,000 to 40,000", None, None, ours, "`attention`")
 
 
-def _variance(trajectory: pd.DataFrame) -> Iterator[list[str]]:
+def _variance(trajectory: pd.DataFrame) -> Iterator[Number]:
     row = trajectory[trajectory["variant"] == "tokens"].iloc[0]
     for i, published in enumerate((0.65, 0.08, 0.05)):
         ours = float(row[f"explained_variance_ratio/{i}"])
         name = f"essential dynamics, variance of PC {i + 1}"
-        yield [name, f"{published:.2f}", f"{ours:.2f}", f"{ours - published:+.2f}", "`trajectory`"]
+        yield Number(name, f"{published:.2f}", published, ours, f"{ours:.2f}", "`trajectory`")
 
 
-def _loss_changes(shipped: Shipped) -> str:
-    at = shipped.boundaries()
-    evals = shipped.needed("evals").set_index("step")["pretrain/mse"]
-    low = {step: float(shipped.squared_errors(step, *_low_noise(shipped)).mean()) for step in at.values()}
+def _loss_changes(runs: Sequence[Shipped]) -> str:
+    changes = [list(zip(_evaluator_changes(run), _low_noise_changes(run), strict=True)) for run in runs]
+    at = list(runs[0].boundaries().values())
     rows = []
-    for (stage, end), start in zip(list(at.items())[1:], list(at.values())[:-1], strict=True):
-        ours, others, published = float(evals[end] - evals[start]), low[end] - low[start], CHANGE_OF_LOSS[stage]
-        cells = [f"{published:g}", f"{ours:.3f}", f"{ours - published:+.3f}", f"{others:.3f}"]
-        rows.append([stage, f"{start:,} to {end:,}", *cells])
-    head = ["stage", "checkpoints", "Δℓ published", "ours, evaluator", "difference", "ours, validation, noise 0.125"]
+    for stage, start, end, *ours in zip(CHANGE_OF_LOSS, at, at[1:], *changes, strict=False):
+        published = CHANGE_OF_LOSS[stage]
+        cells = _compared(published, [loss for loss, _ in ours], 3)
+        shown = [f"{loss:.3f}" for loss, _ in ours]
+        rows.append(
+            [stage, f"{start:,} to {end:,}", f"{published:g}", *shown, *cells, *(f"{low:.3f}" for _, low in ours)]
+        )
+    head = ["stage", "checkpoints", "Δℓ published", *(f"seed {run.seed}, evaluator" for run in runs)]
+    head += ["difference", "in spreads", *(f"seed {run.seed}, validation, noise 0.125" for run in runs)]
     return markdown_table(head, rows)
 
 
-def _coefficient_changes(shipped: Shipped) -> str:
-    settings = [name for name in ESTIMATES if shipped.table(name) is not None]
-    changes = {name: _changes(shipped.needed(name), shipped.boundaries()) for name in settings}
+def _evaluator_changes(run: Shipped) -> list[float]:
+    losses = run.needed("evals").set_index("step")["pretrain/mse"]
+    return np.diff(losses.loc[list(run.boundaries().values())]).tolist()
+
+
+def _low_noise_changes(run: Shipped) -> list[float]:
+    low = _low_noise(run)
+    return np.diff([float(run.squared_errors(step, *low).mean()) for step in run.boundaries().values()]).tolist()
+
+
+def _coefficient_changes(runs: Sequence[Shipped]) -> str:
     rows = []
     for stage, published in CHANGE_OF_LLC.items():
-        row = [stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", _change(changes["llc"][stage]), "", ""]
-        found = changes["llc"][stage]
-        if found is not None:
-            difference = found[0] - published
-            within = abs(difference) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
-            row[-2:] = [f"{difference:+.1f}", "yes" if within else "**no**"]
-        rows.append(row + [_change(changes[name][stage]) for name in settings[1:]])
-    head = ["stage", "type", "Δλ̂ published", "ours, published settings", "difference", "within the aim"]
-    return markdown_table([*head, *["ours, calibrated" for _ in settings[1:]]], rows)
+        row = [stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}"]
+        for run in runs:
+            found = _changes_of(run, "llc")[stage]
+            row += [_change(found), _within(found, published)]
+        rows.append(row + [_change(_changes_of(run, "llc_calibrated")[stage]) for run in runs])
+    head = ["stage", "type", "Δλ̂ published"]
+    head += [cell for run in runs for cell in (f"seed {run.seed}, published settings", "within the aim")]
+    return markdown_table([*head, *(f"seed {run.seed}, calibrated" for run in runs)], rows)
+
+
+def _within(found: tuple[float, float] | None, published: float) -> str:
+    """Whether a change is within the aim, with the difference."""
+    if found is None:
+        return ""
+    difference = found[0] - published
+    within = abs(difference) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
+    return f"{'yes' if within else '**no**'} ({difference:+.1f})"
+
+
+def _changes_of(run: Shipped, name: str) -> dict[str, tuple[float, float] | None]:
+    table = run.table(name)
+    return dict.fromkeys(CHANGE_OF_LLC) if table is None else _changes(table, run.boundaries())
 
 
 def _changes(llc: pd.DataFrame, at: Mapping[str, int]) -> dict[str, tuple[float, float] | None]:
@@ -248,28 +353,57 @@ def _changes(llc: pd.DataFrame, at: Mapping[str, int]) -> dict[str, tuple[float,
     return changes
 
 
-def _detected(shipped: Shipped) -> str:
-    found = shipped.table("boundaries")
-    if found is None or found.empty:
-        return "None: either no boundary is significant, or there are fewer than the eight estimates that the detector needs."
-    rows = []
-    for _, row in found.iterrows():
-        within = "yes" if abs(row["log_ratio"]) <= LOG_TOLERANCE else "**no**"
-        interval = f"{row['low']:,.0f} to {row['high']:,.0f}"
-        nearest = f"{row['published']}, {row['published_step']:,.0f}"
-        cells = [f"{row['probability']:.2f}", nearest, f"{row['log_ratio']:+.2f}", within]
-        rows.append([f"`{row['setting']}`", f"{row['step']:,.0f}", interval, *cells])
+def _detected(runs: Sequence[Shipped]) -> str:
+    curves = [
+        (run, name)
+        for run in runs
+        for name in ESTIMATES
+        if (table := run.table(name)) is not None and len(table) >= FEWEST_ESTIMATES
+    ]
+    if not curves:
+        return f"None: there are fewer than the {FEWEST_ESTIMATES} estimates that the detector needs."
     inner = list(PUBLISHED_STAGE_ENDS)[:-1]  # the last end is the end of training, which no curve shows
-    lines = []
-    for setting, mine in found.groupby("setting"):
+    rows, lines = [], []
+    for run, name in curves:
+        found = run.table("boundaries")
+        mine = (
+            pd.DataFrame(columns=pd.Index(["published", "log_ratio"]))
+            if found is None
+            else found[found["setting"] == name]
+        )
+        for _, row in mine.iterrows():
+            within = "yes" if abs(row["log_ratio"]) <= LOG_TOLERANCE else "**no**"
+            interval = f"{row['low']:,.0f} to {row['high']:,.0f}"
+            nearest = f"{row['published']}, {row['published_step']:,.0f}"
+            cells = [f"{row['probability']:.2f}", nearest, f"{row['log_ratio']:+.2f}", within]
+            rows.append([f"`{name}`, seed {run.seed}", f"{row['step']:,.0f}", interval, *cells])
         near = set(mine.loc[mine["log_ratio"].abs() <= LOG_TOLERANCE, "published"])
         missed = [stage for stage in inner if stage not in near]
         lines.append(
-            f"- `{setting}`: {len(inner) - len(missed)} of the {len(inner)} published boundaries are found; "
+            f"- `{name}`, seed {run.seed}: {len(inner) - len(missed)} of the {len(inner)} published boundaries are found; "
             f"not found: {', '.join(f'the end of {stage}' for stage in missed) or 'none'}."
         )
     head = ["estimates", "step", "90 % interval", "probability", "nearest published end", "log ratio", "within the aim"]
     return markdown_table(head, rows) + "\n\n" + "\n".join(lines)
+
+
+def _other_seed(run: Shipped) -> str:
+    """What the estimates of another seed say of its chains and stages."""
+    llc, calibrated = run.table("llc"), run.table("llc_calibrated")
+    parts = []
+    if llc is not None:
+        outside = int((llc["loss/mean"] > llc["loss/zero"]).sum())
+        young = llc[llc["step"] <= run.boundaries()["LR2"]]
+        nbeta = _sampler(run, "llc").inverse_temperature
+        predicted = nbeta * (float(young["loss/mean"].mean()) - young["loss/init"])
+        parts.append(
+            f"the published chains do worse than predicting 0 at {outside} of {len(llc)} checkpoints, and up to step "
+            f"{young['step'].max():,}\n  λ̂ is the loss curve turned over to within {(young['llc/mean'] - predicted).abs().max():.1f}"
+        )
+    if calibrated is not None:
+        peak = calibrated.loc[calibrated["llc/mean"].idxmax()]
+        parts.append(f"the calibrated λ̂ is largest at step {peak['step']:,}, {_estimate(peak)}{_kinds(run)}")
+    return f"- Seed {run.seed}: {'; '.join(parts) or 'not sampled'}."
 
 
 def _basin(shipped: Shipped) -> dict[str, object]:
@@ -319,29 +453,26 @@ def _calibrated(shipped: Shipped) -> str:
     peak = table.loc[table["llc/mean"].idxmax()]
     return (
         f"The calibrated settings (ε = {_number(settings.step_size)}, γ = {_number(settings.localization)}, "
-        f"nβ = {settings.inverse_temperature:.3g}; {settings.num_chains} chains × {settings.num_draws} draws after "
+        f"nβ = {settings.inverse_temperature:.3g}; {table['chains'].max()} chains × {settings.num_draws} draws after "
         f"{settings.num_burnin_steps} steps of\nburn-in) hold the chains {table['distance'].min():.2f} to "
         f"{table['distance'].max():.2f} away from w_t. Verdicts of its {len(table)} estimates: "
         f"{', '.join(f'{name} ({count})' for name, count in verdicts.items())}.\n"
         f"Their λ̂ is largest at step {peak['step']:,}, {_estimate(peak)}. "
         "[llc-settings](../figures/L2H4Minf-seed-1/llc-settings.png) shows both curves. They estimate\ndifferent "
-        "things: the calibrated one the loss near w_t, the published one a ball that hardly meets the basin."
-        + _types(shipped)
+        "things: the calibrated one the loss near w_t, the published one a ball that hardly meets the basin"
+        f"{_kinds(shipped)} (A: λ̂ rises, B: it falls, while the loss falls)."
     )
 
 
-def _types(shipped: Shipped) -> str:
-    """The kinds of stages that the calibrated curve shows."""
-    stages = shipped.table("stages")
-    if stages is None:
+def _kinds(run: Shipped) -> str:
+    """The kinds of stages that the calibrated curve shows, as the end of a sentence."""
+    stages = run.table("stages")
+    mine = pd.DataFrame() if stages is None else stages[stages["setting"] == "llc_calibrated"]
+    if mine.empty:
         return ""
-    mine = stages[stages["setting"] == "llc_calibrated"]
     ours = ", ".join(f"{row.stage} {row.type} ({row.type_probability:.2f})" for row in mine.itertuples(index=False))
     alike = sum(PUBLISHED_STAGE_TYPES[row.stage] == row.type for row in mine.itertuples(index=False))
-    return (
-        f"\n\nKinds of stages under the calibrated settings, from smooth fits, with their probabilities (A: λ̂ rises, B: it "
-        f"falls, while the\nloss falls): {ours}. {alike} of {len(mine)} are the published ones."
-    )
+    return f";\n  kinds of its stages, from smooth fits, with their probabilities: {ours}; {alike} of {len(mine)} are the published ones"
 
 
 def _low_noise(shipped: Shipped) -> tuple[Tensor, Tensor]:
@@ -357,9 +488,9 @@ def _parameters(shipped: Shipped) -> int:
     return sum(math.prod(size) for _, size in parameter_layout(shipped.config.task_config.shape).values())
 
 
-def _measured(name: str, published: float, values: Tensor, source: str) -> list[str]:
+def _measured(name: str, published: float, values: Tensor, source: str) -> Number:
     mean, error = float(values.mean()), float(values.std()) / math.sqrt(len(values))
-    return [name, f"{published:.2f}", f"{mean:.2f} ± {error:.2f}", f"{mean - published:+.2f}", source]
+    return Number(name, f"{published:.2f}", published, mean, f"{mean:.2f} ± {error:.2f}", source)
 
 
 def _change(found: tuple[float, float] | None) -> str:
@@ -372,10 +503,6 @@ def _estimate(row: pd.Series) -> str:
 
 def _number(value: float | None) -> str:
     return "found by each run" if value is None else f"{value:g}"
-
-
-def _ratio(ours: float, published: float) -> str:
-    return f"{ours / published:.2f} times"
 
 
 def _stage_of(step: float, ends: Mapping[str, int]) -> str:

@@ -78,6 +78,7 @@ def make_gradient(shape: TransformerShape, batch: int, way: str) -> Callable[[],
         return lambda: torch.autograd.grad(F.mse_loss(model(xs, ys), ys), parameters)
     flat = flatten(initial_parameters(shape, 0))
     if way == "torch":
+        keep_freed_memory()
         return lambda: loss_and_grad(shape, flat, xs, ys)
     kernel = NativeTransformer(shape, torch.get_num_threads())
     torch.set_num_threads(1)

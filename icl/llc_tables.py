@@ -23,9 +23,11 @@ FEWEST_ESTIMATES = 8
 def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: str = "llc") -> list[Path]:
     """Bring the estimates of a sweep into `<name>.csv`, and the course of their chains into `<name>_traces.csv.gz`.
 
-    One row per run and checkpoint, with the columns of `LLCResult.summary` and `loss/zero`, the loss of predicting 0.
-    Runs of the sweep without results yet are left out; called again, their rows come in and those of the others are
-    replaced. Beside each table lies a JSON file with the settings that it was made with.
+    One row per run and checkpoint, with the columns of `LLCResult.summary`, `chains`, the number of chains, and
+    `loss/zero`, the loss of predicting 0. Runs of the sweep without results yet are left out; called again, their rows
+    come in. Sweeps that differ in the number of chains alone may fill one table: of a checkpoint's estimates that with
+    the most chains stays, and among those the last. Beside each table lies a JSON file with the settings that it was
+    made with.
 
     Args:
         configs: the grid points of the sweep.
@@ -45,13 +47,19 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
             continue
         seed = config.task_config.model_seed
         assert seed is not None, "without a seed the run would have no name to be found by"
+        estimates["chains"] = chains = config.sampler_config.num_chains
         estimates["loss/zero"] = zero_predictor_loss(config.task_config.resolved().pretrain_task())
         parts = {f"{name}.csv": estimates, f"{name}_traces.csv.gz": _trace_rows(traces)}
+        tables = {file: AnalysisTable(output / file, _settings(config)) for file in parts}
+        old = tables[f"{name}.csv"].rows_of(seed)
+        stays = set(old["step"]) - set(estimates["step"]) if len(old) else set()
+        stays |= set(old.loc[old["chains"] > chains, "step"]) if len(old) else set()
         for file, rows in parts.items():
             if len(rows):
-                table = AnalysisTable(output / file, _settings(config))
+                table, kept = tables[file], tables[file].rows_of(seed)
                 table.begin_run(seed, config.name)
-                table.replace_run(seed, rows)
+                both = [kept.loc[kept["step"].isin(stays)], rows.loc[~rows["step"].isin(stays)]]
+                table.replace_run(seed, pd.concat([part for part in both if len(part)], ignore_index=True))
                 table.write()
                 written.append(table)
     if not written:
@@ -111,11 +119,12 @@ def _trace_rows(traces: Sequence[dict]) -> pd.DataFrame:
 
 
 def _settings(config: LLCConfig) -> dict[str, object]:
-    """What the rows of a table share: everything but the seeds, the choice of checkpoints, and what cores and memory they may use."""
+    """What the rows of a table share: everything but the seeds, the choice of checkpoints, how many chains, and what cores and memory
+    they may use."""
     kept = config.model_dump(mode="json", include={"sampler_config", "task_config", "num_steps", "batch_size"})
     for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
         kept["task_config"].pop(seed, None)
-    for name in ("cores", "max_memory_bytes"):
+    for name in ("num_chains", "cores", "max_memory_bytes"):
         kept["sampler_config"].pop(name, None)
     return {**kept, "icl_version": __version__}
 

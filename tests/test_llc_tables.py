@@ -109,6 +109,24 @@ def test_other_settings_do_not_mix_into_a_table(place, tmp_path):
         tabulate([second], place.results, tmp_path / "tables")
 
 
+def test_of_two_estimates_of_a_checkpoint_the_one_with_more_chains_stays(place, tmp_path):
+    few, many = config_with(), config_with(num_chains=3)
+    late = many.model_copy(update={"steps": (59,)})
+    for config in (few, late):
+        assert run_llc(config, place) == 0
+    orders = {"few-first": (few, late), "many-first": (late, few)}
+    tables = {}
+    for name, configs in orders.items():
+        for config in configs:
+            paths = tabulate([config], place.results, tmp_path / name)
+        tables[name] = [pd.read_csv(path) for path in paths]
+    for estimates, traces in tables.values():
+        assert dict(zip(estimates["step"], estimates["chains"], strict=True)) == {0: 2, 59: 3}
+        assert traces.groupby("step")["chain"].nunique().to_dict() == {0: 2, 59: 3}
+        chains = traces.groupby(["step", "chain"])["loss"].mean().groupby("step").mean()
+        np.testing.assert_allclose(chains, estimates["loss/mean"], rtol=1e-5)
+
+
 def test_stages_are_read_off_the_tables(tmp_path):
     steps = np.unique(np.geomspace(100, 499_999, 40).astype(int))
     x = np.log(steps)

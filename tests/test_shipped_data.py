@@ -24,12 +24,18 @@ TABLES = sorted(table_names(FAMILY))
 ESTIMATES = {"llc", "llc_traces", "llc_calibrated", "llc_calibrated_traces"}
 DERIVED = {"stages", "boundaries"}
 SWEEPS = {"llc": "4-L2H4-shipped-llcs", "llc_calibrated": "L2H4-llcs-calibrated"}
-(RUN,) = [folder.name for folder in (FAMILY / "checkpoints" / "icl").iterdir() if not folder.name.startswith("llc-")]
+LATE = "5-L2H4-late-llcs"
+"""The sweep of the published estimator with more chains, at late checkpoints."""
+RUNS = {
+    json.loads(path.read_text())["task_config"]["model_seed"]: path.parent.name
+    for path in (FAMILY / "checkpoints" / "icl").glob("*/config.json")
+}
 
 
 @pytest.fixture(scope="module")
 def checkpoints() -> Checkpoints:
-    return Checkpoints(LocalStore(FAMILY / "checkpoints"), RUN)
+    """Of model seed 1, at every step that is measured."""
+    return Checkpoints(LocalStore(FAMILY / "checkpoints"), RUNS[1])
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +45,17 @@ def config(checkpoints) -> TrainingConfig:
 
 def sweep_of(table: str) -> LLCConfig:
     """The settings of the sweep file that a table of estimates, or of traces, comes from."""
-    file = ROOT / "sweeps" / "analysis" / f"{SWEEPS[table.removesuffix('_traces')]}.yaml"
-    (config,) = [LLCConfig.parse(data) for data in expand(load_sweep(file))]
-    return config
+    return configs_of(SWEEPS[table.removesuffix("_traces")])[0]
+
+
+def configs_of(sweep: str) -> list[LLCConfig]:
+    file = ROOT / "sweeps" / "analysis" / f"{sweep}.yaml"
+    return [LLCConfig.parse(data) for data in expand(load_sweep(file))]
+
+
+def runs_in(rows: pd.DataFrame) -> dict[str, str]:
+    """Seed -> name of the runs whose rows a table has, as its settings put it."""
+    return {str(seed): RUNS[seed] for seed in sorted(set(rows["model_seed"]))}
 
 
 def described(table: str) -> list[re.Pattern[str]]:
@@ -67,10 +81,11 @@ def test_the_dictionary_describes_exactly_the_columns_there_are(table):
 @pytest.mark.parametrize("table", sorted(set(TABLES) - ESTIMATES - DERIVED))
 def test_a_table_has_every_checkpoint_and_says_what_made_it(table, checkpoints, config):
     rows = read_table(FAMILY, table)
-    assert sorted(set(rows["step"])) == checkpoints.steps()
+    for _, mine in rows.groupby("model_seed"):
+        assert sorted(set(mine["step"])) == checkpoints.steps()
     assert not rows.isna().all(axis=1).any()
     made = json.loads((FAMILY / f"{table}.json").read_text())
-    assert made["runs"] == {"1": RUN}
+    assert made["runs"] == runs_in(rows)
     assert made["num_steps"] == config.num_steps
     assert made["task_config"]["noise_variance"] == config.task_config.noise_variance
 
@@ -80,12 +95,21 @@ def test_estimates_are_of_shipped_checkpoints_and_their_settings_are_those_of_th
     rows = read_table(FAMILY, table)
     assert set(rows["step"]) <= set(checkpoints.steps())
     made = json.loads((FAMILY / f"{table}.json").read_text())
-    assert made["runs"] == {"1": RUN}
+    assert made["runs"] == runs_in(rows)
     chosen = sweep_of(table)
     assert set(rows["step"]) <= set(chosen.steps)
-    assert made["sampler_config"] == chosen.sampler_config.model_dump(
-        mode="json", exclude={"cores", "max_memory_bytes"}
-    )
+    kept = {"num_chains", "cores", "max_memory_bytes"}  # not what an estimate is of
+    assert made["sampler_config"] == chosen.sampler_config.model_dump(mode="json", exclude=kept)
+
+
+def test_the_late_sweep_differs_in_its_chains_alone_and_its_estimates_are_the_ones_that_are_kept():
+    (late,), usual = configs_of(LATE), sweep_of("llc")
+    assert late.sampler_config == usual.sampler_config.model_copy(update={"num_chains": late.sampler_config.num_chains})
+    llc = read_table(FAMILY, "llc")
+    many = llc[llc["chains"] == late.sampler_config.num_chains]
+    assert sorted(many["step"]) == sorted(late.steps)
+    assert set(many["model_seed"]) == {late.task_config.model_seed}
+    assert set(llc["chains"]) == {late.sampler_config.num_chains, usual.sampler_config.num_chains}
 
 
 @pytest.mark.parametrize("table", sorted({"llc", "llc_calibrated"} & set(TABLES)))
@@ -96,8 +120,11 @@ def test_an_estimate_is_the_excess_loss_of_its_chains(table):
     np.testing.assert_allclose(llc["llc/mean"], nbeta * llc["loss/excess"], rtol=1e-4, atol=1e-3)
     tokens = llc.filter(regex=r"llc/mean/\d").mean(axis=1)
     np.testing.assert_allclose(tokens, llc["llc/mean"], rtol=1e-4, atol=1e-3)
-    means = traces.groupby("step")["loss"].mean().loc[llc["step"]]
+    keys = ["model_seed", "step"]
+    means = traces.groupby(keys)["loss"].mean().loc[list(llc[keys].itertuples(index=False, name=None))]
     np.testing.assert_allclose(means, llc["loss/mean"], rtol=1e-3)
+    chains = traces.groupby(keys)["chain"].nunique().loc[means.index]
+    assert chains.tolist() == llc["chains"].tolist()
 
 
 def remeasured(table: str, step: int, checkpoints: Checkpoints, config: TrainingConfig) -> pd.DataFrame:
@@ -108,7 +135,7 @@ def remeasured(table: str, step: int, checkpoints: Checkpoints, config: Training
 
 def assert_same_numbers(table: str, step: int, new: pd.DataFrame) -> None:
     old = read_table(FAMILY, table)
-    old = old.loc[old["step"] == step, list(new.columns)].reset_index(drop=True)
+    old = old.loc[(old["step"] == step) & (old["model_seed"] == 1), list(new.columns)].reset_index(drop=True)
     # How many products the iteration took depends on rounding; what it found does not.
     for column in new.columns.drop("hessian/num_products", errors="ignore"):
         if new[column].dtype == object or str(new[column].dtype) == "str":

@@ -6,9 +6,10 @@ decided by the curve and its own uncertainty:
 
 1. A Gaussian process is fitted to λ̂(x), with the estimates' standard errors as noise and its smoothness by marginal
    likelihood (`gaussian_process`). It gives the joint posterior of the slope.
-2. The peaks of |slope| that count are those of the posterior mean outside the simultaneous 95 % band: 95 % of the
-   posterior draws stay everywhere within that many posterior standard deviations of the mean. A curve without a slope
-   has no peak, wherever one looks for it, in 95 of 100 cases.
+2. A peak of |slope| reaches from one local minimum of it to the next. It counts if the posterior mean leaves the
+   simultaneous 95 % band anywhere on it: 95 % of the posterior draws stay everywhere within that many posterior
+   standard deviations of the mean. A curve without a slope has no peak, wherever one looks for it, in 95 of 100 cases.
+   Its most certain point stands for it, not its top: at the ends of a curve the top is where least is known.
 3. Between two peaks lies a boundary if they are *resolved*: their signs differ, or |slope| falls between them to half
    of the lower one (two peaks are two where the half maximum of one does not reach the other). The boundary's
    probability is the share of posterior draws in which this holds and both signs are the mean's.
@@ -111,7 +112,7 @@ def find_boundaries(
     _, draws = fit.sample(grid, num_draws, np.random.default_rng(seed))
     certainty = np.abs(slope) / spread
     band = np.quantile(np.max(np.abs(draws - slope) / spread, axis=1), level)
-    peaks = [peak for peak in _local_maxima(np.abs(slope)) if certainty[peak] > band]
+    peaks = [peak for peak in _most_certain(np.abs(slope), certainty) if certainty[peak] > band]
     found = [_between(slope, draws, left, right) for left, right in pairwise(peaks)]
     while found and min(boundary.probability for boundary in found) < level:
         worst = int(np.argmin([boundary.probability for boundary in found]))
@@ -228,11 +229,11 @@ def _between(slope: Array, draws: Array, left: int, right: int) -> _Boundary:
     )
 
 
-def _local_maxima(curve: Array) -> list[int]:
-    """Indices of the local maxima, the ends included; a flat top counts once, at its end."""
-    rising = np.diff(curve, prepend=-np.inf) >= 0
-    falling = np.diff(curve, append=-np.inf) < 0
-    return [int(i) for i in np.flatnonzero(rising & falling)]
+def _most_certain(speed: Array, certainty: Array) -> list[int]:
+    """For every peak of the speed, from one local minimum to the next, the index where it is most certain."""
+    inner = np.flatnonzero((speed[1:-1] < speed[:-2]) & (speed[1:-1] <= speed[2:])) + 1
+    edges = [0, *inner, speed.size]
+    return [start + int(np.argmax(certainty[start:end])) for start, end in pairwise(edges)]
 
 
 def _stage_types(delta_loss: Array, delta_llc: Array) -> NDArray[np.str_]:

@@ -49,6 +49,10 @@ class AnalysisTable:
         known = {int(step) for step in self.rows.loc[self.rows["model_seed"] == model_seed, "step"]}
         return known | {int(part["step"].iloc[0]) for part in self._new if part["model_seed"].iloc[0] == model_seed}
 
+    def rows_of(self, model_seed: int) -> pd.DataFrame:
+        """The rows of a run that are on disk, without their `model_seed`."""
+        return pd.DataFrame(self.rows.loc[self.rows["model_seed"] == model_seed].drop(columns="model_seed"))
+
     def begin_run(self, model_seed: int, run_name: str) -> None:
         """Say which run the rows of a seed come from.
 
