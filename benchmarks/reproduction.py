@@ -165,7 +165,8 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "boundaries": _detected(runs),
         "basin": _chains(shipped),
         "calibrated": _calibrated(shipped),
-        "others": "\n".join(map(_other_seed, runs[1:])),
+        "each": "\n".join(map(_each_seed, runs)),
+        "lr2_end": f"{shipped.boundaries()['LR2']:,}",
         "unsampled": ", ".join(unsampled) or "none",
         "untrained": ", ".join(str(seed) for seed in range(5) if seed not in {run.seed for run in runs}) or "none",
         **_basin(shipped),
@@ -221,9 +222,9 @@ def _peak(llc: pd.DataFrame | None) -> Number:
 
 def _compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
     """Mean over the runs less the published number (or their ratio), and the same in standard deviations over the runs."""
-    known = np.array([value for value in ours if value is not None], dtype=float)
-    if target is None or not known.size:
+    if target is None or None in ours:
         return "", ""
+    known = np.array(ours, dtype=float)
     if decimals is None:
         known, target = np.log(known), math.log(target)
     difference = float(known.mean()) - target
@@ -387,8 +388,8 @@ def _detected(runs: Sequence[Shipped]) -> str:
     return markdown_table(head, rows) + "\n\n" + "\n".join(lines)
 
 
-def _other_seed(run: Shipped) -> str:
-    """What the estimates of another seed say of its chains and stages."""
+def _each_seed(run: Shipped) -> str:
+    """What the estimates of a seed say of its chains and stages, in a line."""
     llc, calibrated = run.table("llc"), run.table("llc_calibrated")
     parts = []
     if llc is not None:
@@ -398,7 +399,7 @@ def _other_seed(run: Shipped) -> str:
         predicted = nbeta * (float(young["loss/mean"].mean()) - young["loss/init"])
         parts.append(
             f"the published chains do worse than predicting 0 at {outside} of {len(llc)} checkpoints, and up to step "
-            f"{young['step'].max():,}\n  λ̂ is the loss curve turned over to within {(young['llc/mean'] - predicted).abs().max():.1f}"
+            f"{young['step'].max():,} λ̂ is the loss curve turned over to within {(young['llc/mean'] - predicted).abs().max():.1f}"
         )
     if calibrated is not None:
         peak = calibrated.loc[calibrated["llc/mean"].idxmax()]
@@ -459,8 +460,7 @@ def _calibrated(shipped: Shipped) -> str:
         f"{', '.join(f'{name} ({count})' for name, count in verdicts.items())}.\n"
         f"Their λ̂ is largest at step {peak['step']:,}, {_estimate(peak)}. "
         "[llc-settings](../figures/L2H4Minf-seed-1/llc-settings.png) shows both curves. They estimate\ndifferent "
-        "things: the calibrated one the loss near w_t, the published one a ball that hardly meets the basin"
-        f"{_kinds(shipped)} (A: λ̂ rises, B: it falls, while the loss falls)."
+        "things: the calibrated one the loss near w_t, the published one a ball that hardly meets the basin."
     )
 
 
@@ -472,7 +472,7 @@ def _kinds(run: Shipped) -> str:
         return ""
     ours = ", ".join(f"{row.stage} {row.type} ({row.type_probability:.2f})" for row in mine.itertuples(index=False))
     alike = sum(PUBLISHED_STAGE_TYPES[row.stage] == row.type for row in mine.itertuples(index=False))
-    return f";\n  kinds of its stages, from smooth fits, with their probabilities: {ours}; {alike} of {len(mine)} are the published ones"
+    return f"; kinds of its stages, with their probabilities: {ours}; {alike} of {len(mine)} are the published ones"
 
 
 def _low_noise(shipped: Shipped) -> tuple[Tensor, Tensor]:

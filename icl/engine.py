@@ -109,7 +109,7 @@ def choose_path(
     if torch.device(device).type != "cpu":
         return refuse(f"the native kernel is for cpu, not {device}")
     if native == "auto" and max(shape.embed_size, shape.mlp_size) >= WIDE:
-        return refuse(f"at a width of {WIDE} and more PyTorch's matrix products are as fast as the native kernel")
+        return refuse(f"at a width of {WIDE} and more the native kernel wins little over PyTorch")
     try:
         kernel = NativeTransformer(shape, threads or torch.get_num_threads())
     except NativeUnavailable as error:

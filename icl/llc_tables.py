@@ -55,11 +55,11 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
         stays = set(old["step"]) - set(estimates["step"]) if len(old) else set()
         stays |= set(old.loc[old["chains"] > chains, "step"]) if len(old) else set()
         for file, rows in parts.items():
-            if len(rows):
-                table, kept = tables[file], tables[file].rows_of(seed)
+            table = tables[file]
+            merged = _merged(table.rows_of(seed), rows, stays)
+            if len(merged):
                 table.begin_run(seed, config.name)
-                both = [kept.loc[kept["step"].isin(stays)], rows.loc[~rows["step"].isin(stays)]]
-                table.replace_run(seed, pd.concat([part for part in both if len(part)], ignore_index=True))
+                table.replace_run(seed, merged)
                 table.write()
                 written.append(table)
     if not written:
@@ -106,6 +106,13 @@ def write_stages(folder: Path) -> list[Path]:
 
 def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=pd.Index([*columns, *(name for name in table.columns if name not in columns)]))
+
+
+def _merged(old: pd.DataFrame, new: pd.DataFrame, stays: set[int]) -> pd.DataFrame:
+    """The old rows of the steps that stay, and the new ones of all others; columns as the wider table has them."""
+    parts = [old.loc[old["step"].isin(list(stays))], new.loc[~new["step"].isin(list(stays))] if len(new) else new]
+    columns = max(old.columns, new.columns, key=len)
+    return pd.DataFrame(pd.concat([part for part in parts if len(part)] or [new], ignore_index=True), columns=columns)
 
 
 def _trace_rows(traces: Sequence[dict]) -> pd.DataFrame:

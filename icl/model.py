@@ -141,16 +141,17 @@ def predict(shape: TransformerShape, parameters: Parameters, xs: Tensor, ys: Ten
     """Predictions (B, K, 1) for xs (B, K, D), ys (B, K, 1), as a pure function that `torch.func` can transform.
 
     Equal to the full computation to rounding, at less work: in the last block the queries, the MLP and the unembedding
-    run on the x tokens alone, and the first block's queries, keys and values come from the few features that the
-    embedding is linear in (`_projection_of_features`). The last y token, which no prediction reads, is kept: rows of
-    2K scores fill vector registers, where softmax over 2K - 1 took ten times as long (docs/log.md).
+    run on the x tokens alone; and where there is layer norm and D + 1 + T < C, the first block's queries, keys and values
+    come from the few features that the embedding is linear in (`_projection_of_features`). The last y token, which no
+    prediction reads, is set to zero but kept: at K = 8 rows of 16 scores fill vector registers, and softmax over 15 took
+    ten times as long (docs/log.md).
     """
     _check_inputs(shape, xs, ys)
-    tokens = encode_tokens(xs, ys)
+    tokens = encode_tokens(xs, torch.cat((ys[..., :-1, :], torch.zeros_like(ys[..., -1:, :])), dim=-2))
     stream = _embed(parameters, tokens)
     for layer in range(shape.num_layers):
         if layer == 0 and shape.layer_norm and sum(tokens.shape[-2:]) < shape.embed_size:
-            project = _projection_of_features(shape, parameters, tokens)
+            project = _projection_of_features(parameters, tokens)
         else:
             project = _projection(shape, parameters, layer, stream)
         stride = 2 if layer == shape.num_layers - 1 else 1
@@ -213,23 +214,22 @@ def _projection(shape: TransformerShape, parameters: Parameters, layer: int, str
     return lambda weight, stride: F.linear(normed[..., ::stride, :], weight)
 
 
-def _projection_of_features(shape: TransformerShape, parameters: Parameters, tokens: Tensor) -> _Projection:
+def _projection_of_features(parameters: Parameters, tokens: Tensor) -> _Projection:
     """The first block's projection, in D + 1 + T columns in place of C.
 
     The embedding is X = F Aᵀ, where a row of F is a token beside its position as a one-hot vector, and A = [W_E | W_P].
     With Ā = A less its mean over the channels, and w, b the gain and bias of the norm,
 
-        LN(X) Wᵀ = r ⊙ F (W diag(w) Ā)ᵀ + (W b)ᵀ        1/r² = the variances of X's rows, f ĀᵀĀ fᵀ / C, + ε.
+        LN(X) Wᵀ = r ⊙ F (W diag(w) Ā)ᵀ + (W b)ᵀ        1/r² = mean of squares of each row of F Āᵀ, + ε.
     """
-    number, width = tokens.shape[-2], shape.embed_size
+    number = tokens.shape[-2]
     places = torch.eye(number, dtype=tokens.dtype, device=tokens.device).expand(*tokens.shape[:-1], number)
     features = torch.cat((tokens, places), dim=-1)
     positions = parameters["position_embedding.weight"][:, :number]
     embedding = torch.cat((parameters["token_embedding.weight"], positions), dim=-1)
     centred = embedding - embedding.mean(dim=0)
     gain, bias = (parameters[f"blocks.0.attention_norm.{name}"] for name in ("weight", "bias"))
-    variance = (features * (features @ (centred.T @ centred / width))).sum(dim=-1, keepdim=True)
-    scale = (variance + _NORM_EPSILON).rsqrt()
+    scale = (F.linear(features, centred).square().mean(dim=-1, keepdim=True) + _NORM_EPSILON).rsqrt()
 
     def project(weight: Tensor, stride: int) -> Tensor:
         rows = F.linear(features[..., ::stride, :], (weight * gain) @ centred)

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from icl.allocator import keep_freed_memory
 from icl.config import TrainingConfig
 from icl.estimation import LLCConfig
 from icl.grid import Ended, GridRun, Launch
@@ -106,6 +107,7 @@ def run_point(
     command: str, data: dict[str, Any], tracking: Wanted, project: str | None, entity: str | None
 ) -> tuple[bool, str]:
     """One run on a worker of the cluster: whether it is done, and if not, why in one line."""
+    keep_freed_memory()
     place = Surroundings.from_environment(tracking=tracking, project=project, entity=entity)
     try:
         if command == "llc":

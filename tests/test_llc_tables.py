@@ -125,6 +125,8 @@ def test_of_two_estimates_of_a_checkpoint_the_one_with_more_chains_stays(place, 
         assert traces.groupby("step")["chain"].nunique().to_dict() == {0: 2, 59: 3}
         chains = traces.groupby(["step", "chain"])["loss"].mean().groupby("step").mean()
         np.testing.assert_allclose(chains, estimates["loss/mean"], rtol=1e-5)
+    for one, other in zip(*tables.values(), strict=True):
+        pd.testing.assert_frame_equal(one, other)
 
 
 def test_stages_are_read_off_the_tables(tmp_path):

@@ -22,6 +22,7 @@ SHAPES = [
     TransformerShape(2, 7, 15, 13, 3, 3, residual="single"),
     TransformerShape(5, 3, 22, 29, 11, 2, include_output=False),
     TransformerShape(3, 5, 10, 7, 5, 2, layer_norm=False),
+    TransformerShape(3, 4, 26, 17, 2, 2),  # the first block by its features, as the paper's model
 ]
 
 
@@ -107,6 +108,31 @@ def test_a_later_pair_never_changes_an_earlier_prediction(shape):
     after = predict(shape, parameters, other_xs, other_ys)
     assert torch.equal(before[:, : cut + 1], after[:, : cut + 1])
     assert not torch.equal(before[:, cut + 1 :], after[:, cut + 1 :])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_last_label_is_never_read(shape):
+    parameters = random_parameters(shape)
+    xs, ys = random_batch(shape, 3, shape.max_examples)
+    unknown = ys.clone()
+    unknown[:, -1] = float("nan")
+    assert torch.equal(predict(shape, parameters, xs, unknown), predict(shape, parameters, xs, ys))
+
+
+@pytest.mark.parametrize("size", [1.0, 100.0, 10_000.0])
+def test_tokens_and_positions_that_cancel_cost_no_more_digits_than_in_the_full_computation(size):
+    shape = TransformerShape(4, 8, 64, 64, 4, 2)
+    parameters = initial_parameters(shape, 3)
+    large = size * Stream(7, "cancel").normal(0, (shape.embed_size,))
+    parameters["token_embedding.weight"][:, 1] += large
+    parameters["position_embedding.weight"][:, 0::2] -= large[:, None]
+    xs, ys = random_batch(shape, 16, 8, torch.float32)
+    xs[..., 0] = 1  # so that both add up to what they were
+    precise = {name: value.double() for name, value in parameters.items()}
+    exact, _ = predict_with_activations(shape, precise, xs.double(), ys.double())
+    full, _ = predict_with_activations(shape, parameters, xs, ys)
+    error, usual = ((each - exact).abs().max() for each in (predict(shape, parameters, xs, ys), full))
+    assert error <= 8 * usual
 
 
 def test_a_shorter_sequence_gives_the_first_predictions():

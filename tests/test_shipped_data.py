@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.estimation import LLCConfig
 from icl.figures.build import read_table, table_names
+from icl.llc_tables import write_stages
 from icl.storage import LocalStore
 from icl.sweeps import expand, load_sweep
 
@@ -125,6 +127,16 @@ def test_an_estimate_is_the_excess_loss_of_its_chains(table):
     np.testing.assert_allclose(means, llc["loss/mean"], rtol=1e-3)
     chains = traces.groupby(keys)["chain"].nunique().loc[means.index]
     assert chains.tolist() == llc["chains"].tolist()
+
+
+def test_stages_and_boundaries_are_those_of_the_shipped_estimates(tmp_path):
+    for name in ("evals", *SWEEPS):
+        shutil.copy(FAMILY / f"{name}.csv", tmp_path)
+    write_stages(tmp_path)
+    for name in DERIVED:
+        again, shipped = pd.read_csv(tmp_path / f"{name}.csv"), read_table(FAMILY, name)
+        # The fits' constants are found to a hundredth.
+        pd.testing.assert_frame_equal(again, shipped, rtol=0.02, atol=0.02)
 
 
 def remeasured(table: str, step: int, checkpoints: Checkpoints, config: TrainingConfig) -> pd.DataFrame:

@@ -9,10 +9,11 @@ decided by the curve and its own uncertainty:
 2. A peak of |slope| reaches from one local minimum of it to the next. It counts if the posterior mean leaves the
    simultaneous 95 % band anywhere on it: 95 % of the posterior draws stay everywhere within that many posterior
    standard deviations of the mean. A curve without a slope has no peak, wherever one looks for it, in 95 of 100 cases.
-   Its most certain point stands for it, not its top: at the ends of a curve the top is where least is known.
+   Its most certain point decides, not its top: at the ends of a curve the top is where least is known.
 3. Between two peaks lies a boundary if they are *resolved*: their signs differ, or |slope| falls between them to half
-   of the lower one (two peaks are two where the half maximum of one does not reach the other). The boundary's
-   probability is the share of posterior draws in which this holds and both signs are the mean's.
+   of the lower top (two peaks are two where the half maximum of one does not reach the other). The boundary's
+   probability is the share of posterior draws in which this holds, with the tops where the mean has them, and in which
+   both signs at the most certain points are the mean's.
 4. The least probable boundary is removed, with the less certain of its two peaks, until every boundary that is left
    has a probability of at least 95 %. If nothing is left, no boundary is significant.
 
@@ -112,11 +113,12 @@ def find_boundaries(
     _, draws = fit.sample(grid, num_draws, np.random.default_rng(seed))
     certainty = np.abs(slope) / spread
     band = np.quantile(np.max(np.abs(draws - slope) / spread, axis=1), level)
-    peaks = [peak for peak in _most_certain(np.abs(slope), certainty) if certainty[peak] > band]
+    peaks = [peak for peak in _peaks(np.abs(slope), certainty) if certainty[peak.certain] > band]
     found = [_between(slope, draws, left, right) for left, right in pairwise(peaks)]
     while found and min(boundary.probability for boundary in found) < level:
         worst = int(np.argmin([boundary.probability for boundary in found]))
-        peaks.pop(worst if certainty[peaks[worst]] < certainty[peaks[worst + 1]] else worst + 1)
+        less = certainty[peaks[worst].certain] < certainty[peaks[worst + 1].certain]
+        peaks.pop(worst if less else worst + 1)
         found = [_between(slope, draws, left, right) for left, right in pairwise(peaks)]
     places = [grid[np.quantile(boundary.places, [0.05, 0.95]).round().astype(int)] for boundary in found]
     return StageBoundaries(
@@ -205,6 +207,14 @@ def boundary_table(boundaries: StageBoundaries, published: Mapping[str, int] = P
 
 
 @dataclass(frozen=True)
+class _Peak:
+    """A peak of |slope|: where its top is, and where it is most certain, as indices of the grid."""
+
+    top: int
+    certain: int
+
+
+@dataclass(frozen=True)
 class _Boundary:
     """What lies between two peaks of |slope|: the mean's minimum and those of the draws, as indices of the grid."""
 
@@ -214,26 +224,29 @@ class _Boundary:
     places: NDArray[np.int64]
 
 
-def _between(slope: Array, draws: Array, left: int, right: int) -> _Boundary:
-    signs_known = (draws[:, [left, right]] * slope[[left, right]] > 0).all(axis=1)
-    extremum = bool(slope[left] * slope[right] < 0)
-    speed = np.abs(draws[:, left : right + 1])
-    lower_peak = np.minimum(speed[:, 0], speed[:, -1])
-    holds = signs_known & (extremum | (speed.min(axis=1) <= _RESOLVED * lower_peak))
+def _between(slope: Array, draws: Array, left: _Peak, right: _Peak) -> _Boundary:
+    certain, tops = [left.certain, right.certain], [left.top, right.top]
+    signs_known = (draws[:, certain] * slope[certain] > 0).all(axis=1)
+    extremum = bool(slope[left.top] * slope[right.top] < 0)
+    speed = np.abs(draws[:, left.top : right.top + 1])
+    lower_top = np.abs(draws[:, tops]).min(axis=1)
+    holds = signs_known & (extremum | (speed.min(axis=1) <= _RESOLVED * lower_top))
     chosen = holds if holds.any() else np.ones_like(holds)
     return _Boundary(
-        place=left + int(np.abs(slope[left : right + 1]).argmin()),
+        place=left.top + int(np.abs(slope[left.top : right.top + 1]).argmin()),
         probability=float(holds.mean()),
         extremum=extremum,
-        places=left + speed[chosen].argmin(axis=1),
+        places=left.top + speed[chosen].argmin(axis=1),
     )
 
 
-def _most_certain(speed: Array, certainty: Array) -> list[int]:
-    """For every peak of the speed, from one local minimum to the next, the index where it is most certain."""
-    inner = np.flatnonzero((speed[1:-1] < speed[:-2]) & (speed[1:-1] <= speed[2:])) + 1
-    edges = [0, *inner, speed.size]
-    return [start + int(np.argmax(certainty[start:end])) for start, end in pairwise(edges)]
+def _peaks(speed: Array, certainty: Array) -> list[_Peak]:
+    """The peaks of the speed, each from one local minimum to the next."""
+    minima = np.flatnonzero((speed[1:-1] < speed[:-2]) & (speed[1:-1] <= speed[2:])) + 1
+    return [
+        _Peak(start + int(speed[start:end].argmax()), start + int(certainty[start:end].argmax()))
+        for start, end in pairwise([0, *minima, speed.size])
+    ]
 
 
 def _stage_types(delta_loss: Array, delta_llc: Array) -> NDArray[np.str_]:

@@ -24,7 +24,7 @@ def make_run(root, seed=1, name=None, num_tasks="inf"):
     """A run of a small model whose weights shrink, and its checkpoints."""
     settings = {
         "task_size": 3, "max_examples": 5, "num_tasks": num_tasks, "noise_variance": 0.25, "embed_size": 6, "mlp_size": 7,
-        "num_heads": 2, "num_layers": 1, "model_seed": seed, "pretrain_seed": 11, "true_seed": 12, "sampling_seed": 13,
+        "num_heads": 2, "num_layers": 1, "model_seed": seed, "pretrain_seed": None, "true_seed": None, "sampling_seed": 13,
     }  # fmt: skip
     config = TrainingConfig.parse({"task_config": settings, "eval_batch_size": 17}).resolved()
     checkpoints = Checkpoints(LocalStore(root), name or f"run-{seed}")
