@@ -180,18 +180,17 @@ def _estimated(run: Shipped) -> str:
     if llc is None:
         return f"not for seed {run.seed}"
     counts = llc["chains"].value_counts().sort_index()
-    return f"for seed {run.seed} at " + " and ".join(
-        f"{count} with {chains} chains" for chains, count in counts.items()
-    )
+    each = [f"{number} checkpoints with {chains} chains" for chains, number in counts.items()]
+    return f"for seed {run.seed} at {' and at '.join(each)}"
 
 
 def _numbers(runs: Sequence[Shipped]) -> str:
     rows = []
     for ours in zip(*map(_numbers_of, runs), strict=True):
         first = ours[0]
-        cells = _compared(first.target, [number.value for number in ours], first.decimals)
+        cells = compared(first.target, [number.value for number in ours], first.decimals)
         rows.append([first.name, first.published, *(number.text for number in ours), *cells, first.source])
-    head = ["quantity", "published", *(f"seed {run.seed}" for run in runs), "difference", "in spreads", "from"]
+    head = ["quantity", "published", *(f"seed {run.seed}" for run in runs), "difference", "spread", "from"]
     return markdown_table(head, rows)
 
 
@@ -220,8 +219,9 @@ def _peak(llc: pd.DataFrame | None) -> Number:
     return Number("peak of λ̂, published settings", "near 40,000", 40_000, value, text, "`llc`", None)
 
 
-def _compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
-    """Mean over the runs less the published number (or their ratio), and the same in standard deviations over the runs."""
+def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
+    """Mean over the runs less the published number (or their ratio), and the standard deviation over the runs; from three
+    runs on also the one in units of the other, which two runs give by luck."""
     if target is None or None in ours:
         return "", ""
     known = np.array(ours, dtype=float)
@@ -229,8 +229,12 @@ def _compared(target: float | None, ours: Sequence[float | None], decimals: int 
         known, target = np.log(known), math.log(target)
     difference = float(known.mean()) - target
     shown = f"{math.exp(difference):.2f} times" if decimals is None else f"{difference:+.{decimals}f}"
-    spread = float(known.std(ddof=1)) if known.size > 1 else 0.0
-    return shown, f"{difference / spread:+.1f}" if spread > 0 else ""
+    if known.size < 2:
+        return shown, ""
+    spread = float(known.std(ddof=1))
+    if known.size > 2 and spread > 0:
+        shown += f" ({difference / spread:+.1f} spreads)"
+    return shown, f"{math.exp(spread):.2f} times" if decimals is None else f"{spread:.{decimals}f}"
 
 
 def _losses(run: Shipped, last: int) -> Iterator[Number]:
@@ -291,13 +295,13 @@ def _loss_changes(runs: Sequence[Shipped]) -> str:
     rows = []
     for stage, start, end, *ours in zip(CHANGE_OF_LOSS, at, at[1:], *changes, strict=False):
         published = CHANGE_OF_LOSS[stage]
-        cells = _compared(published, [loss for loss, _ in ours], 3)
+        cells = compared(published, [loss for loss, _ in ours], 3)
         shown = [f"{loss:.3f}" for loss, _ in ours]
         rows.append(
             [stage, f"{start:,} to {end:,}", f"{published:g}", *shown, *cells, *(f"{low:.3f}" for _, low in ours)]
         )
     head = ["stage", "checkpoints", "Δℓ published", *(f"seed {run.seed}, evaluator" for run in runs)]
-    head += ["difference", "in spreads", *(f"seed {run.seed}, validation, noise 0.125" for run in runs)]
+    head += ["difference", "spread", *(f"seed {run.seed}, validation, noise 0.125" for run in runs)]
     return markdown_table(head, rows)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reproduction import OUTPUT, document
+from benchmarks.reproduction import OUTPUT, compared, document
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 ROOT = Path(__file__).parent.parent
@@ -28,3 +28,12 @@ def test_the_figures_it_names_exist():
 
 def _value(text: str) -> float:
     return float(text.replace(",", "").replace("−", "-"))
+
+
+def test_seeds_are_compared_by_their_mean_and_spread():
+    assert compared(1.0, [2.0, 4.0], 2) == ("+2.00", "1.41")
+    assert compared(1.0, [2.0, 3.0, 4.0], 1) == ("+2.0 (+2.0 spreads)", "1.0")
+    assert compared(10.0, [10.0, 1000.0], None)[0] == "10.00 times"
+    assert compared(1.0, [3.0], 1) == ("+2.0", "")
+    assert compared(1.0, [3.0, None], 1) == ("", "")
+    assert compared(None, [3.0, 4.0], 1) == ("", "")
