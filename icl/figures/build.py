@@ -161,6 +161,11 @@ FAMILY_RECIPES = (
     Recipe(
         "loss-and-llc-multiple", ("evals", "llc"), lambda t: development.loss_and_llc_of_seeds(t["evals"], t["llc"])
     ),
+    Recipe(
+        "loss-and-llc-calibrated-multiple",
+        ("evals", "llc_calibrated"),
+        lambda t: development.loss_and_llc_of_seeds(t["evals"], t["llc_calibrated"]),
+    ),
     Recipe("llc-against-loss", ("llc",), lambda t: development.llc_against_loss(t["llc"])),
     Recipe("task-prior", ("task_prior",), lambda t: task_families.task_prior(t["task_prior"])),
     Recipe(
