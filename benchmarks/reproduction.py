@@ -165,8 +165,9 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "boundaries": _detected(runs),
         "basin": _chains(shipped),
         "calibrated": _calibrated(shipped),
-        "each": "\n".join(map(_each_seed, runs)),
+        "each": "\n".join([*map(_each_seed, runs), *_agreement(runs)]),
         "lr2_end": f"{shipped.boundaries()['LR2']:,}",
+        "missed": ", ".join(_missed(runs)) or "none",
         "unsampled": ", ".join(unsampled) or "none",
         "untrained": ", ".join(str(seed) for seed in range(5) if seed not in {run.seed for run in runs}) or "none",
         **_basin(shipped),
@@ -328,6 +329,14 @@ def _coefficient_changes(runs: Sequence[Shipped]) -> str:
     return markdown_table([*head, *(f"seed {run.seed}, calibrated" for run in runs)], rows)
 
 
+def _missed(runs: Sequence[Shipped]) -> Iterator[str]:
+    """Stages whose change of λ̂ under the published settings is outside the aim."""
+    for run in runs:
+        for stage, found in _changes_of(run, "llc").items():
+            if found is not None and _within(found, CHANGE_OF_LLC[stage]).startswith("**no"):
+                yield f"{stage} of seed {run.seed}"
+
+
 def _within(found: tuple[float, float] | None, published: float) -> str:
     """Whether a change is within the aim, with the difference."""
     if found is None:
@@ -409,6 +418,20 @@ def _each_seed(run: Shipped) -> str:
         peak = calibrated.loc[calibrated["llc/mean"].idxmax()]
         parts.append(f"the calibrated λ̂ is largest at step {peak['step']:,}, {_estimate(peak)}{_kinds(run)}")
     return f"- Seed {run.seed}: {'; '.join(parts) or 'not sampled'}."
+
+
+def _agreement(runs: Sequence[Shipped]) -> Iterator[str]:
+    """How far the estimates of the seeds lie apart at the checkpoints that all of them have."""
+    for name, title in (("llc", "published"), ("llc_calibrated", "calibrated")):
+        tables = [table.set_index("step")["llc/mean"] for run in runs if (table := run.table(name)) is not None]
+        if len(tables) > 1:
+            both = pd.concat(tables, axis=1, join="inner")
+            apart = both.max(axis=1) - both.min(axis=1)
+            yield (
+                f"- Between seeds, at {len(both)} common checkpoints, λ̂ under the {title} settings differs by "
+                f"{apart.median():.1f} in the median and by {apart.max():.1f} at most (step {apart.idxmax():,}), over a range "
+                f"of {np.ptp(both.to_numpy()):.0f}."
+            )
 
 
 def _basin(shipped: Shipped) -> dict[str, object]:
