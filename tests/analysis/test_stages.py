@@ -83,11 +83,11 @@ def test_kinds_are_told_apart():
 def test_units_of_the_estimate_do_not_matter():
     llc = phases(SPARSE, *MANY_PHASES["three"]) + np.random.default_rng(2).standard_normal(SPARSE.size)
     found = find_boundaries(SPARSE, llc, 1.0, num_draws=300)
-    scaled = find_boundaries(SPARSE, -1000 * llc + 5, 1000.0, num_draws=300)
+    mirrored = find_boundaries(SPARSE, -1000 * llc + 5, 1000.0, num_draws=300)
     assert found.steps.size
-    np.testing.assert_allclose(scaled.steps, found.steps)
-    # A draw of the mirrored curve is another draw: its share has the spread of 300 trials.
-    np.testing.assert_allclose(scaled.probability, found.probability, atol=0.05)
+    # A draw of the mirrored curve is another draw: medians and shares have the spread of 300 trials.
+    np.testing.assert_allclose(np.log(mirrored.steps), np.log(found.steps), atol=0.05)
+    np.testing.assert_allclose(mirrored.probability, found.probability, atol=0.05)
 
 
 def test_scatter_beyond_the_stated_errors_makes_no_boundaries():
