@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from icl.figures.build import FAMILY_RECIPES, build_figures, run_recipes, table_names
+from icl.figures.build import FAMILY_RECIPES, build_figures, read_tables, run_recipes, seeds_of, table_names
 
 ROOT = Path(__file__).parents[2]
 FAMILY = ROOT / "data" / "L2H4Minf"
@@ -17,9 +17,10 @@ def names(folder: Path) -> set[str]:
 
 def test_every_figure_of_the_repository_is_one_that_the_data_gives():
     tables = set(table_names(FAMILY))
+    runs = {f"L2H4Minf-seed-{seed}": run_recipes() for seed in seeds_of(read_tables(FAMILY))}
     possible = {
         f"{folder}/{recipe.name}.{kind}"
-        for folder, recipes in (("L2H4Minf", FAMILY_RECIPES), ("L2H4Minf-seed-1", run_recipes()))
+        for folder, recipes in ({"L2H4Minf": FAMILY_RECIPES} | runs).items()
         for recipe in recipes
         if set(recipe.needs) <= tables
         for kind in ("png", "pdf")
