@@ -52,8 +52,9 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
         parts = {f"{name}.csv": estimates, f"{name}_traces.csv.gz": _trace_rows(traces)}
         tables = {file: AnalysisTable(output / file, _settings(config)) for file in parts}
         old = tables[f"{name}.csv"].rows_of(seed)
-        stays = set(old["step"]) - set(estimates["step"]) if len(old) else set()
-        stays |= set(old.loc[old["chains"] > chains, "step"]) if len(old) else set()
+        stays = set(old["step"]) - set(estimates["step"])
+        if len(old):
+            stays |= set(old.loc[old["chains"] > chains, "step"])
         for file, rows in parts.items():
             table = tables[file]
             merged = _merged(table.rows_of(seed), rows, stays)

@@ -19,7 +19,7 @@ decided by the curve and its own uncertainty:
 
 The draws also say where each boundary is: at the median of their minima between its two peaks, with an interval that
 holds 90 % of them. (The minimum of the mean is a worse place: before a sharp rise it is a swing of the fit. On curves
-with known boundaries its errors were 1.3 to 1.6 times as large, docs/log.md.)
+with known boundaries its errors were 1.1 to 1.6 times as large, docs/log.md.)
 """
 
 from collections.abc import Mapping
