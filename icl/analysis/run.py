@@ -17,7 +17,7 @@ from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
 from icl.analysis.tables import AnalysisTable
 from icl.analysis.trajectories import gradient_row, output_row, weight_row
 from icl.checkpoints import Checkpoints
-from icl.config import TrainingConfig
+from icl.config import TrainingConfig, expand_steps
 from icl.locks import exclusive
 from icl.model import InContextRegressionTransformer
 from icl.settings import ConfigError
@@ -25,9 +25,11 @@ from icl.settings import ConfigError
 Progress = Callable[[int, str, int], None]
 """Called with (measurements done, what comes next, measurements in all); one analysis of one checkpoint is one."""
 
-TRAJECTORY = "trajectory"
+TRAJECTORY, ESSENTIAL_DYNAMICS = "trajectory", "essential_dynamics"
 ANALYSES = (*MEASURES, TRAJECTORY)
-"""Names that `only` may list: those of single checkpoints (`measures.MEASURES`), and `trajectory`."""
+"""What is run by default: analyses of single checkpoints (`measures.MEASURES`), and `trajectory`."""
+ON_REQUEST = (ESSENTIAL_DYNAMICS,)
+"""What `only` may list besides: it needs a dense run."""
 
 RowOf = Callable[[InContextRegressionTransformer, torch.Tensor, torch.Tensor], torch.Tensor]
 TRAJECTORY_ROWS: Mapping[str, RowOf] = {
@@ -36,8 +38,11 @@ TRAJECTORY_ROWS: Mapping[str, RowOf] = {
     "weights": lambda model, xs, ys: weight_row(dict(model.named_parameters())),
     "gradient": gradient_row,
 }
+_VARIANTS = {TRAJECTORY: tuple(TRAJECTORY_ROWS), ESSENTIAL_DYNAMICS: ("tokens", "predictions")}
 NUM_COMPONENTS = 4
-_LONG = ("attention", "layer_norm", "gain_sweep")  # many rows per checkpoint: compressed
+NUM_EQUAL_STEPS = 5000
+"""Checkpoints of the published essential dynamics, at equal distances."""
+_LONG = ("attention", "layer_norm", "gain_sweep", ESSENTIAL_DYNAMICS)  # many rows: compressed
 _WRITE_EVERY_S = 30.0
 
 
@@ -60,8 +65,9 @@ def analyse(
     Args:
         checkpoints: of one run, with the configuration that training stored beside them.
         output: the folder of the tables: `<analysis>.csv`, or `.csv.gz` for those with many rows per checkpoint.
-        only: analyses to run, out of `ANALYSES`.
-        steps: checkpoints to use; all by default.
+        only: analyses to run, out of `ANALYSES` and `ON_REQUEST`.
+        steps: checkpoints to use; all by default. `essential_dynamics` takes those nearest to `NUM_EQUAL_STEPS` equal
+            distances of them.
         settings: which sequences to measure on.
         device: where models and sequences live.
         progress: called before every measurement and at the end; those that a table has already do not count.
@@ -70,32 +76,59 @@ def analyse(
         Analysis -> its table's file.
 
     Raises:
-        ConfigError: an unknown analysis, no configuration or checkpoint, or steps that have no checkpoint.
+        ConfigError: an unknown analysis, no configuration or checkpoint, steps that have no checkpoint, or too few for a
+            trajectory.
         ValueError: a table in the folder was made with other settings.
         RunInUseError: another process writes to the folder.
     """
     names = list(dict.fromkeys(only))
-    unknown = [name for name in names if name not in ANALYSES]
+    known = (*ANALYSES, *ON_REQUEST)
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"no analysis {unknown[0]!r}; there are: {', '.join(ANALYSES)}")
+        raise ConfigError(f"no analysis {unknown[0]!r}; there are: {', '.join(known)}")
     config = _config_of(checkpoints)
     chosen = _chosen_steps(checkpoints, steps)
     data = AnalysisData(config, settings or DataSettings(), device)
+    seed = _seed_of(config)
+    trajectory_steps = {TRAJECTORY: chosen}
+    if ESSENTIAL_DYNAMICS in names:
+        trajectory_steps[ESSENTIAL_DYNAMICS] = equal_steps(chosen, config.num_steps)
     with exclusive(output / ".lock", f"the folder {output}"):
         tables = {name: AnalysisTable(table_path(output, name), _provenance(data)) for name in names}
         for table in tables.values():
-            table.begin_run(_seed_of(config), checkpoints.run_name)
-        trajectory = tables.pop(TRAJECTORY, None)
-        if trajectory is not None and trajectory.steps(_seed_of(config)) == set(chosen):
-            trajectory = None
-        todo = _missing(tables, chosen, _seed_of(config))
-        rows = len(TRAJECTORY_ROWS) * len(chosen) if trajectory is not None else 0
+            table.begin_run(seed, checkpoints.run_name)
+        trajectories = {name: tables.pop(name) for name in trajectory_steps if name in tables}
+        trajectories = {
+            name: table for name, table in trajectories.items() if table.steps(seed) != set(trajectory_steps[name])
+        }
+        todo = _missing(tables, chosen, seed)
+        rows = sum(len(_VARIANTS[name]) * len(trajectory_steps[name]) for name in trajectories)
         count = _Counter(sum(map(len, todo.values())) + rows, progress)
         _measure_each(checkpoints, todo, tables, data, count)
-        if trajectory is not None:
-            _trajectory(checkpoints, chosen, trajectory, data, count)
+        for name, table in trajectories.items():
+            _trajectory(checkpoints, trajectory_steps[name], _VARIANTS[name], table, data, count)
     count.finish()
     return {name: table_path(output, name) for name in names}
+
+
+def equal_steps(present: Sequence[int], num_steps: int, num: int = NUM_EQUAL_STEPS) -> list[int]:
+    """The checkpoints nearest to `num` equally spaced steps of a run, or to every step of a shorter one.
+
+    Raises:
+        ConfigError: two of them would be the same checkpoint.
+    """
+    targets = np.array(expand_steps({"linear_space": num}, num_steps))
+    steps = np.array(sorted(present))
+    above = np.searchsorted(steps, targets).clip(max=len(steps) - 1)
+    below = (above - 1).clip(min=0)
+    nearest = np.where(steps[above] - targets < targets - steps[below], steps[above], steps[below])
+    twice = np.flatnonzero(np.diff(nearest) == 0)
+    if twice.size:
+        raise ConfigError(
+            f"{ESSENTIAL_DYNAMICS} needs {len(targets):,} checkpoints at equal distances, and there is none of its own near "
+            f"step {targets[twice[0] + 1]:,}; train again with checkpointer_config.checkpoint_steps.linear_space={num}"
+        )
+    return nearest.tolist()
 
 
 def load_model(
@@ -158,7 +191,12 @@ def _measure_each(
 
 
 def _trajectory(
-    checkpoints: Checkpoints, steps: Sequence[int], table: AnalysisTable, data: AnalysisData, count: _Counter
+    checkpoints: Checkpoints,
+    steps: Sequence[int],
+    variants: Sequence[str],
+    table: AnalysisTable,
+    data: AnalysisData,
+    count: _Counter,
 ) -> None:
     """Principal components of the run's trajectories, made afresh because they change with every new checkpoint.
 
@@ -168,11 +206,11 @@ def _trajectory(
     if len(steps) < 2:
         raise ConfigError("a trajectory needs at least two checkpoints; leave it out with --only")
     parts = []
-    for variant, row_of in TRAJECTORY_ROWS.items():
+    for variant in variants:
 
-        def rows(variant: str = variant, row_of: RowOf = row_of) -> Iterator[NDArray[np.float32]]:
+        def rows(variant: str = variant, row_of: RowOf = TRAJECTORY_ROWS[variant]) -> Iterator[NDArray[np.float32]]:
             for step in steps:
-                count.begin(f"{TRAJECTORY} of {variant} at step {step}")
+                count.begin(f"trajectory of {variant} at step {step}")
                 model = load_model(checkpoints, data.config, step, data.device)
                 yield row_of(model, *data.training_sequences).cpu().numpy()
 

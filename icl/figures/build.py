@@ -131,15 +131,15 @@ def run_recipes(stages: Stages = PUBLISHED_STAGE_ENDS) -> list[Recipe]:
         Recipe(
             "ED-planes",
             ("trajectory",),
-            lambda t: essential_dynamics.planes(published_variant(t["trajectory"]), stages=stages),
+            lambda t: essential_dynamics.planes(functional_trajectory(t), stages=stages),
         ),
         Recipe("ED-variants", ("trajectory",), lambda t: essential_dynamics.planes(t["trajectory"], stages=stages)),
-        Recipe("ED-evolutes", ("trajectory",), lambda t: evolutes_of(published_variant(t["trajectory"]), stages)),
+        Recipe("ED-evolutes", ("trajectory",), lambda t: evolutes_of(functional_trajectory(t), stages)),
         Recipe(
             "ED-components",
             ("trajectory",),
             lambda t: essential_dynamics.components_over_time(
-                published_variant(t["trajectory"]), forms_of(published_variant(t["trajectory"])), stages=stages
+                functional_trajectory(t), forms_of(functional_trajectory(t)), stages=stages
             ),
         ),
         Recipe("gain-sweep", ("gain_sweep",), lambda t: robustness.gain_sweep(t["gain_sweep"])),
@@ -326,8 +326,11 @@ def evolutes_of(trajectory: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS,
     return essential_dynamics.evolutes(trajectory, circles, forms_of(trajectory, num_components), stages)
 
 
-def published_variant(trajectories: pd.DataFrame) -> pd.DataFrame:
-    """The trajectory of all outputs at all tokens, the one that the paper shows."""
+def functional_trajectory(tables: Tables) -> pd.DataFrame:
+    """The trajectory of a run that the paper shows, of all outputs at all tokens: over equal distances where it was trained
+    so densely, else over the checkpoints there are."""
+    trajectories = tables.get("essential_dynamics", tables.get("trajectory"))
+    assert trajectories is not None, "recipes need a trajectory"
     return rows_where(trajectories, variant="tokens") if "variant" in trajectories.columns else trajectories
 
 

@@ -7,7 +7,15 @@ import torch
 
 from icl.analysis.essential_dynamics import pca
 from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
-from icl.analysis.run import ANALYSES, TRAJECTORY, analyse, load_model, table_path
+from icl.analysis.run import (
+    ANALYSES,
+    ESSENTIAL_DYNAMICS,
+    TRAJECTORY,
+    analyse,
+    equal_steps,
+    load_model,
+    table_path,
+)
 from icl.analysis_command import analyse_command
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
@@ -20,17 +28,17 @@ SETTINGS = DataSettings(validation_size=23)
 QUICK = ("evals", "spectra", "layer_norm", "attention", "task_prior", TRAJECTORY)
 
 
-def make_run(root, seed=1, name=None, num_tasks="inf"):
+def make_run(root, seed=1, name=None, num_tasks="inf", steps=STEPS, num_steps=500_000):
     """A run of a small model whose weights shrink, and its checkpoints."""
     settings = {
         "task_size": 3, "max_examples": 5, "num_tasks": num_tasks, "noise_variance": 0.25, "embed_size": 6, "mlp_size": 7,
         "num_heads": 2, "num_layers": 1, "model_seed": seed, "pretrain_seed": None, "true_seed": None, "sampling_seed": 13,
     }  # fmt: skip
-    config = TrainingConfig.parse({"task_config": settings, "eval_batch_size": 17}).resolved()
+    config = TrainingConfig.parse({"task_config": settings, "eval_batch_size": 17, "num_steps": num_steps}).resolved()
     checkpoints = Checkpoints(LocalStore(root), name or f"run-{seed}")
     checkpoints.save_config(config.model_dump(mode="json"))
     model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=seed)
-    for step in STEPS:
+    for step in steps:
         checkpoints.save(step, {key: value * (1 + step) ** -0.1 for key, value in model.state_dict().items()})
     return checkpoints, config
 
@@ -72,6 +80,31 @@ def test_trajectories_are_the_components_of_their_rows(tmp_path):
     np.testing.assert_allclose(ours["pc/0"], expected.scores[:, 0], rtol=1e-4)
     # The weights shrink along one line.
     np.testing.assert_allclose(ours["explained_variance_ratio/0"], 1, atol=1e-6)
+
+
+def test_essential_dynamics_is_the_trajectory_over_equal_distances(tmp_path):
+    # Every step of a short run; the odd ones are near no other.
+    checkpoints, _ = make_run(tmp_path, num_steps=12, steps=range(12))
+    asked = [TRAJECTORY, ESSENTIAL_DYNAMICS]
+    tables = {name: pd.read_csv(path) for name, path in analyse(checkpoints, tmp_path / "out", asked).items()}
+    dense = tables[ESSENTIAL_DYNAMICS]
+    assert sorted(set(dense["variant"])) == ["predictions", "tokens"]
+    same = tables[TRAJECTORY][tables[TRAJECTORY]["variant"].isin(dense["variant"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(dense, same)
+    seen = []
+    analyse(checkpoints, tmp_path / "out", asked, progress=lambda *said: seen.append(said))
+    assert seen == [(0, "", 0)]
+
+
+def test_equal_steps_are_the_nearest_checkpoints():
+    dense = equal_steps([*range(0, 10_000, 2), *range(100), 9_999], 10_000, num=1_000)
+    assert len(dense) == 999
+    assert dense[:3] == [0, 10, 20]
+    assert np.abs(np.array(dense) - np.linspace(0, 10_000, 1_000)[:-1]).max() <= 2
+    assert equal_steps(range(40), 40) == list(range(40))
+    for present in (range(0, 5_000, 2), range(0, 10_000, 20), [0]):
+        with pytest.raises(ConfigError, match=r"999 checkpoints at equal distances.*linear_space=1000"):
+            equal_steps(present, 10_000, num=1_000)
 
 
 def test_interrupted_work_goes_on_to_the_same_bytes(tmp_path):
