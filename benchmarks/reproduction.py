@@ -26,7 +26,7 @@ from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.evals import ValidationSet
 from icl.figures.attention import find_roles
-from icl.figures.build import read_table, table_names
+from icl.figures.build import forms_of, functional_trajectory, read_table, table_names
 from icl.llc_tables import ESTIMATES, FEWEST_ESTIMATES
 from icl.model import parameter_layout
 from icl.sampling import SamplerConfig
@@ -39,6 +39,8 @@ OUTPUT = ROOT / "docs" / "reproduction.md"
 # arXiv 2402.02364, table of the linear-regression stages (model seed 1), and the figures named beside each use.
 CHANGE_OF_LOSS = {"LR1": -0.32, "LR2": -2.21, "LR3": -0.07, "LR4": -0.05, "LR5": -0.029}
 CHANGE_OF_LLC = {"LR1": 21.4, "LR2": 149.0, "LR3": -12.3, "LR4": -44.1, "LR5": 3.56}
+FORMS = (2_500, 34_500, 106_100, 168_900)
+"""Steps of the published forms: vertices of the evolute, chosen from a list by eye."""
 TOLERANCE, RELATIVE_TOLERANCE = 5.0, 0.15
 LOG_TOLERANCE = 0.25
 LOW_NOISE = 0.125
@@ -163,6 +165,7 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "coefficients": _coefficient_changes(runs),
         "log_tolerance": LOG_TOLERANCE,
         "boundaries": _detected(runs),
+        "forms": _forms(runs),
         "basin": _chains(shipped),
         "calibrated": _calibrated(shipped),
         "each": "\n".join([*map(_each_seed, runs), *_agreement(runs)]),
@@ -208,7 +211,7 @@ def _numbers_of(run: Shipped) -> list[Number]:
         _peak(llc),
         *_collapse(run.needed("layer_norm"), run.boundaries()),
         _roles(run.needed("attention")),
-        *_variance(run.needed("trajectory")),
+        *_variance(run),
     ]
 
 
@@ -282,12 +285,48 @@ def _roles(attention: pd.DataFrame) -> Number:
     return Number("heads specialise, steps", "10,000 to 40,000", None, None, ours, "`attention`")
 
 
-def _variance(trajectory: pd.DataFrame) -> Iterator[Number]:
+def _variance(run: Shipped) -> Iterator[Number]:
+    name = "trajectory" if run.table("essential_dynamics") is None else "essential_dynamics"
+    trajectory = run.needed(name)
     row = trajectory[trajectory["variant"] == "tokens"].iloc[0]
     for i, published in enumerate((0.65, 0.08, 0.05)):
         ours = float(row[f"explained_variance_ratio/{i}"])
-        name = f"essential dynamics, variance of PC {i + 1}"
-        yield Number(name, f"{published:.2f}", published, ours, f"{ours:.2f}", "`trajectory`")
+        title = f"essential dynamics, variance of PC {i + 1}"
+        yield Number(title, f"{published:.2f}", published, ours, f"{ours:.2f}", f"`{name}`")
+
+
+def _forms(runs: Sequence[Shipped]) -> str:
+    """The forms that the detector finds in dense trajectories, beside the published ones."""
+    rows, remarks = [], []
+    for run in runs:
+        trajectory = run.table("essential_dynamics")
+        if trajectory is None:
+            continue
+        found = forms_of(functional_trajectory({"essential_dynamics": trajectory}))
+        if found is None or found.empty:
+            remarks.append(f"The detector finds no form in seed {run.seed}.")
+            continue
+        steps = found["step"].to_numpy(dtype=float)
+        for published in FORMS:
+            near = found.iloc[int(np.abs(np.log(steps / published)).argmin())]
+            ratio = math.log(near["step"] / published)
+            within = "yes" if abs(ratio) <= LOG_TOLERANCE else "**no**"
+            reach = f"{near['first_step']:,.0f} to {near['last_step']:,.0f}"
+            rows.append([f"seed {run.seed}", f"{published:,}", f"{near['step']:,.0f}", reach, f"{ratio:+.2f}", within])
+        anywhere = np.geomspace(FORMS[0], trajectory["step"].max(), 10_000)
+        share = (np.abs(np.log(anywhere[:, None] / steps)).min(axis=1) <= LOG_TOLERANCE).mean()
+        listed = ", ".join(f"{step:,.0f}" for step in steps)
+        remarks.append(
+            f"The detector finds {len(steps)} forms in seed {run.seed}: steps {listed}. A step drawn uniformly in log t "
+            f"after {FORMS[0]:,} is within the aim of one of them with probability {share:.2f}."
+        )
+    if not rows:
+        return (
+            "\n".join(remarks)
+            or "None: no run is measured at equal distances (`icl analyse RUN --only essential_dynamics`)."
+        )
+    head = ["run", "published form", "nearest of ours", "its range of influence", "log ratio", "within the aim"]
+    return markdown_table(head, rows) + "\n\n" + "\n".join(remarks)
 
 
 def _loss_changes(runs: Sequence[Shipped]) -> str:

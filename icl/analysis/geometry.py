@@ -20,6 +20,9 @@ from scipy.ndimage import median_filter
 
 Array = NDArray[np.float64]
 
+MIN_MOTION = 2.0
+"""How far the trajectory must extend about a form, in units of its points' scatter."""
+
 
 @dataclass(frozen=True)
 class OsculatingCircles:
@@ -138,7 +141,12 @@ def geometry_table(scores: ArrayLike, steps: ArrayLike, num_components: int = 3)
 
 
 def detect_forms(
-    scores: ArrayLike, steps: ArrayLike, num_components: int = 3, window: int | None = None, threshold: float = 0.5
+    scores: ArrayLike,
+    steps: ArrayLike,
+    num_components: int = 3,
+    window: int | None = None,
+    threshold: float = 0.5,
+    scatter: ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Find forms: times at which the evolute is nearly stationary in every plane of the first components at once.
 
@@ -154,6 +162,9 @@ def detect_forms(
         num_components: V' components, V'(V'-1)/2 planes.
         window: in points; by default N/20, at least 8.
         threshold: how still, relative to the running median; a uniformly turning evolute has ratios near 1.
+        scatter: (N,), root mean square distance of the points from the smooth trajectory (`smoothing.local_scatter`).
+            With it, a form is kept only if the trajectory over its influence range extends farther than `MIN_MOTION` times
+            the scatter: smoothed noise about a resting point turns round many points, but goes nowhere.
 
     Returns:
         One row per form, in order of time: `index`, `step`, `stillness`, `first_step` and `last_step` of the
@@ -192,8 +203,14 @@ def detect_forms(
         index = int(circles[0].index[position])
         form, spread = _form_at(trajectory, planes, circles, position)
         first, last = influence_range(trajectory, form, index)
+        if scatter is not None and _extent(trajectory[first : last + 1]) < MIN_MOTION * np.asarray(scatter)[index]:
+            continue
         rows.append([index, times[index], stillness[position], times[first], times[last], *form, spread])
     return pd.DataFrame(rows, columns=pd.Index(columns)).astype({"index": int})
+
+
+def _extent(points: Array) -> float:
+    return float(np.linalg.norm(np.ptp(points, axis=0)))
 
 
 def _stillness(circles: OsculatingCircles, window: int) -> Array:

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, uniform_filter1d
 
 Array = NDArray[np.float64]
 
@@ -91,6 +91,12 @@ def sigma_ramp(
     if scale == "log":
         return early ** (1 - u) * late**u
     raise ValueError(f"scale must be 'linear', 'sqrt' or 'log', got {scale!r}")
+
+
+def local_scatter(values: ArrayLike, smooth: ArrayLike, reach: int) -> Array:
+    """Root mean square distance (N,) of the points (N, V) from their smooth curve (N, V), over ± `reach` indices."""
+    squares = ((np.asarray(values, dtype=float) - np.asarray(smooth, dtype=float)) ** 2).sum(axis=1)
+    return np.sqrt(uniform_filter1d(squares, 2 * reach + 1, mode="nearest"))
 
 
 def resample_by_arc_length(curve: ArrayLike, num: int) -> tuple[Array, Array]:

@@ -5,6 +5,7 @@ Beside it lies a JSON file of the same name that says with which settings and by
 were made; rows of other settings are refused.
 """
 
+import gzip
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -132,9 +133,11 @@ def read_table(path: Path) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, path: Path) -> None:
     """Write a CSV file atomically; equal tables give equal bytes, compressed or not."""
-    # Without a fixed time the compressed file would differ at every writing.
-    compression: Any = {"method": "gzip", "mtime": 0} if path.suffix == ".gz" else None
-    _replace(path, lambda target: table.to_csv(target, index=False, float_format=_DIGITS, compression=compression))
+    content = table.to_csv(index=False, float_format=_DIGITS).encode()
+    if path.suffix == ".gz":
+        # Without a name and a time in its head, which would differ at every writing.
+        content = gzip.compress(content, mtime=0)
+    _replace(path, lambda target: target.write_bytes(content))
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 
 from icl.analysis.gaussian_process import smooth_curve
 from icl.analysis.geometry import detect_forms, geometry_table
-from icl.analysis.smoothing import sigma_ramp, variable_gaussian_filter
+from icl.analysis.smoothing import local_scatter, sigma_ramp, variable_gaussian_filter
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.analysis.structure import layer_norm_statistics
 from icl.analysis.transient_ridge import critical_steps
@@ -315,8 +315,10 @@ def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame 
     """Forms detected in a trajectory; None for a coarse one, whose cusps are those of its smoothing."""
     if len(trajectory) < _FEWEST_FOR_FORMS:
         return None
-    smooth = smoothed(in_order(trajectory))
-    return detect_forms(_scores(smooth, num_components), smooth["step"].to_numpy(), num_components)
+    raw = in_order(trajectory)
+    scores = _scores(smoothed(raw), num_components)
+    scatter = local_scatter(_scores(raw, num_components), scores, round(60 * len(raw) / 5000))
+    return detect_forms(scores, raw["step"].to_numpy(), num_components, scatter=scatter)
 
 
 def evolutes_of(trajectory: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3) -> Figure:

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from icl.analysis.geometry import (
@@ -11,6 +12,7 @@ from icl.analysis.geometry import (
     sharp_points,
     vertices,
 )
+from icl.analysis.smoothing import local_scatter, variable_gaussian_filter
 
 ANGLE = np.linspace(0, 2 * np.pi, 2001)
 A, B = 3.0, 2.0
@@ -87,6 +89,22 @@ def test_a_form_must_stand_still_in_every_plane():
     drifting = np.column_stack((flat, 4 * np.cos(t + 0.8) + t))
     assert len(detect_forms(flat, t, num_components=2)) == 3
     assert len(detect_forms(drifting, t, num_components=3, window=24)) == 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_about_a_resting_point_has_no_form(seed):
+    raw = np.random.default_rng(seed).normal(0, 0.2, (5000, 3))
+    smooth = variable_gaussian_filter(raw, 60.0)
+    steps = np.arange(5000)
+    assert len(detect_forms(smooth, steps)) > 3
+    assert len(detect_forms(smooth, steps, scatter=local_scatter(raw, smooth, 60))) == 0
+
+
+def test_a_trajectory_that_moves_more_than_it_scatters_keeps_its_forms():
+    t = np.linspace(0.5, 5.5, 1200)
+    curve = np.stack((A * np.cos(t), B * np.sin(t)), axis=1)
+    pd.testing.assert_frame_equal(detect_forms(curve, t, 2, scatter=np.full(1200, 0.05)), detect_forms(curve, t, 2))
+    assert len(detect_forms(curve, t, 2, scatter=np.full(1200, 50.0))) == 0
 
 
 def test_influence_range_is_where_the_distance_is_flat():

@@ -16,6 +16,7 @@ from icl.analysis.run import (
     load_model,
     table_path,
 )
+from icl.analysis.tables import read_table, write_table
 from icl.analysis_command import analyse_command
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
@@ -149,6 +150,18 @@ def test_seeds_share_a_folder_and_other_settings_do_not(tmp_path):
         analyse(checkpoints, tmp_path / "out", ["spectra"], settings=DataSettings(validation_size=29))
     with pytest.raises(ValueError, match="from the run run-1"):
         analyse(make_run(tmp_path, 1, "twin")[0], tmp_path / "out", ["spectra"], settings=SETTINGS)
+
+
+def test_equal_tables_have_equal_bytes(tmp_path, monkeypatch):
+    table = pd.DataFrame({"model_seed": 1, "step": range(9), "value": 0.5})
+    for name in ("table.csv", "table.csv.gz"):
+        first, second = tmp_path / "a" / name, tmp_path / "b" / name
+        for path, process in ((first, 17), (second, 18)):
+            path.parent.mkdir(exist_ok=True)
+            monkeypatch.setattr("os.getpid", lambda process=process: process)
+            write_table(table, path)
+        assert first.read_bytes() == second.read_bytes()
+        pd.testing.assert_frame_equal(read_table(first), table)
 
 
 def test_damaged_tables_are_refused(tmp_path):

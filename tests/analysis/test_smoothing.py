@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter1d
 
-from icl.analysis.smoothing import gaussian_kernel, resample_by_arc_length, sigma_ramp, variable_gaussian_filter
+from icl.analysis.smoothing import (
+    gaussian_kernel,
+    local_scatter,
+    resample_by_arc_length,
+    sigma_ramp,
+    variable_gaussian_filter,
+)
 
 CURVE = np.random.default_rng(0).normal(size=(53, 3)).cumsum(axis=0)
 
@@ -61,3 +67,10 @@ def test_arc_length_ignores_pauses():
     np.testing.assert_allclose(points[:, 0], [0, 0.5, 1, 1.5, 2])
     with pytest.raises(ValueError, match="length zero"):
         resample_by_arc_length(np.ones((4, 2)), 3)
+
+
+def test_scatter_is_the_root_mean_square_distance_nearby():
+    points = np.random.default_rng(0).normal(size=(50, 3))
+    scatter = local_scatter(points, np.zeros_like(points), 4)
+    assert scatter[20] == pytest.approx(np.sqrt((points[16:25] ** 2).sum() / 9))
+    assert scatter.shape == (50,)
