@@ -224,11 +224,11 @@ def _peak(llc: pd.DataFrame | None) -> Number:
 
 
 def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
-    """Mean over the runs less the published number (or their ratio), and the standard deviation over the runs; from three
-    runs on also the one in units of the other, which two runs give by luck."""
-    if target is None or None in ours:
+    """Mean over the runs that have the number less the published one (or their ratio), and the standard deviation over them;
+    from three runs on also the one in units of the other, which two runs give by luck."""
+    known = np.array([value for value in ours if value is not None], dtype=float)
+    if target is None or not known.size:
         return "", ""
-    known = np.array(ours, dtype=float)
     if decimals is None:
         known, target = np.log(known), math.log(target)
     difference = float(known.mean()) - target
@@ -286,13 +286,14 @@ def _roles(attention: pd.DataFrame) -> Number:
 
 
 def _variance(run: Shipped) -> Iterator[Number]:
-    name = "trajectory" if run.table("essential_dynamics") is None else "essential_dynamics"
-    trajectory = run.needed(name)
-    row = trajectory[trajectory["variant"] == "tokens"].iloc[0]
+    dense = run.table("essential_dynamics")
     for i, published in enumerate((0.65, 0.08, 0.05)):
-        ours = float(row[f"explained_variance_ratio/{i}"])
+        value = None
+        if dense is not None:
+            value = float(dense.loc[dense["variant"] == "tokens", f"explained_variance_ratio/{i}"].iloc[0])
+        text = "no dense run" if value is None else f"{value:.2f}"
         title = f"essential dynamics, variance of PC {i + 1}"
-        yield Number(title, f"{published:.2f}", published, ours, f"{ours:.2f}", f"`{name}`")
+        yield Number(title, f"{published:.2f}", published, value, text, "`essential_dynamics`")
 
 
 def _forms(runs: Sequence[Shipped]) -> str:

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
-from icl.analysis.run import load_model, table_path
+from icl.analysis.run import ESSENTIAL_DYNAMICS, load_model, table_path
 from icl.checkpoints import Checkpoints
-from icl.config import TrainingConfig
+from icl.config import TrainingConfig, expand_steps
 from icl.estimation import LLCConfig
 from icl.figures.build import read_table, table_names
 from icl.llc_tables import write_stages
@@ -80,7 +80,7 @@ def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     assert (undescribed, stale) == (set(), set())
 
 
-@pytest.mark.parametrize("table", sorted(set(TABLES) - ESTIMATES - DERIVED))
+@pytest.mark.parametrize("table", sorted(set(TABLES) - ESTIMATES - DERIVED - {ESSENTIAL_DYNAMICS}))
 def test_a_table_has_every_checkpoint_and_says_what_made_it(table, checkpoints, config):
     rows = read_table(FAMILY, table)
     for _, mine in rows.groupby("model_seed"):
@@ -90,6 +90,17 @@ def test_a_table_has_every_checkpoint_and_says_what_made_it(table, checkpoints, 
     assert made["runs"] == runs_in(rows)
     assert made["num_steps"] == config.num_steps
     assert made["task_config"]["noise_variance"] == config.task_config.noise_variance
+
+
+def test_essential_dynamics_has_the_published_grid_and_shares_of_its_variance(config):
+    rows = read_table(FAMILY, ESSENTIAL_DYNAMICS)
+    assert set(rows["model_seed"]) == {1}
+    for _, mine in rows.groupby("variant"):
+        assert mine["step"].tolist() == expand_steps({"linear_space": 5000}, config.num_steps)
+        scores, shares = mine.filter(like="pc/").to_numpy(), mine.filter(like="explained").to_numpy()
+        assert np.ptp(shares, axis=0).max() == 0
+        np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-3 * scores.std())
+        np.testing.assert_allclose(scores.var(axis=0) / scores[:, 0].var(), shares[0] / shares[0, 0], rtol=1e-3)
 
 
 @pytest.mark.parametrize("table", sorted(ESTIMATES & set(TABLES)))

@@ -6,14 +6,16 @@ decided by the curve and its own uncertainty:
 
 1. A Gaussian process is fitted to λ̂(x), with the estimates' standard errors as noise and its smoothness by marginal
    likelihood (`gaussian_process`). It gives the joint posterior of the slope.
-2. A peak of |slope| reaches from one local minimum of it to the next. It counts if the posterior mean leaves the
-   simultaneous 95 % band anywhere on it: 95 % of the posterior draws stay everywhere within that many posterior
-   standard deviations of the mean. A curve without a slope has no peak, wherever one looks for it, in 95 of 100 cases.
-   Its most certain point decides, not its top: at the ends of a curve the top is where least is known.
+2. A peak of |slope| reaches from one local minimum of it to the next. It counts if the posterior mean changes by more
+   than the simultaneous 95 % band between any two places on it: 95 % of the posterior draws change between all pairs of
+   places within that many posterior standard deviations of the mean's change. A curve without a change has no peak,
+   wherever and however wide one looks for it, in 95 of 100 cases. Changes over intervals, of every width, find a slow
+   fall that the slope at no single place shows: neighbouring estimates say little about a slope, distant ones much
+   about a difference (the idea of multiscale tests, Dümbgen & Spokoiny 2001, Annals of Statistics 29:124).
 3. Between two peaks lies a boundary if they are *resolved*: their signs differ, or |slope| falls between them to half
    of the lower top (two peaks are two where the half maximum of one does not reach the other). The boundary's
    probability is the share of posterior draws in which this holds, with the tops where the mean has them, and in which
-   both signs at the most certain points are the mean's.
+   the most certain change of each peak has the mean's sign.
 4. The least probable boundary is removed, with the less certain of its two peaks, until every boundary that is left
    has a probability of at least 95 %. If nothing is left, no boundary is significant.
 
@@ -48,6 +50,7 @@ PUBLISHED_STAGE_TYPES: Mapping[str, str] = MappingProxyType(
 
 _RESOLVED = 0.5  # half maximum
 _GRID = 400
+_PLACES = 100  # between whose pairs changes are looked for
 
 
 @dataclass(frozen=True)
@@ -111,17 +114,15 @@ def find_boundaries(
     x = np.log1p(times)
     fit = fit_curve(x, values, std_errors)
     grid = np.linspace(x[0], x[-1], _GRID)
-    slope, spread = fit.slope(grid), np.maximum(fit.slope_std(grid), np.finfo(float).tiny)
-    _, draws = fit.sample(grid, num_draws, np.random.default_rng(seed))
-    certainty = np.abs(slope) / spread
-    band = np.quantile(np.max(np.abs(draws - slope) / spread, axis=1), level)
-    peaks = [peak for peak in _peaks(np.abs(slope), certainty) if certainty[peak.certain] > band]
-    found = [_between(slope, draws, left, right) for left, right in pairwise(peaks)]
+    slope = fit.slope(grid)
+    curves, draws = fit.sample(grid, num_draws, np.random.default_rng(seed))
+    peaks = _significant_peaks(np.abs(slope), fit.mean(grid), curves, level)
+    found = [_between(slope, curves, draws, left, right) for left, right in pairwise(peaks)]
     while found and min(boundary.probability for boundary in found) < level:
         worst = int(np.argmin([boundary.probability for boundary in found]))
-        less = certainty[peaks[worst].certain] < certainty[peaks[worst + 1].certain]
+        less = peaks[worst].certainty < peaks[worst + 1].certainty
         peaks.pop(worst if less else worst + 1)
-        found = [_between(slope, draws, left, right) for left, right in pairwise(peaks)]
+        found = [_between(slope, curves, draws, left, right) for left, right in pairwise(peaks)]
     places = [grid[np.quantile(boundary.places, [0.05, 0.5, 0.95]).round().astype(int)] for boundary in found]
     low, middle, high = np.expm1(np.reshape(places, (-1, 3))).T
     return StageBoundaries(
@@ -211,10 +212,17 @@ def boundary_table(boundaries: StageBoundaries, published: Mapping[str, int] = P
 
 @dataclass(frozen=True)
 class _Peak:
-    """A peak of |slope|: where its top is, and where it is most certain, as indices of the grid."""
+    """A peak of |slope|, as indices of the grid.
+
+    Attributes:
+        top: where it is highest.
+        span: from where to where its change is most certain.
+        certainty: of that change, in posterior standard deviations.
+    """
 
     top: int
-    certain: int
+    span: tuple[int, int]
+    certainty: float
 
 
 @dataclass(frozen=True)
@@ -226,9 +234,12 @@ class _Boundary:
     places: NDArray[np.int64]
 
 
-def _between(slope: Array, draws: Array, left: _Peak, right: _Peak) -> _Boundary:
-    certain, tops = [left.certain, right.certain], [left.top, right.top]
-    signs_known = (draws[:, certain] * slope[certain] > 0).all(axis=1)
+def _between(slope: Array, curves: Array, draws: Array, left: _Peak, right: _Peak) -> _Boundary:
+    tops = [left.top, right.top]
+    signs_known = np.ones(len(draws), dtype=bool)
+    for peak in (left, right):
+        start, end = peak.span
+        signs_known &= (curves[:, end] - curves[:, start]) * slope[peak.top] > 0
     extremum = bool(slope[left.top] * slope[right.top] < 0)
     speed = np.abs(draws[:, left.top : right.top + 1])
     lower_top = np.abs(draws[:, tops]).min(axis=1)
@@ -241,13 +252,23 @@ def _between(slope: Array, draws: Array, left: _Peak, right: _Peak) -> _Boundary
     )
 
 
-def _peaks(speed: Array, certainty: Array) -> list[_Peak]:
-    """The peaks of the speed, each from one local minimum to the next."""
+def _significant_peaks(speed: Array, mean: Array, curves: Array, level: float) -> list[_Peak]:
+    """The peaks of the speed, each from one local minimum to the next, over which the curve changes for certain."""
+    places = np.linspace(0, speed.size - 1, _PLACES).round().astype(int)
+    first, second = places[np.triu_indices(_PLACES, 1)[0]], places[np.triu_indices(_PLACES, 1)[1]]
+    change, drawn = mean[second] - mean[first], curves[:, second] - curves[:, first]
+    spread = np.maximum(drawn.std(axis=0), np.finfo(float).tiny)
+    band = np.quantile(np.max(np.abs(drawn - change) / spread, axis=1), level)
+    certainty = np.abs(change) / spread
     minima = np.flatnonzero((speed[1:-1] < speed[:-2]) & (speed[1:-1] <= speed[2:])) + 1
-    return [
-        _Peak(start + int(speed[start:end].argmax()), start + int(certainty[start:end].argmax()))
-        for start, end in pairwise([0, *minima, speed.size])
-    ]
+    peaks = []
+    for start, end in pairwise([0, *minima, speed.size - 1]):
+        inside = np.where((first >= start) & (second <= end), certainty, 0.0)
+        best = int(inside.argmax())
+        if inside[best] > band:
+            top = start + int(speed[start : end + 1].argmax())
+            peaks.append(_Peak(top, (int(first[best]), int(second[best])), float(inside[best])))
+    return peaks
 
 
 def _stage_types(delta_loss: Array, delta_llc: Array) -> NDArray[np.str_]:

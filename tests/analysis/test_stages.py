@@ -60,6 +60,17 @@ def test_a_single_phase_has_no_boundary(name, noise):
         assert str(found) == "no boundary is significant"
 
 
+def test_a_slow_fall_counts_though_no_slope_on_it_is_certain():
+    # From one estimate to the next it falls by about one standard error, over the whole by many.
+    noise, rise = 1.5, (150, 3_000, 0.6)
+    falling = phases(SPARSE, rise, (-25, 150_000, 0.7))
+    resting = phases(SPARSE, rise)
+    for seed in range(5):
+        scatter = noise * np.random.default_rng(seed).standard_normal(SPARSE.size)
+        assert find_boundaries(SPARSE, falling + scatter, noise, num_draws=300).extremum.tolist() == [True]
+        assert not find_boundaries(SPARSE, resting + scatter, noise, num_draws=300).extremum.any()
+
+
 def test_more_noise_finds_less_but_nothing_else():
     expected = true_boundaries(MANY_PHASES["three"])
     counts = []
