@@ -319,7 +319,8 @@ def _forms(runs: Sequence[Shipped]) -> str:
         listed = ", ".join(f"{step:,.0f}" for step in steps)
         remarks.append(
             f"The detector finds {len(steps)} forms in seed {run.seed}: steps {listed}. A step drawn uniformly in log t "
-            f"after {FORMS[0]:,} is within the aim of one of them with probability {share:.2f}."
+            f"after {FORMS[0]:,} is within the aim of one of them with probability {share:.2f}; of four such steps three or more "
+            f"are with probability {4 * share**3 * (1 - share) + share**4:.2f}."
         )
     if not rows:
         return (

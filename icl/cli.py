@@ -187,7 +187,11 @@ def analyse(
         str, typer.Argument(help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints.")
     ],
     only: Annotated[
-        list[str] | None, typer.Option(help="An analysis to run; repeatable. Default: all. A wrong name lists them.")
+        list[str] | None,
+        typer.Option(
+            help="An analysis to run; repeatable. Default: all but essential_dynamics, which needs a dense run. "
+            "A wrong name lists them."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Folder of the tables. Default: data/<run>.")] = None,
 ) -> None:

@@ -115,18 +115,19 @@ def equal_steps(present: Sequence[int], num_steps: int, num: int = NUM_EQUAL_STE
     """The checkpoints nearest to `num` equally spaced steps of a run, or to every step of a shorter one.
 
     Raises:
-        ConfigError: two of them would be the same checkpoint.
+        ConfigError: a step has no checkpoint within half the distance to the next.
     """
     targets = np.array(expand_steps({"linear_space": num}, num_steps))
     steps = np.array(sorted(present))
     above = np.searchsorted(steps, targets).clip(max=len(steps) - 1)
     below = (above - 1).clip(min=0)
     nearest = np.where(steps[above] - targets < targets - steps[below], steps[above], steps[below])
-    twice = np.flatnonzero(np.diff(nearest) == 0)
-    if twice.size:
+    far = np.flatnonzero(np.abs(nearest - targets) >= max(1.0, num_steps / num / 2))
+    if far.size:
         raise ConfigError(
-            f"{ESSENTIAL_DYNAMICS} needs {len(targets):,} checkpoints at equal distances, and there is none of its own near "
-            f"step {targets[twice[0] + 1]:,}; train again with checkpointer_config.checkpoint_steps.linear_space={num}"
+            f"{ESSENTIAL_DYNAMICS} needs {len(targets):,} checkpoints at equal distances, and there is none near step "
+            f"{targets[far[0]]:,}; let the run finish, or train it with "
+            f"checkpointer_config.checkpoint_steps.linear_space={num}"
         )
     return nearest.tolist()
 
@@ -204,7 +205,7 @@ def _trajectory(
     the same for all steps of a variant.
     """
     if len(steps) < 2:
-        raise ConfigError("a trajectory needs at least two checkpoints; leave it out with --only")
+        raise ConfigError("a trajectory needs at least two checkpoints; name other analyses with --only")
     parts = []
     for variant in variants:
 

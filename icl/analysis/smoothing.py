@@ -94,7 +94,10 @@ def sigma_ramp(
 
 
 def local_scatter(values: ArrayLike, smooth: ArrayLike, reach: int) -> Array:
-    """Root mean square distance (N,) of the points (N, V) from their smooth curve (N, V), over ± `reach` indices."""
+    """Root mean square distance (N,) of the points (N, V) from their smooth curve (N, V), over ± `reach` indices.
+
+    It holds what smoothing takes away: noise, and where the curve bends more sharply than the filter follows, bias.
+    """
     squares = ((np.asarray(values, dtype=float) - np.asarray(smooth, dtype=float)) ** 2).sum(axis=1)
     return np.sqrt(uniform_filter1d(squares, 2 * reach + 1, mode="nearest"))
 

@@ -8,16 +8,21 @@ decided by the curve and its own uncertainty:
    likelihood (`gaussian_process`). It gives the joint posterior of the slope.
 2. A peak of |slope| reaches from one local minimum of it to the next. It counts if the posterior mean changes by more
    than the simultaneous 95 % band between any two places on it: 95 % of the posterior draws change between all pairs of
-   places within that many posterior standard deviations of the mean's change. A curve without a change has no peak,
-   wherever and however wide one looks for it, in 95 of 100 cases. Changes over intervals, of every width, find a slow
-   fall that the slope at no single place shows: neighbouring estimates say little about a slope, distant ones much
-   about a difference (the idea of multiscale tests, Dümbgen & Spokoiny 2001, Annals of Statistics 29:124).
-3. Between two peaks lies a boundary if they are *resolved*: their signs differ, or |slope| falls between them to half
-   of the lower top (two peaks are two where the half maximum of one does not reach the other). The boundary's
-   probability is the share of posterior draws in which this holds, with the tops where the mean has them, and in which
-   the most certain change of each peak has the mean's sign.
-4. The least probable boundary is removed, with the less certain of its two peaks, until every boundary that is left
-   has a probability of at least 95 %. If nothing is left, no boundary is significant.
+   places within that many posterior standard deviations of the mean's change. Changes over intervals, of every width,
+   find a slow fall that the slope at no single place shows: neighbouring estimates say little about a slope, distant
+   ones much about a difference (the idea of multiscale tests, Dümbgen & Spokoiny 2001, Annals of Statistics 29:124).
+   The peak is also *sharp* if its slope leaves the like band of slopes anywhere.
+3. Between two peaks lies a boundary if they are *resolved*: their signs differ, or both are sharp and |slope| falls
+   between them to half of the lower top (two peaks are two where the half maximum of one does not reach the other). The
+   boundary's probability is the share of posterior draws in which this holds, with the tops where the mean has them,
+   and in which the most certain change of each peak has the mean's sign. Where slopes are not certain, no rest between
+   two of them is: on a steady slow fall drawn slopes rest anywhere.
+4. The least probable boundary is removed, until every boundary that is left has a probability of at least 95 %: its two
+   peaks become one if they have one sign, else the less certain one is dropped. If nothing is left, no boundary is
+   significant.
+
+The bands are those of the posterior with the fitted hyperparameters. How often curves without a boundary get one is
+measured in tests/analysis/test_stages.py.
 
 The draws also say where each boundary is: at the median of their minima between its two peaks, with an interval that
 holds 90 % of them. (The minimum of the mean is a worse place: before a sharp rise it is a swing of the fit. On curves
@@ -116,12 +121,15 @@ def find_boundaries(
     grid = np.linspace(x[0], x[-1], _GRID)
     slope = fit.slope(grid)
     curves, draws = fit.sample(grid, num_draws, np.random.default_rng(seed))
-    peaks = _significant_peaks(np.abs(slope), fit.mean(grid), curves, level)
+    spread = np.maximum(fit.slope_std(grid), np.finfo(float).tiny)
+    sharp = np.abs(slope) / spread > np.quantile(np.max(np.abs(draws - slope) / spread, axis=1), level)
+    peaks = _significant_peaks(np.abs(slope), sharp, fit.mean(grid), curves, level)
     found = [_between(slope, curves, draws, left, right) for left, right in pairwise(peaks)]
     while found and min(boundary.probability for boundary in found) < level:
         worst = int(np.argmin([boundary.probability for boundary in found]))
-        less = peaks[worst].certainty < peaks[worst + 1].certainty
-        peaks.pop(worst if less else worst + 1)
+        left, right = peaks[worst : worst + 2]
+        more_certain = left if left.certainty >= right.certainty else right
+        peaks[worst : worst + 2] = [more_certain if found[worst].extremum else left.joined(right)]
         found = [_between(slope, curves, draws, left, right) for left, right in pairwise(peaks)]
     places = [grid[np.quantile(boundary.places, [0.05, 0.5, 0.95]).round().astype(int)] for boundary in found]
     low, middle, high = np.expm1(np.reshape(places, (-1, 3))).T
@@ -212,17 +220,30 @@ def boundary_table(boundaries: StageBoundaries, published: Mapping[str, int] = P
 
 @dataclass(frozen=True)
 class _Peak:
-    """A peak of |slope|, as indices of the grid.
+    """A peak of |slope|, or several of one sign that are not resolved, as indices of the grid.
 
     Attributes:
-        top: where it is highest.
+        first, last: where it is highest, of several the first and the last one.
         span: from where to where its change is most certain.
         certainty: of that change, in posterior standard deviations.
+        sharp: whether its slope is certain anywhere.
     """
 
-    top: int
+    first: int
+    last: int
     span: tuple[int, int]
     certainty: float
+    sharp: bool
+
+    def joined(self, later: "_Peak") -> "_Peak":
+        """This peak and a later one, as one."""
+        return _Peak(
+            self.first,
+            later.last,
+            (self.span[0], later.span[1]),
+            max(self.certainty, later.certainty),
+            self.sharp or later.sharp,
+        )
 
 
 @dataclass(frozen=True)
@@ -235,24 +256,25 @@ class _Boundary:
 
 
 def _between(slope: Array, curves: Array, draws: Array, left: _Peak, right: _Peak) -> _Boundary:
-    tops = [left.top, right.top]
+    tops = [left.last, right.first]
     signs_known = np.ones(len(draws), dtype=bool)
-    for peak in (left, right):
+    for peak, top in zip((left, right), tops, strict=True):
         start, end = peak.span
-        signs_known &= (curves[:, end] - curves[:, start]) * slope[peak.top] > 0
-    extremum = bool(slope[left.top] * slope[right.top] < 0)
-    speed = np.abs(draws[:, left.top : right.top + 1])
+        signs_known &= (curves[:, end] - curves[:, start]) * slope[top] > 0
+    extremum = bool(slope[tops[0]] * slope[tops[1]] < 0)
+    speed = np.abs(draws[:, tops[0] : tops[1] + 1])
     lower_top = np.abs(draws[:, tops]).min(axis=1)
-    holds = signs_known & (extremum | (speed.min(axis=1) <= _RESOLVED * lower_top))
+    rests = speed.min(axis=1) <= _RESOLVED * lower_top if left.sharp and right.sharp else np.zeros_like(signs_known)
+    holds = signs_known & (extremum | rests)
     chosen = holds if holds.any() else np.ones_like(holds)
     return _Boundary(
         probability=float(holds.mean()),
         extremum=extremum,
-        places=left.top + speed[chosen].argmin(axis=1),
+        places=tops[0] + speed[chosen].argmin(axis=1),
     )
 
 
-def _significant_peaks(speed: Array, mean: Array, curves: Array, level: float) -> list[_Peak]:
+def _significant_peaks(speed: Array, sharp: NDArray[np.bool_], mean: Array, curves: Array, level: float) -> list[_Peak]:
     """The peaks of the speed, each from one local minimum to the next, over which the curve changes for certain."""
     places = np.linspace(0, speed.size - 1, _PLACES).round().astype(int)
     first, second = places[np.triu_indices(_PLACES, 1)[0]], places[np.triu_indices(_PLACES, 1)[1]]
@@ -267,7 +289,8 @@ def _significant_peaks(speed: Array, mean: Array, curves: Array, level: float) -
         best = int(inside.argmax())
         if inside[best] > band:
             top = start + int(speed[start : end + 1].argmax())
-            peaks.append(_Peak(top, (int(first[best]), int(second[best])), float(inside[best])))
+            span = int(first[best]), int(second[best])
+            peaks.append(_Peak(top, top, span, float(inside[best]), bool(sharp[start : end + 1].any())))
     return peaks
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from icl.analysis.gaussian_process import smooth_curve
 from icl.analysis.geometry import detect_forms, geometry_table
+from icl.analysis.run import NUM_EQUAL_STEPS
 from icl.analysis.smoothing import local_scatter, sigma_ramp, variable_gaussian_filter
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.analysis.structure import layer_norm_statistics
@@ -41,6 +42,9 @@ Report = Callable[[str], None]
 
 _FEWEST_TO_FIT = 3
 _FEWEST_FOR_FORMS = 500  # checkpoints; published are 5000
+_SMOOTHING = np.array(
+    [1.0, 60.0, 200.0]
+)  # published for 5000 checkpoints: first width, last width, index it is reached at
 _NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
 
 
@@ -130,14 +134,14 @@ def run_recipes(stages: Stages = PUBLISHED_STAGE_ENDS) -> list[Recipe]:
         Recipe("attn-roles", ("attention",), lambda t: attention.identified_heads(t["attention"], stages=stages)),
         Recipe(
             "ED-planes",
-            ("trajectory",),
+            ("essential_dynamics",),
             lambda t: essential_dynamics.planes(functional_trajectory(t), stages=stages),
         ),
         Recipe("ED-variants", ("trajectory",), lambda t: essential_dynamics.planes(t["trajectory"], stages=stages)),
-        Recipe("ED-evolutes", ("trajectory",), lambda t: evolutes_of(functional_trajectory(t), stages)),
+        Recipe("ED-evolutes", ("essential_dynamics",), lambda t: evolutes_of(functional_trajectory(t), stages)),
         Recipe(
             "ED-components",
-            ("trajectory",),
+            ("essential_dynamics",),
             lambda t: essential_dynamics.components_over_time(
                 functional_trajectory(t), forms_of(functional_trajectory(t)), stages=stages
             ),
@@ -304,8 +308,8 @@ def fitted_curves(tables: Tables) -> dict[str, pd.DataFrame]:
 def smoothed(trajectory: pd.DataFrame) -> pd.DataFrame:
     """A trajectory smoothed with a width that grows along it, as published for 5000 checkpoints, scaled to the number there are."""
     names = [name for name in trajectory.columns if str(name).startswith("pc/")]
-    scale = len(trajectory) / 5000
-    sigmas = sigma_ramp(len(trajectory), max(1.0, scale), max(2.0, 60 * scale), max(1, round(200 * scale)))
+    early, late, end = _SMOOTHING * len(trajectory) / NUM_EQUAL_STEPS
+    sigmas = sigma_ramp(len(trajectory), max(1.0, early), max(2.0, late), max(1, round(end)))
     values = trajectory[names].to_numpy(dtype=float)
     columns = [variable_gaussian_filter(values[:, i], sigmas) for i in range(values.shape[1])]
     return trajectory.assign(**dict(zip(names, columns, strict=True)))
@@ -317,7 +321,7 @@ def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame 
         return None
     raw = in_order(trajectory)
     scores = _scores(smoothed(raw), num_components)
-    scatter = local_scatter(_scores(raw, num_components), scores, round(60 * len(raw) / 5000))
+    scatter = local_scatter(_scores(raw, num_components), scores, round(_SMOOTHING[1] * len(raw) / NUM_EQUAL_STEPS))
     return detect_forms(scores, raw["step"].to_numpy(), num_components, scatter=scatter)
 
 
@@ -329,11 +333,8 @@ def evolutes_of(trajectory: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS,
 
 
 def functional_trajectory(tables: Tables) -> pd.DataFrame:
-    """The trajectory of a run that the paper shows, of all outputs at all tokens: over equal distances where it was trained
-    so densely, else over the checkpoints there are."""
-    trajectories = tables.get("essential_dynamics", tables.get("trajectory"))
-    assert trajectories is not None, "recipes need a trajectory"
-    return rows_where(trajectories, variant="tokens") if "variant" in trajectories.columns else trajectories
+    """The trajectory that the paper shows: of all outputs at all tokens."""
+    return rows_where(tables["essential_dynamics"], variant="tokens")
 
 
 def _scores(trajectory: pd.DataFrame, num_components: int) -> np.ndarray:

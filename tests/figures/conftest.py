@@ -46,9 +46,10 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shares = {f"explained_variance_ratio/{i}": share for i, share in enumerate(fitted.explained_variance_ratio)}
         walk = np.stack([np.cos(np.arange(40) / 5), np.sin(np.arange(40) / 5), np.cos(np.arange(40) / 3)], axis=1)
         steps = np.geomspace(1, 499_999, 40).astype(int)
-        parts.setdefault("trajectory", []).append(
-            trajectory_table(steps, walk, model_seed=seed, variant="tokens").assign(**shares)
-        )
+        for name in ("trajectory", "essential_dynamics"):
+            parts.setdefault(name, []).append(
+                trajectory_table(steps, walk, model_seed=seed, variant="tokens").assign(**shares)
+            )
         llc = pd.DataFrame(
             {"model_seed": seed, "step": STEPS, "llc/mean": np.linspace(10, 100, len(STEPS)), "llc/mcse": 2.0}
         )
