@@ -361,13 +361,15 @@ def _coefficient_changes(runs: Sequence[Shipped]) -> str:
     rows = []
     for stage, published in CHANGE_OF_LLC.items():
         row = [stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}"]
-        for run in runs:
-            found = _changes_of(run, "llc")[stage]
+        ours = [_changes_of(run, "llc")[stage] for run in runs]
+        for found in ours:
             row += [_change(found), _within(found, published)]
+        row += compared(published, [None if found is None else found[0] for found in ours], 1)
         rows.append(row + [_change(_changes_of(run, "llc_calibrated")[stage]) for run in runs])
     head = ["stage", "type", "Δλ̂ published"]
     head += [cell for run in runs for cell in (f"seed {run.seed}, published settings", "within the aim")]
-    return markdown_table([*head, *(f"seed {run.seed}, calibrated" for run in runs)], rows)
+    head += ["difference", "spread", *(f"seed {run.seed}, calibrated" for run in runs)]
+    return markdown_table(head, rows)
 
 
 def _missed(runs: Sequence[Shipped]) -> Iterator[str]:
