@@ -152,7 +152,7 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
     llc = shipped.needed("llc")
     unsampled = [stage for stage, change in _changes(llc, shipped.boundaries()).items() if change is None]
     values = {
-        "runs": " and ".join(f"model seed {run.seed}" for run in runs),
+        "runs": ", ".join(str(run.seed) for run in runs),
         "num_steps": f"{shipped.config.num_steps:,}",
         "num_measured": len(shipped.needed("evals")),
         "num_grid": len(shipped.config.checkpoint_steps()),
