@@ -23,6 +23,9 @@ from scipy.linalg import eigh
 
 Array = NDArray[np.float64]
 
+NUM_EQUAL_STEPS = 5000
+"""Checkpoints of the published trajectory, at equal distances."""
+
 
 @dataclass(frozen=True)
 class TrajectoryPCA:

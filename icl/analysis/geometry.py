@@ -163,9 +163,9 @@ def detect_forms(
         window: in points; by default N/20, at least 8.
         threshold: how still, relative to the running median; a uniformly turning evolute has ratios near 1.
         scatter: (N,), root mean square distance of the points from the smooth trajectory (`smoothing.local_scatter`).
-            With it, a form is kept only if the trajectory over its influence range extends farther than `MIN_MOTION` times
-            the scatter: smoothed white noise about a resting point turns round many points, but goes nowhere. Noise that is correlated
-            over more points than the smoothing does go somewhere, and still has forms.
+            With it, a form is kept only if the trajectory over its influence range extends farther than `MIN_MOTION`
+            times the scatter: smoothed white noise about a resting point turns round many points, but goes nowhere.
+            Noise that is correlated between points does go somewhere, and still has forms.
 
     Returns:
         One row per form, in order of time: `index`, `step`, `stillness`, `first_step` and `last_step` of the

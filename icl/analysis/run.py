@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from icl import __version__
-from icl.analysis.essential_dynamics import pca, trajectory_table, write_rows
+from icl.analysis.essential_dynamics import NUM_EQUAL_STEPS, pca, trajectory_table, write_rows
 from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
 from icl.analysis.tables import AnalysisTable
 from icl.analysis.trajectories import gradient_row, output_row, weight_row
@@ -40,8 +40,6 @@ TRAJECTORY_ROWS: Mapping[str, RowOf] = {
 }
 _VARIANTS = {TRAJECTORY: tuple(TRAJECTORY_ROWS), ESSENTIAL_DYNAMICS: ("tokens", "predictions")}
 NUM_COMPONENTS = 4
-NUM_EQUAL_STEPS = 5000
-"""Checkpoints of the published essential dynamics, at equal distances."""
 _LONG = ("attention", "layer_norm", "gain_sweep", ESSENTIAL_DYNAMICS)  # many rows: compressed
 _WRITE_EVERY_S = 30.0
 
@@ -113,6 +111,11 @@ def analyse(
 
 def equal_steps(present: Sequence[int], num_steps: int, num: int = NUM_EQUAL_STEPS) -> list[int]:
     """The checkpoints nearest to `num` equally spaced steps of a run, or to every step of a shorter one.
+
+    Args:
+        present: steps that have a checkpoint, in any order; at least one.
+        num_steps: the length of the run.
+        num: grid points from 0 to `num_steps`; the last is no step and falls away.
 
     Raises:
         ConfigError: a step has no checkpoint within half the distance to the next.

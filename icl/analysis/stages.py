@@ -277,7 +277,7 @@ def _between(slope: Array, curves: Array, draws: Array, left: _Peak, right: _Pea
 def _significant_peaks(speed: Array, sharp: NDArray[np.bool_], mean: Array, curves: Array, level: float) -> list[_Peak]:
     """The peaks of the speed, each from one local minimum to the next, over which the curve changes for certain."""
     places = np.linspace(0, speed.size - 1, _PLACES).round().astype(int)
-    first, second = places[np.triu_indices(_PLACES, 1)[0]], places[np.triu_indices(_PLACES, 1)[1]]
+    first, second = places[np.array(np.triu_indices(_PLACES, 1))]
     change, drawn = mean[second] - mean[first], curves[:, second] - curves[:, first]
     spread = np.maximum(drawn.std(axis=0), np.finfo(float).tiny)
     band = np.quantile(np.max(np.abs(drawn - change) / spread, axis=1), level)

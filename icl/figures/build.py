@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from icl.analysis.essential_dynamics import NUM_EQUAL_STEPS
 from icl.analysis.gaussian_process import smooth_curve
 from icl.analysis.geometry import detect_forms, geometry_table
-from icl.analysis.run import NUM_EQUAL_STEPS
 from icl.analysis.smoothing import local_scatter, sigma_ramp, variable_gaussian_filter
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.analysis.structure import layer_norm_statistics
@@ -42,9 +42,8 @@ Report = Callable[[str], None]
 
 _FEWEST_TO_FIT = 3
 _FEWEST_FOR_FORMS = 500  # checkpoints; published are 5000
-_SMOOTHING = np.array(
-    [1.0, 60.0, 200.0]
-)  # published for 5000 checkpoints: first width, last width, index it is reached at
+# Published for NUM_EQUAL_STEPS checkpoints: first width, last width, and the index where that is reached.
+_SMOOTHING = np.array([1.0, 60.0, 200.0])
 _NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
 
 
