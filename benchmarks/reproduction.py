@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -162,7 +163,9 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "first_estimate": llc["step"].iloc[0],
         "numbers": _numbers(runs),
         "losses": _loss_changes(runs),
+        "low_noise_losses": _low_noise_losses(runs),
         "coefficients": _coefficient_changes(runs),
+        "calibrated_coefficients": _calibrated_changes(runs),
         "log_tolerance": LOG_TOLERANCE,
         "boundaries": _detected(runs),
         "forms": _forms(runs),
@@ -170,7 +173,7 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "calibrated": _calibrated(shipped),
         "each": "\n".join([*map(_each_seed, runs), *_agreement(runs)]),
         "lr2_end": f"{shipped.boundaries()['LR2']:,}",
-        "missed": ", ".join(_missed(runs)) or "none",
+        "missed": "; ".join(_missed(runs)) or "none",
         "unsampled": ", ".join(unsampled) or "none",
         "untrained": ", ".join(str(seed) for seed in range(5) if seed not in {run.seed for run in runs}) or "none",
         **_basin(shipped),
@@ -194,7 +197,7 @@ def _numbers(runs: Sequence[Shipped]) -> str:
         first = ours[0]
         cells = compared(first.target, [number.value for number in ours], first.decimals)
         rows.append([first.name, first.published, *(number.text for number in ours), *cells, first.source])
-    head = ["quantity", "published", *(f"seed {run.seed}" for run in runs), "difference", "spread", "from"]
+    head = ["quantity", "published", *_titles(runs), "difference", "spread", "from"]
     return markdown_table(head, rows)
 
 
@@ -332,19 +335,29 @@ def _forms(runs: Sequence[Shipped]) -> str:
 
 
 def _loss_changes(runs: Sequence[Shipped]) -> str:
-    changes = [list(zip(_evaluator_changes(run), _low_noise_changes(run), strict=True)) for run in runs]
-    at = list(runs[0].boundaries().values())
+    ours = zip(*(_evaluator_changes(run) for run in runs), strict=True)
     rows = []
-    for stage, start, end, *ours in zip(CHANGE_OF_LOSS, at, at[1:], *changes, strict=False):
-        published = CHANGE_OF_LOSS[stage]
-        cells = compared(published, [loss for loss, _ in ours], 3)
-        shown = [f"{loss:.3f}" for loss, _ in ours]
-        rows.append(
-            [stage, f"{start:,} to {end:,}", f"{published:g}", *shown, *cells, *(f"{low:.3f}" for _, low in ours)]
-        )
-    head = ["stage", "checkpoints", "Δℓ published", *(f"seed {run.seed}, evaluator" for run in runs)]
-    head += ["difference", "spread", *(f"seed {run.seed}, validation, noise 0.125" for run in runs)]
-    return markdown_table(head, rows)
+    for (stage, published), checkpoints, changes in zip(CHANGE_OF_LOSS.items(), _spans(runs[0]), ours, strict=True):
+        shown = [f"{change:.3f}" for change in changes]
+        rows.append([stage, checkpoints, f"{published:g}", *shown, *compared(published, changes, 3)])
+    return markdown_table(["stage", "checkpoints", "Δℓ published", *_titles(runs), "difference", "spread"], rows)
+
+
+def _low_noise_losses(runs: Sequence[Shipped]) -> str:
+    ours = zip(*(_low_noise_changes(run) for run in runs), strict=True)
+    rows = [
+        [stage, *(f"{change:.3f}" for change in changes)] for stage, changes in zip(CHANGE_OF_LOSS, ours, strict=True)
+    ]
+    return markdown_table(["stage", *_titles(runs)], rows)
+
+
+def _titles(runs: Sequence[Shipped]) -> list[str]:
+    return [f"seed {run.seed}" for run in runs]
+
+
+def _spans(run: Shipped) -> list[str]:
+    """From which checkpoint to which, for each stage."""
+    return [f"{start:,} to {end:,}" for start, end in pairwise(run.boundaries().values())]
 
 
 def _evaluator_changes(run: Shipped) -> list[float]:
@@ -358,37 +371,34 @@ def _low_noise_changes(run: Shipped) -> list[float]:
 
 
 def _coefficient_changes(runs: Sequence[Shipped]) -> str:
+    """Under the published settings; in bold where outside the aim."""
+    each = [_changes_of(run, "llc") for run in runs]
     rows = []
     for stage, published in CHANGE_OF_LLC.items():
-        row = [stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}"]
-        ours = [_changes_of(run, "llc")[stage] for run in runs]
-        for found in ours:
-            row += [_change(found), _within(found, published)]
-        row += compared(published, [None if found is None else found[0] for found in ours], 1)
-        rows.append(row + [_change(_changes_of(run, "llc_calibrated")[stage]) for run in runs])
-    head = ["stage", "type", "Δλ̂ published"]
-    head += [cell for run in runs for cell in (f"seed {run.seed}, published settings", "within the aim")]
-    head += ["difference", "spread", *(f"seed {run.seed}, calibrated" for run in runs)]
-    return markdown_table(head, rows)
+        ours = [changes[stage] for changes in each]
+        cells = [_change(found) if _is_within(found, published) else f"**{_change(found)}**" for found in ours]
+        compare = compared(published, [None if found is None else found[0] for found in ours], 1)
+        rows.append([stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", *cells, *compare])
+    return markdown_table(["stage", "type", "Δλ̂ published", *_titles(runs), "difference", "spread"], rows)
+
+
+def _calibrated_changes(runs: Sequence[Shipped]) -> str:
+    each = [_changes_of(run, "llc_calibrated") for run in runs]
+    rows = [[stage, *(_change(changes[stage]) for changes in each)] for stage in CHANGE_OF_LLC]
+    return markdown_table(["stage", *_titles(runs)], rows)
 
 
 def _missed(runs: Sequence[Shipped]) -> Iterator[str]:
-    """Stages whose change of λ̂ under the published settings is outside the aim."""
-    for run in runs:
-        for stage, found in _changes_of(run, "llc").items():
-            if found is not None and not _is_within(found[0], CHANGE_OF_LLC[stage]):
-                yield f"{stage} of seed {run.seed}"
+    """Stages whose change of λ̂ under the published settings is outside the aim, with their seeds."""
+    for stage, published in CHANGE_OF_LLC.items():
+        seeds = [str(run.seed) for run in runs if not _is_within(_changes_of(run, "llc")[stage], published)]
+        if seeds:
+            yield f"{stage} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
 
 
-def _within(found: tuple[float, float] | None, published: float) -> str:
-    """Whether a change is within the aim, with the difference, for people."""
-    if found is None:
-        return ""
-    return f"{'yes' if _is_within(found[0], published) else '**no**'} ({found[0] - published:+.1f})"
-
-
-def _is_within(change: float, published: float) -> bool:
-    return abs(change - published) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
+def _is_within(found: tuple[float, float] | None, published: float) -> bool:
+    """Whether a change is within the aim, or not known."""
+    return found is None or abs(found[0] - published) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
 
 
 def _changes_of(run: Shipped, name: str) -> dict[str, tuple[float, float] | None]:

@@ -238,11 +238,16 @@ def stages(folder: Annotated[Path, typer.Argument(help="Folder of the tables eva
 def figures(
     data: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("data"),
     output: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes to draw in; by default one per CPU core.")] = None,
 ) -> None:
     """Draw every figure again from the tables under data/, as PNG and PDF. The same tables give the same files."""
-    from icl.figures.build import build_figures
+    import torch
 
-    for path in build_figures(data, output, report=lambda line: print(line, file=sys.stderr)):
+    from icl.figures.build import build_figures
+    from icl.jobs import available_cores
+
+    jobs = jobs or available_cores(torch.device("cpu"))
+    for path in build_figures(data, output, report=lambda line: print(line, file=sys.stderr), jobs=jobs):
         print(path)
 
 

@@ -5,9 +5,12 @@ figures/<family>-seed-<s>/, those of several runs to figures/<family>/. A figure
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -193,15 +196,16 @@ FAMILY_RECIPES = (
 """The figures of several runs together."""
 
 
-def build_figures(data: Path, output: Path, report: Report = logger.info) -> list[Path]:
+def build_figures(data: Path, output: Path, report: Report = logger.info, jobs: int = 1) -> list[Path]:
     """Draw every figure whose tables exist, as PNG and PDF; returns the files, in order.
 
-    The same tables give the same bytes.
+    The same tables give the same bytes, whatever the number of processes.
 
     Args:
         data: the folder of families.
         output: the folder for figures.
         report: called with one line for each figure drawn or left out.
+        jobs: processes to draw in; 1 is this one.
 
     Raises:
         ValueError: there is no table at all.
@@ -210,14 +214,55 @@ def build_figures(data: Path, output: Path, report: Report = logger.info) -> lis
     families = [folder for folder in sorted(data.glob("*")) if drawable.intersection(table_names(folder))]
     if not families:
         raise ValueError(f"no tables under {data}; a family is a folder with files such as evals.csv")
+    tasks = [task for family in families for task in _tasks(family, output)]
     written: list[Path] = []
-    for family in families:
-        tables = read_tables(family)
-        written += _draw_all(FAMILY_RECIPES, tables, output / family.name, report)
-        for seed in seeds_of(tables):
-            there = tables_of_seed(tables, seed)
-            written += _draw_all(run_recipes(), there, output / f"{family.name}-seed-{seed}", report)
+    with _processes(jobs) as apply:
+        for lines, paths in apply(_draw_task, tasks):
+            for line in lines:
+                report(line)
+            written += paths
     return written
+
+
+@dataclass(frozen=True)
+class _Task:
+    """One figure to draw: its name, the tables it needs, and the folder for its files."""
+
+    name: str
+    tables: Tables
+    folder: Path
+
+
+def _tasks(family: Path, output: Path) -> Iterator[_Task]:
+    tables = read_tables(family)
+    yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name)
+    for seed in seeds_of(tables):
+        yield from _tasks_of(run_recipes(), tables_of_seed(tables, seed), output / f"{family.name}-seed-{seed}")
+
+
+def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path) -> Iterator[_Task]:
+    for recipe in recipes:
+        yield _Task(recipe.name, {name: tables[name] for name in recipe.needs if name in tables}, folder)
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[Callable[..., Iterator[tuple[list[str], list[Path]]]]]:
+    """A `map` over this many processes."""
+    if jobs == 1:
+        yield map
+        return
+    # A fork would copy the threads' locks of whoever called us; spawned processes start clean everywhere.
+    with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
+        yield pool.map
+
+
+def _draw_task(task: _Task) -> tuple[list[str], list[Path]]:
+    """What there is to say, and the files."""
+    lines: list[str] = []
+    figure = _attempt(_recipe(task.name), task.tables, task.folder.name, lines.append)
+    if figure is None:
+        return lines, []
+    return [*lines, f"drew {task.folder.name}/{task.name}"], save(figure, task.folder, task.name)
 
 
 def draw(name: str, tables: Tables, report: Report = print) -> Figure | None:
@@ -228,13 +273,17 @@ def draw(name: str, tables: Tables, report: Report = print) -> Figure | None:
     Raises:
         ValueError: no figure has this name.
     """
-    recipes = {recipe.name: recipe for recipe in (*FAMILY_RECIPES, *run_recipes())}
-    if name not in recipes:
-        raise ValueError(f"no figure {name!r}; there are: {', '.join(sorted(recipes))}")
-    figure = _attempt(recipes[name], tables, "notebook", report)
+    figure = _attempt(_recipe(name), tables, "notebook", report)
     if figure is not None:
         figure.set_dpi(_NOTEBOOK_DPI)
     return figure
+
+
+def _recipe(name: str) -> Recipe:
+    recipes = {recipe.name: recipe for recipe in (*FAMILY_RECIPES, *run_recipes())}
+    if name not in recipes:
+        raise ValueError(f"no figure {name!r}; there are: {', '.join(sorted(recipes))}")
+    return recipes[name]
 
 
 def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
@@ -343,17 +392,6 @@ def _scores(trajectory: pd.DataFrame, num_components: int) -> np.ndarray:
 
 def _attention_metric(tables: Tables, metric: str, stages: Stages) -> Figure:
     return attention.attention_metric(tables["attention"], metric, stages)
-
-
-def _draw_all(recipes: tuple[Recipe, ...] | list[Recipe], tables: Tables, folder: Path, report: Report) -> list[Path]:
-    written: list[Path] = []
-    for recipe in recipes:
-        figure = _attempt(recipe, tables, folder.name, report)
-        if figure is None:
-            continue
-        written += save(figure, folder, recipe.name)
-        report(f"drew {folder.name}/{recipe.name}")
-    return written
 
 
 def _attempt(recipe: Recipe, tables: Tables, family: str, report: Report) -> Figure | None:

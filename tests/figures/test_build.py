@@ -52,11 +52,16 @@ def test_a_missing_table_costs_its_figures_only_and_names_the_command(family, dr
     assert "icl analyse RUN --only hessian" in line
 
 
-def test_equal_tables_give_equal_files(family, tmp_path):
+def test_equal_tables_give_equal_files_in_one_process_or_two(family, tmp_path):
     alone = tmp_path / "data" / "lone"
     alone.mkdir(parents=True)
     (alone / "spectra.csv").write_bytes((family / "spectra.csv").read_bytes())
-    first, second = (build_figures(alone.parent, tmp_path / name) for name in ("one", "two"))
+    lines: dict[str, list[str]] = {"one": [], "two": []}
+    first, second = (
+        build_figures(alone.parent, tmp_path / name, lines[name].append, jobs)
+        for jobs, name in enumerate(("one", "two"), start=1)
+    )
+    assert lines["one"] == lines["two"]
     assert {path.suffix for path in first} == {".png", ".pdf"}
     assert [path.relative_to(tmp_path / "one") for path in first] == [
         path.relative_to(tmp_path / "two") for path in second
