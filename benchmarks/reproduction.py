@@ -5,122 +5,39 @@
 Ours come from the tables under data/L2H4Minf and, where no table has them, from its checkpoints.
 """
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
 from benchmarks.pages import markdown_table
-from icl.analysis.measures import AnalysisData
-from icl.analysis.run import load_model
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS, PUBLISHED_STAGE_TYPES
+from benchmarks.reproduction_stages import (
+    LOG_TOLERANCE,
+    boundaries_found,
+    calibrated_changes,
+    coefficient_changes,
+    compared,
+    loss_changes,
+    low_noise_losses,
+    missed,
+    titles,
+)
+from benchmarks.shipped_runs import Shipped
+from icl.analysis.stages import PUBLISHED_STAGE_TYPES
 from icl.baselines import ridge_predictor
-from icl.checkpoints import Checkpoints
-from icl.config import TrainingConfig
-from icl.evals import ValidationSet
 from icl.figures.attention import find_roles
-from icl.figures.build import forms_of, functional_trajectory, read_table, table_names
-from icl.llc_tables import ESTIMATES, FEWEST_ESTIMATES
-from icl.model import parameter_layout
-from icl.sampling import SamplerConfig
-from icl.storage import LocalStore
+from icl.figures.build import forms_of, functional_trajectory
 
 ROOT = Path(__file__).parent.parent
 TEMPLATE = Path(__file__).with_suffix(".md")
 OUTPUT = ROOT / "docs" / "reproduction.md"
 
-# arXiv 2402.02364, table of the linear-regression stages (model seed 1), and the figures named beside each use.
-CHANGE_OF_LOSS = {"LR1": -0.32, "LR2": -2.21, "LR3": -0.07, "LR4": -0.05, "LR5": -0.029}
-CHANGE_OF_LLC = {"LR1": 21.4, "LR2": 149.0, "LR3": -12.3, "LR4": -44.1, "LR5": 3.56}
 FORMS = (2_500, 34_500, 106_100, 168_900)
 """Steps of the published forms: vertices of the evolute, chosen from a list by eye."""
-TOLERANCE, RELATIVE_TOLERANCE = 5.0, 0.15
-LOG_TOLERANCE = 0.25
-LOW_NOISE = 0.125
-"""Standard deviation of the label noise of the reference code's validation set; its training noise has the variance 0.125."""
-
-
-PUBLISHED_SEED = 1
-"""The model seed of the published figures and stage table."""
-
-
-@dataclass(frozen=True)
-class Shipped:
-    """One of the shipped runs: its rows of the tables, and its checkpoints.
-
-    Attributes:
-        folder: data/L2H4Minf.
-        name: of the run.
-    """
-
-    folder: Path
-    name: str
-
-    @classmethod
-    def runs(cls, folder: Path) -> list["Shipped"]:
-        """All there are, that of the published seed first."""
-        found = [cls(folder, path.parent.name) for path in folder.glob("checkpoints/icl/*/config.json")]
-        return sorted(found, key=lambda run: (run.seed != PUBLISHED_SEED, run.seed))
-
-    @property
-    def seed(self) -> int:
-        """Of the model."""
-        seed = self.config.task_config.model_seed
-        assert seed is not None
-        return seed
-
-    @cached_property
-    def checkpoints(self) -> Checkpoints:
-        """Those that are shipped."""
-        return Checkpoints(LocalStore(self.folder / "checkpoints"), self.name)
-
-    @cached_property
-    def config(self) -> TrainingConfig:
-        """As trained."""
-        return TrainingConfig.parse(self.checkpoints.config()).resolved()
-
-    @cached_property
-    def data(self) -> AnalysisData:
-        """The evaluator's sequences."""
-        return AnalysisData(self.config)
-
-    def table(self, name: str) -> pd.DataFrame | None:
-        """The run's rows of a table, sorted by step where it has one; None if there are none."""
-        if name not in set(table_names(self.folder)):
-            return None
-        table = read_table(self.folder, name)
-        table = table[table["model_seed"] == self.seed]
-        if table.empty:
-            return None
-        return table.sort_values("step", kind="stable", ignore_index=True) if "step" in table else table
-
-    def needed(self, name: str) -> pd.DataFrame:
-        """A table that must be there."""
-        table = self.table(name)
-        if table is None:
-            raise ValueError(f"{self.folder} has no {name} of model seed {self.seed}")
-        return table
-
-    @torch.no_grad()
-    def squared_errors(self, step: int, xs: Tensor, ys: Tensor) -> Tensor:
-        """(B,) mean over examples of each sequence's squared error."""
-        model = load_model(self.checkpoints, self.config, step)
-        parts = [model(a, b) for a, b in zip(xs.split(1024), ys.split(1024), strict=True)]
-        return (torch.cat(parts) - ys).square().mean(dim=(1, 2)).double()
-
-    def boundaries(self) -> dict[str, int]:
-        """The measured checkpoint nearest to each published stage end, after the first one, "start"."""
-        steps = self.needed("evals")["step"].to_numpy()
-        ends = {stage: int(steps[abs(steps - end).argmin()]) for stage, end in PUBLISHED_STAGE_ENDS.items()}
-        return {"start": int(steps[0]), **ends}
 
 
 @dataclass(frozen=True)
@@ -151,7 +68,7 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
     runs = Shipped.runs(folder)
     shipped = runs[0]
     llc = shipped.needed("llc")
-    unsampled = [stage for stage, change in _changes(llc, shipped.boundaries()).items() if change is None]
+    unsampled = [stage for stage, change in shipped.llc_changes("llc").items() if change is None]
     values = {
         "runs": ", ".join(str(run.seed) for run in runs),
         "num_steps": f"{shipped.config.num_steps:,}",
@@ -162,18 +79,18 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "num_estimates": len(llc),
         "first_estimate": llc["step"].iloc[0],
         "numbers": _numbers(runs),
-        "losses": _loss_changes(runs),
-        "low_noise_losses": _low_noise_losses(runs),
-        "coefficients": _coefficient_changes(runs),
-        "calibrated_coefficients": _calibrated_changes(runs),
+        "losses": loss_changes(runs),
+        "low_noise_losses": low_noise_losses(runs),
+        "coefficients": coefficient_changes(runs),
+        "calibrated_coefficients": calibrated_changes(runs),
         "log_tolerance": LOG_TOLERANCE,
-        "boundaries": _detected(runs),
+        "boundaries": boundaries_found(runs),
         "forms": _forms(runs),
         "basin": _chains(shipped),
         "calibrated": _calibrated(shipped),
         "each": "\n".join([*map(_each_seed, runs), *_agreement(runs)]),
         "lr2_end": f"{shipped.boundaries()['LR2']:,}",
-        "missed": "; ".join(_missed(runs)) or "none",
+        "missed": "; ".join(missed(runs)) or "none",
         "unsampled": ", ".join(unsampled) or "none",
         "untrained": ", ".join(str(seed) for seed in range(5) if seed not in {run.seed for run in runs}) or "none",
         **_basin(shipped),
@@ -197,13 +114,13 @@ def _numbers(runs: Sequence[Shipped]) -> str:
         first = ours[0]
         cells = compared(first.target, [number.value for number in ours], first.decimals)
         rows.append([first.name, first.published, *(number.text for number in ours), *cells, first.source])
-    head = ["quantity", "published", *_titles(runs), "difference", "spread", "from"]
+    head = ["quantity", "published", *titles(runs), "difference", "spread", "from"]
     return markdown_table(head, rows)
 
 
 def _numbers_of(run: Shipped) -> list[Number]:
     evals, llc = run.needed("evals"), run.table("llc")
-    size, steps = _parameters(run), len(run.config.checkpoint_steps())
+    size, steps = run.num_parameters, len(run.config.checkpoint_steps())
     late = evals[evals["step"] >= 100]
     prior = int(late.loc[late["loss_0/mean"].idxmin(), "step"])
     return [
@@ -226,31 +143,13 @@ def _peak(llc: pd.DataFrame | None) -> Number:
     return Number("peak of λ̂, published settings", "near 40,000", 40_000, value, text, "`llc`", None)
 
 
-def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
-    """Mean over the runs that have the number less the published one (or their ratio), and the standard deviation over them;
-    from three runs on also the one in units of the other, which two runs give by luck."""
-    known = np.array([value for value in ours if value is not None], dtype=float)
-    if target is None or not known.size:
-        return "", ""
-    if decimals is None:
-        known, target = np.log(known), math.log(target)
-    difference = float(known.mean()) - target
-    shown = f"{math.exp(difference):.2f} times" if decimals is None else f"{difference:+.{decimals}f}"
-    if known.size < 2:
-        return shown, ""
-    spread = float(known.std(ddof=1))
-    if known.size > 2 and spread > 0:
-        shown += f" ({difference / spread:+.1f} spreads)"
-    return shown, f"{math.exp(spread):.2f} times" if decimals is None else f"{spread:.{decimals}f}"
-
-
 def _losses(run: Shipped, last: int) -> Iterator[Number]:
     xs, ys = run.data.training_sequences
     ridge = ridge_predictor(xs, ys, run.config.task_config.noise_variance)
     floor = (ridge - ys).square().mean(dim=(1, 2))
     yield _measured("loss at the end, evaluator", 1.74, run.squared_errors(last, xs, ys), "checkpoint")
     yield _measured("loss of ridge, evaluator (published: the floor)", 1.73, floor, "`icl.baselines`")
-    low = run.squared_errors(last, *_low_noise(run))
+    low = run.low_noise_errors(last)
     yield _measured("loss at the end, validation, noise 0.125", 1.52, low, "checkpoint")
     distance = float(run.needed("evals")["pretrain/delta_ridge"].iloc[-1])
     yield Number("squared distance to ridge at the end", "not given", None, distance, f"{distance:.4f}", "`evals`")
@@ -334,128 +233,6 @@ def _forms(runs: Sequence[Shipped]) -> str:
     return markdown_table(head, rows) + "\n\n" + "\n".join(remarks)
 
 
-def _loss_changes(runs: Sequence[Shipped]) -> str:
-    ours = zip(*(_evaluator_changes(run) for run in runs), strict=True)
-    rows = []
-    for (stage, published), checkpoints, changes in zip(CHANGE_OF_LOSS.items(), _spans(runs[0]), ours, strict=True):
-        shown = [f"{change:.3f}" for change in changes]
-        rows.append([stage, checkpoints, f"{published:g}", *shown, *compared(published, changes, 3)])
-    return markdown_table(["stage", "checkpoints", "Δℓ published", *_titles(runs), "difference", "spread"], rows)
-
-
-def _low_noise_losses(runs: Sequence[Shipped]) -> str:
-    ours = zip(*(_low_noise_changes(run) for run in runs), strict=True)
-    rows = [
-        [stage, *(f"{change:.3f}" for change in changes)] for stage, changes in zip(CHANGE_OF_LOSS, ours, strict=True)
-    ]
-    return markdown_table(["stage", *_titles(runs)], rows)
-
-
-def _titles(runs: Sequence[Shipped]) -> list[str]:
-    return [f"seed {run.seed}" for run in runs]
-
-
-def _spans(run: Shipped) -> list[str]:
-    """From which checkpoint to which, for each stage."""
-    return [f"{start:,} to {end:,}" for start, end in pairwise(run.boundaries().values())]
-
-
-def _evaluator_changes(run: Shipped) -> list[float]:
-    losses = run.needed("evals").set_index("step")["pretrain/mse"]
-    return np.diff(losses.loc[list(run.boundaries().values())]).tolist()
-
-
-def _low_noise_changes(run: Shipped) -> list[float]:
-    low = _low_noise(run)
-    return np.diff([float(run.squared_errors(step, *low).mean()) for step in run.boundaries().values()]).tolist()
-
-
-def _coefficient_changes(runs: Sequence[Shipped]) -> str:
-    """Under the published settings; in bold where outside the aim."""
-    each = [_changes_of(run, "llc") for run in runs]
-    rows = []
-    for stage, published in CHANGE_OF_LLC.items():
-        ours = [changes[stage] for changes in each]
-        cells = [_change(found) if _is_within(found, published) else f"**{_change(found)}**" for found in ours]
-        compare = compared(published, [None if found is None else found[0] for found in ours], 1)
-        rows.append([stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", *cells, *compare])
-    return markdown_table(["stage", "type", "Δλ̂ published", *_titles(runs), "difference", "spread"], rows)
-
-
-def _calibrated_changes(runs: Sequence[Shipped]) -> str:
-    each = [_changes_of(run, "llc_calibrated") for run in runs]
-    rows = [[stage, *(_change(changes[stage]) for changes in each)] for stage in CHANGE_OF_LLC]
-    return markdown_table(["stage", *_titles(runs)], rows)
-
-
-def _missed(runs: Sequence[Shipped]) -> Iterator[str]:
-    """Stages whose change of λ̂ under the published settings is outside the aim, with their seeds."""
-    for stage, published in CHANGE_OF_LLC.items():
-        seeds = [str(run.seed) for run in runs if not _is_within(_changes_of(run, "llc")[stage], published)]
-        if seeds:
-            yield f"{stage} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
-
-
-def _is_within(found: tuple[float, float] | None, published: float) -> bool:
-    """Whether a change is within the aim, or not known."""
-    return found is None or abs(found[0] - published) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
-
-
-def _changes_of(run: Shipped, name: str) -> dict[str, tuple[float, float] | None]:
-    table = run.table(name)
-    return dict.fromkeys(CHANGE_OF_LLC) if table is None else _changes(table, run.boundaries())
-
-
-def _changes(llc: pd.DataFrame, at: Mapping[str, int]) -> dict[str, tuple[float, float] | None]:
-    """Stage -> (change of λ̂, its standard error), None where an end has no estimate."""
-    rows = llc.set_index("step")
-    ends = list(at.values())[1:]
-    starts = [int(rows.index[0]), *ends[:-1]]
-    changes = {}
-    for stage, start, end in zip(list(at)[1:], starts, ends, strict=True):
-        if start not in rows.index or end not in rows.index or end <= start:
-            changes[stage] = None
-            continue
-        both = rows.loc[[start, end]]
-        change = float(both["llc/mean"].iloc[1] - both["llc/mean"].iloc[0])
-        changes[stage] = change, float(np.hypot(*both["llc/mcse"]))
-    return changes
-
-
-def _detected(runs: Sequence[Shipped]) -> str:
-    curves = [
-        (run, name)
-        for run in runs
-        for name in ESTIMATES
-        if (table := run.table(name)) is not None and len(table) >= FEWEST_ESTIMATES
-    ]
-    if not curves:
-        return f"None: there are fewer than the {FEWEST_ESTIMATES} estimates that the detector needs."
-    inner = list(PUBLISHED_STAGE_ENDS)[:-1]  # the last end is the end of training, which no curve shows
-    rows, lines = [], []
-    for run, name in curves:
-        found = run.table("boundaries")
-        mine = (
-            pd.DataFrame(columns=pd.Index(["published", "log_ratio"]))
-            if found is None
-            else found[found["setting"] == name]
-        )
-        for _, row in mine.iterrows():
-            within = "yes" if abs(row["log_ratio"]) <= LOG_TOLERANCE else "**no**"
-            interval = f"{row['low']:,.0f} to {row['high']:,.0f}"
-            nearest = f"{row['published']}, {row['published_step']:,.0f}"
-            cells = [f"{row['probability']:.2f}", nearest, f"{row['log_ratio']:+.2f}", within]
-            rows.append([f"`{name}`, seed {run.seed}", f"{row['step']:,.0f}", interval, *cells])
-        near = set(mine.loc[mine["log_ratio"].abs() <= LOG_TOLERANCE, "published"])
-        missed = [stage for stage in inner if stage not in near]
-        lines.append(
-            f"- `{name}`, seed {run.seed}: {len(inner) - len(missed)} of the {len(inner)} published boundaries are found; "
-            f"not found: {', '.join(f'the end of {stage}' for stage in missed) or 'none'}."
-        )
-    head = ["estimates", "step", "90 % interval", "probability", "nearest published end", "log ratio", "within the aim"]
-    return markdown_table(head, rows) + "\n\n" + "\n".join(lines)
-
-
 def _each_seed(run: Shipped) -> str:
     """What the estimates of a seed say of its chains and stages, in a line."""
     llc, calibrated = run.table("llc"), run.table("llc_calibrated")
@@ -463,7 +240,7 @@ def _each_seed(run: Shipped) -> str:
     if llc is not None:
         outside = int((llc["loss/mean"] > llc["loss/zero"]).sum())
         young = llc[llc["step"] <= run.boundaries()["LR2"]]
-        nbeta = _sampler(run, "llc").inverse_temperature
+        nbeta = run.sampler("llc").inverse_temperature
         predicted = nbeta * (float(young["loss/mean"].mean()) - young["loss/init"])
         parts.append(
             f"the published chains do worse than predicting 0 at {outside} of {len(llc)} checkpoints, and up to step "
@@ -491,7 +268,7 @@ def _agreement(runs: Sequence[Shipped]) -> Iterator[str]:
 
 def _basin(shipped: Shipped) -> dict[str, object]:
     """The numbers of the section on the basin."""
-    llc, sampler = shipped.needed("llc"), _sampler(shipped, "llc")
+    llc, sampler = shipped.needed("llc"), shipped.sampler("llc")
     young = llc[llc["step"] <= shipped.boundaries()["LR2"]]
     outside = llc[llc["loss/mean"] > llc["loss/zero"]]
     level = float(young["loss/mean"].mean())
@@ -508,7 +285,7 @@ def _basin(shipped: Shipped) -> dict[str, object]:
         "nbeta": f"{sampler.inverse_temperature:.1f}",
         "distances": f"{young['distance'].min():.2f} to {young['distance'].max():.2f}",
         "norm": f"{shipped.needed('evals')['weight/norm'].iloc[0]:.0f}",
-        "free_distance": f"{math.sqrt(_parameters(shipped) / sampler.localization):.2f}",
+        "free_distance": f"{math.sqrt(shipped.num_parameters / sampler.localization):.2f}",
     }
 
 
@@ -531,7 +308,7 @@ def _calibrated(shipped: Shipped) -> str:
     table = shipped.table("llc_calibrated")
     if table is None:
         return "A curve under calibrated settings is not shipped; `icl calibrate` and docs/llc.md say how to make one."
-    settings = _sampler(shipped, "llc_calibrated")
+    settings = shipped.sampler("llc_calibrated")
     verdicts = table["verdict"].str.split(":").str[0].value_counts()
     peak = table.loc[table["llc/mean"].idxmax()]
     return (
@@ -557,26 +334,9 @@ def _kinds(run: Shipped) -> str:
     return f"; kinds of its stages, with their probabilities: {ours}; {alike} of {len(mine)} are the published ones"
 
 
-def _low_noise(shipped: Shipped) -> tuple[Tensor, Tensor]:
-    drawn = ValidationSet.draw(shipped.config.task_config.true_task(), noise_std=LOW_NOISE)
-    return drawn.xs, drawn.ys
-
-
-def _sampler(shipped: Shipped, table: str) -> SamplerConfig:
-    return SamplerConfig.model_validate(json.loads((shipped.folder / f"{table}.json").read_text())["sampler_config"])
-
-
-def _parameters(shipped: Shipped) -> int:
-    return sum(math.prod(size) for _, size in parameter_layout(shipped.config.task_config.shape).values())
-
-
 def _measured(name: str, published: float, values: Tensor, source: str) -> Number:
     mean, error = float(values.mean()), float(values.std()) / math.sqrt(len(values))
     return Number(name, f"{published:.2f}", published, mean, f"{mean:.2f} ± {error:.2f}", source)
-
-
-def _change(found: tuple[float, float] | None) -> str:
-    return "not sampled" if found is None else f"{found[0]:+.1f} ± {found[1]:.1f}"
 
 
 def _estimate(row: pd.Series) -> str:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.reproduction import OUTPUT, compared, document
+from benchmarks.reproduction import OUTPUT, document
+from benchmarks.reproduction_stages import compared
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 ROOT = Path(__file__).parent.parent

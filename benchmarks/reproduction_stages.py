@@ -1,0 +1,132 @@
+"""What changes over the paper's stages, and where its boundaries are found: tables for docs/reproduction.md."""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+
+from benchmarks.pages import markdown_table
+from benchmarks.shipped_runs import Shipped
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS, PUBLISHED_STAGE_TYPES
+from icl.llc_tables import ESTIMATES, FEWEST_ESTIMATES
+
+# arXiv 2402.02364, table of the linear-regression stages (model seed 1).
+CHANGE_OF_LOSS = {"LR1": -0.32, "LR2": -2.21, "LR3": -0.07, "LR4": -0.05, "LR5": -0.029}
+CHANGE_OF_LLC = {"LR1": 21.4, "LR2": 149.0, "LR3": -12.3, "LR4": -44.1, "LR5": 3.56}
+TOLERANCE, RELATIVE_TOLERANCE = 5.0, 0.15
+LOG_TOLERANCE = 0.25
+
+
+def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
+    """Mean over the runs that have the number less the published one (or their ratio), and the standard deviation over them;
+    from three runs on also the one in units of the other, which two runs give by luck."""
+    known = np.array([value for value in ours if value is not None], dtype=float)
+    if target is None or not known.size:
+        return "", ""
+    if decimals is None:
+        known, target = np.log(known), math.log(target)
+    difference = float(known.mean()) - target
+    shown = f"{math.exp(difference):.2f} times" if decimals is None else f"{difference:+.{decimals}f}"
+    if known.size < 2:
+        return shown, ""
+    spread = float(known.std(ddof=1))
+    if known.size > 2 and spread > 0:
+        shown += f" ({difference / spread:+.1f} spreads)"
+    return shown, f"{math.exp(spread):.2f} times" if decimals is None else f"{spread:.{decimals}f}"
+
+
+def titles(runs: Sequence[Shipped]) -> list[str]:
+    return [f"seed {run.seed}" for run in runs]
+
+
+def loss_changes(runs: Sequence[Shipped]) -> str:
+    ours = zip(*(run.loss_changes() for run in runs), strict=True)
+    rows = []
+    for (stage, published), checkpoints, changes in zip(CHANGE_OF_LOSS.items(), _spans(runs[0]), ours, strict=True):
+        shown = [f"{change:.3f}" for change in changes]
+        rows.append([stage, checkpoints, f"{published:g}", *shown, *compared(published, changes, 3)])
+    return markdown_table(["stage", "checkpoints", "Δℓ published", *titles(runs), "difference", "spread"], rows)
+
+
+def low_noise_losses(runs: Sequence[Shipped]) -> str:
+    ours = zip(*(run.low_noise_loss_changes() for run in runs), strict=True)
+    rows = [
+        [stage, *(f"{change:.3f}" for change in changes)] for stage, changes in zip(CHANGE_OF_LOSS, ours, strict=True)
+    ]
+    return markdown_table(["stage", *titles(runs)], rows)
+
+
+def _spans(run: Shipped) -> list[str]:
+    """From which checkpoint to which, for each stage."""
+    return [f"{start:,} to {end:,}" for start, end in pairwise(run.boundaries().values())]
+
+
+def coefficient_changes(runs: Sequence[Shipped]) -> str:
+    """Under the published settings; in bold where outside the aim."""
+    each = [run.llc_changes("llc") for run in runs]
+    rows = []
+    for stage, published in CHANGE_OF_LLC.items():
+        ours = [changes[stage] for changes in each]
+        cells = [_change(found) if _is_within(found, published) else f"**{_change(found)}**" for found in ours]
+        compare = compared(published, [None if found is None else found[0] for found in ours], 1)
+        rows.append([stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", *cells, *compare])
+    return markdown_table(["stage", "type", "Δλ̂ published", *titles(runs), "difference", "spread"], rows)
+
+
+def calibrated_changes(runs: Sequence[Shipped]) -> str:
+    each = [run.llc_changes("llc_calibrated") for run in runs]
+    rows = [[stage, *(_change(changes[stage]) for changes in each)] for stage in CHANGE_OF_LLC]
+    return markdown_table(["stage", *titles(runs)], rows)
+
+
+def missed(runs: Sequence[Shipped]) -> Iterator[str]:
+    """Stages whose change of λ̂ under the published settings is outside the aim, with their seeds."""
+    for stage, published in CHANGE_OF_LLC.items():
+        seeds = [str(run.seed) for run in runs if not _is_within(run.llc_changes("llc")[stage], published)]
+        if seeds:
+            yield f"{stage} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+
+
+def _is_within(found: tuple[float, float] | None, published: float) -> bool:
+    """Whether a change is within the aim, or not known."""
+    return found is None or abs(found[0] - published) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
+
+
+def _change(found: tuple[float, float] | None) -> str:
+    return "not sampled" if found is None else f"{found[0]:+.1f} ± {found[1]:.1f}"
+
+
+def boundaries_found(runs: Sequence[Shipped]) -> str:
+    """Every boundary, and for each published one the seeds that have it."""
+    curves = [
+        (run, name)
+        for run in runs
+        for name in ESTIMATES
+        if (table := run.table(name)) is not None and len(table) >= FEWEST_ESTIMATES
+    ]
+    if not curves:
+        return f"None: there are fewer than the {FEWEST_ESTIMATES} estimates that the detector needs."
+    rows, having = [], {}
+    for run, name in curves:
+        found = run.table("boundaries")
+        for _, row in () if found is None else found[found["setting"] == name].iterrows():
+            within = abs(row["log_ratio"]) <= LOG_TOLERANCE
+            if within:
+                having.setdefault((row["published"], name), []).append(f"{run.seed} ({row['step']:,.0f})")
+            interval = f"{row['low']:,.0f} to {row['high']:,.0f}"
+            nearest = f"{row['published']}, {row['published_step']:,.0f}"
+            cells = [f"{row['probability']:.2f}", nearest, f"{row['log_ratio']:+.2f}", "yes" if within else "**no**"]
+            rows.append([f"`{name}`, seed {run.seed}", f"{row['step']:,.0f}", interval, *cells])
+    head = ["estimates", "step", "90 % interval", "probability", "nearest published end", "log ratio", "within the aim"]
+    names = sorted({name for _, name in curves})
+    inner = list(PUBLISHED_STAGE_ENDS.items())[:-1]  # the last end is the end of training, which no curve shows
+    summary = [
+        [f"{stage}, {step:,}", *(", ".join(having.get((stage, name), ["none"])) for name in names)]
+        for stage, step in inner
+    ]
+    return (
+        markdown_table(["published end", *(f"`{name}`: seeds that have it" for name in names)], summary)
+        + "\n\nEvery boundary that is found:\n\n"
+        + markdown_table(head, rows)
+    )

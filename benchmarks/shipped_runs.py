@@ -1,0 +1,142 @@
+"""The runs that data/L2H4Minf ships: their rows of the tables, their checkpoints, and what changes over the paper's stages."""
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from icl.analysis.measures import AnalysisData
+from icl.analysis.run import load_model
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.checkpoints import Checkpoints
+from icl.config import TrainingConfig
+from icl.evals import ValidationSet
+from icl.figures.build import read_table, table_names
+from icl.model import parameter_layout
+from icl.sampling import SamplerConfig
+from icl.storage import LocalStore
+
+LOW_NOISE = 0.125
+"""Standard deviation of the label noise of the reference code's validation set; its training noise has the variance 0.125."""
+
+PUBLISHED_SEED = 1
+"""The model seed of the published figures and stage table."""
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """One of the shipped runs: its rows of the tables, and its checkpoints.
+
+    Attributes:
+        folder: data/L2H4Minf.
+        name: of the run.
+    """
+
+    folder: Path
+    name: str
+
+    @classmethod
+    def runs(cls, folder: Path) -> list["Shipped"]:
+        """All there are, that of the published seed first."""
+        found = [cls(folder, path.parent.name) for path in folder.glob("checkpoints/icl/*/config.json")]
+        return sorted(found, key=lambda run: (run.seed != PUBLISHED_SEED, run.seed))
+
+    @property
+    def seed(self) -> int:
+        """Of the model."""
+        seed = self.config.task_config.model_seed
+        assert seed is not None
+        return seed
+
+    @cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Those that are shipped."""
+        return Checkpoints(LocalStore(self.folder / "checkpoints"), self.name)
+
+    @cached_property
+    def config(self) -> TrainingConfig:
+        """As trained."""
+        return TrainingConfig.parse(self.checkpoints.config()).resolved()
+
+    @cached_property
+    def data(self) -> AnalysisData:
+        """The evaluator's sequences."""
+        return AnalysisData(self.config)
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """The run's rows of a table, sorted by step where it has one; None if there are none."""
+        if name not in set(table_names(self.folder)):
+            return None
+        table = read_table(self.folder, name)
+        table = table[table["model_seed"] == self.seed]
+        if table.empty:
+            return None
+        return table.sort_values("step", kind="stable", ignore_index=True) if "step" in table else table
+
+    def needed(self, name: str) -> pd.DataFrame:
+        """A table that must be there."""
+        table = self.table(name)
+        if table is None:
+            raise ValueError(f"{self.folder} has no {name} of model seed {self.seed}")
+        return table
+
+    @torch.no_grad()
+    def squared_errors(self, step: int, xs: Tensor, ys: Tensor) -> Tensor:
+        """(B,) mean over examples of each sequence's squared error."""
+        model = load_model(self.checkpoints, self.config, step)
+        parts = [model(a, b) for a, b in zip(xs.split(1024), ys.split(1024), strict=True)]
+        return (torch.cat(parts) - ys).square().mean(dim=(1, 2)).double()
+
+    def boundaries(self) -> dict[str, int]:
+        """The measured checkpoint nearest to each published stage end, after the first one, "start"."""
+        steps = self.needed("evals")["step"].to_numpy()
+        ends = {stage: int(steps[abs(steps - end).argmin()]) for stage, end in PUBLISHED_STAGE_ENDS.items()}
+        return {"start": int(steps[0]), **ends}
+
+    @property
+    def num_parameters(self) -> int:
+        """Of the model."""
+        return sum(math.prod(size) for _, size in parameter_layout(self.config.task_config.shape).values())
+
+    def sampler(self, table: str) -> SamplerConfig:
+        """The settings behind a table of estimates."""
+        made = json.loads((self.folder / f"{table}.json").read_text())
+        return SamplerConfig.model_validate(made["sampler_config"])
+
+    def low_noise_errors(self, step: int) -> Tensor:
+        """`squared_errors` on the reference code's validation law."""
+        drawn = ValidationSet.draw(self.config.task_config.true_task(), noise_std=LOW_NOISE)
+        return self.squared_errors(step, drawn.xs, drawn.ys)
+
+    def loss_changes(self) -> list[float]:
+        """Of the evaluator's loss, stage by stage."""
+        losses = self.needed("evals").set_index("step")["pretrain/mse"]
+        return np.diff(losses.loc[list(self.boundaries().values())]).tolist()
+
+    def low_noise_loss_changes(self) -> list[float]:
+        """The same on the reference code's validation law."""
+        return np.diff([float(self.low_noise_errors(step).mean()) for step in self.boundaries().values()]).tolist()
+
+    def llc_changes(self, name: str) -> dict[str, tuple[float, float] | None]:
+        """Stage -> (change of λ̂, its standard error), None where an end has no estimate; the first one stands for the start."""
+        table, ends = self.table(name), list(self.boundaries().items())[1:]
+        if table is None:
+            return {stage: None for stage, _ in ends}
+        rows = table.set_index("step")
+        changes, start = {}, int(rows.index[0])
+        for stage, end in ends:
+            known = start in rows.index and end in rows.index and start < end
+            both = rows.loc[[start, end]] if known else None
+            changes[stage] = (
+                None
+                if both is None
+                else (float(both["llc/mean"].iloc[1] - both["llc/mean"].iloc[0]), float(np.hypot(*both["llc/mcse"])))
+            )
+            start = end
+        return changes
