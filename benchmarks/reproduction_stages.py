@@ -16,6 +16,7 @@ CHANGE_OF_LOSS = {"LR1": -0.32, "LR2": -2.21, "LR3": -0.07, "LR4": -0.05, "LR5":
 CHANGE_OF_LLC = {"LR1": 21.4, "LR2": 149.0, "LR3": -12.3, "LR4": -44.1, "LR5": 3.56}
 TOLERANCE, RELATIVE_TOLERANCE = 5.0, 0.15
 LOG_TOLERANCE = 0.25
+PUBLISHED_CHAINS = 10
 
 
 def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
@@ -72,6 +73,24 @@ def coefficient_changes(runs: Sequence[Shipped]) -> str:
         compare = compared(published, [None if found is None else found[0] for found in ours], 1)
         rows.append([stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", *cells, *compare])
     return markdown_table(["stage", "type", "Δλ̂ published", *titles(runs), "difference", "spread"], rows)
+
+
+def certainty_of_misses(run: Shipped) -> str:
+    """How many standard errors a miss is where both ends have as many chains as published, if theirs are as uncertain."""
+    llc, ends = run.needed("llc").set_index("step"), list(run.boundaries().values())
+    remarks = []
+    for (stage, found), start, end in zip(run.llc_changes("llc").items(), ends, ends[1:], strict=False):
+        if found is None or _is_within(found, CHANGE_OF_LLC[stage]):
+            continue
+        if all(step in llc.index and llc.loc[step, "chains"] == PUBLISHED_CHAINS for step in (start, end)):
+            errors = abs(found[0] - CHANGE_OF_LLC[stage]) / (math.sqrt(2) * found[1])
+            remarks.append(f"{errors:.1f} over {stage}")
+    if not remarks:
+        return ""
+    return (
+        f" Seed {run.seed} has the published number of chains, {PUBLISHED_CHAINS}, there; were the published estimates as uncertain "
+        f"as ours, it would miss them by this many standard errors of the difference: {', '.join(remarks)}."
+    )
 
 
 def calibrated_changes(runs: Sequence[Shipped]) -> str:
