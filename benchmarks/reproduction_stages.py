@@ -38,10 +38,12 @@ def compared(target: float | None, ours: Sequence[float | None], decimals: int |
 
 
 def titles(runs: Sequence[Shipped]) -> list[str]:
+    """One column per run."""
     return [f"seed {run.seed}" for run in runs]
 
 
 def loss_changes(runs: Sequence[Shipped]) -> str:
+    """Of the evaluator's loss, beside the published ones."""
     ours = zip(*(run.loss_changes() for run in runs), strict=True)
     rows = []
     for (stage, published), checkpoints, changes in zip(CHANGE_OF_LOSS.items(), _spans(runs[0]), ours, strict=True):
@@ -51,6 +53,7 @@ def loss_changes(runs: Sequence[Shipped]) -> str:
 
 
 def low_noise_losses(runs: Sequence[Shipped]) -> str:
+    """The same on the reference code's validation law."""
     ours = zip(*(run.low_noise_loss_changes() for run in runs), strict=True)
     rows = [
         [stage, *(f"{change:.3f}" for change in changes)] for stage, changes in zip(CHANGE_OF_LOSS, ours, strict=True)
@@ -94,6 +97,7 @@ def certainty_of_misses(run: Shipped) -> str:
 
 
 def calibrated_changes(runs: Sequence[Shipped]) -> str:
+    """Of λ̂ under the calibrated settings."""
     each = [run.llc_changes("llc_calibrated") for run in runs]
     rows = [[stage, *(_change(changes[stage]) for changes in each)] for stage in CHANGE_OF_LLC]
     return markdown_table(["stage", *titles(runs)], rows)

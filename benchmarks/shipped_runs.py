@@ -109,10 +109,14 @@ class Shipped:
         made = json.loads((self.folder / f"{table}.json").read_text())
         return SamplerConfig.model_validate(made["sampler_config"])
 
+    @cached_property
+    def low_noise(self) -> ValidationSet:
+        """Sequences of the reference code's validation law."""
+        return ValidationSet.draw(self.config.task_config.true_task(), noise_std=LOW_NOISE)
+
     def low_noise_errors(self, step: int) -> Tensor:
-        """`squared_errors` on the reference code's validation law."""
-        drawn = ValidationSet.draw(self.config.task_config.true_task(), noise_std=LOW_NOISE)
-        return self.squared_errors(step, drawn.xs, drawn.ys)
+        """(B,) `squared_errors` on `low_noise`."""
+        return self.squared_errors(step, self.low_noise.xs, self.low_noise.ys)
 
     def loss_changes(self) -> list[float]:
         """Of the evaluator's loss, stage by stage."""
