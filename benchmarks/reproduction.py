@@ -25,6 +25,7 @@ from benchmarks.reproduction_stages import (
     loss_changes,
     low_noise_losses,
     missed,
+    smooth_coefficient_changes,
     titles,
 )
 from benchmarks.shipped_runs import Shipped
@@ -83,7 +84,8 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "losses": loss_changes(runs),
         "low_noise_losses": low_noise_losses(runs),
         "coefficients": coefficient_changes(runs),
-        "certainty": certainty_of_misses(shipped),
+        "smooth_coefficients": smooth_coefficient_changes(runs),
+        "certainty": certainty_of_misses(runs),
         "calibrated_coefficients": calibrated_changes(runs),
         "log_tolerance": LOG_TOLERANCE,
         "boundaries": boundaries_found(runs),

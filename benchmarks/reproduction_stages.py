@@ -1,10 +1,11 @@
 """What changes over the paper's stages, and where its boundaries are found: tables for docs/reproduction.md."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
+from scipy.stats import t as student_t
 
 from benchmarks.pages import markdown_table
 from benchmarks.shipped_runs import Shipped
@@ -20,8 +21,12 @@ PUBLISHED_CHAINS = 10
 
 
 def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
-    """Mean over the runs that have the number less the published one (or their ratio), and the standard deviation over them;
-    from three runs on also the one in units of the other, which two runs give by luck."""
+    """Mean over the runs that have the number less the published one (or their ratio), and the standard deviation over them.
+
+    From three runs on also the one in units of the other, and how probable it is that one more run lies at least as far from
+    the mean m of the n as the published number does: |x - m| / (s √(1 + 1/n)) has Student's t with n - 1 degrees of freedom if
+    runs are alike and normal. Two runs would give both by luck.
+    """
     known = np.array([value for value in ours if value is not None], dtype=float)
     if target is None or not known.size:
         return "", ""
@@ -33,7 +38,8 @@ def compared(target: float | None, ours: Sequence[float | None], decimals: int |
         return shown, ""
     spread = float(known.std(ddof=1))
     if known.size > 2 and spread > 0:
-        shown += f" ({difference / spread:+.1f} spreads)"
+        score = abs(difference) / (spread * math.sqrt(1 + 1 / known.size))
+        shown += f" ({difference / spread:+.1f} spreads, p = {2 * student_t.sf(score, known.size - 1):.2g})"
     return shown, f"{math.exp(spread):.2f} times" if decimals is None else f"{spread:.{decimals}f}"
 
 
@@ -67,8 +73,16 @@ def _spans(run: Shipped) -> list[str]:
 
 
 def coefficient_changes(runs: Sequence[Shipped]) -> str:
-    """Under the published settings; in bold where outside the aim."""
-    each = [run.llc_changes("llc") for run in runs]
+    """Under the published settings, as differences of two estimates; in bold where outside the aim."""
+    return _beside_published(runs, [run.llc_changes("llc") for run in runs])
+
+
+def smooth_coefficient_changes(runs: Sequence[Shipped]) -> str:
+    """The same from smooth fits to all estimates."""
+    return _beside_published(runs, [run.smooth_llc_changes("llc") for run in runs])
+
+
+def _beside_published(runs: Sequence[Shipped], each: Sequence[Mapping[str, tuple[float, float] | None]]) -> str:
     rows = []
     for stage, published in CHANGE_OF_LLC.items():
         ours = [changes[stage] for changes in each]
@@ -78,21 +92,24 @@ def coefficient_changes(runs: Sequence[Shipped]) -> str:
     return markdown_table(["stage", "type", "Δλ̂ published", *titles(runs), "difference", "spread"], rows)
 
 
-def certainty_of_misses(run: Shipped) -> str:
+def certainty_of_misses(runs: Sequence[Shipped]) -> str:
     """How many standard errors a miss is where both ends have as many chains as published, if theirs are as uncertain."""
-    llc, ends = run.needed("llc").set_index("step"), list(run.boundaries().values())
-    remarks = []
-    for (stage, found), start, end in zip(run.llc_changes("llc").items(), ends, ends[1:], strict=False):
-        if found is None or _is_within(found, CHANGE_OF_LLC[stage]):
-            continue
-        if all(step in llc.index and llc.loc[step, "chains"] == PUBLISHED_CHAINS for step in (start, end)):
-            errors = abs(found[0] - CHANGE_OF_LLC[stage]) / (math.sqrt(2) * found[1])
-            remarks.append(f"{errors:.1f} over {stage}")
+    remarks: dict[str, list[str]] = {}
+    for run in runs:
+        chains, ends = run.needed("llc").set_index("step")["chains"], list(run.boundaries().values())
+        for (stage, found), start, end in zip(run.llc_changes("llc").items(), ends, ends[1:], strict=False):
+            if found is None or _is_within(found, CHANGE_OF_LLC[stage]):
+                continue
+            if all(chains.get(step) == PUBLISHED_CHAINS for step in (start, end)):
+                errors = abs(found[0] - CHANGE_OF_LLC[stage]) / (math.sqrt(2) * found[1])
+                remarks.setdefault(stage, []).append(f"{errors:.1f} in seed {run.seed}")
     if not remarks:
         return ""
     return (
-        f" Seed {run.seed} has the published number of chains, {PUBLISHED_CHAINS}, there; were the published estimates as uncertain "
-        f"as ours, it would miss them by this many standard errors of the difference: {', '.join(remarks)}."
+        f" Where both ends have the published number of chains, {PUBLISHED_CHAINS}, and if the published estimates were as uncertain "
+        f"as ours, a miss is this many standard errors of the difference: "
+        + "; ".join(f"{stage} {', '.join(seeds)}" for stage, seeds in remarks.items())
+        + "."
     )
 
 

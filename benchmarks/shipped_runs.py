@@ -144,3 +144,14 @@ class Shipped:
             )
             start = end
         return changes
+
+    def smooth_llc_changes(self, name: str) -> dict[str, tuple[float, float] | None]:
+        """`llc_changes` of a smooth fit to all estimates of the run (`icl.analysis.stages.stage_table`)."""
+        table = self.table("stages")
+        rows = pd.DataFrame() if table is None else table[table["setting"] == name].set_index("stage")
+        return {
+            stage: (float(rows.loc[stage, "delta_llc"]), float(rows.loc[stage, "delta_llc_std"]))
+            if stage in rows.index
+            else None
+            for stage in PUBLISHED_STAGE_ENDS
+        }

@@ -26,8 +26,8 @@ TABLES = sorted(table_names(FAMILY))
 ESTIMATES = {"llc", "llc_traces", "llc_calibrated", "llc_calibrated_traces"}
 DERIVED = {"stages", "boundaries"}
 SWEEPS = {"llc": "4-L2H4-shipped-llcs", "llc_calibrated": "L2H4-llcs-calibrated"}
-LATE = "5-L2H4-late-llcs"
-"""The sweep of the published estimator with more chains, at late checkpoints."""
+LATE = ("5-L2H4-late-llcs", "6-L2H4-stage-end-llcs")
+"""The sweeps of the published estimator with more chains, at late checkpoints."""
 RUNS = {
     json.loads(path.read_text())["task_config"]["model_seed"]: path.parent.name
     for path in (FAMILY / "checkpoints" / "icl").glob("*/config.json")
@@ -115,14 +115,16 @@ def test_estimates_are_of_shipped_checkpoints_and_their_settings_are_those_of_th
     assert made["sampler_config"] == chosen.sampler_config.model_dump(mode="json", exclude=kept)
 
 
-def test_the_late_sweep_differs_in_its_chains_alone_and_its_estimates_are_the_ones_that_are_kept():
-    (late,), usual = configs_of(LATE), sweep_of("llc")
-    assert late.sampler_config == usual.sampler_config.model_copy(update={"num_chains": late.sampler_config.num_chains})
+def test_the_late_sweeps_differ_in_their_chains_alone_and_their_estimates_are_the_ones_that_are_kept():
+    late, usual = [config for sweep in LATE for config in configs_of(sweep)], sweep_of("llc").sampler_config
+    many = late[0].sampler_config
+    assert many == usual.model_copy(update={"num_chains": many.num_chains})
+    assert all(config.sampler_config == many for config in late)
     llc = read_table(FAMILY, "llc")
-    many = llc[llc["chains"] == late.sampler_config.num_chains]
-    assert sorted(many["step"]) == sorted(late.steps)
-    assert set(many["model_seed"]) == {late.task_config.model_seed}
-    assert set(llc["chains"]) == {late.sampler_config.num_chains, usual.sampler_config.num_chains}
+    kept = llc.loc[llc["chains"] == many.num_chains, ["model_seed", "step"]]
+    asked = [(config.task_config.model_seed, step) for config in late for step in config.steps]
+    assert sorted(kept.itertuples(index=False, name=None)) == sorted(asked)
+    assert set(llc["chains"]) == {many.num_chains, usual.num_chains}
 
 
 @pytest.mark.parametrize("table", sorted({"llc", "llc_calibrated"} & set(TABLES)))
