@@ -1,15 +1,15 @@
 """What changes over the paper's stages, and where its boundaries are found: tables for docs/reproduction.md."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.stats import t as student_t
 
 from benchmarks.pages import markdown_table
-from benchmarks.shipped_runs import Shipped
+from benchmarks.shipped_runs import Change, Changes, Shipped
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS, PUBLISHED_STAGE_TYPES
+from icl.figures.elements import FIRST_STEP
 from icl.llc_tables import ESTIMATES, FEWEST_ESTIMATES
 
 # arXiv 2402.02364, table of the linear-regression stages (model seed 1).
@@ -17,7 +17,8 @@ CHANGE_OF_LOSS = {"LR1": -0.32, "LR2": -2.21, "LR3": -0.07, "LR4": -0.05, "LR5":
 CHANGE_OF_LLC = {"LR1": 21.4, "LR2": 149.0, "LR3": -12.3, "LR4": -44.1, "LR5": 3.56}
 TOLERANCE, RELATIVE_TOLERANCE = 5.0, 0.15
 LOG_TOLERANCE = 0.25
-PUBLISHED_CHAINS = 10
+PUBLISHED_NBETA = 66.7
+CERTAIN = 0.95
 
 
 def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
@@ -69,12 +70,17 @@ def low_noise_losses(runs: Sequence[Shipped]) -> str:
 
 def _spans(run: Shipped) -> list[str]:
     """From which checkpoint to which, for each stage."""
-    return [f"{start:,} to {end:,}" for start, end in pairwise(run.boundaries().values())]
+    return [f"{start:,} to {end:,}" for start, end in run.spans()]
 
 
 def coefficient_changes(runs: Sequence[Shipped]) -> str:
-    """Under the published settings, as differences of two estimates; in bold where outside the aim."""
+    """Under the published settings, as differences of two estimates."""
     return _beside_published(runs, [run.llc_changes("llc") for run in runs])
+
+
+def late_coefficient_changes(runs: Sequence[Shipped]) -> str:
+    """The same from the second half of the draws."""
+    return _beside_published(runs, [run.late_llc_changes() for run in runs])
 
 
 def smooth_coefficient_changes(runs: Sequence[Shipped]) -> str:
@@ -82,35 +88,14 @@ def smooth_coefficient_changes(runs: Sequence[Shipped]) -> str:
     return _beside_published(runs, [run.smooth_llc_changes("llc") for run in runs])
 
 
-def _beside_published(runs: Sequence[Shipped], each: Sequence[Mapping[str, tuple[float, float] | None]]) -> str:
+def _beside_published(runs: Sequence[Shipped], each: Sequence[Changes]) -> str:
     rows = []
     for stage, published in CHANGE_OF_LLC.items():
         ours = [changes[stage] for changes in each]
-        cells = [_change(found) if _is_within(found, published) else f"**{_change(found)}**" for found in ours]
-        compare = compared(published, [None if found is None else found[0] for found in ours], 1)
+        cells = [_judged(change, published) for change in ours]
+        compare = compared(published, [None if change is None else change.value for change in ours], 1)
         rows.append([stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", *cells, *compare])
     return markdown_table(["stage", "type", "Δλ̂ published", *titles(runs), "difference", "spread"], rows)
-
-
-def certainty_of_misses(runs: Sequence[Shipped]) -> str:
-    """How many standard errors a miss is where both ends have as many chains as published, if theirs are as uncertain."""
-    remarks: dict[str, list[str]] = {}
-    for run in runs:
-        chains, ends = run.needed("llc").set_index("step")["chains"], list(run.boundaries().values())
-        for (stage, found), start, end in zip(run.llc_changes("llc").items(), ends, ends[1:], strict=False):
-            if found is None or _is_within(found, CHANGE_OF_LLC[stage]):
-                continue
-            if all(chains.get(step) == PUBLISHED_CHAINS for step in (start, end)):
-                errors = abs(found[0] - CHANGE_OF_LLC[stage]) / (math.sqrt(2) * found[1])
-                remarks.setdefault(stage, []).append(f"{errors:.1f} in seed {run.seed}")
-    if not remarks:
-        return ""
-    return (
-        f" Where both ends have the published number of chains, {PUBLISHED_CHAINS}, and if the published estimates were as uncertain "
-        f"as ours, a miss is this many standard errors of the difference: "
-        + "; ".join(f"{stage} {', '.join(seeds)}" for stage, seeds in remarks.items())
-        + "."
-    )
 
 
 def calibrated_changes(runs: Sequence[Shipped]) -> str:
@@ -120,21 +105,59 @@ def calibrated_changes(runs: Sequence[Shipped]) -> str:
     return markdown_table(["stage", *titles(runs)], rows)
 
 
+def kinds(runs: Sequence[Shipped]) -> str:
+    """The kinds of the stages that smooth fits show, with their probabilities, under both settings."""
+    rows = []
+    for name in ESTIMATES:
+        for stage, published in PUBLISHED_STAGE_TYPES.items():
+            found = [run.kinds(name).get(stage) for run in runs]
+            cells = ["not sampled" if kind is None else _kind(*kind, published) for kind in found]
+            rows.append([f"`{name}`", stage, published, *cells])
+    return markdown_table(["estimates", "stage", "published", *titles(runs)], rows)
+
+
+def _kind(kind: str, probability: float, published: str) -> str:
+    if probability < CERTAIN:
+        return f"undecided ({kind} {probability:.2f})"
+    return kind if kind == published else f"**{kind}**"
+
+
+def implied_changes() -> str:
+    """What the paper's own changes of loss make of λ̂ if the chains' loss stays what it is: -nβ Δℓ."""
+    return "; ".join(
+        f"{stage} {-PUBLISHED_NBETA * change:+.1f} (published {CHANGE_OF_LLC[stage]:+g})"
+        for stage, change in CHANGE_OF_LOSS.items()
+    )
+
+
 def missed(runs: Sequence[Shipped]) -> Iterator[str]:
-    """Stages whose change of λ̂ under the published settings is outside the aim, with their seeds."""
+    """Stages whose change of λ̂ under the published settings is outside the aim, or undecided, with their seeds."""
     for stage, published in CHANGE_OF_LLC.items():
-        seeds = [str(run.seed) for run in runs if not _is_within(run.llc_changes("llc")[stage], published)]
-        if seeds:
-            yield f"{stage} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+        for outcome in ("outside", "undecided"):
+            seeds = [str(run.seed) for run in runs if _outcome(run.llc_changes("llc")[stage], published) == outcome]
+            if seeds:
+                yield f"{stage} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({outcome})"
 
 
-def _is_within(found: tuple[float, float] | None, published: float) -> bool:
-    """Whether a change is within the aim, or not known."""
-    return found is None or abs(found[0] - published) <= max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
+def _outcome(change: Change | None, published: float) -> str:
+    """Whether a change is within the aim, outside it, or too uncertain to say."""
+    if change is None:
+        return "not sampled"
+    aim = max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
+    if change.error > aim:
+        return "undecided"
+    return "within" if abs(change.value - published) <= aim else "outside"
 
 
-def _change(found: tuple[float, float] | None) -> str:
-    return "not sampled" if found is None else f"{found[0]:+.1f} ± {found[1]:.1f}"
+def _judged(change: Change | None, published: float) -> str:
+    outcome = _outcome(change, published)
+    return {"outside": f"**{_change(change)}**", "undecided": f"{_change(change)} ?"}.get(outcome, _change(change))
+
+
+def _change(change: Change | None) -> str:
+    if change is None:
+        return "not sampled"
+    return f"{change.value:+.1f} ± {change.error:.1f}{' †' if change.disagree else ''}"
 
 
 def boundaries_found(runs: Sequence[Shipped]) -> str:
@@ -148,15 +171,24 @@ def boundaries_found(runs: Sequence[Shipped]) -> str:
     if not curves:
         return f"None: there are fewer than the {FEWEST_ESTIMATES} estimates that the detector needs."
     rows, having = [], {}
+    counts = {name: [0, 0] for name in ESTIMATES}
     for run, name in curves:
         found = run.table("boundaries")
         for _, row in () if found is None else found[found["setting"] == name].iterrows():
             within = abs(row["log_ratio"]) <= LOG_TOLERANCE
+            counts[name] = [counts[name][0] + within, counts[name][1] + 1]
             if within:
                 having.setdefault((row["published"], name), []).append(f"{run.seed} ({row['step']:,.0f})")
             interval = f"{row['low']:,.0f} to {row['high']:,.0f}"
             nearest = f"{row['published']}, {row['published_step']:,.0f}"
-            cells = [f"{row['probability']:.2f}", nearest, f"{row['log_ratio']:+.2f}", "yes" if within else "**no**"]
+            holds = "yes" if row["low"] <= row["published_step"] <= row["high"] else "no"
+            cells = [
+                f"{row['probability']:.2f}",
+                nearest,
+                f"{row['log_ratio']:+.2f}",
+                "yes" if within else "**no**",
+                holds,
+            ]
             rows.append([f"`{name}`, seed {run.seed}", f"{row['step']:,.0f}", interval, *cells])
     head = ["estimates", "step", "90 % interval", "probability", "nearest published end", "log ratio", "within the aim"]
     names = sorted({name for _, name in curves})
@@ -165,8 +197,13 @@ def boundaries_found(runs: Sequence[Shipped]) -> str:
         [f"{stage}, {step:,}", *(", ".join(having.get((stage, name), ["none"])) for name in names)]
         for stage, step in inner
     ]
+    places = np.geomspace(FIRST_STEP, max(PUBLISHED_STAGE_ENDS.values()), 10_000)
+    chance = np.mean([any(abs(math.log(place / step)) <= LOG_TOLERANCE for _, step in inner) for place in places])
+    hits = " and ".join(f"{within} of {number} (`{name}`)" for name, (within, number) in counts.items())
     return (
         markdown_table(["published end", *(f"`{name}`: seeds that have it" for name in names)], summary)
+        + f"\n\nWithin the aim are {hits} of the boundaries found; a step drawn uniformly in log t from {FIRST_STEP} on is with "
+        + f"probability {chance:.2f}."
         + "\n\nEvery boundary that is found:\n\n"
-        + markdown_table(head, rows)
+        + markdown_table([*head, "interval holds it"], rows)
     )

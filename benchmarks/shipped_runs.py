@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from icl.analysis.escape import escape_draws, second_half
 from icl.analysis.measures import AnalysisData
 from icl.analysis.run import load_model
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
@@ -20,6 +22,7 @@ from icl.evals import ValidationSet
 from icl.figures.build import read_table, table_names
 from icl.model import parameter_layout
 from icl.sampling import SamplerConfig
+from icl.sampling.verdict import RHAT_LIMIT
 from icl.storage import LocalStore
 
 LOW_NOISE = 0.125
@@ -27,6 +30,25 @@ LOW_NOISE = 0.125
 
 PUBLISHED_SEED = 1
 """The model seed of the published figures and stage table."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Of λ̂ over a stage.
+
+    Attributes:
+        value: of the change.
+        error: its standard error.
+        disagree: whether chains disagree at an end of the stage (split R̂), which leaves the error without meaning.
+    """
+
+    value: float
+    error: float
+    disagree: bool = False
+
+
+Changes = dict[str, Change | None]
+"""By stage; None where an end has no estimate."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +115,10 @@ class Shipped:
         parts = [model(a, b) for a, b in zip(xs.split(1024), ys.split(1024), strict=True)]
         return (torch.cat(parts) - ys).square().mean(dim=(1, 2)).double()
 
+    def spans(self) -> list[tuple[int, int]]:
+        """From which checkpoint to which, for each stage."""
+        return list(pairwise(self.boundaries().values()))
+
     def boundaries(self) -> dict[str, int]:
         """The measured checkpoint nearest to each published stage end, after the first one, "start"."""
         steps = self.needed("evals")["step"].to_numpy()
@@ -127,31 +153,51 @@ class Shipped:
         """The same on the reference code's validation law."""
         return np.diff([float(self.low_noise_errors(step).mean()) for step in self.boundaries().values()]).tolist()
 
-    def llc_changes(self, name: str) -> dict[str, tuple[float, float] | None]:
-        """Stage -> (change of λ̂, its standard error), None where an end has no estimate; the first one stands for the start."""
-        table, ends = self.table(name), list(self.boundaries().items())[1:]
+    def llc_changes(self, name: str) -> Changes:
+        """Of a table's estimates between the checkpoints nearest to the published stage ends."""
+        return self._changes(self.table(name))
+
+    def late_llc_changes(self) -> Changes:
+        """The same under the published settings, from the second half of the draws alone."""
+        return self._changes(self.second_half)
+
+    @cached_property
+    def second_half(self) -> pd.DataFrame:
+        """λ̂ under the published settings without the first half of the draws (`icl.analysis.escape.second_half`)."""
+        return second_half(self.needed("llc_traces"), self.needed("llc"))
+
+    @cached_property
+    def escapes(self) -> pd.DataFrame:
+        """When the published chains leave (`icl.analysis.escape.escape_draws`)."""
+        return escape_draws(self.needed("llc_traces"), self.needed("llc"))
+
+    def _changes(self, table: pd.DataFrame | None) -> Changes:
         if table is None:
-            return {stage: None for stage, _ in ends}
+            return dict.fromkeys(PUBLISHED_STAGE_ENDS)
         rows = table.set_index("step")
-        changes, start = {}, int(rows.index[0])
-        for stage, end in ends:
-            known = start in rows.index and end in rows.index and start < end
-            both = rows.loc[[start, end]] if known else None
-            changes[stage] = (
-                None
-                if both is None
-                else (float(both["llc/mean"].iloc[1] - both["llc/mean"].iloc[0]), float(np.hypot(*both["llc/mcse"])))
-            )
-            start = end
+        changes: Changes = {}
+        for stage, (start, end) in zip(PUBLISHED_STAGE_ENDS, self.spans(), strict=True):
+            changes[stage] = None
+            if start in rows.index and end in rows.index:
+                both = rows.loc[[start, end]]
+                change = float(both["llc/mean"].iloc[1] - both["llc/mean"].iloc[0])
+                mixed = bool("llc/rhat" in both and (both["llc/rhat"] > RHAT_LIMIT).any())
+                changes[stage] = Change(change, float(np.hypot(*both["llc/mcse"])), mixed)
         return changes
 
-    def smooth_llc_changes(self, name: str) -> dict[str, tuple[float, float] | None]:
-        """`llc_changes` of a smooth fit to all estimates of the run (`icl.analysis.stages.stage_table`)."""
+    def smooth_llc_changes(self, name: str) -> Changes:
+        """Of a smooth fit to all estimates of the run (`icl.analysis.stages.stage_table`)."""
         table = self.table("stages")
         rows = pd.DataFrame() if table is None else table[table["setting"] == name].set_index("stage")
         return {
-            stage: (float(rows.loc[stage, "delta_llc"]), float(rows.loc[stage, "delta_llc_std"]))
+            stage: Change(float(rows.loc[stage, "delta_llc"]), float(rows.loc[stage, "delta_llc_std"]))
             if stage in rows.index
             else None
             for stage in PUBLISHED_STAGE_ENDS
         }
+
+    def kinds(self, name: str) -> dict[str, tuple[str, float]]:
+        """Stage -> its kind in a table of estimates, and the share of posterior draws that have it."""
+        table = self.table("stages")
+        rows = pd.DataFrame() if table is None else table[table["setting"] == name]
+        return {row.stage: (row.type, row.type_probability) for row in rows.itertuples(index=False)}

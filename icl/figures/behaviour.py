@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import Stages, in_order, last_step, numbers, stage_legend, step_axis, token_count, token_lines
-from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, ZERO, log_y, page, panels, shades
+from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, ZERO, log_y, page, panels, shades
 
 
 @page()
@@ -152,7 +152,7 @@ def distance_to_optimum(evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_EN
     token_count(evals, "pretrain/delta_ridge/token")
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.7, 1.4 * HEIGHT)
     token_lines(axis, evals, "pretrain/delta_ridge/token")
-    axis.plot(evals["step"], evals["pretrain/delta_ridge"], color=OPTIMAL, label="mean")
+    axis.plot(evals["step"], evals["pretrain/delta_ridge"], color=MEAN, label="mean")
     axis.set_ylabel("squared distance to ridge")
     log_y(axis)
     step_axis(axis, stages, last_step(evals, stages=stages))

@@ -47,6 +47,7 @@ _FEWEST_TO_FIT = 3
 _FEWEST_FOR_FORMS = 500  # checkpoints; published are 5000
 # Published for NUM_EQUAL_STEPS checkpoints: first width, last width, and the index where that is reached.
 _SMOOTHING = np.array([1.0, 60.0, 200.0])
+_SHOWN_SHARE = 0.6  # of the trajectory, in the figure of its geometry: published are 3000 of 5000 checkpoints
 _NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
 
 
@@ -96,7 +97,7 @@ def run_recipes(stages: Stages = PUBLISHED_STAGE_ENDS) -> list[Recipe]:
             ("evals", "llc_calibrated"),
             lambda t: development.loss_and_llc(t["evals"], t["llc_calibrated"], stages=stages),
         ),
-        Recipe("llc-settings", ("llc", "llc_calibrated"), lambda t: compared_settings(t, stages)),
+        Recipe("llc-settings", ("llc", "llc_calibrated", "evals"), lambda t: compared_settings(t, stages)),
         Recipe("llc-traces", ("llc_traces", "llc"), lambda t: chains.relaxation(t["llc_traces"], t["llc"])),
         Recipe(
             "llc-calibrated-traces",
@@ -172,7 +173,8 @@ FAMILY_RECIPES = (
         ("evals", "llc_calibrated"),
         lambda t: development.loss_and_llc_of_seeds(t["evals"], t["llc_calibrated"]),
     ),
-    Recipe("llc-against-loss", ("llc",), lambda t: development.llc_against_loss(t["llc"])),
+    Recipe("llc-against-loss", ("llc", "evals"), lambda t: development.llc_against_loss(t["llc"], ridge_loss(t))),
+    Recipe("llc-escapes", ("llc_traces", "llc"), lambda t: chains.escapes(t["llc_traces"], t["llc"])),
     Recipe("task-prior", ("task_prior",), lambda t: task_families.task_prior(t["task_prior"])),
     Recipe(
         "transient-losses",
@@ -334,7 +336,16 @@ def compared_settings(tables: Tables, stages: Stages = PUBLISHED_STAGE_ENDS) -> 
     """λ̂ under the published and under the calibrated settings of one run."""
     settings = {"published": tables["llc"], "calibrated": tables["llc_calibrated"]}
     zero = float(numbers(tables["llc"], "loss/zero")[0]) if "loss/zero" in tables["llc"].columns else None
-    return development.settings_compared(settings, zero, stages)
+    return development.settings_compared(settings, tables["evals"], zero, stages)
+
+
+def ridge_loss(tables: Tables) -> float:
+    """The loss of ridge on the sequences of the estimates, for Gaussian tasks: L(w) less the model's mean squared distance to ridge,
+    which is the posterior mean, so that E(ŷ - y)² = E(r - y)² + E(ŷ - r)². The median over the runs' last estimates."""
+    keys = ["model_seed", "step"]
+    both = tables["llc"].merge(tables["evals"][[*keys, "pretrain/delta_ridge"]], on=keys).sort_values("step")
+    last = both.groupby("model_seed").tail(1)
+    return float((last["loss/init"] - last["pretrain/delta_ridge"]).median())
 
 
 def fitted_curves(tables: Tables) -> dict[str, pd.DataFrame]:
@@ -374,10 +385,18 @@ def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame 
 
 
 def evolutes_of(trajectory: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3) -> Figure:
-    """The geometry figure of a raw trajectory."""
+    """The geometry figure of a raw trajectory, as far as published: later the evolute is that of noise about a resting point."""
+    forms = forms_of(trajectory, num_components)
     smooth = smoothed(in_order(trajectory))
     circles = geometry_table(_scores(smooth, num_components), smooth["step"].to_numpy(), num_components)
-    return essential_dynamics.evolutes(trajectory, circles, forms_of(trajectory, num_components), stages)
+    end = float(smooth["step"].iloc[round(_SHOWN_SHARE * (len(smooth) - 1))])
+    if forms is not None:
+        forms = _until(forms, end)
+    return essential_dynamics.evolutes(_until(trajectory, end), _until(circles, end), forms, stages)
+
+
+def _until(table: pd.DataFrame, end: float) -> pd.DataFrame:
+    return table.loc[numbers(table, "step") <= end]
 
 
 def functional_trajectory(tables: Tables) -> pd.DataFrame:

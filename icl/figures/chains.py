@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from icl.analysis.escape import escape_draws, second_half
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
     Stages,
@@ -23,7 +24,7 @@ from icl.figures.elements import (
     step_axis,
     token_count,
 )
-from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OTHER, ZERO, log_y, page, panels, shades
+from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OTHER, WIDTH, ZERO, log_y, page, panels, seed_looks, shades
 
 
 @page()
@@ -84,6 +85,46 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
 
 
 @page()
+def escapes(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """When chains leave the basin, and what that makes of λ̂; one colour per `model_seed`.
+
+    Above: the draw at which each chain first does worse than predicting zero, a triangle at the last draw where it never does. Below: λ̂
+    from all draws, and from the second half of them alone (`icl.analysis.escape`), from the end of the second stage on.
+
+    Args:
+        traces: `model_seed`, `step`, `chain`, `draw`, `loss`.
+        estimates: `model_seed`, `step`, `llc/mean`, `llc/mcse`, `loss/init`, `loss/excess`, `loss/zero`.
+        stages: their ends.
+    """
+    figure, (leaving, value) = panels(2, 1, 1.5 * WIDTH, 2.2 * HEIGHT, sharex=True)
+    left, half = escape_draws(traces, estimates), second_half(traces, estimates)
+    final = float(numbers(traces, "draw").max())
+    seeds = sorted(set(estimates["model_seed"]))
+    for i, (seed, (colour, _)) in enumerate(zip(seeds, seed_looks(len(seeds)), strict=True)):
+        mine = rows_where(left, model_seed=seed)
+        beside = numbers(mine, "step") * 1.03 ** (i - (len(seeds) - 1) / 2)
+        never = mine["escape"].isna().to_numpy()
+        leaving.plot(beside[~never], mine.loc[~never, "escape"], ".", ms=3, color=colour)
+        leaving.plot(beside[never], np.full(never.sum(), final), "^", ms=4, mfc="none", mew=0.7, color=colour)
+        whole, late = (in_order(rows_where(table, model_seed=seed)) for table in (estimates, half))
+        whole, late = (table.loc[numbers(table, "step") >= 0.5 * stages.get("LR2", 0)] for table in (whole, late))
+        value.plot(whole["step"], whole["llc/mean"], color=colour, lw=1, marker=".", ms=3, label=f"seed {seed}")
+        error = 2 * late["llc/mcse"]
+        value.errorbar(late["step"], late["llc/mean"], error, color=colour, ls=":", lw=0.9, elinewidth=0.6)
+    log_y(leaving)
+    leaving.set_ylim(top=2 * final)
+    leaving.set_ylabel("draw at which a chain does\nworse than predicting zero")
+    value.set_ylabel(r"$\hat\lambda$")
+    for axis in (leaving, value):
+        step_axis(axis, stages, last_step(estimates, stages=stages), first=1_000, names=axis is leaving)
+    leaving.set_xlabel("")
+    for style, text in (("-", "all draws"), (":", "second half of the draws, ±2 s.e. over chains")):
+        value.plot([], [], color="black", ls=style, lw=1, label=text)
+    figure.legend(*value.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    return figure
+
+
+@page()
 def running_estimates(
     table: pd.DataFrame, columns: str, hue: str, rows: str | None = None, value: str = "llc/mean", log: bool = False
 ) -> Figure:
@@ -138,7 +179,7 @@ def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = PUB
     for value, colour in zip(values, shades("viridis", len(values)), strict=True):
         estimate_line(axis, in_order(rows_where(table, **{setting: value})), _short(setting, value), colour)
     step_axis(axis, stages, last_step(table, stages=stages))
-    axis.set_ylabel(r"$\hat\lambda$ (±2 s.e. over chains)")
+    axis.set_ylabel(r"$\hat\lambda$ (±2 Monte-Carlo s.e.)")
     axis.legend(ncols=2)
     return figure
 
@@ -214,7 +255,7 @@ def restricted(tables: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> F
         estimate_line(axis, in_order(rows_where(tables, group=group)), str(group), colour)
     step_axis(axis, stages, last_step(tables, stages=stages))
     axis.axhline(0, color=OTHER, lw=0.5)
-    axis.set_ylabel(r"restricted $\hat\lambda$ (±2 s.e. over chains)")
+    axis.set_ylabel(r"restricted $\hat\lambda$ (±2 Monte-Carlo s.e.)")
     axis.legend(ncols=3)
     stage_legend(figure, stages)
     return figure

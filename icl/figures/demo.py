@@ -51,9 +51,9 @@ def _tokens(axis: Axes, evals: pd.DataFrame, references: pd.Series) -> None:
 
 def _score(axis: Axes, evals: pd.DataFrame, references: pd.Series) -> None:
     last = max(int(name.split(":")[1]) for name in evals.columns if name.startswith("icl/1:"))
-    axis.plot(evals["step"], evals[f"icl/1:{last}"], color=MODEL, label=f"$\\ell_1-\\ell_{last}$, higher is more")
+    axis.plot(evals["step"], evals[f"icl/1:{last}"], color=MODEL, label="model")
     axis.axhline(references["ridge/0"] - references[f"ridge/{last - 1}"], color=OPTIMAL, ls="--", label="ridge")
-    axis.set(title="in-context learning score", ylabel="difference of losses")
+    axis.set(title="in-context learning score", ylabel=rf"$\ell_1-\ell_{last}$, higher is more")
     axis.legend(loc="center left")
 
 
@@ -74,7 +74,7 @@ def _estimates(axis: Axes, estimates: pd.DataFrame) -> None:
         color=MODEL,
         capsize=2,
         lw=1,
-        label="±2 standard errors",
+        label="±2 s.e.",
     )
     for trusted, marker, label in ((True, "o", "healthy"), (False, "x", "see the verdict")):
         chosen = estimates[estimates["trusted"] == trusted]

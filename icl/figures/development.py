@@ -1,7 +1,7 @@
 """The developmental landscape: loss and learning coefficient over training, for one seed and for several (arXiv
 2402.02364, figure 1).
 
-λ̂ is `llc/mean`; its band is ±2 Monte-Carlo standard errors over chains (`llc/mcse`), and a grey cross marks an
+λ̂ is `llc/mean`; its band is ±2 Monte-Carlo standard errors (`llc/mcse`), and a cross marks an
 estimate whose own diagnostics say not to trust it (`verdict`).
 """
 
@@ -35,10 +35,10 @@ from icl.figures.style import (
     log_y,
     page,
     panels,
-    shades,
+    seed_looks,
 )
 
-LLC_LABEL = r"$\hat\lambda$ (±2 s.e. over chains)"
+LLC_LABEL = r"$\hat\lambda$ (±2 Monte-Carlo s.e.)"
 
 
 @page()
@@ -72,47 +72,48 @@ def loss_and_llc_of_seeds(evals: pd.DataFrame, llc: pd.DataFrame, loss: str = "l
     """The same two panels with one line per `model_seed`, and without stages, whose boundaries are one seed's."""
     figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT, sharex=True)
     seeds = sorted(set(evals["model_seed"]) | set(llc["model_seed"]))
-    for seed, colour in zip(seeds, shades("viridis", len(seeds)), strict=True):
+    for seed, (colour, style) in zip(seeds, seed_looks(len(seeds)), strict=True):
         one = in_order(rows_where(evals, model_seed=seed))
-        top.plot(one["step"], one[loss], color=colour, label=f"seed {seed}", alpha=0.8)
-        estimate_line(bottom, in_order(rows_where(llc, model_seed=seed)), colour=colour)
+        top.plot(one["step"], one[loss], color=colour, ls=style, alpha=0.8)
+        of_seed = in_order(rows_where(llc, model_seed=seed))
+        estimate_line(bottom, of_seed, f"seed {seed}", colour, style=style, band=0.1)
     for axis in (top, bottom):
         step_axis(axis, {}, last_step(evals, stages={}))
     top.set(ylabel=r"test loss $\ell$", xlabel="")
-    top.legend()
     bottom.set_ylabel(LLC_LABEL)
+    figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
 
 
 @page()
-def llc_against_loss(llc: pd.DataFrame, floor: float | None = None) -> Figure:
-    """The learning coefficient against the loss of the weights it belongs to, and against that loss above a floor on a
-    logarithmic axis; one line per `model_seed`.
+def llc_against_loss(llc: pd.DataFrame, optimum: float) -> Figure:
+    """The learning coefficient against the loss of the weights it belongs to, and against that loss above its optimum on a
+    logarithmic axis; one line per `model_seed`, bars of ±2 Monte-Carlo standard errors.
 
     The dashed line is what λ̂ = nβ(E[L] - ℓ) would be if the chains went everywhere to the same loss E[L], that of the
     first checkpoint: on it λ̂ says nothing that the loss does not say.
 
     Args:
-        llc: `model_seed`, `step`, `llc/mean`, `loss/init` and `loss/mean`.
-        floor: subtracted from the loss in the lower panel, such as the loss of ridge on the same sequences; None
-            takes 1 % of the loss's range below its smallest value.
+        llc: `model_seed`, `step`, `llc/mean`, `llc/mcse`, `loss/init` and `loss/mean`.
+        optimum: the loss of ridge on the same sequences, subtracted in the lower panel.
     """
     figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT)
     losses = numbers(llc, "loss/init")
-    base = losses.min() - 0.01 * (losses.max() - losses.min()) if floor is None else floor
     seeds = sorted(set(llc["model_seed"]))
-    for seed, colour in zip(seeds, shades("viridis", len(seeds)), strict=True):
+    for seed, (colour, style) in zip(seeds, seed_looks(len(seeds)), strict=True):
         one = in_order(rows_where(llc, model_seed=seed))
-        top.plot(one["loss/init"], one["llc/mean"], color=colour, marker=".", ms=4, lw=0.8, label=f"seed {seed}")
-        above = one[one["loss/init"] > base]
-        bottom.plot(above["loss/init"] - base, above["llc/mean"], color=colour, marker=".", ms=4, lw=0.8)
+        for axis, loss in ((top, one["loss/init"]), (bottom, one["loss/init"] - optimum)):
+            axis.errorbar(
+                loss, one["llc/mean"], 2 * one["llc/mcse"], color=colour, ls=style, marker=".", ms=4, lw=0.8,
+                elinewidth=0.6, label=f"seed {seed}",
+            )  # fmt: skip
     nbeta = float((llc["llc/mean"] / (llc["loss/mean"] - llc["loss/init"])).median())
-    grid = np.geomspace(losses.min() - base, losses.max() - base, 100)
-    mirrored = nbeta * (float(in_order(llc)["loss/mean"].iloc[0]) - base - grid)
-    top.plot(base + grid, mirrored, color="black", ls="--", lw=0.8, label=r"$n\beta\,(c - \ell)$", zorder=3)
+    grid = np.geomspace(losses.min() - optimum, losses.max() - optimum, 100)
+    mirrored = nbeta * (float(in_order(llc)["loss/mean"].iloc[0]) - optimum - grid)
+    top.plot(optimum + grid, mirrored, color="black", ls="--", lw=0.8, label=r"$n\beta\,(c - \ell)$", zorder=3)
     bottom.plot(grid, mirrored, color="black", ls="--", lw=0.8, zorder=3)
     top.set(xlabel=r"loss $\ell$ of the weights (training goes left)", ylabel=r"$\hat\lambda$")
-    bottom.set(xscale="log", xlabel=rf"$\ell - {base:.3f}$", ylabel=r"$\hat\lambda$")
+    bottom.set(xscale="log", xlabel=rf"$\ell - {optimum:.3f}$, the loss above that of ridge", ylabel=r"$\hat\lambda$")
     top.legend()
     return figure
 
@@ -160,13 +161,20 @@ def _fit(axis: Axes, curve: pd.DataFrame, raw: str | None, mean: str, deviation:
 
 @page()
 def settings_compared(
-    tables: Mapping[str, pd.DataFrame], zero_loss: float | None = None, stages: Stages = PUBLISHED_STAGE_ENDS
+    tables: Mapping[str, pd.DataFrame],
+    norms: pd.DataFrame,
+    zero_loss: float | None = None,
+    stages: Stages = PUBLISHED_STAGE_ENDS,
 ) -> Figure:
     """λ̂ under different sampler settings, and what tells them apart: the loss of the chains and how far they went.
+
+    The distance is about √(P/γ) wherever most directions are flat, whether or not the loss holds the rest; set against the norm of the
+    weights it says how large a ball the estimate is about.
 
     Args:
         tables: name of the setting -> one run's `step`, `llc/mean`, `llc/mcse`, `verdict`, `loss/init`,
             `loss/mean`, `distance`.
+        norms: the same run: `step`, `weight/norm`.
         zero_loss: the loss of predicting zero; chains above it have left the basin of the weights that they are
             meant to measure.
         stages: their ends.
@@ -180,6 +188,7 @@ def settings_compared(
         distance.plot(ordered["step"], ordered["distance"], color=colour, ls=style, label=name)
     first = in_order(next(iter(tables.values())))
     loss.plot(first["step"], first["loss/init"], color="black", lw=0.8, label="$L(w_t)$")
+    distance.plot(norms["step"], norms["weight/norm"], color="black", lw=0.8, label=r"norm $\|w_t\|$")
     if zero_loss is not None:
         loss.axhline(zero_loss, color="black", lw=0.8, ls=":", label="predicting zero")
     for axis in (value, loss, distance):
@@ -189,7 +198,7 @@ def settings_compared(
             axis.set_xlabel("")
     value.set_ylabel(LLC_LABEL)
     loss.set_ylabel("loss of the chains")
-    distance.set_ylabel(r"distance $\|w - w_t\|$")
+    distance.set_ylabel(r"distance $\|w - w_t\|$ of the chains")
     log_y(loss)
     log_y(distance)
     stage_legend(figure, stages)

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.style import MEAN, MODEL, Colour, token_colours
+from icl.figures.style import MEAN, MODEL, Colour, LineStyle, token_colours
 
 Stages = Mapping[str, float]
 """The end of each stage in training steps, in order; an empty mapping draws no stages."""
@@ -23,7 +23,7 @@ _STAGE_COLOURS: Sequence[tuple[float, float, float]] = (
     (0.992, 0.727, 0.492), (0.914, 0.369, 0.051), (0.423, 0.684, 0.840), (0.0, 0.346, 0.639), (0.591, 0.591, 0.591),
 )  # fmt: skip
 _STAGE_ALPHA = 0.2
-_NAME_INCHES = 0.2
+_NAME_INCHES = 0.18
 
 
 def stage_colours(stages: Stages) -> dict[str, tuple[float, float, float]]:
@@ -103,14 +103,15 @@ def estimate_line(
     label: str | None = None,
     colour: str | Colour = MODEL,
     name: str = "llc/mean",
-    style: str = "-",
+    style: LineStyle = "-",
+    band: float = 0.25,
 ) -> None:
-    """Estimates with a band of ±2 Monte-Carlo standard errors over chains; a cross marks those whose verdict is not
+    """Estimates with a band of ±2 Monte-Carlo standard errors, of this opacity; a cross marks those whose verdict is not
     "healthy"."""
     axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1, ls=style)
     if "llc/mcse" in table.columns:
         error = 2 * table["llc/mcse"]
-        axis.fill_between(table["step"], table[name] - error, table[name] + error, color=colour, alpha=0.25, lw=0)
+        axis.fill_between(table["step"], table[name] - error, table[name] + error, color=colour, alpha=band, lw=0)
     if "verdict" in table.columns:
         doubtful = table[table["verdict"] != HEALTHY]
         named = label is not None and len(doubtful)

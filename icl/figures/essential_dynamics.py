@@ -66,7 +66,8 @@ def evolutes(
     Args:
         trajectory: raw, drawn as grey points.
         circles: of the smoothed trajectory.
-        forms: detected ones, a cross where the trajectory turns and another at the point round which it turns.
+        forms: detected ones, a cross where the trajectory turns and another at the point round which it turns in this plane. Planes need
+            not agree on that point (`spread` of the table).
         stages: their ends.
     """
     planes_there = list(dict.fromkeys(zip(circles["pc_x"].tolist(), circles["pc_y"].tolist(), strict=True)))
@@ -89,7 +90,13 @@ def evolutes(
                 turning["x"], turning["y"], marker="x", s=22, color=OPTIMAL, zorder=6, label="turning round a form"
             )
             axis.scatter(
-                forms[f"form/{x}"], forms[f"form/{y}"], marker="+", s=30, color=OPTIMAL, zorder=6, label="form"
+                turning["centre_x"],
+                turning["centre_y"],
+                marker="+",
+                s=30,
+                color=OPTIMAL,
+                zorder=6,
+                label="its centre here",
             )
         axis.set(xlabel=f"PC {x + 1}", ylabel=f"PC {y + 1}")
     handles, labels = axes[0].get_legend_handles_labels()

@@ -15,14 +15,16 @@ from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, shades
 
 @page()
 def gain_sweep(table: pd.DataFrame) -> Figure:
-    """Loss per squared gain, and the size of the predictions, against the gain of inputs and of tasks; one line per checkpoint.
+    """Loss over 1 + g², and the size of the predictions, against the gain of inputs and of tasks; one line per checkpoint.
 
     Args:
-        table: one row per `step`, `version` ("inputs" or "tasks") and `gain`: `loss_per_square`, `output_ratio`.
+        table: one row per `step`, `version` ("inputs" or "tasks") and `gain`: `loss`, `output_ratio`.
     """
     figure, axes = panels(2, 2, FULL_WIDTH, 2.2 * HEIGHT, sharex=True)
     steps = sorted({int(step) for step in numbers(table, "step")})
-    labels = {"loss_per_square": "loss / $g^2$", "output_ratio": r"$\|\hat y\|$ relative to $g = 1$"}
+    # Over g² alone the noise of the labels, which does not shrink with the gain, would fill the axis.
+    table = table.assign(scaled=table["loss"] / (1 + table["gain"] ** 2))
+    labels = {"scaled": "loss / $(1 + g^2)$", "output_ratio": r"$\|\hat y\|$ relative to $g = 1$"}
     for row, (column, label) in enumerate(labels.items()):
         for index, version in enumerate(("inputs", "tasks")):
             axis = axes[2 * row + index]
@@ -30,7 +32,8 @@ def gain_sweep(table: pd.DataFrame) -> Figure:
                 one = rows_where(table, step=step, version=version).sort_values("gain")
                 axis.plot(one["gain"], one[column], color=colour, lw=0.6)
             axis.axvline(1, color="black", ls=":", lw=0.6)
-            axis.set(xscale="log", yscale="log")
+            axis.set_xscale("log")
+            log_y(axis)
             if row == 0:
                 axis.set_title(f"{version} times $g$")
             else:

@@ -8,8 +8,10 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+from seaborn import color_palette
 
 Colour = tuple[float, float, float, float]
+LineStyle = str | tuple[int, tuple[float, ...]]
 
 WIDTH, FULL_WIDTH = 3.25, 6.75
 """A column and a page, in inches."""
@@ -81,6 +83,12 @@ def log_y(axis: Axes) -> None:
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(_MajorLabels())
     axis.yaxis.set_minor_formatter(_MinorLabels(labelOnlyBase=False, minor_thresholds=(1.0, 0.4)))
+
+
+def seed_looks(count: int) -> list[tuple[Colour, LineStyle]]:
+    """A colour and a line style per run, so that runs can be told apart in grey too."""
+    styles: list[LineStyle] = ["-", "--", "-.", ":", (0, (6, 1.5))]
+    return [((*colour, 1.0), styles[i % len(styles)]) for i, colour in enumerate(color_palette("deep", count))]
 
 
 def token_colours(count: int) -> list[Colour]:

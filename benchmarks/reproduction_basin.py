@@ -1,0 +1,186 @@
+"""Where the chains of the estimates were: tables and sentences for docs/reproduction.md."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.pages import markdown_table
+from benchmarks.shipped_runs import Shipped
+
+
+def basin(shipped: Shipped) -> dict[str, object]:
+    """The numbers of the section on the basin."""
+    llc, sampler = shipped.needed("llc"), shipped.sampler("llc")
+    young, level = _young(shipped)
+    escapes, final = shipped.escapes, int(shipped.needed("llc_traces")["draw"].max())
+    settled = shipped.second_half.merge(llc[["step", "loss/init", "loss/zero"]], on="step")
+    settled_loss = settled["loss/init"] + settled["llc/mean"] / sampler.inverse_temperature
+    norms = shipped.needed("evals").set_index("step")["weight/norm"]
+    return {
+        "zero": f"{llc['loss/zero'].iloc[0]:g}",
+        "num_useful": escapes["step"].nunique(),
+        "num_chains": len(escapes),
+        "num_left": int(escapes["escape"].notna().sum()),
+        "num_draws": f"{final:,}",
+        "first_escapes": _typical_escape(escapes, shipped.boundaries()["LR2"]),
+        "last_escapes": _typical_escape(escapes, shipped.boundaries()["LR4"]),
+        "num_settled_above": int(
+            (settled_loss > settled["loss/zero"])[settled["loss/init"] < settled["loss/zero"]].sum()
+        ),
+        "num_young": len(young),
+        "level": f"{level:.3f}",
+        "level_spread": f"{np.ptp(young['loss/mean']):.4f}",
+        "loss_fall": f"{np.ptp(young['loss/init']):.2f}",
+        "deviation": f"{_deviation(shipped):.1f}",
+        "nbeta": f"{sampler.inverse_temperature:.1f}",
+        "distances": f"{llc['distance'].min():.2f} to {llc['distance'].max():.2f}",
+        "free_distance": f"{_free_distance(shipped, 'llc'):.2f}",
+        "first_norm": f"{norms.iloc[0]:.0f}",
+        "middle_norm": f"{norms.loc[shipped.boundaries()['LR3']]:.0f}",
+        "last_norm": f"{norms.iloc[-1]:.0f}",
+    }
+
+
+def _typical_escape(escapes: pd.DataFrame, step: int) -> str:
+    """The median over chains of one checkpoint; chains that never leave count as later than any."""
+    draws = escapes.loc[escapes["step"] == step, "escape"].fillna(math.inf)
+    return f"{draws.median():,.0f}"
+
+
+def _young(shipped: Shipped) -> tuple[pd.DataFrame, float]:
+    """Estimates up to the end of LR2, and the mean loss of their chains."""
+    llc = shipped.needed("llc")
+    young = llc[llc["step"] <= shipped.boundaries()["LR2"]]
+    return young, float(young["loss/mean"].mean())
+
+
+def _deviation(shipped: Shipped) -> float:
+    """How far λ̂ is from the loss turned over, at most, up to the end of LR2."""
+    young, level = _young(shipped)
+    predicted = shipped.sampler("llc").inverse_temperature * (level - young["loss/init"])
+    return float((young["llc/mean"] - predicted).abs().max())
+
+
+def _free_distance(shipped: Shipped, table: str) -> float:
+    """√(P/γ): how far the localisation alone lets chains diffuse."""
+    return math.sqrt(shipped.num_parameters / shipped.sampler(table).localization)
+
+
+def chains(shipped: Shipped) -> str:
+    """One row per estimate: where its chains were."""
+    tables = [shipped.second_half, shipped.table("llc_calibrated")]
+    norms = shipped.needed("evals").set_index("step")["weight/norm"]
+    rows = []
+    for _, row in shipped.needed("llc").iterrows():
+        left = shipped.escapes.loc[shipped.escapes["step"] == row["step"], "escape"]
+        cells = [
+            f"{norms[row['step']]:.0f}",
+            f"{row['loss/init']:.3f}",
+            f"{row['loss/mean']:.3f}",
+            _escapes(left),
+            _estimate(row),
+        ]
+        for table in tables:
+            same = pd.DataFrame() if table is None else table[table["step"] == row["step"]]
+            cells.append("not sampled" if same.empty else _estimate(same.iloc[0]))
+        rows.append([f"{row['step']:,}", *cells])
+    head = [
+        "step",
+        "‖w‖",
+        "L(w)",
+        "E[L]",
+        "chains leave at draw",
+        "λ̂, published settings",
+        "λ̂, second half of the draws",
+        "λ̂, calibrated",
+    ]
+    return markdown_table(head, rows)
+
+
+def _escapes(draws: pd.Series) -> str:
+    """First to last, and how many never."""
+    if draws.empty:
+        return "w is no better"
+    never = int(draws.isna().sum())
+    known = f"{draws.min():,.0f} to {draws.max():,.0f}" if never < len(draws) else ""
+    return known + (f", {never} of {len(draws)} never" if never else "")
+
+
+def calibrated(shipped: Shipped) -> str:
+    """What the calibrated settings are, and how their chains fare."""
+    table = shipped.table("llc_calibrated")
+    if table is None:
+        return "A curve under calibrated settings is not shipped; `icl calibrate` and docs/llc.md say how to make one."
+    settings = shipped.sampler("llc_calibrated")
+    verdicts = table["verdict"].str.split(":").str[0].value_counts()
+    useful = table[table["loss/init"] < table["loss/zero"]]
+    above = int((useful["loss/mean"] > useful["loss/zero"]).sum())
+    peak = table.loc[table["llc/mean"].idxmax()]
+    return (
+        f"The calibrated settings are ε = {_number(settings.step_size)}, γ = {_number(settings.localization)}, "
+        f"nβ = {settings.inverse_temperature:.3g}; {table['chains'].max()} chains × {settings.num_draws} draws after "
+        f"{settings.num_burnin_steps} steps of burn-in. Their chains too lie\nwhere the localisation alone would have them, "
+        f"{table['distance'].min():.2f} to {table['distance'].max():.2f} away from w_t (√(P/γ) = "
+        f"{_free_distance(shipped, 'llc_calibrated'):.2f}): most directions are flat under either setting. What differs is the loss there: "
+        f"of {len(useful)} checkpoints that\nare better than predicting 0, their chains are worse at {above}. Verdicts of the {len(table)} "
+        f"estimates: {', '.join(f'{name} ({count})' for name, count in verdicts.items())}.\n"
+        f"λ̂ is largest at step {peak['step']:,}, {_estimate(peak)}. "
+        "[llc-settings](../figures/L2H4Minf-seed-1/llc-settings.png) shows both curves. They estimate\ndifferent "
+        "things: the calibrated one the loss in a small ball about w_t, the published one in a ball that hardly meets the basin."
+    )
+
+
+def scale_of_weights(runs: Sequence[Shipped]) -> str:
+    """How the size of the weights and the curvature of the loss change over LR3, seed by seed."""
+    rows = []
+    for run in runs:
+        start, end = (run.boundaries()[stage] for stage in ("LR2", "LR3"))
+        norms = run.needed("evals").set_index("step")["weight/norm"].loc[[start, end]].to_numpy()
+        traces = run.needed("hessian").set_index("step")["hessian/trace"].loc[[start, end]].to_numpy()
+        change = traces[1] * norms[1] ** 2 / (traces[0] * norms[0] ** 2) - 1
+        spans = f"{norms[0]:.0f} to {norms[1]:.0f}", f"{traces[0]:,.0f} to {traces[1]:,.0f}"
+        rows.append([f"seed {run.seed}", *spans, f"{100 * change:+.0f} %"])
+    return markdown_table(["over LR3", "‖w‖", "tr H", "tr H ‖w‖² changes by"], rows)
+
+
+def each_seed(runs: Sequence[Shipped]) -> str:
+    """What the estimates of each seed say of its chains."""
+    rows = []
+    for run in runs:
+        left, table = run.escapes["escape"].notna().sum(), run.table("llc_calibrated")
+        cells = [f"{left} of {len(run.escapes)}", f"{run.escapes['step'].nunique()}", f"{_deviation(run):.1f}"]
+        peak = None if table is None else table.loc[table["llc/mean"].idxmax()]
+        cells += ["not sampled"] if peak is None else [f"{_estimate(peak)} at {peak['step']:,}"]
+        rows.append([f"seed {run.seed}", *cells])
+    head = [
+        "",
+        "published chains that leave",
+        "at checkpoints",
+        "λ̂ is the loss turned over to within",
+        "largest calibrated λ̂",
+    ]
+    return markdown_table(head, rows)
+
+
+def agreement(runs: Sequence[Shipped]) -> Iterator[str]:
+    """How far the estimates of the seeds lie apart at the checkpoints that all of them have."""
+    for name, title in (("llc", "published"), ("llc_calibrated", "calibrated")):
+        tables = [table.set_index("step")["llc/mean"] for run in runs if (table := run.table(name)) is not None]
+        if len(tables) > 1:
+            both = pd.concat(tables, axis=1, join="inner")
+            apart = both.max(axis=1) - both.min(axis=1)
+            yield (
+                f"- Between seeds, at {len(both)} common checkpoints, λ̂ under the {title} settings differs by "
+                f"{apart.median():.1f} in the median and by {apart.max():.1f} at most (step {apart.idxmax():,}), over a range "
+                f"of {np.ptp(both.to_numpy()):.0f}."
+            )
+
+
+def _estimate(row: pd.Series) -> str:
+    return f"{row['llc/mean']:.1f} ± {row['llc/mcse']:.1f}"
+
+
+def _number(value: float | None) -> str:
+    return "found by each run" if value is None else f"{value:g}"

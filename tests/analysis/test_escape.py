@@ -1,0 +1,66 @@
+"""Chains that leave are seen to leave, and the second half of the draws is what is left when the first is dropped."""
+
+import numpy as np
+import pandas as pd
+
+from icl.analysis.escape import escape_draws, second_half
+
+NBETA = 50.0
+DRAWS = np.arange(100, 1001, 100)
+
+
+def traces_of(losses: dict[tuple[int, int], np.ndarray]) -> pd.DataFrame:
+    """(step, chain) -> loss of each stretch."""
+    rows = [
+        pd.DataFrame({"model_seed": 3, "step": step, "chain": chain, "draw": DRAWS, "loss": loss})
+        for (step, chain), loss in losses.items()
+    ]
+    return pd.concat(rows, ignore_index=True)
+
+
+def estimates_of(traces: pd.DataFrame, init: dict[int, float], zero: float = 4.0) -> pd.DataFrame:
+    mean = traces.groupby("step")["loss"].mean()
+    excess = np.array([mean[step] - loss for step, loss in init.items()])
+    return pd.DataFrame(
+        {
+            "model_seed": 3,
+            "step": list(init),
+            "loss/init": list(init.values()),
+            "loss/zero": zero,
+            "loss/excess": excess,
+            "llc/mean": NBETA * excess,
+        }
+    )
+
+
+def test_a_chain_leaves_at_its_first_stretch_above_predicting_zero():
+    leaves = np.where(DRAWS >= 600, 4.5, 2.0)
+    back = np.where(DRAWS == 300, 4.1, 2.0)
+    traces = traces_of(
+        {(10, 0): leaves, (10, 1): back, (10, 2): np.full(10, 2.0), (0, 0): np.full(10, 4.4), (20, 0): leaves}
+    )
+    found = escape_draws(traces, estimates_of(traces, {10: 2.0, 0: 4.3, 20: 2.0}))
+    assert found["step"].tolist() == [10, 10, 10, 20]  # step 0 is no better than predicting zero itself
+    assert found["chain"].tolist() == [0, 1, 2, 0]
+    np.testing.assert_array_equal(found["escape"], [600, 300, np.nan, 600])
+
+
+def test_the_second_half_does_not_see_the_first():
+    early, late = np.array([9.0, 1.0, 5.0, 2.0, 7.0]), np.array([3.0, 3.2, 3.4, 3.2, 3.2])
+    traces = traces_of({(10, 0): np.r_[early, late], (10, 1): np.r_[early[::-1], late + 0.4]})
+    row = second_half(traces, estimates_of(traces, {10: 2.0})).iloc[0]
+    np.testing.assert_allclose(row["llc/mean"], NBETA * (3.4 - 2.0))
+    np.testing.assert_allclose(row["llc/mcse"], NBETA * 0.2)  # two chains, 0.4 apart
+
+
+def test_stationary_chains_give_the_same_estimate_from_either_half():
+    rng = np.random.default_rng(0)
+    traces = traces_of({(10, chain): 3 + 0.01 * rng.standard_normal(10) for chain in range(50)})
+    estimates = estimates_of(traces, {10: 2.0})
+    row = second_half(traces, estimates).iloc[0]
+    assert abs(row["llc/mean"] - estimates["llc/mean"].iloc[0]) < 4 * row["llc/mcse"]
+
+
+def test_one_chain_has_no_error():
+    traces = traces_of({(10, 0): np.full(10, 3.0)})
+    assert np.isnan(second_half(traces, estimates_of(traces, {10: 2.0}))["llc/mcse"]).all()
