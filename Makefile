@@ -26,7 +26,7 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-figures: $(INSTALLED)  ## every file under figures/ from data/
+figures: $(INSTALLED)  ## every file under figures/L2H4Minf* from data/
 	$(BIN)/icl figures
 
 notebooks: $(INSTALLED)-dev  ## run every notebook and keep its outputs

@@ -4,9 +4,6 @@ from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from matplotlib import colormaps
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
@@ -22,6 +19,7 @@ from icl.figures.elements import (
     rows_where,
     stage_legend,
     step_axis,
+    step_colours,
     token_count,
 )
 from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OTHER, WIDTH, ZERO, log_y, page, panels, seed_looks, shades
@@ -66,21 +64,18 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
     """
     figure, axes = panels(1, 2, FULL_WIDTH, 1.6 * HEIGHT)
     steps = sorted({int(step) for step in numbers(traces, "step")})
-    scale = LogNorm(max(steps[0], 1), max(steps[-1], 2))
+    colours, shown = step_colours(steps)
     for axis, column in zip(axes, ("loss", "distance"), strict=True):
         for step in steps:
             mean = rows_where(traces, step=step).pivot_table(index="draw", values=column)
-            axis.plot(
-                mean.index, numbers(mean, column), color=colormaps["viridis"](0.9 * float(scale(max(step, 1)))), lw=0.8
-            )
+            axis.plot(mean.index, numbers(mean, column), color=colours[step], lw=0.8)
         axis.set(xscale="log", xlabel=r"draw $\tau$")
         log_y(axis)
     axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")
     axes[0].set_ylabel("loss of the chains")
     axes[0].legend(loc="lower right")
     axes[1].set_ylabel(r"distance $\|w - w_t\|$")
-    shown = ListedColormap(shades("viridis", 256))
-    figure.colorbar(ScalarMappable(scale, shown), ax=axes, label="training step $t$")
+    figure.colorbar(shown, ax=axes, label="training step $t$")
     return figure
 
 

@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.style import MEAN, MODEL, Colour, LineStyle, token_colours
+from icl.figures.style import MEAN, MODEL, Colour, LineStyle, shades, token_colours
 
 Stages = Mapping[str, float]
 """The end of each stage in training steps, in order; an empty mapping draws no stages."""
@@ -91,7 +93,7 @@ def token_lines(
     axis: Axes, table: pd.DataFrame, name: str, colours: Sequence[Colour] | None = None, label: str = "$k={}$"
 ) -> None:
     """One thin line per token, columns name/0, name/1, ...; the first and the last are named (counted from 1)."""
-    count = token_count(table, name)
+    count, table = token_count(table, name), _after_start(table)
     for k, colour in enumerate(colours or token_colours(count)):
         text = label.format(k + 1) if k in (0, count - 1) else None
         axis.plot(table["step"], table[f"{name}/{k}"], color=colour, lw=0.8, label=text)
@@ -108,6 +110,7 @@ def estimate_line(
 ) -> None:
     """Estimates with a band of ±2 Monte-Carlo standard errors, of this opacity; a cross marks those whose verdict is not
     "healthy"."""
+    table = _after_start(table)
     axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1, ls=style)
     if "llc/mcse" in table.columns:
         error = 2 * table["llc/mcse"]
@@ -119,6 +122,20 @@ def estimate_line(
             doubtful["step"], doubtful[name], ls="", marker="x", ms=3.5, mew=0.8, color="black", zorder=3,
             label="not healthy (its own verdict)" if named and not _has_label(axis, "not healthy") else None,
         )  # fmt: skip
+
+
+def step_colours(steps: Sequence[int]) -> tuple[dict[int, Colour], ScalarMappable]:
+    """A colour per training step by its logarithm, and what a colour bar needs to say so; step 0 gets the first colour."""
+    positive = [step for step in steps if step > 0] or [1]
+    scale = LogNorm(min(positive), max(max(positive), 2 * min(positive)), clip=True)
+    shown = ScalarMappable(scale, ListedColormap(shades("viridis", 256)))
+    colours = shown.to_rgba(np.maximum(steps, 1)).tolist()
+    return {step: (r, g, b, a) for step, (r, g, b, a) in zip(steps, colours, strict=True)}, shown
+
+
+def _after_start(table: pd.DataFrame) -> pd.DataFrame:
+    """Without step 0: a logarithmic axis would draw a line to it from any distance."""
+    return table.loc[numbers(table, "step") > 0]
 
 
 def _has_label(axis: Axes, start: str) -> bool:

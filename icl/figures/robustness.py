@@ -4,12 +4,10 @@ Tables are those of `icl.analysis.ood`, one run, with a column `step`.
 """
 
 import pandas as pd
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.elements import Stages, in_order, last_step, numbers, rows_where, stage_legend, step_axis
+from icl.figures.elements import Stages, in_order, last_step, numbers, rows_where, stage_legend, step_axis, step_colours
 from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, shades
 
 
@@ -22,13 +20,14 @@ def gain_sweep(table: pd.DataFrame) -> Figure:
     """
     figure, axes = panels(2, 2, FULL_WIDTH, 2.2 * HEIGHT, sharex=True)
     steps = sorted({int(step) for step in numbers(table, "step")})
+    colours, shown = step_colours(steps)
     # Over g² alone the noise of the labels, which does not shrink with the gain, would fill the axis.
     table = table.assign(scaled=table["loss"] / (1 + table["gain"] ** 2))
     labels = {"scaled": "loss / $(1 + g^2)$", "output_ratio": r"$\|\hat y\|$ relative to $g = 1$"}
     for row, (column, label) in enumerate(labels.items()):
         for index, version in enumerate(("inputs", "tasks")):
             axis = axes[2 * row + index]
-            for step, colour in zip(steps, shades("viridis", len(steps)), strict=True):
+            for step, colour in colours.items():
                 one = rows_where(table, step=step, version=version).sort_values("gain")
                 axis.plot(one["gain"], one[column], color=colour, lw=0.6)
             axis.axvline(1, color="black", ls=":", lw=0.6)
@@ -40,8 +39,7 @@ def gain_sweep(table: pd.DataFrame) -> Figure:
                 axis.set_xlabel("gain $g$")
             if index == 0:
                 axis.set_ylabel(label)
-    norm = LogNorm(max(steps[0], 1), max(steps[-1], 2))
-    figure.colorbar(_scale(norm), ax=axes, label="training step $t$", shrink=0.8)
+    figure.colorbar(shown, ax=axes, label="training step $t$", shrink=0.8)
     return figure
 
 
@@ -68,7 +66,3 @@ def effective_task(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -
     axes[0].legend()
     stage_legend(figure, stages)
     return figure
-
-
-def _scale(norm: LogNorm) -> ScalarMappable:
-    return ScalarMappable(norm, "viridis")

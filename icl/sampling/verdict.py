@@ -45,8 +45,9 @@ def judge(
         excess: (E, N), chains that stayed finite.
         num_lost: chains that did not.
         mean_loss, init_loss: E[L] and L(w*).
-        reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin. Early
-            in training w* may itself be no better: there chains may rise by BASIN_SLACK of it above w*. None leaves that question open.
+        reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin. Where
+            w* is itself hardly better or worse, as early in training, chains may rise by BASIN_SLACK of it above w*, and a verdict cannot
+            tell whether they left. None leaves the question open everywhere.
         noise_heating: what the batches' noise adds to the mean.
     """
     lost = f"{num_lost} of {num_lost + len(excess)} chains diverged: smaller epsilon" if num_lost else ""

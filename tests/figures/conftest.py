@@ -63,6 +63,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 **{f"llc/mean/{k}": llc["llc/mean"] for k in range(5)},
             }
         )
+        llc["loss/excess"] = llc["loss/mean"] - llc["loss/init"]
         draws = pd.DataFrame(
             {"draw": [50, 100], "loss": [2.1, 2.5], "distance": [1.0, 1.5], "chain": 0, "model_seed": seed}
         )

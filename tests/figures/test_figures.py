@@ -153,6 +153,22 @@ def test_figures_of_chains():
     assert len(chains.sampling_seed(tokens, tokens + 1).axes[0].get_lines()) == 6
 
 
+def test_chains_that_leave_are_drawn_where_they_do():
+    rows = [
+        {"model_seed": 1, "step": step, "chain": chain, "draw": draw, "loss": 5.0 if draw >= left else 2.0}
+        for step, lefts in ((30_000, (200, 400)), (200_000, (600, 9_999)))
+        for chain, left in enumerate(lefts)
+        for draw in range(100, 1_001, 100)
+    ]
+    traces = pd.DataFrame(rows)
+    means = traces.groupby("step")["loss"].mean().to_numpy()
+    estimates = pd.DataFrame({"model_seed": 1, "step": [30_000, 200_000], "loss/init": 2.0, "loss/zero": 4.0})
+    estimates = estimates.assign(**{"loss/excess": means - 2, "llc/mean": 10 * (means - 2)})
+    left, never = chains.escapes(traces, estimates).axes[0].get_lines()
+    assert sorted(left.get_ydata()) == [200, 400, 600]
+    assert list(never.get_ydata()) == [1_000]  # the last draw there is
+
+
 def test_drawing_leaves_the_global_style_alone(tables):
     before = dict(mpl.rcParams)
     behaviour.icl_scores(tables["evals"])
