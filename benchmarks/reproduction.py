@@ -24,11 +24,9 @@ from benchmarks.reproduction_stages import (
     compared,
     implied_changes,
     kinds,
-    late_coefficient_changes,
     loss_changes,
     low_noise_losses,
     missed,
-    smooth_coefficient_changes,
     titles,
 )
 from benchmarks.shipped_runs import Shipped
@@ -85,9 +83,9 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "numbers": _numbers(runs),
         "losses": loss_changes(runs),
         "low_noise_losses": low_noise_losses(runs),
-        "coefficients": coefficient_changes(runs),
-        "smooth_coefficients": smooth_coefficient_changes(runs),
-        "late_coefficients": late_coefficient_changes(runs),
+        "coefficients": coefficient_changes(runs, lambda run: run.llc_changes("llc")),
+        "smooth_coefficients": coefficient_changes(runs, lambda run: run.smooth_llc_changes("llc")),
+        "late_coefficients": coefficient_changes(runs, Shipped.late_llc_changes),
         "implied": implied_changes(),
         "kinds": kinds(runs),
         "calibrated_coefficients": calibrated_changes(runs),
@@ -187,9 +185,10 @@ def _collapse(coordinates: pd.DataFrame) -> Iterator[Number]:
             reached = by_step >= 0.25 if measure == "share" else by_step < 0.9
             ours = "never"
             if reached.any():
-                last = int(np.argmax(reached))
-                ours = f"{by_step.index[max(last - 1, 0)]:,} to {by_step.index[last]:,}"
-            yield Number(f"norm before {name}: {title}", f"in {stage}", None, None, ours, "`layer_norm`")
+                first = int(np.argmax(reached))
+                ours = f"{by_step.index[max(first - 1, 0)]:,} to {by_step.index[first]:,}"
+            published = f"in {stage}" if measure == "share" else "not given"
+            yield Number(f"norm before {name}: {title}", published, None, None, ours, "`layer_norm`")
 
 
 def _roles(attention: pd.DataFrame) -> Number:

@@ -1,7 +1,7 @@
 """What changes over the paper's stages, and where its boundaries are found: tables for docs/reproduction.md."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -21,12 +21,14 @@ PUBLISHED_NBETA = 66.7
 CERTAIN = 0.95
 
 
-def compared(target: float | None, ours: Sequence[float | None], decimals: int | None) -> tuple[str, str]:
+def compared(
+    target: float | None, ours: Sequence[float | None], decimals: int | None, independent: bool = True
+) -> tuple[str, str]:
     """Mean over the runs that have the number less the published one (or their ratio), and the standard deviation over them.
 
-    From three runs on also the one in units of the other, and how probable it is that one more run lies at least as far from
-    the mean m of the n as the published number does: |x - m| / (s √(1 + 1/n)) has Student's t with n - 1 degrees of freedom if
-    runs are alike and normal. Two runs would give both by luck.
+    From three runs on also the one in units of the other, and for independent runs how probable it is that one more run lies at
+    least as far from the mean m of the n as the published number does: |x - m| / (s √(1 + 1/n)) has Student's t with n - 1
+    degrees of freedom if runs are alike and normal. Two runs would give both by luck.
     """
     known = np.array([value for value in ours if value is not None], dtype=float)
     if target is None or not known.size:
@@ -40,7 +42,8 @@ def compared(target: float | None, ours: Sequence[float | None], decimals: int |
     spread = float(known.std(ddof=1))
     if known.size > 2 and spread > 0:
         score = abs(difference) / (spread * math.sqrt(1 + 1 / known.size))
-        shown += f" ({difference / spread:+.1f} spreads, p = {2 * student_t.sf(score, known.size - 1):.2g})"
+        probability = f", p = {2 * student_t.sf(score, known.size - 1):.2g}" if independent else ""
+        shown += f" ({difference / spread:+.1f} spreads{probability})"
     return shown, f"{math.exp(spread):.2f} times" if decimals is None else f"{spread:.{decimals}f}"
 
 
@@ -73,27 +76,17 @@ def _spans(run: Shipped) -> list[str]:
     return [f"{start:,} to {end:,}" for start, end in run.spans()]
 
 
-def coefficient_changes(runs: Sequence[Shipped]) -> str:
-    """Under the published settings, as differences of two estimates."""
-    return _beside_published(runs, [run.llc_changes("llc") for run in runs])
-
-
-def late_coefficient_changes(runs: Sequence[Shipped]) -> str:
-    """The same from the second half of the draws."""
-    return _beside_published(runs, [run.late_llc_changes() for run in runs])
-
-
-def smooth_coefficient_changes(runs: Sequence[Shipped]) -> str:
-    """The same from smooth fits to all estimates."""
-    return _beside_published(runs, [run.smooth_llc_changes("llc") for run in runs])
-
-
-def _beside_published(runs: Sequence[Shipped], each: Sequence[Changes]) -> str:
+def coefficient_changes(runs: Sequence[Shipped], changes_of: Callable[[Shipped], Changes]) -> str:
+    """Of λ̂ under the published settings, beside the published ones."""
+    each = [changes_of(run) for run in runs]
     rows = []
     for stage, published in CHANGE_OF_LLC.items():
         ours = [changes[stage] for changes in each]
         cells = [_judged(change, published) for change in ours]
-        compare = compared(published, [None if change is None else change.value for change in ours], 1)
+        values = [None if change is None else change.value for change in ours]
+        compare = compared(
+            published, values, 1, independent=False
+        )  # one init_seed: chains share their noise between seeds
         rows.append([stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", *cells, *compare])
     return markdown_table(["stage", "type", "Δλ̂ published", *titles(runs), "difference", "spread"], rows)
 
@@ -131,33 +124,35 @@ def implied_changes() -> str:
 
 
 def missed(runs: Sequence[Shipped]) -> Iterator[str]:
-    """Stages whose change of λ̂ under the published settings is outside the aim, or undecided, with their seeds."""
+    """Stages whose change of λ̂ under the published settings is not within the aim, with their seeds."""
     for stage, published in CHANGE_OF_LLC.items():
-        for outcome in ("outside", "undecided"):
-            seeds = [str(run.seed) for run in runs if _outcome(run.llc_changes("llc")[stage], published) == outcome]
+        for result in ("outside", "undecided", "chains disagree"):
+            seeds = [str(run.seed) for run in runs if outcome(run.llc_changes("llc")[stage], published) == result]
             if seeds:
-                yield f"{stage} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({outcome})"
+                yield f"{stage} of seed{'s' * (len(seeds) > 1)} {', '.join(seeds)} ({result})"
 
 
-def _outcome(change: Change | None, published: float) -> str:
-    """Whether a change is within the aim, outside it, or too uncertain to say."""
+def outcome(change: Change | None, published: float) -> str:
+    """Whether a change is within the aim or outside it by two standard errors, or neither."""
     if change is None:
         return "not sampled"
-    aim = max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
-    if change.error > aim:
-        return "undecided"
-    return "within" if abs(change.value - published) <= aim else "outside"
+    if change.disagree:
+        return "chains disagree"
+    aim, miss = max(TOLERANCE, RELATIVE_TOLERANCE * abs(published)), abs(change.value - published)
+    if miss - 2 * change.error > aim:
+        return "outside"
+    return "within" if miss + 2 * change.error <= aim else "undecided"
 
 
 def _judged(change: Change | None, published: float) -> str:
-    outcome = _outcome(change, published)
-    return {"outside": f"**{_change(change)}**", "undecided": f"{_change(change)} ?"}.get(outcome, _change(change))
+    marks = {"outside": "**{}**", "undecided": "{} ?", "chains disagree": "{} †"}
+    return marks.get(outcome(change, published), "{}").format(_change(change))
 
 
 def _change(change: Change | None) -> str:
     if change is None:
         return "not sampled"
-    return f"{change.value:+.1f} ± {change.error:.1f}{' †' if change.disagree else ''}"
+    return f"{change.value:+.1f} ± {change.error:.1f}"
 
 
 def boundaries_found(runs: Sequence[Shipped]) -> str:

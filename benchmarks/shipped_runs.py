@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from icl.analysis.escape import escape_draws, second_half
+from icl.analysis.climb import crossing_draws, second_half
 from icl.analysis.measures import AnalysisData
 from icl.analysis.run import load_model
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
@@ -155,46 +155,45 @@ class Shipped:
 
     def llc_changes(self, name: str) -> Changes:
         """Of a table's estimates between the checkpoints nearest to the published stage ends."""
-        return self._changes(self.table(name))
+        return self._changes(self.table(name), name)
 
     def late_llc_changes(self) -> Changes:
         """The same under the published settings, from the second half of the draws alone."""
-        return self._changes(self.second_half)
+        return self._changes(self.second_half, "llc")
 
     @cached_property
     def second_half(self) -> pd.DataFrame:
-        """λ̂ under the published settings without the first half of the draws (`icl.analysis.escape.second_half`)."""
+        """λ̂ under the published settings without the first half of the draws (`icl.analysis.climb.second_half`)."""
         return second_half(self.needed("llc_traces"), self.needed("llc"))
 
-    @cached_property
-    def escapes(self) -> pd.DataFrame:
-        """When the published chains leave (`icl.analysis.escape.escape_draws`)."""
-        return escape_draws(self.needed("llc_traces"), self.needed("llc"))
+    def crossings(self, fraction: float) -> pd.DataFrame:
+        """How far the loss of the published chains climbs, and when (`icl.analysis.climb.crossing_draws`)."""
+        return crossing_draws(self.needed("llc_traces"), self.needed("llc"), fraction)
 
-    def _changes(self, table: pd.DataFrame | None) -> Changes:
+    def _changes(self, table: pd.DataFrame | None, name: str) -> Changes:
+        """Between the rows of a table; chains disagree where those of all draws do, in the table called `name`."""
+        changes: Changes = dict.fromkeys(PUBLISHED_STAGE_ENDS)
         if table is None:
-            return dict.fromkeys(PUBLISHED_STAGE_ENDS)
-        rows = table.set_index("step")
-        changes: Changes = {}
-        for stage, (start, end) in zip(PUBLISHED_STAGE_ENDS, self.spans(), strict=True):
-            changes[stage] = None
-            if start in rows.index and end in rows.index:
-                both = rows.loc[[start, end]]
+            return changes
+        rows, rhat = table.set_index("step"), self.needed(name).set_index("step")["llc/rhat"]
+        for stage, ends in zip(PUBLISHED_STAGE_ENDS, self.spans(), strict=True):
+            if rows.index.isin(ends).sum() == 2:
+                both = rows.loc[list(ends)]
                 change = float(both["llc/mean"].iloc[1] - both["llc/mean"].iloc[0])
-                mixed = bool("llc/rhat" in both and (both["llc/rhat"] > RHAT_LIMIT).any())
-                changes[stage] = Change(change, float(np.hypot(*both["llc/mcse"])), mixed)
+                changes[stage] = Change(
+                    change, float(np.hypot(*both["llc/mcse"])), bool((rhat[list(ends)] > RHAT_LIMIT).any())
+                )
         return changes
 
     def smooth_llc_changes(self, name: str) -> Changes:
         """Of a smooth fit to all estimates of the run (`icl.analysis.stages.stage_table`)."""
+        changes: Changes = dict.fromkeys(PUBLISHED_STAGE_ENDS)
         table = self.table("stages")
-        rows = pd.DataFrame() if table is None else table[table["setting"] == name].set_index("stage")
-        return {
-            stage: Change(float(rows.loc[stage, "delta_llc"]), float(rows.loc[stage, "delta_llc_std"]))
-            if stage in rows.index
-            else None
-            for stage in PUBLISHED_STAGE_ENDS
-        }
+        rows = pd.DataFrame() if table is None else table[table["setting"] == name]
+        for row in rows.itertuples(index=False):
+            raw = self.llc_changes(name)[row.stage]
+            changes[row.stage] = Change(row.delta_llc, row.delta_llc_std, raw is not None and raw.disagree)
+        return changes
 
     def kinds(self, name: str) -> dict[str, tuple[str, float]]:
         """Stage -> its kind in a table of estimates, and the share of posterior draws that have it."""

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks.reproduction import OUTPUT, document
-from benchmarks.reproduction_stages import compared
+from benchmarks.reproduction_stages import compared, outcome
+from benchmarks.shipped_runs import Change
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 ROOT = Path(__file__).parent.parent
@@ -39,3 +41,20 @@ def test_seeds_are_compared_by_their_mean_and_spread():
     assert compared(1.0, [3.0, None], 1) == ("+2.0", "")
     assert compared(1.0, [None], 1) == ("", "")
     assert compared(None, [3.0, 4.0], 1) == ("", "")
+    assert compared(1.0, [2.0, 3.0, 4.0], 1, independent=False)[0] == "+2.0 (+2.0 spreads)"
+
+
+@pytest.mark.parametrize(
+    ("change", "published", "said"),
+    [
+        (Change(-11.6, 1.6), -12.3, "within"),
+        (Change(-13.5, 4.9), -12.3, "undecided"),
+        (Change(-6.4, 3.1), -12.3, "undecided"),
+        (Change(-11.3, 11.6), -44.1, "outside"),
+        (Change(-40.0, 0.1, disagree=True), -44.1, "chains disagree"),
+        (Change(130.0, 0.1), 149.0, "within"),  # 15 % of the larger ones
+        (None, 149.0, "not sampled"),
+    ],
+)
+def test_a_change_is_judged_by_its_miss_and_its_error(change, published, said):
+    assert outcome(change, published) == said

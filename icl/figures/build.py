@@ -174,7 +174,7 @@ FAMILY_RECIPES = (
         lambda t: development.loss_and_llc_of_seeds(t["evals"], t["llc_calibrated"]),
     ),
     Recipe("llc-against-loss", ("llc", "evals"), lambda t: development.llc_against_loss(t["llc"], ridge_loss(t))),
-    Recipe("llc-escapes", ("llc_traces", "llc"), lambda t: chains.escapes(t["llc_traces"], t["llc"])),
+    Recipe("llc-climb", ("llc_traces", "llc"), lambda t: chains.climbs(t["llc_traces"], t["llc"])),
     Recipe("task-prior", ("task_prior",), lambda t: task_families.task_prior(t["task_prior"])),
     Recipe(
         "transient-losses",

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from icl.analysis.escape import escape_draws, second_half
+from icl.analysis.climb import crossing_draws, second_half
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
     Stages,
@@ -80,39 +80,50 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
 
 
 @page()
-def escapes(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
-    """When chains leave the basin, and what that makes of λ̂; one colour per `model_seed`.
+def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """How long the loss of the chains climbs, and what that makes of λ̂; one colour per `model_seed`.
 
-    Above: the draw at which each chain first does worse than predicting zero, a triangle at the last draw where it never does. Below: λ̂
-    from all draws, and from the second half of them alone (`icl.analysis.escape`), from the end of the second stage on.
+    Above: the draw at which each chain first does worse than predicting zero, a triangle at the last draw where it never does, and the
+    median draw at which chains are half way there (`icl.analysis.climb`). Below: λ̂ from all draws and from the second half of them, from
+    late in the second stage on.
 
     Args:
         traces: `model_seed`, `step`, `chain`, `draw`, `loss`.
-        estimates: `model_seed`, `step`, `llc/mean`, `llc/mcse`, `loss/init`, `loss/excess`, `loss/zero`.
+        estimates: `model_seed`, `step`, `llc/mean`, `loss/init`, `loss/excess`, `loss/zero`.
         stages: their ends.
     """
-    figure, (leaving, value) = panels(2, 1, 1.5 * WIDTH, 2.2 * HEIGHT, sharex=True)
-    left, half = escape_draws(traces, estimates), second_half(traces, estimates)
+    figure, (climb, value) = panels(2, 1, 1.5 * WIDTH, 2.4 * HEIGHT, sharex=True)
+    worse, half_way = (crossing_draws(traces, estimates, fraction) for fraction in (1.0, 0.5))
+    late = second_half(traces, estimates)
     final = float(numbers(traces, "draw").max())
     seeds = sorted(set(estimates["model_seed"]))
     for i, (seed, (colour, _)) in enumerate(zip(seeds, seed_looks(len(seeds)), strict=True)):
-        mine = rows_where(left, model_seed=seed)
+        mine = rows_where(worse, model_seed=seed)
         beside = numbers(mine, "step") * 1.03 ** (i - (len(seeds) - 1) / 2)
-        never = mine["escape"].isna().to_numpy()
-        leaving.plot(beside[~never], mine.loc[~never, "escape"], ".", ms=3, color=colour)
-        leaving.plot(beside[never], np.full(never.sum(), final), "^", ms=4, mfc="none", mew=0.7, color=colour)
-        whole, late = (in_order(rows_where(table, model_seed=seed)) for table in (estimates, half))
-        whole, late = (table.loc[numbers(table, "step") >= 0.5 * stages.get("LR2", 0)] for table in (whole, late))
+        never = mine["crossing"].isna().to_numpy()
+        climb.plot(beside[~never], mine.loc[~never, "crossing"], ".", ms=3, color=colour)
+        climb.plot(beside[never], np.full(never.sum(), final), "^", ms=4, mfc="none", mew=0.7, color=colour)
+        middle = rows_where(half_way, model_seed=seed).pivot_table(index="step", values="crossing", aggfunc="median")
+        climb.plot(middle.index, middle["crossing"], color=colour, ls="--", lw=0.8)
+        whole, half = (in_order(rows_where(table, model_seed=seed)) for table in (estimates, late))
+        whole, half = (table.loc[numbers(table, "step") >= 0.5 * stages.get("LR2", 0)] for table in (whole, half))
         value.plot(whole["step"], whole["llc/mean"], color=colour, lw=1, marker=".", ms=3, label=f"seed {seed}")
-        error = 2 * late["llc/mcse"]
-        value.errorbar(late["step"], late["llc/mean"], error, color=colour, ls=":", lw=0.9, elinewidth=0.6)
-    log_y(leaving)
-    leaving.set_ylim(top=2 * final)
-    leaving.set_ylabel("draw at which a chain does\nworse than predicting zero")
+        error = 2 * half["llc/mcse"]
+        value.errorbar(half["step"], half["llc/mean"], error, color=colour, ls=":", lw=0.9, elinewidth=0.6)
+    log_y(climb)
+    climb.set_ylim(top=2 * final)
+    climb.set_ylabel("draw")
     value.set_ylabel(r"$\hat\lambda$")
-    for axis in (leaving, value):
-        step_axis(axis, stages, last_step(estimates, stages=stages), first=1_000, names=axis is leaving)
-    leaving.set_xlabel("")
+    for axis in (climb, value):
+        step_axis(axis, stages, last_step(estimates, stages=stages), first=1_000, names=axis is climb)
+    climb.set_xlabel("")
+    for marker, filled, style, text in (
+        (".", "black", "", "a chain is worse than predicting zero"),
+        ("^", "none", "", "it never is"),
+        ("", "none", "--", "chains are half way (median)"),
+    ):
+        climb.plot([], [], color="black", marker=marker, mfc=filled, ls=style, ms=4, lw=0.8, label=text)
+    climb.legend(loc="upper left", bbox_to_anchor=(0, 0.92))
     for style, text in (("-", "all draws"), (":", "second half of the draws, ±2 s.e. over chains")):
         value.plot([], [], color="black", ls=style, lw=1, label=text)
     figure.legend(*value.get_legend_handles_labels(), loc="outside lower center", ncols=3)

@@ -6,7 +6,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.elements import Stages, in_order, last_step, stage_legend, step_axis, token_count, token_lines
+from icl.figures.elements import (
+    Stages,
+    after_start,
+    in_order,
+    last_step,
+    stage_legend,
+    step_axis,
+    token_count,
+    token_lines,
+)
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, log_y, page, panels, shades
 
 
@@ -34,7 +43,7 @@ def geometric(llc: pd.DataFrame, hessian_table: pd.DataFrame, stages: Stages = P
         hessian_table: the same run; see `hessian`.
         stages: their ends.
     """
-    llc = in_order(llc)
+    llc = after_start(in_order(llc))
     figure, (above, below) = panels(2, 1, FULL_WIDTH * 0.9, 2.2 * HEIGHT, sharex=True)
     token_lines(above, llc, "llc/mean")
     above.plot(llc["step"], llc["llc/mean"], color=MEAN, label="mean")

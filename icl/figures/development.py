@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
     Stages,
+    after_start,
     estimate_line,
     in_order,
     last_step,
@@ -182,11 +183,11 @@ def settings_compared(
     figure, (value, loss, distance) = panels(3, 1, 1.5 * WIDTH, 3.2 * HEIGHT, sharex=True)
     looks = zip((MODEL, ZERO, OPTIMAL, MEAN), ("-", "--", "-.", ":"), strict=True)
     for (name, table), (colour, style) in zip(tables.items(), looks, strict=False):
-        ordered = in_order(table)
+        ordered = after_start(in_order(table))
         estimate_line(value, ordered, name, colour, style=style)
         loss.plot(ordered["step"], ordered["loss/mean"], color=colour, ls=style, label=f"chains, {name}")
         distance.plot(ordered["step"], ordered["distance"], color=colour, ls=style, label=name)
-    first = in_order(next(iter(tables.values())))
+    first = after_start(in_order(next(iter(tables.values()))))
     loss.plot(first["step"], first["loss/init"], color="black", lw=0.8, label="$L(w_t)$")
     distance.plot(norms["step"], norms["weight/norm"], color="black", lw=0.8, label=r"norm $\|w_t\|$")
     if zero_loss is not None:

@@ -93,7 +93,7 @@ def token_lines(
     axis: Axes, table: pd.DataFrame, name: str, colours: Sequence[Colour] | None = None, label: str = "$k={}$"
 ) -> None:
     """One thin line per token, columns name/0, name/1, ...; the first and the last are named (counted from 1)."""
-    count, table = token_count(table, name), _after_start(table)
+    count, table = token_count(table, name), after_start(table)
     for k, colour in enumerate(colours or token_colours(count)):
         text = label.format(k + 1) if k in (0, count - 1) else None
         axis.plot(table["step"], table[f"{name}/{k}"], color=colour, lw=0.8, label=text)
@@ -110,7 +110,7 @@ def estimate_line(
 ) -> None:
     """Estimates with a band of ±2 Monte-Carlo standard errors, of this opacity; a cross marks those whose verdict is not
     "healthy"."""
-    table = _after_start(table)
+    table = after_start(table)
     axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1, ls=style)
     if "llc/mcse" in table.columns:
         error = 2 * table["llc/mcse"]
@@ -133,7 +133,7 @@ def step_colours(steps: Sequence[int]) -> tuple[dict[int, Colour], ScalarMappabl
     return {step: (r, g, b, a) for step, (r, g, b, a) in zip(steps, colours, strict=True)}, shown
 
 
-def _after_start(table: pd.DataFrame) -> pd.DataFrame:
+def after_start(table: pd.DataFrame) -> pd.DataFrame:
     """Without step 0: a logarithmic axis would draw a line to it from any distance."""
     return table.loc[numbers(table, "step") > 0]
 

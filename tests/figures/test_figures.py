@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
-from icl.figures.build import read_tables, tables_of_seed
-from icl.figures.elements import last_step, token_count
+from icl.figures.build import read_tables, ridge_loss, tables_of_seed
+from icl.figures.elements import estimate_line, last_step, step_colours, token_count
 
 
 @pytest.fixture(scope="module")
@@ -27,12 +27,13 @@ def test_loss_and_llc_draw_the_columns_with_their_errors(tables):
     figure = development.loss_and_llc(tables["evals"], tables["llc"])
     loss, estimates, doubtful = figure.axes[0].get_lines()[0], *figure.axes[1].get_lines()
     np.testing.assert_allclose(loss.get_ydata(), tables["evals"]["loss/mean"])
-    np.testing.assert_allclose(estimates.get_ydata(), tables["llc"]["llc/mean"])
+    drawn = tables["llc"].loc[tables["llc"]["step"] > 0, "llc/mean"]  # step 0 has no place on a logarithmic axis
+    np.testing.assert_allclose(estimates.get_ydata(), drawn)
     assert list(doubtful.get_xdata()) == [200_000, 499_999]
     (band,) = [one for one in figure.axes[1].collections if isinstance(one, FillBetweenPolyCollection)]
     heights = band.get_paths()[0].vertices[:, 1]
-    assert heights.max() == pytest.approx(tables["llc"]["llc/mean"].max() + 4)
-    assert heights.min() == pytest.approx(tables["llc"]["llc/mean"].min() - 4)
+    assert heights.max() == pytest.approx(drawn.max() + 4)
+    assert heights.min() == pytest.approx(drawn.min() - 4)
 
 
 def test_stages_are_shaded_from_end_to_end(tables):
@@ -153,9 +154,9 @@ def test_figures_of_chains():
     assert len(chains.sampling_seed(tokens, tokens + 1).axes[0].get_lines()) == 6
 
 
-def test_chains_that_leave_are_drawn_where_they_do():
+def test_climbing_chains_are_drawn_where_they_cross():
     rows = [
-        {"model_seed": 1, "step": step, "chain": chain, "draw": draw, "loss": 5.0 if draw >= left else 2.0}
+        {"model_seed": 1, "step": step, "chain": chain, "draw": draw, "loss": 5.0 if draw >= left else 3.5}
         for step, lefts in ((30_000, (200, 400)), (200_000, (600, 9_999)))
         for chain, left in enumerate(lefts)
         for draw in range(100, 1_001, 100)
@@ -164,9 +165,31 @@ def test_chains_that_leave_are_drawn_where_they_do():
     means = traces.groupby("step")["loss"].mean().to_numpy()
     estimates = pd.DataFrame({"model_seed": 1, "step": [30_000, 200_000], "loss/init": 2.0, "loss/zero": 4.0})
     estimates = estimates.assign(**{"loss/excess": means - 2, "llc/mean": 10 * (means - 2)})
-    left, never = chains.escapes(traces, estimates).axes[0].get_lines()
-    assert sorted(left.get_ydata()) == [200, 400, 600]
+    crossed, never, half_way, *_ = chains.climbs(traces, estimates).axes[0].get_lines()
+    assert sorted(crossed.get_ydata()) == [200, 400, 600]
     assert list(never.get_ydata()) == [1_000]  # the last draw there is
+    assert list(half_way.get_ydata()) == [100, 100]
+
+
+def test_steps_have_the_colours_of_their_colour_bar():
+    colours, shown = step_colours([0, 100, 3_000, 500_000])
+    for step in (100, 3_000, 500_000):
+        np.testing.assert_allclose(colours[step], shown.to_rgba(step))
+    assert colours[0] == colours[100]
+    assert len({colours[step] for step in (100, 3_000, 500_000)}) == 3
+
+
+def test_step_0_is_not_drawn_on_a_logarithmic_axis():
+    table = pd.DataFrame({"step": [0, 100, 1_000], "llc/mean": [9.0, 1.0, 2.0]})
+    figure = Figure()
+    estimate_line(figure.subplots(), table, "estimate")
+    assert list(line(figure, 0, "estimate")) == [1.0, 2.0]
+
+
+def test_the_loss_of_ridge_is_the_models_less_its_distance_to_it():
+    llc = pd.DataFrame({"model_seed": [1, 1, 2, 2], "step": [10, 20, 10, 20], "loss/init": [3.0, 2.0, 3.0, 2.2]})
+    evals = llc.assign(**{"pretrain/delta_ridge": [1.5, 0.5, 1.5, 0.9]}).drop(columns="loss/init")
+    np.testing.assert_allclose(ridge_loss({"llc": llc, "evals": evals}), (1.5 + 1.3) / 2)
 
 
 def test_drawing_leaves_the_global_style_alone(tables):

@@ -1,9 +1,9 @@
-"""Chains that leave are seen to leave, and the second half of the draws is what is left when the first is dropped."""
+"""A crossing is where the loss says it is, and the second half of the draws is what is left when the first is dropped."""
 
 import numpy as np
 import pandas as pd
 
-from icl.analysis.escape import escape_draws, second_half
+from icl.analysis.climb import crossing_draws, second_half
 
 NBETA = 50.0
 DRAWS = np.arange(100, 1001, 100)
@@ -33,22 +33,32 @@ def estimates_of(traces: pd.DataFrame, init: dict[int, float], zero: float = 4.0
     )
 
 
-def test_a_chain_leaves_at_its_first_stretch_above_predicting_zero():
+def test_a_chain_crosses_at_its_first_stretch_above_the_rim():
     leaves = np.where(DRAWS >= 600, 4.5, 2.0)
     back = np.where(DRAWS == 300, 4.1, 2.0)
+    diverges = np.where(DRAWS >= 800, np.nan, 2.0)
     traces = traces_of(
-        {(10, 0): leaves, (10, 1): back, (10, 2): np.full(10, 2.0), (0, 0): np.full(10, 4.4), (20, 0): leaves}
+        {(10, 0): leaves, (10, 1): back, (10, 2): np.full(10, 2.0), (0, 0): np.full(10, 4.4), (20, 0): diverges}
     )
-    found = escape_draws(traces, estimates_of(traces, {10: 2.0, 0: 4.3, 20: 2.0}))
+    found = crossing_draws(traces, estimates_of(traces, {10: 2.0, 0: 4.3, 20: 2.0}))
     assert found["step"].tolist() == [10, 10, 10, 20]  # step 0 is no better than predicting zero itself
     assert found["chain"].tolist() == [0, 1, 2, 0]
-    np.testing.assert_array_equal(found["escape"], [600, 300, np.nan, 600])
+    np.testing.assert_array_equal(found["crossing"], [600, 300, np.nan, 800])
+
+
+def test_a_chain_is_half_way_where_its_loss_is():
+    climb = np.linspace(2.0, 4.5, 10)  # from L(w*) = 2 past 4, that of predicting zero
+    traces = traces_of({(10, 0): climb})
+    for fraction in (0.25, 0.5, 0.9):
+        found = crossing_draws(traces, estimates_of(traces, {10: 2.0}), fraction)
+        assert found["crossing"].tolist() == [DRAWS[np.argmax(climb > 2 + 2 * fraction)]]
 
 
 def test_the_second_half_does_not_see_the_first():
     early, late = np.array([9.0, 1.0, 5.0, 2.0, 7.0]), np.array([3.0, 3.2, 3.4, 3.2, 3.2])
     traces = traces_of({(10, 0): np.r_[early, late], (10, 1): np.r_[early[::-1], late + 0.4]})
     row = second_half(traces, estimates_of(traces, {10: 2.0})).iloc[0]
+    np.testing.assert_allclose(row["loss/mean"], 3.4)
     np.testing.assert_allclose(row["llc/mean"], NBETA * (3.4 - 2.0))
     np.testing.assert_allclose(row["llc/mcse"], NBETA * 0.2)  # two chains, 0.4 apart
 
