@@ -56,7 +56,7 @@ class Number:
         value: ours, if it is a number.
         text: ours, for people.
         source: the table it comes from.
-        decimals: of differences; None compares by ratio.
+        decimals: of differences.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Number:
     value: float | None
     text: str
     source: str
-    decimals: int | None = 2
+    decimals: int = 2
 
 
 def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:

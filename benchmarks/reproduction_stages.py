@@ -22,9 +22,9 @@ CERTAIN = 0.95
 
 
 def compared(
-    target: float | None, ours: Sequence[float | None], decimals: int | None, independent: bool = True
+    target: float | None, ours: Sequence[float | None], decimals: int, independent: bool = True
 ) -> tuple[str, str]:
-    """Mean over the runs that have the number less the published one (or their ratio), and the standard deviation over them.
+    """Mean over the runs that have the number less the published one, and the standard deviation over them.
 
     From three runs on also the one in units of the other, and for independent runs how probable it is that one more run lies at
     least as far from the mean m of the n as the published number does: |x - m| / (s √(1 + 1/n)) has Student's t with n - 1
@@ -33,10 +33,8 @@ def compared(
     known = np.array([value for value in ours if value is not None], dtype=float)
     if target is None or not known.size:
         return "", ""
-    if decimals is None:
-        known, target = np.log(known), math.log(target)
     difference = float(known.mean()) - target
-    shown = f"{math.exp(difference):.2f} times" if decimals is None else f"{difference:+.{decimals}f}"
+    shown = f"{difference:+.{decimals}f}"
     if known.size < 2:
         return shown, ""
     spread = float(known.std(ddof=1))
@@ -44,7 +42,7 @@ def compared(
         score = abs(difference) / (spread * math.sqrt(1 + 1 / known.size))
         probability = f", p = {2 * student_t.sf(score, known.size - 1):.2g}" if independent else ""
         shown += f" ({difference / spread:+.1f} spreads{probability})"
-    return shown, f"{math.exp(spread):.2f} times" if decimals is None else f"{spread:.{decimals}f}"
+    return shown, f"{spread:.{decimals}f}"
 
 
 def titles(runs: Sequence[Shipped]) -> list[str]:
