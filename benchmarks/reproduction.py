@@ -15,7 +15,7 @@ import pandas as pd
 from torch import Tensor
 
 from benchmarks.pages import markdown_table
-from benchmarks.reproduction_basin import agreement, basin, calibrated, chains, each_seed, scale_of_weights
+from benchmarks.reproduction_basin import agreement, basin, calibrated, chains, each_seed, long_chains, scale_of_weights
 from benchmarks.reproduction_stages import (
     LOG_TOLERANCE,
     boundaries_found,
@@ -93,6 +93,7 @@ def document(folder: Path = ROOT / "data" / "L2H4Minf") -> str:
         "boundaries": boundaries_found(runs),
         "forms": _forms(runs),
         "basin": chains(shipped),
+        "long": long_chains(shipped),
         "calibrated": calibrated(shipped),
         "scale": scale_of_weights(runs),
         "each": each_seed(runs),

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -94,6 +95,29 @@ def chains(shipped: Shipped) -> str:
         "λ̂, second half",
         "λ̂, calibrated",
     ]
+    return markdown_table(head, rows)
+
+
+def long_chains(shipped: Shipped, window: int = 5_000) -> str:
+    """λ̂ of much longer chains, from one window of their draws after another, and what then changes over the stages."""
+    estimates, traces = shipped.needed("llc_long").set_index("step"), shipped.needed("llc_long_traces")
+    nbeta = shipped.sampler("llc_long").inverse_temperature
+    windows = traces.assign(window=(traces["draw"] - 1) // window).groupby(["step", "window", "chain"])["loss"].mean()
+    by_step = nbeta * (windows - estimates["loss/init"].reindex(windows.index, level="step"))
+    each = by_step.groupby(["step", "window"]).agg(["mean", "sem"])
+    count = int(each.index.get_level_values("window").max()) + 1
+    rows = []
+    for step in estimates.index:
+        found = [each.loc[(step, k)] for k in range(count)]
+        rows.append([f"{step:,}", *(f"{one['mean']:.1f} ± {one['sem']:.1f}" for one in found)])
+    for start, end in pairwise(estimates.index):
+        rows.append(
+            [
+                f"{start:,} to {end:,}",
+                *(f"{each.loc[(end, k), 'mean'] - each.loc[(start, k), 'mean']:+.1f}" for k in range(count)),
+            ]
+        )
+    head = ["step", *(f"draws {k * window + 1:,} to {(k + 1) * window:,}" for k in range(count))]
     return markdown_table(head, rows)
 
 

@@ -36,6 +36,7 @@ RUNS = {
     "analysis/4-L2H4-shipped-llcs": 1,
     "analysis/5-L2H4-late-llcs": 1,
     "analysis/6-L2H4-stage-end-llcs": 4,
+    "analysis/7-L2H4-long-llcs": 1,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
     "calibration/0-L2H4-eps-temp-gamma": 6**3 * 8,

@@ -71,6 +71,8 @@ COMMANDS = {
     "llc_traces": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
     "llc_calibrated": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
     "llc_calibrated_traces": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
+    "llc_long": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
+    "llc_long_traces": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
     "rllc": "icl llc sweeps/analysis/2-L2H4-rllcs-inclusions.yaml, one group of parameters per run",
     "transient_distances": "icl.analysis.transient_ridge over the runs of sweeps/training-runs/transient-ridge.yaml",
     "transient_scores": "icl.analysis.transient_ridge over the runs of sweeps/training-runs/transient-ridge.yaml",
