@@ -1,0 +1,26 @@
+"""Notebooks say each thing once, draw figures that there are, and have a sentence before each."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from icl.figures.build import FAMILY_RECIPES, run_recipes
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+FIGURES = {recipe.name for recipe in (*FAMILY_RECIPES, *run_recipes())}
+DRAWING = re.compile(r'^draw\("([^"]+)"', re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_cells_are_in_order(path):
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(path.read_text())["cells"]]
+    sources = [source for _, source in cells]
+    assert len(set(sources)) == len(sources)
+    names = [name for _, source in cells for name in DRAWING.findall(source)]
+    assert names
+    assert set(names) <= FIGURES
+    # Text after text has lost its figure.
+    kinds = "".join(kind[0] for kind, _ in cells)
+    assert "mm" not in kinds
