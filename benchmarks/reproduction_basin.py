@@ -9,6 +9,7 @@ import pandas as pd
 
 from benchmarks.pages import markdown_table
 from benchmarks.shipped_runs import Shipped
+from icl.analysis.climb import estimates_within
 
 
 def basin(shipped: Shipped) -> dict[str, object]:
@@ -98,26 +99,16 @@ def chains(shipped: Shipped) -> str:
     return markdown_table(head, rows)
 
 
-def long_chains(shipped: Shipped, window: int = 5_000) -> str:
-    """λ̂ of much longer chains, from one window of their draws after another, and what then changes over the stages."""
-    estimates, traces = shipped.needed("llc_long").set_index("step"), shipped.needed("llc_long_traces")
-    nbeta = shipped.sampler("llc_long").inverse_temperature
-    windows = traces.assign(window=(traces["draw"] - 1) // window).groupby(["step", "window", "chain"])["loss"].mean()
-    by_step = nbeta * (windows - estimates["loss/init"].reindex(windows.index, level="step"))
-    each = by_step.groupby(["step", "window"]).agg(["mean", "sem"])
-    count = int(each.index.get_level_values("window").max()) + 1
-    rows = []
-    for step in estimates.index:
-        found = [each.loc[(step, k)] for k in range(count)]
-        rows.append([f"{step:,}", *(f"{one['mean']:.1f} ± {one['sem']:.1f}" for one in found)])
-    for start, end in pairwise(estimates.index):
-        rows.append(
-            [
-                f"{start:,} to {end:,}",
-                *(f"{each.loc[(end, k), 'mean'] - each.loc[(start, k), 'mean']:+.1f}" for k in range(count)),
-            ]
-        )
-    head = ["step", *(f"draws {k * window + 1:,} to {(k + 1) * window:,}" for k in range(count))]
+def long_chains(shipped: Shipped, count: int = 4) -> str:
+    """λ̂ of much longer chains, from one part of their draws after another, and what then changes over the stages."""
+    estimates, traces = shipped.needed("llc_long"), shipped.needed("llc_long_traces")
+    parts = [estimates_within(traces, estimates, k / count, (k + 1) / count) for k in range(count)]
+    steps, means = parts[0]["step"], np.array([part["llc/mean"] for part in parts])
+    rows = [[f"{step:,}", *(_estimate(part.iloc[i]) for part in parts)] for i, step in enumerate(steps)]
+    for (start, end), changes in zip(pairwise(steps), np.diff(means, axis=1).T, strict=True):
+        rows.append([f"{start:,} to {end:,}", *(f"{change:+.1f}" for change in changes)])
+    size = traces["draw"].max() // count
+    head = ["step", *(f"draws {k * size + 1:,} to {(k + 1) * size:,}" for k in range(count))]
     return markdown_table(head, rows)
 
 

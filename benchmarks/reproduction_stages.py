@@ -82,9 +82,8 @@ def coefficient_changes(runs: Sequence[Shipped], changes_of: Callable[[Shipped],
         ours = [changes[stage] for changes in each]
         cells = [_judged(change, published) for change in ours]
         values = [None if change is None else change.value for change in ours]
-        compare = compared(
-            published, values, 1, independent=False
-        )  # one init_seed: chains share their noise between seeds
+        # All seeds were sampled with one init_seed: their chains share noise.
+        compare = compared(published, values, 1, independent=False)
         rows.append([stage, PUBLISHED_STAGE_TYPES[stage], f"{published:+g}", *cells, *compare])
     return markdown_table(["stage", "type", "Δλ̂ published", *titles(runs), "difference", "spread"], rows)
 

@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from icl.analysis.climb import crossing_draws, second_half
+from icl.analysis.climb import crossing_draws, estimates_within
 from icl.analysis.measures import AnalysisData
 from icl.analysis.run import load_model
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
@@ -163,8 +163,8 @@ class Shipped:
 
     @cached_property
     def second_half(self) -> pd.DataFrame:
-        """λ̂ under the published settings without the first half of the draws (`icl.analysis.climb.second_half`)."""
-        return second_half(self.needed("llc_traces"), self.needed("llc"))
+        """λ̂ under the published settings without the first half of the draws (`icl.analysis.climb.estimates_within`)."""
+        return estimates_within(self.needed("llc_traces"), self.needed("llc"))
 
     def crossings(self, fraction: float) -> pd.DataFrame:
         """How far the loss of the published chains climbs, and when (`icl.analysis.climb.crossing_draws`)."""

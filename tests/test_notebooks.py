@@ -1,4 +1,4 @@
-"""Notebooks say each thing once, draw figures that there are, and have a sentence before each."""
+"""Notebooks say each thing once, draw figures that there are, and have no text that has lost its figure."""
 
 import json
 import re
@@ -21,6 +21,5 @@ def test_cells_are_in_order(path):
     names = [name for _, source in cells for name in DRAWING.findall(source)]
     assert names
     assert set(names) <= FIGURES
-    # Text after text has lost its figure.
     kinds = "".join(kind[0] for kind, _ in cells)
     assert "mm" not in kinds

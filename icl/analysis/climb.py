@@ -31,12 +31,15 @@ def crossing_draws(traces: pd.DataFrame, estimates: pd.DataFrame, fraction: floa
     return pd.DataFrame({"crossing": above.groupby([*keys, "chain"])["crossing"].min()}).reset_index()
 
 
-def second_half(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
-    """λ̂ from the second half of each chain's draws alone, the first half taken for burn-in.
+def estimates_within(
+    traces: pd.DataFrame, estimates: pd.DataFrame, start: float = 0.5, end: float = 1.0
+) -> pd.DataFrame:
+    """λ̂ = nβ(E[L] - L(w*)) from a part of each chain's draws alone; by default the first half is taken for burn-in.
 
     Args:
         traces: as of `crossing_draws`, stretches of equal length.
         estimates: `model_seed`, `step`, `llc/mean`, `loss/excess` (whose ratio is nβ), `loss/init`.
+        start, end: of the part, as shares of a checkpoint's draws.
 
     Returns:
         One row per checkpoint: `model_seed`, `step`, `loss/mean` of these draws, `llc/mean`, and `llc/mcse`, the standard deviation over
@@ -44,8 +47,9 @@ def second_half(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
     """
     keys = ["model_seed", "step"]
     last = traces.pivot_table(index=keys, values="draw", aggfunc="max").reset_index()
-    late = traces.merge(last, on=keys, suffixes=("", "/last")).query("draw > `draw/last` / 2")
-    chains = late.pivot_table(index=[*keys, "chain"], values="loss").groupby(keys)["loss"]
+    share = traces.merge(last, on=keys, suffixes=("", "/last")).eval("share = draw / `draw/last`")
+    part = share.query("@start < share <= @end")
+    chains = part.pivot_table(index=[*keys, "chain"], values="loss").groupby(keys)["loss"]
     joined = chains.agg(["mean", "sem"]).reset_index().merge(estimates, on=keys)
     nbeta = float(np.median(joined["llc/mean"] / joined["loss/excess"]))
     excess = joined["mean"] - joined["loss/init"]

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from icl.analysis.climb import crossing_draws, second_half
+from icl.analysis.climb import crossing_draws, estimates_within
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
     Stages,
@@ -94,7 +94,7 @@ def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLI
     """
     figure, (climb, value) = panels(2, 1, 1.5 * WIDTH, 2.4 * HEIGHT, sharex=True)
     worse, half_way = (crossing_draws(traces, estimates, fraction) for fraction in (1.0, 0.5))
-    late = second_half(traces, estimates)
+    late = estimates_within(traces, estimates)
     final = float(numbers(traces, "draw").max())
     seeds = sorted(set(estimates["model_seed"]))
     for i, (seed, (colour, _)) in enumerate(zip(seeds, seed_looks(len(seeds)), strict=True)):

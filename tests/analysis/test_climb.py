@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from icl.analysis.climb import crossing_draws, second_half
+from icl.analysis.climb import crossing_draws, estimates_within
 
 NBETA = 50.0
 DRAWS = np.arange(100, 1001, 100)
@@ -57,7 +57,7 @@ def test_a_chain_is_half_way_where_its_loss_is():
 def test_the_second_half_does_not_see_the_first():
     early, late = np.array([9.0, 1.0, 5.0, 2.0, 7.0]), np.array([3.0, 3.2, 3.4, 3.2, 3.2])
     traces = traces_of({(10, 0): np.r_[early, late], (10, 1): np.r_[early[::-1], late + 0.4]})
-    row = second_half(traces, estimates_of(traces, {10: 2.0})).iloc[0]
+    row = estimates_within(traces, estimates_of(traces, {10: 2.0})).iloc[0]
     np.testing.assert_allclose(row["loss/mean"], 3.4)
     np.testing.assert_allclose(row["llc/mean"], NBETA * (3.4 - 2.0))
     np.testing.assert_allclose(row["llc/mcse"], NBETA * 0.2)  # two chains, 0.4 apart
@@ -67,10 +67,18 @@ def test_stationary_chains_give_the_same_estimate_from_either_half():
     rng = np.random.default_rng(0)
     traces = traces_of({(10, chain): 3 + 0.01 * rng.standard_normal(10) for chain in range(50)})
     estimates = estimates_of(traces, {10: 2.0})
-    row = second_half(traces, estimates).iloc[0]
+    row = estimates_within(traces, estimates).iloc[0]
     assert abs(row["llc/mean"] - estimates["llc/mean"].iloc[0]) < 4 * row["llc/mcse"]
+
+
+def test_parts_of_equal_length_average_to_the_whole():
+    traces = traces_of({(10, 0): np.linspace(2.0, 4.5, 10), (10, 1): np.linspace(2.5, 3.0, 10)})
+    estimates = estimates_of(traces, {10: 2.0})
+    parts = [estimates_within(traces, estimates, k / 5, (k + 1) / 5)["llc/mean"].item() for k in range(5)]
+    np.testing.assert_allclose(np.mean(parts), estimates["llc/mean"].item())
+    assert parts == sorted(parts)  # losses that rise
 
 
 def test_one_chain_has_no_error():
     traces = traces_of({(10, 0): np.full(10, 3.0)})
-    assert np.isnan(second_half(traces, estimates_of(traces, {10: 2.0}))["llc/mcse"]).all()
+    assert np.isnan(estimates_within(traces, estimates_of(traces, {10: 2.0}))["llc/mcse"]).all()
