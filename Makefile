@@ -36,7 +36,7 @@ reproduction: $(INSTALLED)  ## docs/reproduction.md from data/
 	$(BIN)/python -m benchmarks.reproduction
 
 bench: $(INSTALLED)-dev  ## the estimator where the coefficient is known, and training under random kills
-	$(BIN)/python -m benchmarks.llc_accuracy --quick
+	$(BIN)/python -m benchmarks.llc.accuracy --quick
 	$(BIN)/python benchmarks/kill_storm.py 20
 
 $(INSTALLED): pyproject.toml constraints.txt

@@ -18,19 +18,18 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks import speed_cases as cases
+from benchmarks.speed import cases
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, resolve_device
-from icl.engine import batched_loss_and_grad, loss_and_grad
-from icl.ensemble import BLOCK, EnsembleStep
-from icl.estimation import AT_ONCE, sampling_batches
-from icl.evals import mse_loss
+from icl.engine import batched_loss_and_grad, loss_and_grad, mse_loss
+from icl.estimation.batches import sampling_batches
+from icl.estimation.estimate import AT_ONCE
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters
 from icl.sampling import PUBLISHED, estimate_llcs
 from icl.sampling.chains import chains_that_fit
 from icl.sampling.transformer_objective import make_objective
-from icl.tasks import RegressionTask
-from icl.training import data_stream
+from icl.tasks import BLOCK, RegressionTask
+from icl.training.accelerator import AcceleratorStepper
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -95,8 +94,7 @@ def peak_flops(device: torch.device, size: int) -> float:
 def time_training(device: torch.device, sizes: Sizes, steps: int) -> float:
     """Seconds per step of all seeds, warm-up and capture left out."""
     configs = [training_config(seed, sizes) for seed in range(sizes.seeds)]
-    flats = torch.stack([flatten(initial_parameters(cases.PAPER, seed)) for seed in range(sizes.seeds)])
-    engine = EnsembleStep(cases.PAPER, configs, [data_stream(each) for each in configs], flats, 0, {}, device)
+    engine = AcceleratorStepper(configs, 0, [{}] * len(configs), device)
     engine.run(2)
     wait_for(device)
     start, done = time.perf_counter(), 0

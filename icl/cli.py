@@ -75,7 +75,7 @@ def _before(
         raise typer.Exit
     from dotenv import load_dotenv
 
-    from icl.allocator import keep_freed_memory
+    from icl.native.allocator import keep_freed_memory
 
     load_dotenv(Path.cwd() / ".env")
     keep_freed_memory()
@@ -91,7 +91,7 @@ def demo(
 
     Minutes on two CPU cores; no account, no network, no GPU. Starting it again continues where it was stopped.
     """
-    from icl.demo import run_demo
+    from icl.commands.demo import run_demo
 
     run_demo(output, quick)
 
@@ -110,7 +110,7 @@ def train(
     Without a file: the run that `wandb agent` hands over. Checkpoints go to LOCAL_ROOT (default ./checkpoints) and,
     with AWS_BUCKET_NAME, to S3.
     """
-    from icl.sweep_commands import run_sweep_command
+    from icl.commands.sweep import run_sweep_command
 
     raise typer.Exit(run_sweep_command("train", sweep, index, overrides or [], jobs, executor, tracking))
 
@@ -136,8 +136,8 @@ def llc(
     Without a file: the run that `wandb agent` hands over. Estimates that exist are not made again. Every estimate comes
     with a verdict in plain words. `icl calibrate` searches the sampler's constants.
     """
+    from icl.commands.sweep import run_sweep_command
     from icl.sampling.presets import preset_override
-    from icl.sweep_commands import run_sweep_command
 
     overrides = [*([] if preset is None else [preset_override(preset)]), *(overrides or [])]
     raise typer.Exit(run_sweep_command("llc", sweep, index, overrides, jobs, executor, tracking))
@@ -172,7 +172,7 @@ def calibrate(
     and recommends one setting for all checkpoints by a criterion that looks at health and sensitivity alone
     (docs/llc.md). Interrupted, it continues where it was stopped.
     """
-    from icl.calibrate_command import Budget, calibrate_command
+    from icl.commands.calibrate import Budget, calibrate_command
     from icl.sampling.calibration import Grid
 
     given = {"epsilons": epsilons, "gammas": gammas, "nbetas": nbetas}
@@ -199,7 +199,7 @@ def analyse(
 
     Checkpoints that a table has already are not measured again.
     """
-    from icl.analysis_command import analyse_command
+    from icl.commands.analyse import analyse_command
 
     analyse_command(run, only, output)
 
@@ -215,10 +215,10 @@ def tabulate(
 
     Runs of the sweep without estimates yet are left out; call it again when there are more.
     """
+    from icl.config.sweeps import expand, load_sweep
     from icl.estimation import LLCConfig
-    from icl.jobs import Surroundings
-    from icl.llc_tables import tabulate
-    from icl.sweeps import expand, load_sweep
+    from icl.estimation.tables import tabulate
+    from icl.execution.surroundings import Surroundings
 
     configs = [LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides or [])]
     for path in tabulate(configs, Surroundings.from_environment().results, output, name):
@@ -228,7 +228,7 @@ def tabulate(
 @app.command()
 def stages(folder: Annotated[Path, typer.Argument(help="Folder of the tables evals and llc.")]) -> None:
     """Read the developmental stages off the tables: the changes over each, and the boundaries that the curve shows."""
-    from icl.llc_tables import write_stages
+    from icl.estimation.tables import write_stages
 
     for path in write_stages(folder):
         print(path)
@@ -243,8 +243,8 @@ def figures(
     """Draw every figure again from the tables under data/, as PNG and PDF. The same tables give the same files."""
     import torch
 
-    from icl.figures.build import build_figures
-    from icl.jobs import available_cores
+    from icl.devices import available_cores
+    from icl.figures.recipes import build_figures
 
     jobs = jobs or available_cores(torch.device("cpu"))
     for path in build_figures(data, output, report=lambda line: print(line, file=sys.stderr), jobs=jobs):
@@ -263,7 +263,7 @@ def runs(
     name: Annotated[str | None, typer.Option(help="Only this run.")] = None,
 ) -> None:
     """List the runs with their steps, size and state; check, thin out or copy them."""
-    from icl.run_commands import runs_command
+    from icl.commands.runs import runs_command
 
     raise typer.Exit(runs_command(verify, prune, copy, name))
 
@@ -271,6 +271,6 @@ def runs(
 @app.command()
 def doctor() -> None:
     """Say which device, engine, storage and W&B settings are in force, and whether each works."""
-    from icl.doctor import report
+    from icl.commands.doctor import report
 
     raise typer.Exit(0 if report(os.environ) else 1)

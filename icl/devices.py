@@ -108,3 +108,10 @@ def memory_budget(device: torch.device) -> int:
     if device.type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return _UNKNOWN_MEMORY
+
+
+def available_cores(device: torch.device) -> int:
+    """CPU cores that this process may use for computing on the device."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return cores if device.type == "cpu" else 1

@@ -25,6 +25,8 @@ from torch import Tensor
 from icl.baselines import Predictor, dmmse_predictor, ridge_predictor
 from icl.config import TrainingConfig
 from icl.engine import Predict, choose_path
+from icl.engine import mse_loss as mse_loss
+from icl.engine.loss import token_losses
 from icl.model import flatten, parameter_layout
 from icl.streams import Stream
 from icl.tasks import RegressionTask, label
@@ -34,18 +36,6 @@ Metrics = dict[str, float]
 
 GAINS = (3, 5, 10, 100)
 VALIDATION_SIZE = 8192
-
-
-def mse_loss(predict: Predictor, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The training loss, mean over batch and examples of (ŷ - y)², in the form that `icl.sampling.estimate_llc`
-    takes."""
-    xs, ys = batch
-    return torch.nn.functional.mse_loss(predict(xs, ys), ys)
-
-
-def token_losses(predictions: Tensor, ys: Tensor) -> Tensor:
-    """Mean over the batch of the squared error of each prediction: (B, K, 1), (B, K, 1) -> (K,)."""
-    return (predictions - ys).square().mean(dim=(0, 2))
 
 
 def icl_score(losses: Tensor, early: int, late: int) -> float:
@@ -76,7 +66,7 @@ def make_evaluator(
     code.
 
     Args:
-        predict: how to run the model (`icl.engine.Path.predict`); None: by PyTorch.
+        predict: how to run the model (`icl.engine.paths.Path.predict`); None: by PyTorch.
     """
     task = config.task_config
     predict = predict or choose_path(task.shape, device, native="never").predict

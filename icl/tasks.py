@@ -5,13 +5,14 @@ Shapes: B batch, K examples, D task dimension, M tasks.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from icl.streams import Stream, normals_of_streams
+from icl.streams import Stream, keys_of, normals, normals_of_streams, scaled_down, threefry2x32
 
 
 @dataclass(frozen=True)
@@ -118,3 +119,63 @@ def encode_tokens(xs: Tensor, ys: Tensor) -> Tensor:
 def decode_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The inverse of `encode_tokens`: (B, 2K, D+1) -> xs (B, K, D), ys (B, K, 1)."""
     return tokens[..., 0::2, 1:], tokens[..., 1::2, :1]
+
+
+_DATA_NUMBERS = 2**24
+"""Most numbers of data made at a time: 64 MB."""
+
+
+class EnsembleBatches:
+    """Batches of all members at several steps: xs (S, E, B, K, D) and ys (S, E, B, K, 1).
+
+    At each step member e gets the numbers of `laws[e].sample(streams[e], step, batch_size)`.
+
+    Raises:
+        ValueError: laws that differ in more than their tasks.
+    """
+
+    def __init__(
+        self, laws: Sequence[RegressionTask], streams: Sequence[Stream], batch_size: int, device: torch.device
+    ) -> None:
+        first = laws[0]
+        kinds = {(law.task_size, law.max_examples, law.noise_variance, law.num_tasks) for law in laws}
+        if len(kinds) > 1:
+            raise ValueError("members of one batch must share task_size, max_examples, noise_variance and num_tasks")
+        self._size = (batch_size, first.max_examples, first.task_size)
+        self._noise_scale = first.noise_variance**0.5
+        self._tasks = None if first.num_tasks is None else torch.stack([law.tasks for law in laws]).to(device)
+        names = ("inputs", "noise", "tasks" if self._tasks is None else "task-index")
+        self._keys = {name: keys_of([stream.child(name) for stream in streams], device) for name in names}
+        self.steps_at_once = max(1, min(BLOCK, _DATA_NUMBERS // (len(laws) * math.prod(self._size))))
+
+    def __call__(self, steps: Tensor) -> tuple[Tensor, Tensor]:
+        """The batches at the given steps, an int64 tensor (S,) on the device."""
+        batch, examples, task_size = self._size
+
+        def normal(name: str, *size: int) -> Tensor:
+            return normals(self._keys[name], steps, math.prod(size)).transpose(0, 1).unflatten(-1, size)
+
+        tasks = normal("tasks", batch, task_size) if self._tasks is None else self._chosen_tasks(self._tasks, steps)
+        xs = normal("inputs", batch, examples, task_size)
+        errors = normal("noise", batch, examples, 1) * self._noise_scale
+        return xs, (xs * tasks[..., None, :]).sum(dim=-1, keepdim=True) + errors
+
+    def _chosen_tasks(self, tasks: Tensor, steps: Tensor) -> Tensor:
+        """(S, E, B, D) out of tasks (E, M, D)."""
+        keys, batch = self._keys["task-index"][:, :, None], self._size[0]
+        counter = torch.arange((batch + 1) // 2, dtype=torch.int32, device=keys.device)
+        words = threefry2x32(keys[:, 0], keys[:, 1], steps.to(torch.int32)[:, None, None], counter)
+        unsigned = torch.stack(words, dim=-1).flatten(2)[..., :batch].to(torch.int64) & 0xFFFFFFFF
+        index = scaled_down(unsigned, tasks.shape[1])
+        members = torch.arange(len(tasks), device=keys.device)[:, None]
+        return tasks[members, index]
+
+
+def zero_predictor_loss(task: RegressionTask) -> float:
+    """E[y²] = E‖w‖² + σ²: the loss of predicting 0, which no useful model exceeds."""
+    energy = task.task_size if task.num_tasks is None else float((task.tasks**2).sum(dim=1).mean())
+    return energy + task.noise_variance
+
+
+BLOCK = 1000
+"""Most steps between two looks at the losses."""

@@ -8,16 +8,9 @@ import torch
 
 from icl.baselines import ridge_predictor, zero_predictor
 from icl.config import TrainingConfig
-from icl.evals import (
-    ValidationSet,
-    first_pair_ridge,
-    icl_score,
-    make_evaluator,
-    mse_loss,
-    token_losses,
-    validation_metrics,
-    weight_norm,
-)
+from icl.engine import mse_loss
+from icl.engine.loss import token_losses
+from icl.evals import ValidationSet, first_pair_ridge, icl_score, make_evaluator, validation_metrics, weight_norm
 from icl.model import initial_parameters, predict
 from icl.streams import Stream
 from icl.tasks import RegressionTask

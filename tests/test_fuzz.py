@@ -9,12 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
-from icl.checkpoint_format import CheckpointError, decode, encode
-from icl.checkpoints import Checkpoints
-from icl.config import TrainingConfig
-from icl.settings import ConfigError
+from icl.checkpoints import CheckpointError, Checkpoints
+from icl.checkpoints.format import decode, encode
+from icl.config import ConfigError, TrainingConfig
+from icl.config.sweeps import expand, load_sweep
 from icl.storage import InvalidKeyError, LocalStore, check_key
-from icl.sweeps import expand, load_sweep
 
 FAST, SLOW = 150, 4000
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from icl.figures.build import FAMILY_RECIPES, run_recipes
+from icl.figures.recipes import FAMILY_RECIPES, run_recipes
 
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 FIGURES = {recipe.name for recipe in (*FAMILY_RECIPES, *run_recipes())}

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from icl.cli import app
-from icl.sweeps import expand, load_sweep
+from icl.config.sweeps import expand, load_sweep
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

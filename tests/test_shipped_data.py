@@ -14,11 +14,11 @@ from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
 from icl.analysis.run import ESSENTIAL_DYNAMICS, load_model, table_path
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig, expand_steps
+from icl.config.sweeps import expand, load_sweep
 from icl.estimation import LLCConfig
-from icl.figures.build import read_table, table_names
-from icl.llc_tables import write_stages
+from icl.estimation.tables import write_stages
+from icl.figures.recipes import read_table, table_names
 from icl.storage import LocalStore
-from icl.sweeps import expand, load_sweep
 
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / "data" / "L2H4Minf"

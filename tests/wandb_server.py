@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from icl.sweeps import engine
+from icl.config.sweeps import engine
 
 API_KEY = "local" + "0" * 35
 ENTITY = "local"

@@ -18,10 +18,9 @@ from icl.analysis.hessian import hessian_table
 from icl.analysis.ood import effective_task_table, gain_sweep
 from icl.analysis.structure import embedding_spectra, layer_norm_coordinates
 from icl.analysis.task_prior import task_prior_table
-from icl.config import TrainingConfig
+from icl.config import Settings, TrainingConfig
 from icl.evals import VALIDATION_SIZE, ValidationSet, make_evaluator, validation_metrics
 from icl.model import InContextRegressionTransformer
-from icl.settings import Settings
 from icl.streams import Stream
 from icl.tasks import label
 

@@ -17,10 +17,9 @@ from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
 from icl.analysis.tables import AnalysisTable
 from icl.analysis.trajectories import gradient_row, output_row, weight_row
 from icl.checkpoints import Checkpoints
-from icl.config import TrainingConfig, expand_steps
-from icl.locks import exclusive
+from icl.config import ConfigError, TrainingConfig, expand_steps
 from icl.model import InContextRegressionTransformer
-from icl.settings import ConfigError
+from icl.storage.locks import exclusive
 
 Progress = Callable[[int, str, int], None]
 """Called with (measurements done, what comes next, measurements in all); one analysis of one checkpoint is one."""

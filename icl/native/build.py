@@ -1,4 +1,4 @@
-"""Compiling a C++ source of this package into the user's cache, and loading it.
+"""Compiling a C++ source into the user's cache, and loading it.
 
 The library's file name is a hash of source, macros, flags, compiler and CPU, so that a changed source, or another
 machine on a shared home directory, never meets a wrong file; a lock keeps two processes from compiling the same
@@ -29,11 +29,11 @@ class NativeUnavailable(RuntimeError):
     """There is no native kernel here; the message says why in one line."""
 
 
-def load_library(source: str, macros: Mapping[str, int]) -> ctypes.CDLL:
-    """The compiled library of a source file of this package, from the cache or compiled now (a few seconds).
+def load_library(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
+    """The compiled library of a source file, from the cache or compiled now (a few seconds).
 
     Args:
-        source: file name beside this module.
+        source: the C++ file.
         macros: -D definitions.
 
     Raises:
@@ -45,9 +45,8 @@ def load_library(source: str, macros: Mapping[str, int]) -> ctypes.CDLL:
 
 
 @cache
-def _load(source: str, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
+def _load(path: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
     compiler = find_compiler()
-    path = Path(__file__).with_name(source)
     definitions = [f"-D{name}={value}" for name, value in macros]
     key = "\n".join((path.read_text(), *definitions, *_FLAGS, compiler, _version(compiler), _cpu()))
     library = cache_folder() / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"

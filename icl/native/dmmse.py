@@ -5,11 +5,14 @@ Shapes: B batch, K examples, D task dimension, M tasks.
 
 import ctypes
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from icl.native.build import NativeUnavailable, load_library
+
+_SOURCE = Path(__file__).with_name("dmmse.cpp")
 
 
 def dmmse_weights(xs: Tensor, ys: Tensor, tasks: Tensor, threads: int = 1) -> Tensor | None:
@@ -36,7 +39,7 @@ def dmmse_weights(xs: Tensor, ys: Tensor, tasks: Tensor, threads: int = 1) -> Te
 @cache
 def _function(examples: int, task_size: int):
     try:
-        library = load_library("dmmse.cpp", {"NUM_EXAMPLES": examples, "TASK_SIZE": task_size})
+        library = load_library(_SOURCE, {"NUM_EXAMPLES": examples, "TASK_SIZE": task_size})
     except NativeUnavailable:
         return None
     function = library.dmmse_weights

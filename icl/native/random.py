@@ -6,12 +6,15 @@ batch is small.
 
 import ctypes
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from icl.native.build import NativeUnavailable, load_library
+
+_SOURCE = Path(__file__).with_name("threefry.cpp")
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _KEY_PARITY = 0x1BD11BDA
@@ -50,7 +53,7 @@ def _by_numpy(key: tuple[int, int], step: int, count: int) -> np.ndarray:
 @cache
 def _function():
     try:
-        function = load_library("threefry.cpp", {}).threefry_words
+        function = load_library(_SOURCE, {}).threefry_words
     except NativeUnavailable:
         return None
     function.argtypes = [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p]

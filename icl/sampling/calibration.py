@@ -25,9 +25,9 @@ from typing import Any
 import pandas as pd
 
 from icl.sampling.config import SamplerConfig
-from icl.sampling.data import BatchSource
 from icl.sampling.llc import LLCResult, estimate_llc_of
 from icl.sampling.objective import Batch, Objective
+from icl.sampling.plan import BatchSource
 
 AGREEMENT = 0.10
 TRACE_POINTS = 100

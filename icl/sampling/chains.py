@@ -18,8 +18,9 @@ from torch import Tensor
 from icl.devices import chain_memory, end_of_graph, torch_threads
 from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
 from icl.sampling.config import SamplerConfig
-from icl.sampling.data import Plan, StepData, shared_noise_blocks, token_weights_of
+from icl.sampling.noise import shared_noise_blocks
 from icl.sampling.objective import Batch, Objective
+from icl.sampling.plan import Plan, StepData, token_weights_of
 
 Progress = Callable[[int, int], None]
 

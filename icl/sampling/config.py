@@ -4,8 +4,8 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from icl.config import Settings
 from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical
-from icl.settings import Settings
 
 SamplingMethod = Literal["auto", "langevin", "sgld", "rmsprop_sgld", "sgnht"]
 EvalMethod = Literal["grad-minibatch", "new-minibatch", "fixed-minibatch", "dataset"]

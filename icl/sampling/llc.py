@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from icl.model import InContextRegressionTransformer
 from icl.sampling.chains import Progress, run_chains
+from icl.sampling.checks import noise_heating
 from icl.sampling.config import SamplerConfig
-from icl.sampling.data import AnchorLosses, BatchSource, Evaluation, Plan, Recorder
 from icl.sampling.objective import Batch, Losses, LossFunction, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
+from icl.sampling.plan import AnchorLosses, BatchSource, Evaluation, Plan, Recorder
 from icl.sampling.presets import AUTOMATIC
 from icl.sampling.result import LLCResult, summarise_chains
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import tune
-from icl.sampling.verdict import noise_heating
 
 logger = logging.getLogger(__name__)
 

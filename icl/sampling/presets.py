@@ -3,8 +3,8 @@
 import json
 from difflib import get_close_matches
 
+from icl.config import ConfigError
 from icl.sampling.config import SamplerConfig
-from icl.settings import ConfigError
 
 PUBLISHED = SamplerConfig(
     num_chains=10, num_draws=5000, gradient_scale=0.01, localization_scale=0.001, noise_scale=0.0003, grad_batch_origin="eval-dataset",

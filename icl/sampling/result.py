@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from icl.sampling.chains import ChainRun
+from icl.sampling.checks import control_acceptance
 from icl.sampling.config import SamplerConfig
 from icl.sampling.diagnostics import bulk_ess, mcse_of_mean, split_rhat
 from icl.sampling.observables import WeightTrace
 from icl.sampling.tuning import Tuned
-from icl.sampling.verdict import Verdict, control_acceptance, judge
+from icl.sampling.verdict import Verdict, judge
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,13 @@ Shapes: B batch, K examples, E chains, P sampled parameters; the losses of a bat
 """
 
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from icl.engine import choose_path
+from icl.engine import choose_path, mse_loss
 from icl.model import InContextRegressionTransformer, TransformerShape, parameter_layout, predict, unflatten
 from icl.sampling.config import SamplerConfig
 from icl.sampling.objective import LossFunction, ModuleObjective, Objective, kept_for_backward
@@ -132,9 +131,7 @@ def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Se
 
 def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
     """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`."""
-    evals = sys.modules.get("icl.evals")
-    own_loss = evals is not None and loss_fn is evals.mse_loss
-    if own_loss and type(model) is InContextRegressionTransformer:
+    if loss_fn is mse_loss and type(model) is InContextRegressionTransformer:
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(model, config.include, config.exclude, threads)

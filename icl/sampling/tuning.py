@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from icl.sampling import langevin
-from icl.sampling.data import Plan, StepData, noise_blocks
+from icl.sampling.noise import noise_blocks
+from icl.sampling.plan import Plan, StepData
 
 SAFETY = 0.7
 RELAXATIONS = 10.0

@@ -17,11 +17,10 @@ from icl.analysis.run import (
     table_path,
 )
 from icl.analysis.tables import read_table, write_table
-from icl.analysis_command import analyse_command
 from icl.checkpoints import Checkpoints
-from icl.config import TrainingConfig
+from icl.commands.analyse import analyse_command
+from icl.config import ConfigError, TrainingConfig
 from icl.model import InContextRegressionTransformer
-from icl.settings import ConfigError
 from icl.storage import LocalStore
 
 STEPS = (0, 7, 100, 2_000)

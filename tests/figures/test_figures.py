@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
-from icl.figures.build import read_tables, ridge_loss, tables_of_seed
 from icl.figures.elements import estimate_line, last_step, step_colours, token_count
+from icl.figures.recipes import read_tables, ridge_loss, tables_of_seed
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from icl.figures.build import FAMILY_RECIPES, build_figures, read_tables, run_recipes, seeds_of, tables_of_seed
+from icl.figures.recipes import FAMILY_RECIPES, build_figures, read_tables, run_recipes, seeds_of, tables_of_seed
 
 ROOT = Path(__file__).parents[2]
 FAMILY = ROOT / "data" / "L2H4Minf"

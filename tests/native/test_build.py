@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from icl.engine import paths
 from icl.native import build, random
 from icl.native.build import NativeUnavailable, cache_folder, find_compiler, load_library
 from icl.streams import threefry2x32
@@ -20,6 +21,8 @@ except NativeUnavailable as error:
 
 LOAD = "from icl.native.build import load_library; load_library('threefry.cpp', {'COPY': 1})"
 
+THREEFRY = Path(build.__file__).with_name("threefry.cpp")
+
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -28,7 +31,7 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_import_compiles_nothing(tmp_path):
-    python("import icl.engine, icl.streams, icl.training", XDG_CACHE_HOME=str(tmp_path))
+    python("import icl.engine.paths, icl.streams, icl.training.loop", XDG_CACHE_HOME=str(tmp_path))
     assert not list(tmp_path.iterdir())
 
 
@@ -45,7 +48,7 @@ def test_two_processes_compile_one_library(tmp_path):
 def test_macros_give_libraries_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     for value in (1, 2):
-        load_library("threefry.cpp", {"MARK": value})
+        load_library(THREEFRY, {"MARK": value})
     assert len(list(cache_folder().glob("*.so"))) == 2
 
 
@@ -56,7 +59,7 @@ def test_a_failing_compiler_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("CXX", str(compiler))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(NativeUnavailable, match=r"failed on threefry\.cpp: fatal error: out of luck") as caught:
-        load_library("threefry.cpp", {"BROKEN": 1})
+        load_library(THREEFRY, {"BROKEN": 1})
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "icl").glob("*.so"))
 
@@ -65,11 +68,11 @@ def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
     (tmp_path / "icl").write_text("a file where the folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(NativeUnavailable, match="cannot use"):
-        load_library("threefry.cpp", {"UNWRITABLE": 1})
+        load_library(THREEFRY, {"UNWRITABLE": 1})
 
 
 def test_sources_are_part_of_the_package():
-    assert (Path(build.__file__).parent / "kernel.cpp").is_file()
+    assert (Path(paths.__file__).with_name("kernel.cpp")).is_file()
 
 
 @pytest.mark.parametrize("compiled", [True, False])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from icl.engine import paths
 from icl.native import build
 
 DRIVER = r"""
@@ -40,7 +41,7 @@ int main() {
 def test_kernel_is_clean_under_sanitizers(sizes, tmp_path):
     names = "TASK_SIZE MAX_EXAMPLES EMBED_SIZE MLP_SIZE NUM_HEADS NUM_LAYERS LAYER_NORM INCLUDE_OUTPUT RESIDUAL_DOUBLED"
     macros = [f"-D{name}={size}" for name, size in zip(names.split(), sizes, strict=True)]
-    kernel = Path(build.__file__).with_name("kernel.cpp")
+    kernel = Path(paths.__file__).with_name("kernel.cpp")
     (tmp_path / "driver.cpp").write_text(DRIVER.replace("KERNEL", f'"{kernel}"'))
     program = tmp_path / "driver"
     flags = [

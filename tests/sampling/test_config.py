@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from icl.config import ConfigError
 from icl.sampling import AUTOMATIC, CALIBRATED, PUBLISHED, SamplerConfig
 from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical, to_scales
-from icl.settings import ConfigError
 
 positive = st.floats(1e-8, 1e8)
 

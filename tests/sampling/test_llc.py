@@ -226,7 +226,7 @@ def test_paired_and_separate_initial_losses_agree_and_pairing_cancels_the_batche
 
 def test_subsequence_loss_has_the_intended_law():
     # L_t = g_t·w with T = 3 tokens: the driving gradient is the mean of the first k, k uniform on 1..3.
-    from icl.sampling.data import AnchorLosses, Plan, token_weights_of
+    from icl.sampling.plan import AnchorLosses, Plan, token_weights_of
 
     config = SHORT.model_copy(update={"eval_loss_fn": "subsequence-mse"})
     objective = ModuleObjective(linear(), token_squares)

@@ -99,7 +99,7 @@ def test_the_default_estimate_of_a_small_network_is_within_its_errors_of_the_tru
 
 @pytest.mark.slow
 def test_two_standard_errors_cover_the_long_run_mean():
-    from benchmarks.llc_standard_errors import coverage
+    from benchmarks.llc.standard_errors import coverage
 
     config = AUTOMATIC.model_copy(update={"num_draws": 1500, "num_burnin_steps": 500})
     for model in (linear_regression(11, 0), deep_linear((7, 5, 11, 3), 1, 0)):

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from icl.checkpoints import Checkpoints
+from icl.checkpoints.runs import verify_run
 from icl.config import TrainingConfig
-from icl.jobs import Surroundings, run_training
-from icl.runs import verify_run
+from icl.execution.surroundings import Surroundings
+from icl.execution.training_runs import run_training
 from icl.storage import LocalStore, MirroredStore, S3Store, StorageError
 
 CONFIG = {

@@ -16,10 +16,11 @@ from s3_faults import FAULTS, FaultProxy, at_random
 
 from icl import training
 from icl.checkpoints import Checkpoints
+from icl.checkpoints.runs import list_runs, verify_run
+from icl.commands.runs import runs_command
 from icl.config import TrainingConfig
-from icl.jobs import Surroundings, run_training
-from icl.run_commands import runs_command
-from icl.runs import list_runs, verify_run
+from icl.execution.surroundings import Surroundings
+from icl.execution.training_runs import run_training
 from icl.storage import LocalStore, MirroredStore, S3Store
 from icl.training import first_missing_step
 
@@ -38,7 +39,7 @@ CONFIG = {
 SLOW_TRAINING = """
 import sys, time, torch
 import test_training_on_s3 as t
-from icl.training import FlatOptimizer
+from icl.training.loop import FlatOptimizer
 update = FlatOptimizer.update
 FlatOptimizer.update = lambda *args: (time.sleep(0.02), update(*args))[1]  # time for uploads before the kill
 store = t.MirroredStore(t.LocalStore(sys.argv[1]), t.S3Store(sys.argv[2]))

@@ -12,7 +12,8 @@ import torch_xla.debug.metrics as xla_metrics  # pyright: ignore[reportMissingIm
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.devices import resolve_device
-from icl.estimation import LLCConfig, estimate_at_checkpoint, estimate_at_checkpoints
+from icl.estimation import LLCConfig, estimate_at_checkpoint
+from icl.estimation.estimate import estimate_at_checkpoints
 from icl.model import flatten, initial_parameters, parameter_layout, unflatten
 from icl.storage import LocalStore
 from icl.streams import Stream

@@ -1,0 +1,92 @@
+"""The tables of docs/llc.md, from data/llc_accuracy: `python -m benchmarks.llc.page`."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks.pages import fill, mark, markdown_table
+
+ROOT = Path(__file__).parents[2]
+PAGE, DATA = ROOT / "docs/llc.md", ROOT / "data/llc_accuracy"
+COMMAND = "python -m benchmarks.llc.page"
+FAMILIES = ("RRR and DLN together", "reduced-rank regression", "deep linear network", "regular", "normal crossing")
+METHODS = ("icl", "devinterp sgld", "devinterp rmsprop_sgld")
+HARDEST = "17-12-24-20-28-25-22 rank 3"
+
+
+def page(text: str) -> str:
+    """The page with its tables as the data have them now."""
+    for name, table in {
+        "accuracy": accuracy(), "bias": bias(), "standard errors": standard_errors(), "calibration": calibration(),
+    }.items():  # fmt: skip
+        text = fill(text, mark(COMMAND, name), table)
+    return text
+
+
+def accuracy() -> str:
+    """Errors per family and sampler."""
+    summary = pd.read_csv(DATA / "summary.csv").set_index(["family", "method"])
+    rows = []
+    for key in ((family, method) for family in FAMILIES for method in METHODS):
+        row = summary.loc[key]
+        rows.append([
+            *key, f"{row['models']:.0f}", percent(row["median"]), percent(row["p90"]), percent(row["bias"], "+"),
+            "" if pd.isna(row["kendall"]) else f"{row['kendall']:.3g}", "" if key[1] == "icl" else percent(row["icl_no_worse"], digits=0),
+        ])  # fmt: skip
+    head = ("models", "sampler", "number", "median error", "90th percentile", "bias", "Kendall τ", "icl no worse")
+    return markdown_table(head, rows)
+
+
+def bias() -> str:
+    """The hardest network with more draws."""
+    table = pd.read_csv(DATA / "bias.csv")
+    rows = [
+        [
+            f"{row.draws:,.0f}",
+            f"{row.gamma:.1f}",
+            f"{row.estimate:.1f} ± {row.mcse:.1f}",
+            percent(row.relative_error, "+"),
+        ]
+        for row in table[table["model"] == HARDEST].itertuples()
+    ]
+    return markdown_table(("draws", "γ", "λ̂", "error"), rows)
+
+
+def standard_errors() -> str:
+    """How often a number lies within two reported errors."""
+    rows = [
+        [
+            row.model, f"{row.coefficient:g}", f"{row.long_run_mean:.2f}", f"{row.spread:.3f}", f"{row.reported_error:.3f}",
+            percent(row.mean_within_2, digits=0), percent(row.truth_within_2, digits=0),
+        ]
+        for row in pd.read_csv(DATA / "standard_errors.csv").itertuples()
+    ]  # fmt: skip
+    return markdown_table(("model", "λ", "long-run mean", "spread", "reported", "of the mean", "of the truth"), rows)
+
+
+def calibration() -> str:
+    """The search on the paper's model: one row per cell, its estimate and verdict at every checkpoint."""
+    cells = pd.read_csv(DATA / "calibration.csv", keep_default_na=False)
+    steps = sorted(cells["step"].unique())
+    rows = []
+    for (setting, epsilon, gamma, nbeta), group in cells.groupby(["setting", "epsilon", "gamma", "nbeta"], sort=False):
+        at = group.set_index("step")
+        row = [setting, f"{epsilon:.2g}", f"{gamma:.4g}", f"{nbeta:.3g}"]
+        rows.append(
+            row + [f"{at.loc[s, 'llc']:.1f} ± {at.loc[s, 'mcse']:.1f}, {short(at.loc[s, 'verdict'])}" for s in steps]
+        )
+    return markdown_table(("setting", "ε", "γ", "nβ", *(f"step {step:,}" for step in steps)), rows)
+
+
+def percent(share: float, sign: str = "", digits: int = 1) -> str:
+    return f"{100 * share:{sign}.{digits}f} %"
+
+
+def short(verdict: object) -> str:
+    """A verdict without its numbers."""
+    return str(verdict).split(":")[0]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(PAGE.read_text()))
+    print(PAGE.relative_to(ROOT))

@@ -1,0 +1,74 @@
+"""Whether the reported standard error of λ̂ is one: 50 repetitions of the default estimator on each of several models.
+
+    python -m benchmarks.llc.standard_errors [--repetitions 50] [--output data/llc_accuracy]
+
+Repetitions are groups of chains of one large run, at the constants that its pilot chains found: chains are independent given those. A
+repetition covers a number if that lies within two of its reported standard errors. Two numbers are asked for: the long-run mean (that of
+all repetitions), about which the standard error makes its claim, and the truth, which the estimator's bias (finite nβ, localisation) may
+keep away; where |bias| exceeds the standard error the second is no test of the error, and the table's `bias_in_errors` says so.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from icl.sampling import AUTOMATIC, SamplerConfig
+from icl.sampling.diagnostics import mcse_of_mean
+from icl.sampling.llc import estimate_llc_of
+from icl.sampling.truth import KnownModel, deep_linear, linear_regression, warped_regression
+
+
+def models() -> list[KnownModel]:
+    """Regular, reduced-rank and deep linear models, small enough for hundreds of chains."""
+    return [
+        linear_regression(11, 0),
+        warped_regression(13, 0),
+        deep_linear((7, 5, 11), 2, 0),
+        deep_linear((7, 5, 11, 3), 1, 0),
+        deep_linear((5, 8, 6, 9, 4), 2, 0),
+    ]
+
+
+def coverage(model: KnownModel, config: SamplerConfig, repetitions: int) -> dict[str, float | str | int]:
+    """One row: how often the long-run mean, and the truth, lie within two reported standard errors."""
+    many = config.model_copy(update={"num_chains": repetitions * config.num_chains})
+    result = estimate_llc_of(model.objective(), [model.batch], many)
+    groups = result.excess_trace.reshape(repetitions, config.num_chains, -1)
+    healthy = torch.isfinite(groups).all(dim=2).all(dim=1)
+    means = groups[healthy].mean(dim=(1, 2))
+    errors = torch.tensor([mcse_of_mean(group) for group in groups[healthy]], dtype=torch.float64)
+    mean, spread, reported = float(means.mean()), float(means.std()), float(errors.mean())
+    return {
+        "model": model.name, "family": model.family, "repetitions": int(healthy.sum()), "coefficient": model.coefficient,
+        "long_run_mean": mean, "spread": spread, "reported_error": reported, "reported_over_spread": reported / spread,
+        "bias_in_errors": (mean - model.coefficient) / reported,
+        "mean_within_2": float(((means - mean).abs() < 2 * errors).double().mean()),
+        "truth_within_2": float(((means - model.coefficient).abs() < 2 * errors).double().mean()),
+    }  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--repetitions", type=int, default=50)
+    parser.add_argument("--draws", type=int, default=AUTOMATIC.num_draws, help="per chain; fewer is for a first look")
+    parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    config = AUTOMATIC.model_copy(update={"num_draws": options.draws})
+    rows = []
+    for model in models():
+        rows.append(coverage(model, config, options.repetitions))
+        print(rows[-1], flush=True)
+    options.output.mkdir(parents=True, exist_ok=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(options.output / "standard_errors.csv", index=False, float_format="%.4g")
+    print(table.to_string(index=False, float_format="%.3f"))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,242 @@
+"""What a checkpoint is: a run's weights on a dense grid of steps, and its full state for the newest few.
+
+A run lives in the folder `icl/<run name>` of a store: `<step>.safetensors` (weights only, about 210 kB for the paper's
+model), `state-<step>.safetensors` (weights, optimiser moments and whatever else resuming needs; the newest two are
+kept) and `config.json`. Each member of an ensemble has a run name, and so a `Checkpoints`, of its own.
+"""
+
+import contextlib
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from icl.checkpoints.format import Checkpoint, CheckpointError, DamagedCheckpointError, check_layout, decode, encode
+from icl.storage.locks import Holder, exclusive, holder_of
+from icl.storage import History, InvalidKeyError, MissingKeyError, StorageError, Store, check_key
+
+FOLDER = "icl"
+SUFFIX = ".safetensors"
+STATES_KEPT = 2
+RECORDS = ("metrics.jsonl", "summary.json")  # that a tracker keeps beside the checkpoints
+_WEIGHTS = re.compile(r"(0|[1-9][0-9]*)\.safetensors\Z")
+_STATE = re.compile(r"state-(0|[1-9][0-9]*)\.safetensors\Z")
+
+_log = logging.getLogger(__name__)
+
+
+class Checkpoints:
+    """The checkpoints of one run in a store.
+
+    Writers hold `lock()`; readers need nothing. `layout` (name -> shape), where given, is demanded of every file of
+    weights that is loaded.
+    """
+
+    def __init__(self, store: Store, run_name: str, layout: Mapping[str, tuple[int, ...]] | None = None) -> None:
+        """Raises `CheckpointError` if `run_name` cannot be the name of one folder."""
+        if "/" in str(run_name):
+            raise CheckpointError(f"the run name {run_name!r} is refused: it must not contain a slash")
+        try:
+            self.prefix = check_key(f"{FOLDER}/{run_name}")
+        except InvalidKeyError as error:
+            raise CheckpointError(f"the run name {run_name!r} is refused: {error}") from error
+        self.store = store
+        self.run_name = run_name
+        self.layout = layout
+        self._states: list[int] | None = None
+
+    # Weights on the dense grid
+
+    def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+        """Store the weights of `step`; equal weights and metadata give equal bytes.
+
+        Raises `StorageError` if nothing could be stored and `CheckpointError` if the arguments cannot be.
+        """
+        self.store.put(self.weights_key(step), encode(step, tensors, metadata or {}, "weights"))
+
+    def load(self, step: int) -> dict[str, Tensor]:
+        """Return the weights of `step`, on the CPU; raises like `read`."""
+        return self.read(step).tensors
+
+    def read(self, step: int) -> Checkpoint:
+        """Return weights and metadata of `step`, after checking checksum and layout.
+
+        Raises:
+            CheckpointError: there is no such step, or its file is damaged, foreign, newer or of another architecture.
+            StorageError: the store cannot be read.
+        """
+        return self._read(self.weights_key(step), step, "weights")
+
+    def steps(self) -> list[int]:
+        """The steps whose weights are stored, ascending."""
+        return self._numbers(_WEIGHTS)
+
+    def steps_among(self, names: Iterable[str]) -> list[int]:
+        """The steps whose weights are among `names` of files in the run's folder, ascending."""
+        return _numbers(_WEIGHTS, names)
+
+    # Full state of the newest steps
+
+    def save_state(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+        """Store everything that resuming after `step` needs, then drop all states but this and the one before it.
+
+        States of later steps go too: a run that stands at `step` could not use them, so they were damaged.
+        """
+        data = encode(step, tensors, metadata or {}, "state")
+        if self._states is None:
+            self._states = self.states()
+        # First the metrics up to this step: a run that goes on from this state on another disk does not log them again.
+        for key in self._record_keys:
+            self.store.send(key)
+        self.store.put(self.state_key(step), data)
+        known = sorted({*self._states, step})
+        self._keep_states(known, [number for number in known if number <= step][-STATES_KEPT:])
+
+    def keep_last_state(self) -> None:
+        """Drop all states but the newest: what a finished run leaves does not depend on when it was interrupted."""
+        known = self.states()
+        self._keep_states(known, known[-1:])
+
+    def _keep_states(self, known: Sequence[int], kept: Sequence[int]) -> None:
+        self._states = list(kept)
+        for number in known:
+            if number not in kept:
+                try:
+                    self.store.delete(self.state_key(number))
+                except StorageError as error:
+                    _log.warning("an old state is left behind: %s", error)
+
+    def newest_state(self) -> Checkpoint | None:
+        """Return the newest state that is whole, or None if there is none; damaged ones are skipped with a warning.
+
+        Raises `CheckpointError` for a state that a newer version of this library wrote, rather than train over it.
+        """
+        for step in reversed(self.states()):
+            try:
+                return self._read(self.state_key(step), step, "state")
+            except DamagedCheckpointError as error:
+                _log.warning("%s; trying the state before it", error)
+        return None
+
+    def states(self) -> list[int]:
+        """The steps whose full state is stored, ascending."""
+        return self._numbers(_STATE)
+
+    # The run as a whole
+
+    def save_config(self, config: Mapping[str, Any]) -> None:
+        """Write the resolved configuration as readable JSON beside the checkpoints."""
+        self.store.put(f"{self.prefix}/config.json", _readable(config))
+
+    def config(self) -> dict[str, Any] | None:
+        """The configuration stored with the run, or None; raises `CheckpointError` if its file is not JSON."""
+        return self._read_json("config.json")
+
+    def mark_finished(self, step: int) -> None:
+        """Record that `step` was the run's last one."""
+        self.store.put(self.finished_key, _readable({"step": step}))
+
+    def finished_step(self) -> int | None:
+        """The last step of a finished run, or None while it has more to do."""
+        step = (self._read_json("finished.json") or {}).get("step")
+        return step if isinstance(step, int) else None
+
+    @contextlib.contextmanager
+    def lock(self, wait_s: float = 1.0) -> Iterator[None]:
+        """Be the only writer of this run; leftovers of a killed writer are cleared first.
+
+        The lock guards against processes of this machine (or of a shared file system with working locks). In a mirrored
+        store the copy with the newer state is continued; see `MirroredStore` for a remote that cannot be reached.
+
+        Raises:
+            RunInUseError: naming the process that holds the run.
+        """
+        with exclusive(self.store.lock_path(self.prefix), f"the run {self.run_name}", wait_s):
+            self._states = None
+            self.store.recover(self.prefix, History(self._progress, self._record_keys))
+            yield
+
+    def holder(self) -> Holder | None:
+        """The process that is writing this run now, or None."""
+        return holder_of(self.store.lock_path(self.prefix))
+
+    def flush(self, timeout_s: float | None = None) -> Sequence[str]:
+        """Wait until all files of this run, those of other writers too, are sent; return the keys that are not.
+
+        Only the holder of `lock()` may call this.
+        """
+        for key in (*self._record_keys, self.prefix):
+            self.store.send(key)
+        return self.store.flush(timeout_s)
+
+    def weights_key(self, step: int) -> str:
+        """Where the weights of `step` are stored."""
+        return f"{self.prefix}/{step}{SUFFIX}"
+
+    def state_key(self, step: int) -> str:
+        """Where the state of `step` is stored."""
+        return f"{self.prefix}/state-{step}{SUFFIX}"
+
+    @property
+    def finished_key(self) -> str:
+        """Where the mark of a finished run is stored."""
+        return f"{self.prefix}/finished.json"
+
+    @property
+    def _record_keys(self) -> list[str]:
+        return [f"{self.prefix}/{name}" for name in RECORDS]
+
+    def _progress(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """How far a copy of this run is: its newest state, and for records without states the length of the metrics."""
+        states = _numbers(_STATE, (key.removeprefix(f"{self.prefix}/") for key in sizes))
+        return max(states, default=-1), sizes.get(self._record_keys[0], 0)
+
+    def _numbers(self, pattern: re.Pattern[str]) -> list[int]:
+        return _numbers(pattern, (key.removeprefix(f"{self.prefix}/") for key in self.store.list(self.prefix)))
+
+    def check(self, key: str, data: bytes) -> Checkpoint:
+        """Return the checkpoint in `data` if it may stand under this run's `key`; raises `CheckpointError` if not."""
+        name = key.removeprefix(f"{self.prefix}/")
+        if match := _STATE.match(name):
+            return self._decode(data, key, int(match[1]), "state")
+        if match := _WEIGHTS.match(name):
+            return self._decode(data, key, int(match[1]), "weights")
+        raise DamagedCheckpointError(f"{key} has no name that a checkpoint of icl has; move it away")
+
+    def _read(self, key: str, step: int, kind: str) -> Checkpoint:
+        try:
+            data = self.store.get(key)
+        except MissingKeyError as error:
+            raise DamagedCheckpointError(f"the run {self.run_name} has no checkpoint {key}") from error
+        return self._decode(data, key, step, kind)
+
+    def _decode(self, data: bytes, key: str, step: int, kind: str) -> Checkpoint:
+        checkpoint = decode(data, key, kind)
+        if self.layout is not None and kind == "weights":
+            check_layout(checkpoint.tensors, self.layout, key)
+        if checkpoint.step != step:
+            raise DamagedCheckpointError(f"{key} holds step {checkpoint.step}; if it was renamed, rename it back")
+        return checkpoint
+
+    def _read_json(self, name: str) -> dict[str, Any] | None:
+        key = f"{self.prefix}/{name}"
+        try:
+            value = json.loads(self.store.get(key))
+        except MissingKeyError:
+            return None
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{key} is not JSON; delete it, it is written anew when the run goes on") from error
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{key} is not a JSON object; delete it, it is written anew when the run goes on")
+        return value
+
+
+def _numbers(pattern: re.Pattern[str], names: Iterable[str]) -> list[int]:
+    return sorted(int(match[1]) for match in map(pattern.match, names) if match)
+
+
+def _readable(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True) + "\n").encode()

@@ -1,0 +1,191 @@
+"""Runs as wholes: list them, verify their checkpoints, thin them out, copy them between stores."""
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from icl.checkpoints.format import CheckpointError
+from icl.checkpoints.run import FOLDER, SUFFIX, Checkpoints
+from icl.storage import MissingKeyError, StorageError, Store
+
+Progress = Callable[[int, int], None]
+"""Called with (files done, files in all)."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run as its files tell it.
+
+    Attributes:
+        name: of the run.
+        checkpoints: how many steps have stored weights.
+        newest_step: the largest of them; None if there is only a state.
+        size: of all its files, in bytes.
+        state: running (a process of this machine holds its lock), finished, or interrupted.
+    """
+
+    name: str
+    checkpoints: int
+    newest_step: int | None
+    size: int
+    state: Literal["running", "finished", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A file that failed, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class CopyReport:
+    """What a copy did: files written, files the destination had already, bytes written, and what failed."""
+
+    copied: int
+    present: int
+    size: int
+    problems: tuple[Problem, ...]
+
+
+def list_runs(store: Store) -> list[RunSummary]:
+    """All runs that have a checkpoint, by name, from one listing of the store."""
+    files: dict[str, dict[str, int]] = defaultdict(dict)
+    for key, size in store.sizes(FOLDER).items():
+        _, name, *rest = key.split("/", 2)
+        if rest:
+            files[name][rest[0]] = size
+    return [
+        _summary(Checkpoints(store, name), sizes)
+        for name, sizes in sorted(files.items())
+        if any(file.endswith(SUFFIX) for file in sizes)
+    ]
+
+
+def verify_run(store: Store, name: str, progress: Progress = lambda done, total: None) -> list[Problem]:
+    """Read every checkpoint and state of a run, and return those whose checksum, step or layout is wrong."""
+    checkpoints = Checkpoints(store, name)
+    problems: list[Problem] = []
+    keys = [key for key in store.list(checkpoints.prefix) if key.endswith(SUFFIX)]
+    for done, key in enumerate(keys):
+        progress(done, len(keys))
+        try:
+            checkpoint = checkpoints.check(key, store.get(key))
+        except MissingKeyError:
+            continue  # an old state that its owner deleted since the listing
+        except (CheckpointError, StorageError) as error:
+            problems.append(Problem(key, str(error)))
+            continue
+        if checkpoints.layout is None and key == checkpoints.weights_key(checkpoint.step):
+            # All checkpoints of a run are of one architecture; the first sound one says which.
+            checkpoints.layout = {label: tuple(value.shape) for label, value in checkpoint.tensors.items()}
+    progress(len(keys), len(keys))
+    return problems
+
+
+def spread_in_log_time(steps: Collection[int], count: int) -> list[int]:
+    """Choose `count` of `steps`, the first and the last among them, as evenly as possible in log(step + 1).
+
+    Greedy: each choice is the step farthest from all chosen before.
+
+    Raises:
+        ValueError: `count` is less than 2 while there are more steps than that.
+    """
+    ordered = sorted(set(steps))
+    if len(ordered) <= count:
+        return ordered
+    if count < 2:
+        raise ValueError(f"cannot keep {count} checkpoints: the first and the last always stay; keep 2 or more")
+    time = np.log1p(ordered)
+    chosen = [0, len(ordered) - 1]
+    distance = np.minimum(time - time[0], time[-1] - time)
+    while len(chosen) < count:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, abs(time - time[chosen[-1]]))
+    return [ordered[index] for index in sorted(chosen)]
+
+
+def prune_run(
+    store: Store, name: str, keep: Collection[int], progress: Progress = lambda done, total: None
+) -> list[int]:
+    """Delete the weights of every step that is not in `keep`, and return those steps; states stay.
+
+    The run is locked meanwhile. Training it again would write the deleted checkpoints anew, from the start.
+
+    Raises:
+        RunInUseError: it is being written now.
+    """
+    checkpoints = Checkpoints(store, name)
+    with checkpoints.lock():
+        surplus = sorted(set(checkpoints.steps()) - set(keep))
+        for done, step in enumerate(surplus):
+            progress(done, len(surplus))
+            store.delete(checkpoints.weights_key(step))
+        progress(len(surplus), len(surplus))
+    return surplus
+
+
+def copy_run(source: Store, destination: Store, name: str, progress: Progress = lambda done, total: None) -> CopyReport:
+    """Copy a run; checkpoints that the destination has in full size are left as they are, damaged ones are not copied.
+
+    The destination is locked meanwhile, the source may be growing. The mark of a finished run is copied last, and not
+    at all after a problem, so that half a copy never looks complete.
+
+    Raises:
+        RunInUseError: the destination's run is being written now.
+        StorageError: one of the stores cannot be listed.
+    """
+    reader, writer = Checkpoints(source, name), Checkpoints(destination, name)
+    copied = present = size = 0
+    problems: list[Problem] = []
+    with writer.lock():
+        there = destination.sizes(writer.prefix)
+        here = source.sizes(reader.prefix)
+        keys = sorted(here, key=lambda key: (key == reader.finished_key, key))
+        for done, key in enumerate(keys):
+            progress(done, len(keys))
+            is_checkpoint = key.endswith(SUFFIX)
+            if is_checkpoint and there.get(key) == here[key]:
+                present += 1
+                continue
+            if key == reader.finished_key and problems:
+                continue
+            try:
+                data = source.get(key)
+                if is_checkpoint:
+                    reader.check(key, data)
+                destination.put(key, data)
+            except MissingKeyError:
+                continue  # an old state that its owner deleted since the listing
+            except (CheckpointError, StorageError) as error:
+                problems.append(Problem(key, str(error)))
+                continue
+            copied, size = copied + 1, size + len(data)
+        progress(len(keys), len(keys))
+    return CopyReport(copied, present, size, tuple(problems))
+
+
+def _summary(checkpoints: Checkpoints, sizes: dict[str, int]) -> RunSummary:
+    steps = checkpoints.steps_among(sizes)
+    finished = checkpoints.finished_key.removeprefix(f"{checkpoints.prefix}/") in sizes
+    state = "running" if checkpoints.holder() else "finished" if finished else "interrupted"
+    return RunSummary(checkpoints.run_name, len(steps), max(steps, default=None), sum(sizes.values()), state)
+
+
+def choose(runs: Sequence[RunSummary], name: str | None) -> list[RunSummary]:
+    """The run called `name`, or all.
+
+    Raises:
+        ValueError: there is no such run; the message names those there are.
+    """
+    if name is None:
+        return list(runs)
+    chosen = [run for run in runs if run.name == name]
+    if not chosen:
+        known = ", ".join(run.name for run in runs[:5]) or "none"
+        raise ValueError(f"there is no run {name!r}; known runs: {known}{', ...' if len(runs) > 5 else ''}")
+    return chosen

@@ -1,0 +1,1 @@
+"""What each command of `icl` does; the command line itself is `icl.cli`."""

@@ -1,0 +1,167 @@
+"""`icl calibrate`: the search for the sampler's constants on checkpoints of a trained run."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from icl.config import ConfigError
+from icl.config.sweeps import expand, load_sweep, select
+from icl.devices import available_cores
+from icl.engine import mse_loss
+from icl.estimation import LLCConfig
+from icl.estimation.batches import sampling_batches
+from icl.estimation.estimate import model_at
+from icl.execution.progress import progress_bar
+from icl.execution.surroundings import Surroundings
+from icl.sampling import PRESETS
+from icl.sampling.calibration import Calibration, Cell, Grid, Subject, calibrate
+from icl.sampling.transformer_objective import make_objective
+from icl.tasks import zero_predictor_loss
+
+MOST_CHECKPOINTS = 4
+SHOWN = {
+    "setting": "s", "step": "d", "epsilon": "g", "gamma": "g", "nbeta": "g", "llc": ".1f", "mcse": ".2g", "rhat": ".3f", "ess": ".0f",
+    "excess": ".3g", "distance": ".3g", "lost": "d", "acceptance": ".2f", "heating": ".2g", "insensitive_epsilon": "", "insensitive": "",
+    "verdict": "s",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What every cell may cost, in place of the sweep file's."""
+
+    chains: int = 4
+    burnin: int = 200
+    draws: int = 300
+
+    def gradients(self, cells: int) -> int:
+        """Gradients of that many cells."""
+        return cells * self.chains * (self.burnin + self.draws)
+
+
+def calibrate_command(
+    sweep: Path,
+    index: int,
+    overrides: Sequence[str],
+    steps: Sequence[int],
+    grid: Grid,
+    budget: Budget,
+    output: Path,
+) -> Calibration:
+    """Search at the checkpoints that the sweep chooses, print the table and draw the traces.
+
+    Leaves `calibration.csv`, `traces-<step>.png` and `cells.jsonl` in the folder `output`; the last lets an interrupted search go on.
+
+    Raises:
+        ConfigError: the sweep, an override or the choice of checkpoints is wrong, or the run has no checkpoints.
+    """
+    config = select([LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)], index)
+    place = Surroundings.from_environment()
+    checkpoints = place.checkpoints(config)
+    present = checkpoints.steps()
+    missing = sorted(set(steps) - set(present))
+    if missing:
+        raise ConfigError(f"the run {config.name} has no checkpoint at step {missing[0]}; `icl runs` says which it has")
+    chosen = list(steps) or _spread(config.chosen_steps(present))
+    sampler = config.sampler_config.model_copy(
+        update={
+            "num_chains": budget.chains, "num_burnin_steps": budget.burnin, "num_draws": budget.draws, "num_burn_in": None,
+            "init_seed": config.sampler_config.init_seed or 0, "cores": available_cores(place.device),
+        }
+    )  # fmt: skip
+    task = config.task_config.resolved().pretrain_task()
+    batches, _ = sampling_batches(task, sampler, sampler.init_seed or 0, place.device)
+    subjects = {
+        step: Subject(
+            make_objective(model_at(config, checkpoints.load(step), place.device), mse_loss, sampler),
+            batches,
+            zero_predictor_loss(task),
+        )
+        for step in chosen
+    }
+    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size is not None}
+    cells = len(chosen) * (len(grid.cells()) + len(presets))
+    print(
+        f"{config.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
+        f"{budget.gradients(cells):,} gradients of {sampler.grad_batch_size} sequences"
+    )
+    made = json.dumps({"run": config.name, "sampler": sampler.model_dump(mode="json", exclude={"cores"})})
+    with _Journal(output / "cells.jsonl", made) as journal, progress_bar("calibrating", cells) as update:
+        done = len(journal.cells)
+
+        def record(cell: Cell) -> None:
+            nonlocal done
+            done += 1
+            journal.add(cell)
+            update(done, f"step {cell.step}, ε {cell.epsilon:g}, γ {cell.gamma:g}, nβ {cell.nbeta:g}")
+
+        found = calibrate(subjects, sampler, grid, presets, done=journal.cells, record=record)
+    found.table.to_csv(output / "calibration.csv", index=False, float_format="%.6g")
+    print(shown(found.table))
+    _draw(found, output)
+    print(found.text)
+    return found
+
+
+def shown(table: pd.DataFrame) -> str:
+    """The table as printed."""
+    columns = {
+        name: [format(value, form) if form else str(value) for value in table[name].tolist()]
+        for name, form in SHOWN.items()
+    }
+    return pd.DataFrame(columns).to_string(index=False)
+
+
+def _spread(steps: Sequence[int]) -> list[int]:
+    """At most MOST_CHECKPOINTS of the steps, the first and the last among them."""
+    if len(steps) <= MOST_CHECKPOINTS:
+        return list(steps)
+    return [steps[round(i * (len(steps) - 1) / (MOST_CHECKPOINTS - 1))] for i in range(MOST_CHECKPOINTS)]
+
+
+def _draw(found: Calibration, output: Path) -> None:
+    from icl.figures.calibration import calibration_traces
+    from icl.figures.style import save
+
+    for step in found.table["step"].unique():
+        for path in save(calibration_traces(found, int(step)), output, f"traces-{step}", ("png",)):
+            print(path)
+
+
+class _Journal:
+    """Cells on disk, one JSON object per line; the first line says what they were made with."""
+
+    def __init__(self, path: Path, made: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lines = path.read_text().splitlines() if path.exists() else []
+        kept = lines[1:] if lines and lines[0] == made else []
+        self.cells = [cell for line in kept if (cell := _parsed(line)) is not None]
+        self._path, self._made = path, made
+
+    def __enter__(self) -> "_Journal":
+        temporary = self._path.with_suffix(".tmp")
+        temporary.write_text("\n".join([self._made, *(json.dumps(asdict(cell)) for cell in self.cells)]) + "\n")
+        temporary.replace(self._path)
+        self._file = self._path.open("a")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def add(self, cell: Cell) -> None:
+        self._file.write(json.dumps(asdict(cell)) + "\n")
+        self._file.flush()
+
+
+def _parsed(line: str) -> Cell | None:
+    """A line's cell; None for one cut short."""
+    try:
+        fields = json.loads(line)
+    except ValueError:
+        return None
+    fields["draws"] = tuple(fields["draws"])
+    fields["running"] = tuple(tuple(chain) for chain in fields["running"])
+    return Cell(**fields)

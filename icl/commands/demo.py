@@ -1,0 +1,129 @@
+"""The demo: the whole way from a training run to a figure, in minutes on a CPU.
+
+The schedule is a fortieth of the paper's; stages are therefore compressed, and the numbers are not the paper's.
+"""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from icl.baselines import ridge_predictor, zero_predictor
+from icl.checkpoints import Checkpoints
+from icl.devices import available_cores
+from icl.estimation import LLCConfig
+from icl.evals import ValidationSet, validation_metrics, weight_norm
+from icl.execution.llc_run import run_llc
+from icl.execution.progress import progress_bar
+from icl.execution.surroundings import Surroundings
+from icl.execution.training_runs import run_training
+from icl.figures.demo import demo_figure
+from icl.figures.style import save
+from icl.model import predict
+from icl.sampling.presets import CALIBRATED
+from icl.storage import LocalStore
+from icl.tracking import read_metrics
+
+TASK: dict[str, Any] = {
+    "task_size": 4, "max_examples": 8, "num_tasks": "inf", "noise_variance": 0.125, "embed_size": 64, "mlp_size": 64, "num_heads": 4,
+    "num_layers": 2, "model_seed": 1, "pretrain_seed": None, "true_seed": None, "sampling_seed": None, "include_output": True,
+}  # fmt: skip
+# Smaller batches and fewer draws than the preset's: enough for healthy chains once the model has begun to learn.
+SAMPLER: dict[str, Any] = CALIBRATED.model_dump(exclude_unset=True) | {
+    "grad_batch_size": 256, "num_draws": 200, "num_burnin_steps": 60,
+}  # fmt: skip
+
+
+def demo_config(quick: bool) -> LLCConfig:
+    """Everything the demo does, as one configuration."""
+    steps = 600 if quick else 12_500
+    sampler = SAMPLER | ({"num_draws": 20, "num_burnin_steps": 20, "num_chains": 2} if quick else {})
+    return LLCConfig.parse(
+        {
+            "task_config": TASK,
+            "num_steps": steps,
+            "optimizer_config": {"lr": 0.003},
+            "checkpointer_config": {"checkpoint_steps": {"log_space": 24, "linear_space": 24}},
+            "logger_config": {"logging_steps": {"log_space": 10, "linear_space": 10}},
+            "eval_batch_size": 1024,
+            "sampler_config": sampler,
+            "steps": {"log_space": [10, 600, 5] if quick else [100, steps, 9]},
+        }
+    )
+
+
+def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
+    """Train, evaluate, estimate and draw into `output`; what is there already is not made again."""
+    console = console or Console()
+    config = demo_config(quick).resolved()
+    place = Surroundings.from_environment(store=LocalStore(output / "checkpoints"), tracking="local")
+    place = replace(place, results=output / "checkpoints" / "icl", threads=available_cores(place.device))
+    console.print(
+        f"training {config.task_config.shape.num_parameters:,} parameters for {config.num_steps:,} steps on {place.device}"
+    )
+    if not run_training(config.training, place).finished:
+        raise RuntimeError("the demo was stopped; start it again to go on")
+    evals, references = evaluate_run(config, place.checkpoints(config))
+    if run_llc(config, place):
+        raise RuntimeError("the demo was stopped; start it again to go on")
+    estimates = pd.DataFrame(read_metrics(place.results / config.llc_name))
+    estimates["trusted"] = estimates["verdict"] == "healthy"
+
+    output.mkdir(parents=True, exist_ok=True)
+    evals.to_csv(output / "evals.csv", index=False)
+    estimates.to_csv(output / "llc.csv", index=False)
+    summary = summarise(evals, estimates, references)
+    summary.to_csv(output / "summary.csv", index=False)
+    paths = save(demo_figure(evals, estimates, references), output, "demo")
+    console.print(_table(summary))
+    console.print(f"figure: {paths[0]}   tables: {output}/evals.csv, llc.csv, summary.csv")
+
+
+def evaluate_run(config: LLCConfig, checkpoints: Checkpoints, seed: int = 0) -> tuple[pd.DataFrame, pd.Series]:
+    """Validation metrics of every checkpoint, and the losses of ridge and of predicting zero on the same sequences."""
+    task, shape = config.task_config.pretrain_task(), config.task_config.shape
+    data = ValidationSet.draw(task, seed, size=512)
+    rows = []
+    steps = checkpoints.steps()
+    with progress_bar("evaluating", len(steps)) as update:
+        for index, step in enumerate(steps):
+            weights = checkpoints.load(step)
+            rows.append(
+                {
+                    "step": step,
+                    **validation_metrics(partial(predict, shape, weights), data),
+                    "weight/norm": weight_norm(weights),
+                }
+            )
+            update(index + 1)
+    ridge = validation_metrics(partial(ridge_predictor, noise_variance=task.noise_variance), data)
+    zero = validation_metrics(zero_predictor, data)
+    tokens = {f"ridge/{k}": ridge[f"loss/{k}"] for k in range(task.max_examples)}
+    return pd.DataFrame(rows), pd.Series({"ridge": ridge["loss/mean"], "zero": zero["loss/mean"], **tokens})
+
+
+def summarise(evals: pd.DataFrame, estimates: pd.DataFrame, references: pd.Series) -> pd.DataFrame:
+    """One row per estimate: loss, score, robustness, λ̂ ± its standard error, health; then the reference losses."""
+    score = next(name for name in evals.columns if name.startswith("icl/1:") and name != "icl/1:4")
+    columns = ["step", "loss/mean", score, "ood_3_inputs_loss/mean"]
+    health = ["llc/mean", "llc/mcse", "llc/rhat", "llc/ess", "verdict"]
+    table = evals[columns].merge(estimates[["step", *health]], on="step")
+    table["loss/ridge"], table["loss/zero"] = references["ridge"], references["zero"]
+    return table
+
+
+def _table(summary: pd.DataFrame) -> Table:
+    table = Table("step", "loss", "ICL score", "λ̂ ± s.e.", "R-hat", "ESS", "verdict", title="the run at a glance")
+    for _, row in summary.iterrows():
+        score = next(row[name] for name in summary.columns if name.startswith("icl/1:"))
+        table.add_row(
+            f"{row['step']}", f"{row['loss/mean']:.3f}", f"{score:.2f}", f"{row['llc/mean']:.1f} ± {row['llc/mcse']:.1f}",
+            f"{row['llc/rhat']:.2f}", f"{row['llc/ess']:.0f}", str(row["verdict"]),
+        )  # fmt: skip
+    last = summary.iloc[-1]
+    table.caption = f"loss of ridge {last['loss/ridge']:.3f}, of predicting zero {last['loss/zero']:.3f}"
+    return table

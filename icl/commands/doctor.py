@@ -1,0 +1,78 @@
+"""What is in force here, and whether each thing works."""
+
+import platform
+from collections.abc import Callable, Mapping
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from icl import __version__
+from icl.devices import resolve_device
+from icl.engine import choose_path
+from icl.model import TransformerShape
+from icl.storage import store_from_environment
+from icl.tracking.wandb import wandb_is_set_up
+
+PAPER_SHAPE = TransformerShape(task_size=4, max_examples=8, embed_size=64, mlp_size=64, num_heads=4, num_layers=2)
+PROBE = "icl/doctor-probe"
+
+
+def report(environ: Mapping[str, str], console: Console | None = None) -> bool:
+    """Print a table of settings, each tried out; True if all work. Credentials are never shown."""
+    checks: dict[str, Callable[[], str]] = {
+        "versions": lambda: f"icl {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+        "device": lambda: _device(environ),
+        "engine": lambda: _engine(environ),
+        "storage": lambda: _storage(environ),
+        "W&B": lambda: _wandb(environ),
+    }
+    table = Table("", "what", "in force", show_lines=False)
+    healthy = True
+    for name, check in checks.items():
+        try:
+            table.add_row("[green]ok", name, check())
+        except Exception as error:  # whatever is broken must show as a row, not end the report
+            healthy = False
+            table.add_row("[red]fails", name, " ".join(str(error).split()) or type(error).__name__)
+    (console or Console()).print(table)
+    return healthy
+
+
+def _device(environ: Mapping[str, str]) -> str:
+    device = resolve_device(environ.get("DEVICE"))
+    torch.ones(2, device=device).sum().item()
+    source = f"DEVICE={environ['DEVICE']}" if environ.get("DEVICE") else "the best one present; DEVICE overrides"
+    return f"{device} ({source}), {torch.get_num_threads()} CPU threads"
+
+
+def _engine(environ: Mapping[str, str]) -> str:
+    path = choose_path(PAPER_SHAPE, resolve_device(environ.get("DEVICE")))
+    return f"{path.name}: {path.reason}"
+
+
+def _storage(environ: Mapping[str, str]) -> str:
+    store = store_from_environment(environ)
+    store.put(PROBE, b"probe")
+    try:
+        if store.get(PROBE) != b"probe":
+            raise RuntimeError("what was written is not what is read back")
+        if store.flush(30.0):
+            raise RuntimeError("the bucket does not take what the folder holds; the lines above say why")
+    finally:
+        store.delete(PROBE)
+    store.flush(30.0)
+    bucket = environ.get("AWS_BUCKET_NAME")
+    folder = environ.get("LOCAL_ROOT") or "./checkpoints"
+    return f"folder {folder}" + (f" and bucket {bucket}" if bucket else " (AWS_BUCKET_NAME adds a bucket)")
+
+
+def _wandb(environ: Mapping[str, str]) -> str:
+    if environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
+        return f"WANDB_MODE={environ['WANDB_MODE']}"
+    if not wandb_is_set_up(environ):
+        return "not set up: metrics go to local files alone (WANDB_API_KEY or `wandb login` adds W&B)"
+    import wandb
+
+    entity = environ.get("WANDB_ENTITY") or wandb.Api(timeout=10).default_entity
+    return f"logged in, entity {entity}"

@@ -1,0 +1,227 @@
+"""Every setting of a training run, typed and validated, one default each.
+
+The keys are those of the reference code's sweep files, so that a sweep's `parameters` map one to one onto these
+records. Nothing here reads the environment or touches a disk.
+"""
+
+import hashlib
+import json
+import math
+import secrets
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_serializer, model_validator
+
+from icl.config.settings import Settings
+from icl.config.steps import StepGrid, expand_steps
+from icl.model import TransformerShape
+from icl.streams import Stream
+from icl.tasks import RegressionTask
+
+
+def _as_task_count(value: Any) -> Any:
+    if value == "inf" or value == math.inf or value is None:
+        return None
+    return value
+
+
+NumTasks = Annotated[Annotated[int, Field(ge=1, le=2**30)] | None, BeforeValidator(_as_task_count)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)] | None
+
+
+class TaskConfig(Settings):
+    """The task and the model."""
+
+    task_size: int = Field(default=8, ge=1, description="D, the dimension of inputs and tasks")
+    max_examples: int = Field(default=16, ge=1, description="K, the number of (x, y) pairs of a sequence")
+    num_tasks: NumTasks = Field(default=64, description="M, the number of pretraining tasks; 'inf' for Gaussian tasks")
+    noise_variance: float = Field(
+        default=0.25, ge=0, allow_inf_nan=False, description="σ², the variance of the label noise"
+    )
+    embed_size: int = Field(default=128, ge=1)
+    mlp_size: int = Field(default=128, ge=1)
+    num_heads: int = Field(default=2, ge=1)
+    num_layers: int = Field(default=8, ge=1)
+    model_seed: Seed = Field(default=0, description="of the initialisation; null draws one, recorded with the run")
+    pretrain_seed: Seed = Field(default=1, description="of the task list; null: derived from model_seed")
+    true_seed: Seed = Field(default=2, description="of the evaluation batches; null: derived from model_seed")
+    sampling_seed: Seed = Field(default=3, description="of the training data; null: derived from model_seed")
+    layer_norm: bool = True
+    include_output: bool = Field(default=False, description="the attention's output projection")
+    residual: Literal["doubled", "single"] = "doubled"
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        _ = self.shape
+        return self
+
+    @field_serializer("num_tasks")
+    def _write_inf(self, value: int | None) -> int | str:
+        return "inf" if value is None else value
+
+    @property
+    def shape(self) -> TransformerShape:
+        """The model's shape."""
+        return TransformerShape(
+            self.task_size, self.max_examples, self.embed_size, self.mlp_size, self.num_heads, self.num_layers,
+            self.layer_norm, self.include_output, self.residual,
+        )  # fmt: skip
+
+    def resolved(self) -> "TaskConfig":
+        """The same with every null seed replaced by a number: model_seed drawn from the system's entropy, the others
+        from model_seed.
+
+        In the reference code null seeds continue the random state after the model's initialisation, so there too the
+        model seed decides the data. Here each is a stream of its own.
+        """
+        model_seed = secrets.randbits(31) if self.model_seed is None else self.model_seed
+        drawn = {
+            name: Stream(model_seed, f"seeds/{name}").key()[0] & 0x7FFFFFFF
+            for name in ("pretrain_seed", "true_seed", "sampling_seed")
+            if getattr(self, name) is None
+        }
+        return self.model_copy(update={"model_seed": model_seed, **drawn})
+
+    def pretrain_task(self) -> RegressionTask:
+        """The training distribution (seeds must be resolved)."""
+        return RegressionTask(
+            self.task_size, self.max_examples, self.noise_variance, self.num_tasks, _given(self.pretrain_seed)
+        )
+
+    def true_task(self) -> RegressionTask:
+        """The Gaussian-task distribution of the same dimensions."""
+        return RegressionTask(self.task_size, self.max_examples, self.noise_variance)
+
+
+def _given(seed: int | None) -> int:
+    assert seed is not None, "seeds are resolved before use"
+    return seed
+
+
+class OptimizerConfig(Settings):
+    """Adam (Kingma & Ba 2015), AdamW or SGD, as torch.optim defines them; the learning rate is the schedule's
+    maximum."""
+
+    optimizer_type: Literal["Adam", "AdamW", "SGD"] = "Adam"
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    momentum: float | None = Field(default=None, ge=0, lt=1, description="of SGD only")
+
+    @model_validator(mode="after")
+    def _momentum_is_for_sgd(self) -> Self:
+        if self.momentum and self.optimizer_type != "SGD":
+            raise ValueError(f"momentum is a setting of SGD, not of {self.optimizer_type}; remove it or use betas")
+        return self
+
+
+class SchedulerConfig(Settings):
+    """One cycle (Smith & Topin 2019): the rate rises from max_lr/div_factor to max_lr and falls to
+    max_lr/(div_factor·final_div_factor).
+
+    The factors default to num_steps/2 - 1, as in the reference code. `scheduler_type: constant` keeps the optimizer's
+    rate.
+    """
+
+    scheduler_type: Literal["OneCycleLR", "constant"] = "OneCycleLR"
+    anneal_strategy: Literal["linear", "cos"] = "linear"
+    pct_start: float = Field(default=0.5, gt=0, lt=1)
+    cycle_momentum: Literal[False] = False
+    max_lr: float | None = Field(default=None, gt=0)
+    total_steps: int | None = Field(default=None, ge=2)
+    div_factor: float | None = Field(default=None, gt=0)
+    final_div_factor: float | None = Field(default=None, gt=0)
+
+
+class CheckpointerConfig(Settings):
+    """When checkpoints are written; where is decided by LOCAL_ROOT and AWS_BUCKET_NAME."""
+
+    checkpoint_steps: StepGrid = Field(default_factory=lambda: {"log_space": 50, "linear_space": 50})
+    state_every: int = Field(
+        default=1000, ge=1, description="steps between two saves of the full state that a resumed run starts from"
+    )
+    bucket_name: str | None = Field(default=None, description="accepted for old sweep files; AWS_BUCKET_NAME decides")
+
+
+class LoggerConfig(Settings):
+    """When metrics are evaluated and logged."""
+
+    logging_steps: StepGrid = Field(default_factory=lambda: {"log_space": 100, "linear_space": 100})
+    loss_every: int = Field(default=100, ge=1, description="steps between two logs of the training batch's loss")
+    project: str | None = None
+    entity: str | None = None
+
+
+class TrainingConfig(Settings):
+    """One training run. Defaults are the reference code's."""
+
+    task_config: TaskConfig = TaskConfig()
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+    scheduler_config: SchedulerConfig = SchedulerConfig()
+    checkpointer_config: CheckpointerConfig = CheckpointerConfig()
+    logger_config: LoggerConfig = LoggerConfig()
+    num_steps: int = Field(default=500_000, ge=1, lt=2**31)
+    batch_size: int = Field(default=256, ge=1)
+    eval_batch_size: int = Field(default=2048, ge=1)
+    run_name: str | None = Field(default=None, description="in place of the name made from the settings")
+
+    @property
+    def name(self) -> str:
+        """The run's name: readable sizes, seed, and a hash of every setting that decides the weights.
+
+        Grids of checkpoints and logs are not part of it: a run with more checkpoints is the same run.
+        """
+        if self.run_name is not None:
+            return self.run_name
+        task = self.task_config
+        decisive = self.model_dump(
+            mode="json",
+            include={"task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size"},
+        )
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+        tasks = "inf" if task.num_tasks is None else task.num_tasks
+        seed = "none" if task.model_seed is None else task.model_seed
+        return f"L{task.num_layers}H{task.num_heads}M{tasks}-K{task.max_examples}-seed{seed}-{digest}"
+
+    def resolved(self) -> Self:
+        """The same with all seeds given; a drawn model seed becomes part of the name."""
+        return self.model_copy(update={"task_config": self.task_config.resolved(), "run_name": self._resolved_name()})
+
+    def _resolved_name(self) -> str | None:
+        return self.name if self.task_config.model_seed is not None else self.run_name
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of update number `step` (from 0).
+
+        Piecewise linear (or cosine) through three points, with T = total_steps and p = pct_start:
+        η(0) = max_lr/div, η(pT - 1) = max_lr, η(T - 1) = max_lr/(div·final_div). It equals
+        torch.optim.lr_scheduler.OneCycleLR.
+        """
+        schedule, peak = self.scheduler_config, self.scheduler_config.max_lr or self.optimizer_config.lr
+        if schedule.scheduler_type == "constant":
+            return self.optimizer_config.lr
+        total = schedule.total_steps or self.num_steps
+        default = max(total / 2 - 1, 1.0)
+        low = peak / (schedule.div_factor or default)
+        final = low / (schedule.final_div_factor or default)
+        top = schedule.pct_start * total - 1
+        if step <= top:
+            return _anneal(schedule.anneal_strategy, low, peak, step / top if top > 0 else 1.0)
+        return _anneal(schedule.anneal_strategy, peak, final, min((step - top) / (total - 1 - top), 1.0))
+
+    def checkpoint_steps(self) -> list[int]:
+        """The steps whose checkpoints are written: the grid and the last step."""
+        grid = expand_steps(self.checkpointer_config.checkpoint_steps, self.num_steps)
+        return sorted({*grid, self.num_steps - 1})
+
+    def logging_steps(self) -> list[int]:
+        """The steps at which metrics are evaluated: the grid and the last step."""
+        grid = expand_steps(self.logger_config.logging_steps, self.num_steps)
+        return sorted({*grid, self.num_steps - 1})
+
+
+def _anneal(strategy: str, start: float, end: float, fraction: float) -> float:
+    if strategy == "cos":
+        return end + (start - end) / 2 * (1 + math.cos(math.pi * fraction))
+    return start + (end - start) * fraction

@@ -1,0 +1,52 @@
+"""The training loss, and its gradient in plain PyTorch."""
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from icl.baselines import Predictor
+from icl.model import TransformerShape, predict, unflatten
+
+
+def mse_loss(predict: Predictor, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The training loss, mean over batch and examples of (ŷ - y)², in the form that `icl.sampling.estimate_llc`
+    takes."""
+    xs, ys = batch
+    return torch.nn.functional.mse_loss(predict(xs, ys), ys)
+
+
+def token_losses(predictions: Tensor, ys: Tensor) -> Tensor:
+    """Mean over the batch of the squared error of each prediction: (B, K, 1), (B, K, 1) -> (K,)."""
+    return (predictions - ys).square().mean(dim=(0, 2))
+
+
+def loss_and_grad(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference: plain PyTorch, on any device and in any floating type."""
+    with torch.enable_grad():
+        parameters = _leaves(shape, flat)
+        errors = predict(shape, parameters, xs, ys) - ys
+        token_losses = errors.square().mean(dim=(0, 2))
+        gradients = torch.autograd.grad(token_losses.mean(), list(parameters.values()))
+    return token_losses.detach(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+    """E models at once, each on its own batch: flats (E, P), xs (E, B, K, D), ys (E, B, K, 1) -> (E, K), (E, P).
+
+    For accelerators, where one launch for all members costs little more than for one. On a CPU it loses to one-thread
+    workers around `make_loss_and_grad`: a step of one member fills the caches already.
+    """
+    with torch.enable_grad():
+        parameters = _leaves(shape, flats)
+        errors = torch.vmap(partial(predict, shape))(parameters, xs, ys) - ys
+        token_losses = errors.square().mean(dim=(1, 3))
+        # Members do not interact: the gradient of the sum holds each member's own.
+        gradients = torch.autograd.grad(token_losses.mean(dim=1).sum(), list(parameters.values()))
+    return token_losses.detach(), torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
+
+
+def _leaves(shape: TransformerShape, flat: Tensor) -> dict[str, Tensor]:
+    """The named parts of a flat vector (..., P) as variables of their own: the gradient of a view would be a whole
+    vector, mostly zeros, for each."""
+    return {name: part.detach().requires_grad_(True) for name, part in unflatten(shape, flat).items()}

@@ -1,0 +1,7 @@
+"""The learning coefficient along a training run: settings, batches, one estimate, the whole run, records, tables."""
+
+from icl.estimation.along_run import estimate_over_run
+from icl.estimation.config import LLCConfig
+from icl.estimation.estimate import estimate_at_checkpoint
+
+__all__ = ["LLCConfig", "estimate_at_checkpoint", "estimate_over_run"]

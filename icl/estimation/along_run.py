@@ -1,0 +1,96 @@
+"""The learning coefficient along a training run: one estimate per checkpoint, from the sweep files' settings.
+
+Shapes: B batch, K examples, D task dimension, n samples of the evaluation set.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from icl.checkpoints import Checkpoints
+from icl.estimation.config import LLCConfig
+from icl.estimation.estimate import checkpoints_at_once, estimate_at_checkpoints
+from icl.sampling import LLCResult
+
+
+class _Stopped(Exception):
+    """Leaves an estimate that nobody waits for any more."""
+
+
+def estimate_over_run(
+    config: LLCConfig,
+    checkpoints: Checkpoints,
+    done: Sequence[int],
+    record: Callable[[int, Mapping[str, Tensor], LLCResult], None],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> int:
+    """Estimate at every chosen checkpoint that is not in `done`, recording each as it comes; returns how many are left
+    undone. Checkpoints whose chains share a batch come together: a stop loses those under way.
+
+    Args:
+        record: called with each step, its weights and its estimate.
+        progress: called with (sampling steps done, steps in all), over all checkpoints.
+        should_stop: asked at each checkpoint and whenever `progress` is called; an estimate that it cuts short is not
+        recorded.
+    """
+    todo = [step for step in config.chosen_steps(checkpoints.steps()) if step not in set(done)]
+    size = checkpoints_at_once(config, device)
+    groups = [todo[start : start + size] for start in range(0, len(todo), size)]
+    start = 0
+    for steps, weights in _read_ahead(checkpoints, groups):
+        if should_stop():
+            return len(todo) - start
+
+        def report(now: int, total: int, start: int = start, share: int = len(steps)) -> None:
+            if should_stop():
+                raise _Stopped
+            if progress is not None:
+                progress(start * total + share * now, len(todo) * total)
+
+        try:
+            for step, each, result in zip(
+                steps, weights, estimate_at_checkpoints(config, weights, device, report), strict=True
+            ):
+                record(step, each, result)
+        except _Stopped:
+            return len(todo) - start
+        start += len(steps)
+    return 0
+
+
+def _read_ahead(
+    checkpoints: Checkpoints, groups: Sequence[Sequence[int]]
+) -> Iterator[tuple[Sequence[int], list[Mapping[str, Tensor]]]]:
+    """Each group's steps and weights; those of the next are read while one is sampled at.
+
+    Raises:
+        CheckpointError, StorageError: a checkpoint cannot be read; those before it have been given out.
+    """
+
+    def read(steps: Sequence[int]) -> tuple[list[Mapping[str, Tensor]], Exception | None]:
+        weights: list[Mapping[str, Tensor]] = []
+        try:
+            for step in steps:
+                weights.append(checkpoints.load(step))
+        except Exception as error:
+            return weights, error
+        return weights, None
+
+    reader = ThreadPoolExecutor(1)
+    try:
+        following = reader.submit(read, groups[0]) if groups else None
+        for index, steps in enumerate(groups):
+            assert following is not None
+            weights, error = following.result()
+            if error is None and index + 1 < len(groups):
+                following = reader.submit(read, groups[index + 1])
+            if weights:
+                yield steps[: len(weights)], weights
+            if error is not None:
+                raise error
+    finally:
+        reader.shutdown(wait=False, cancel_futures=True)

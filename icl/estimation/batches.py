@@ -1,0 +1,91 @@
+"""The batches that the chains of an estimate see."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from icl.sampling import SamplerConfig
+from icl.streams import Stream
+from icl.tasks import EnsembleBatches, RegressionTask
+
+Batch = tuple[Tensor, Tensor]
+
+
+def sampling_batches(
+    task: RegressionTask, sampler: SamplerConfig, seed: int, device: torch.device | str = "cpu"
+) -> tuple[Callable[[int], Batch], Callable[[int], Batch] | Sequence[Batch] | None]:
+    """The gradient's batches (step -> batch), and what `eval_method` evaluates on: the evaluation set in batches, fresh
+    batches (index -> batch), or None for the gradient's own.
+
+    "infinite-dataset" gives a fresh batch at every step; "eval-dataset" a fixed set of n = eval_dataset_size
+    sequences, shuffled anew at every
+    pass. All are functions of the seed.
+    """
+    stream = Stream(seed, "sampling")
+    fixed = sampler.grad_batch_origin == "eval-dataset"
+    eval_batch_size = sampler.eval_batch_size or sampler.grad_batch_size
+    needs_set = fixed or sampler.eval_method in ("dataset", "fixed-minibatch")
+    dataset = task.sample(stream.child("dataset"), 0, sampler.eval_dataset_size, device) if needs_set else None
+    eval_batches = None
+    if dataset is not None and sampler.eval_method != "grad-minibatch":
+        eval_batches = list(zip(*(part.split(eval_batch_size) for part in dataset), strict=True))
+    elif sampler.eval_method == "new-minibatch":
+        eval_batches = partial(task.sample, stream.child("evaluation"), batch_size=eval_batch_size, device=device)
+    if not fixed:
+        return _fresh_batches(
+            task, stream.child("batches"), sampler.grad_batch_size, torch.device(device)
+        ), eval_batches
+    assert dataset is not None
+    return _Shuffled(dataset, sampler.grad_batch_size, stream.child("order")), eval_batches
+
+
+def _fresh_batches(task: RegressionTask, stream: Stream, size: int, device: torch.device) -> Callable[[int], Batch]:
+    if device.type in ("cpu", "xla"):  # a lazy device would compile a batch's place among others into its graph
+        return partial(task.sample, stream, batch_size=size, device=device)
+    return MadeAhead(task, stream, size, device)
+
+
+class MadeAhead:
+    """Step -> the batch of `RegressionTask.sample`, made on an accelerator for many steps at a time: the generator is some hundred
+    small operations, however many numbers they make."""
+
+    def __init__(self, task: RegressionTask, stream: Stream, size: int, device: torch.device) -> None:
+        self._source = EnsembleBatches([task], [stream], size, device)
+        self._ahead = torch.arange(self._source.steps_at_once, device=device)
+        self._made: tuple[int, Batch] | None = None
+
+    def __call__(self, step: int) -> Batch:
+        first = step - step % len(self._ahead)
+        made = self._made
+        if made is None or made[0] != first:
+            made = self._made = first, self._source(first + self._ahead)
+        xs, ys = made[1]
+        return xs[step - first, 0], ys[step - first, 0]
+
+
+class _Shuffled:
+    """Step -> batch of a fixed data set in an order drawn anew at every pass; the last incomplete batch of a pass is
+    left out.
+
+    The order is made on the host, for devices sort ties differently, and numbers of 24 bits have some; it is copied to the device once
+    for a pass. A lazy device (xla), to which a place in it would be another graph, gets it batch by batch.
+    """
+
+    def __init__(self, dataset: Batch, batch_size: int, stream: Stream) -> None:
+        self._xs, self._ys = dataset
+        self._place = torch.device("cpu") if self._xs.device.type == "xla" else self._xs.device
+        self._batch_size = min(batch_size, len(self._xs))
+        self._stream = stream
+        self._pass = -1, torch.empty(0, dtype=torch.long)
+
+    def __call__(self, step: int) -> Batch:
+        per_epoch = len(self._xs) // self._batch_size
+        epoch, index = divmod(step, per_epoch)
+        # One tuple, replaced at once: worker threads in different passes each read a matching pair.
+        current = self._pass
+        if current[0] != epoch:
+            current = self._pass = epoch, self._stream.uniform(epoch, (len(self._xs),)).argsort().to(self._place)
+        chosen = current[1][index * self._batch_size : (index + 1) * self._batch_size].to(self._xs.device)
+        return self._xs[chosen], self._ys[chosen]

@@ -1,0 +1,109 @@
+"""Every setting of the estimates along a run."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from icl.config import ConfigError, Settings, StepGrid, TrainingConfig, expand_steps
+from icl.config.steps import nearest_step
+from icl.sampling import SamplerConfig
+from icl.sampling.config import EvalMetric
+from icl.sampling.llc import TRACE_BYTES
+
+
+class PlottingConfig(Settings):
+    """Figures drawn of each estimate."""
+
+    include_loss_trace: bool = False
+    include_weights_pca: bool = False
+    num_components: int = Field(default=3, ge=2)
+    num_points: int = Field(
+        default=10, ge=2, description="grid points per axis of the loss landscape behind the weight PCA"
+    )
+
+
+class LLCConfig(TrainingConfig):
+    """A training run's settings, which find its checkpoints, and how to sample at which of them.
+
+    At most one of `steps` (a grid), `step` (one) and `checkpoint_idx` (an index into the sorted checkpoints) is given;
+    none means every
+    checkpoint, as in the reference code. Steps without a checkpoint are replaced by the nearest step that has one.
+    """
+
+    sampler_config: SamplerConfig = SamplerConfig()
+    steps: StepGrid = None
+    step: int | None = Field(default=None, ge=0)
+    checkpoint_idx: int | None = None
+    plotting_config: PlottingConfig = PlottingConfig()
+    testing: bool = Field(default=False, description="sample at the first and last step only")
+
+    @model_validator(mode="after")
+    def _one_choice_of_steps(self) -> Self:
+        given = [name for name in ("steps", "step", "checkpoint_idx") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both choose the checkpoints; keep one of them")
+        return self
+
+    @property
+    def metrics(self) -> tuple[EvalMetric, ...]:
+        """The sampler's metrics, and the weights where a figure is drawn from them."""
+        metrics = self.sampler_config.eval_metrics
+        return (
+            (*metrics, "weights") if self.plotting_config.include_weights_pca and "weights" not in metrics else metrics
+        )
+
+    @property
+    def training(self) -> TrainingConfig:
+        """The settings of the training run alone."""
+        return TrainingConfig.model_validate(self.model_dump(include=set(TrainingConfig.model_fields)))
+
+    @property
+    def llc_name(self) -> str:
+        """The name of this estimate: the training run's, and a hash of the sampler's settings and the choice of
+        steps."""
+        decisive = self.model_dump(
+            mode="json", include={"sampler_config", "steps", "step", "checkpoint_idx", "testing"}
+        )
+        sampler = decisive["sampler_config"]
+        # The names of results outlive defaults.
+        sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES
+        digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
+        return f"llc-{self.name}-{digest}"
+
+    def chosen_steps(self, present: Sequence[int]) -> list[int]:
+        """The checkpoints to sample at, out of those present (sorted).
+
+        Raises:
+            ConfigError: there is none, `checkpoint_idx` is outside their range, or the run has not been trained as far as
+            the choice reaches.
+        """
+        if not present:
+            raise ConfigError(f"the run {self.name} has no checkpoints; train it first with the same settings")
+        if self.step is not None:
+            chosen = self._nearest([self.step], present)
+        elif self.checkpoint_idx is not None:
+            if not -len(present) <= self.checkpoint_idx < len(present):
+                raise ConfigError(
+                    f"checkpoint_idx={self.checkpoint_idx} is out of range: the run has {len(present)} checkpoints"
+                )
+            chosen = [present[self.checkpoint_idx]]
+        elif self.steps is not None:
+            chosen = self._nearest(expand_steps(self.steps, self.num_steps), present)
+        else:
+            chosen = list(present)
+        return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
+
+    def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
+        """The present checkpoints nearest to those wanted."""
+        if not wanted:
+            raise ConfigError("steps chooses no step; leave it out for every checkpoint")
+        last = min(max(wanted), self.num_steps - 1)
+        if last > present[-1]:
+            raise ConfigError(
+                f"step {last} is chosen, but {self.name} has checkpoints up to step {present[-1]} only; train it on, or choose "
+                "earlier steps"
+            )
+        return sorted({nearest_step(present, step) for step in wanted})

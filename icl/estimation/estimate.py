@@ -1,0 +1,96 @@
+"""One estimate at a checkpoint, or at several whose chains share a batch."""
+
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from icl.config import TrainingConfig
+from icl.engine import mse_loss
+from icl.estimation.batches import sampling_batches
+from icl.estimation.config import LLCConfig
+from icl.model import InContextRegressionTransformer
+from icl.sampling import LLCResult, can_share_a_batch, estimate_llc, estimate_llcs
+from icl.sampling.chains import chains_that_fit
+from icl.sampling.transformer_objective import make_objective
+from icl.streams import Stream
+from icl.tasks import zero_predictor_loss
+
+AT_ONCE = 16
+"""Most checkpoints whose chains share a batch: what a run that is stopped loses."""
+
+
+def model_at(
+    config: TrainingConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> InContextRegressionTransformer:
+    """The run's model with the given weights."""
+    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
+    model.load_state_dict(dict(weights))
+    return model.to(device)
+
+
+def estimate_at_checkpoint(
+    config: LLCConfig,
+    weights: Mapping[str, Tensor],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> LLCResult:
+    """One estimate at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
+    return next(estimate_at_checkpoints(config, [weights], device, progress))
+
+
+def estimate_at_checkpoints(
+    config: LLCConfig,
+    weights: Sequence[Mapping[str, Tensor]],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[LLCResult]:
+    """`estimate_at_checkpoint` at each of several checkpoints; the chains of more than one run as one batch.
+
+    Raises:
+        ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
+    """
+    task = config.task_config.resolved().pretrain_task()
+    sampler = config.sampler_config
+    seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
+    sampler = sampler.model_copy(update={"init_seed": seed, "eval_metrics": config.metrics})
+    batches, eval_batches = sampling_batches(task, sampler, seed, device)
+    models = [model_at(config, each, device) for each in weights]
+    about = {"eval_batches": eval_batches, "reference_loss": zero_predictor_loss(task), "progress": progress}
+    if len(models) == 1:
+        yield estimate_llc(models[0], mse_loss, batches, sampler, **about)
+    else:
+        yield from estimate_llcs(models, mse_loss, batches, sampler, **about)
+
+
+def hessian_at_checkpoint(
+    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """`hessian/evals/i` for the `num_evals` largest eigenvalues of the loss Hessian, and `hessian/trace`, on fixed
+    data.
+
+    The loss is that of the first `eval_batch_size` (default `grad_batch_size`) sequences of the evaluation set.
+    """
+    from icl.analysis.hessian import hessian_table
+
+    sampler = config.sampler_config
+    task = config.task_config.resolved().pretrain_task()
+    size = sampler.eval_batch_size or sampler.grad_batch_size
+    xs, ys = task.sample(Stream(sampler.init_seed or 0, "sampling").child("dataset"), 0, size, device)
+    table = hessian_table(model_at(config, weights, device), xs, ys, sampler.num_evals)
+    return {str(name): float(table[name].iloc[0]) for name in table.columns}
+
+
+def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
+    """How many checkpoints' chains run as one batch: as many as fit the memory of an accelerator, where a launch for all costs little more
+    than for one, and no more than AT_ONCE; one on a CPU, where chains of a single checkpoint fill the caches already, and where each
+    checkpoint draws a seed of its own."""
+    sampler = config.sampler_config.model_copy(update={"eval_metrics": config.metrics})
+    if torch.device(device).type == "cpu" or sampler.init_seed is None or not can_share_a_batch(sampler):
+        return 1
+    task = config.task_config.resolved().pretrain_task()
+    batch = task.sample(Stream(0, "sampling"), 0, sampler.grad_batch_size, device)
+    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0).to(device)
+    fitting = chains_that_fit(sampler, make_objective(model, mse_loss, sampler), batch)
+    return min(AT_ONCE, max(1, fitting // sampler.num_chains))

@@ -1,0 +1,145 @@
+"""What one estimate leaves behind: tables beside the metrics, and figures.
+
+Shapes: E chains, N draws, P parameters.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from icl.engine import mse_loss
+from icl.estimation.batches import sampling_batches
+from icl.estimation.config import LLCConfig
+from icl.estimation.estimate import model_at
+from icl.sampling import LLCResult
+from icl.sampling.observables import WeightTrace
+from icl.sampling.transformer_objective import make_objective, sampled_indices
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+PCA_DRAWS = 2000
+"""Draws of all chains together that enter a principal component analysis; more cost time and show nothing new."""
+
+
+def trace_table(result: LLCResult) -> pd.DataFrame:
+    """One row per chain and draw: `chain`, `draw`, `loss`, `distance` ‖w − w*‖, and `llc`, the chain's estimate from its draws so far."""
+    chains, draws = result.loss_trace.shape
+    return pd.DataFrame(
+        {
+            "chain": np.repeat(np.arange(chains), draws),
+            "draw": np.tile(np.arange(draws), chains),
+            "loss": result.loss_trace.flatten().cpu().numpy(),
+            "distance": result.distances.flatten().cpu().numpy(),
+            "llc": result.running.flatten().cpu().numpy(),
+        }
+    )
+
+
+def tables_of(config: LLCConfig, result: LLCResult) -> dict[str, pd.DataFrame]:
+    """The tables that `eval_metrics` and `eval_online` ask for, by name.
+
+    `traces`: `trace_table`, every draw (eval_online). `weights`: the chains' coordinates in principal components, `chain`, `draw`,
+    `pc/0`, ..., with the explained shares `explained/0`, ... the same in every row. `covariance`: the leading values of the weight groups
+    that were sampled (`icl.analysis.covariance.covariance_table`).
+    """
+    metrics, tables = config.sampler_config.eval_metrics, {}
+    if config.sampler_config.eval_online:
+        tables["traces"] = trace_table(result)
+    if result.weights is not None and "weights" in metrics:
+        variance, _, scores = weight_scores(result.weights, config.plotting_config.num_components)
+        tables["weights"] = scores.assign(**{f"explained/{i}": share for i, share in enumerate(variance)})
+    if result.weights is not None and "covariance" in metrics:
+        tables["covariance"] = _covariances(config, result.weights)
+    return tables
+
+
+def weight_scores(trace: WeightTrace, components: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Explained shares (V,), components (V, P) of the draws, and their coordinates `chain`, `draw`, `pc/0`, ... from w*; lost chains
+    left out."""
+    from icl.analysis.covariance import weight_pca
+
+    deltas, kept = _healthy(trace)
+    every = -(-deltas.shape[0] * deltas.shape[1] // PCA_DRAWS)
+    fitted, scores = weight_pca(deltas[:, ::every].numpy(), components)
+    origin = {f"pc/{i}": scores[f"pc/{i}"] + fitted.mean @ axis for i, axis in enumerate(fitted.components)}
+    draws = scores["draw"] * every * trace.every
+    scores = scores.assign(chain=kept[scores["chain"]], draw=draws, **origin)
+    return fitted.explained_variance_ratio, fitted.components, scores
+
+
+def figures_of(config: LLCConfig, result: LLCResult, weights: Mapping[str, Tensor]) -> dict[str, "Figure"]:
+    """The figures that `plotting_config` asks for, of one estimate around the checkpoint `weights`."""
+    from icl.figures.chains import loss_trace, weight_planes
+
+    wanted, figures = config.plotting_config, {}
+    if wanted.include_loss_trace:
+        figures["loss-trace"] = loss_trace(trace_table(result), result.init_loss)
+    if wanted.include_weights_pca and result.weights is not None:
+        shares, components, scores = weight_scores(result.weights, wanted.num_components)
+        landscapes = _landscapes(config, weights, components, scores)
+        figures["weights-pca"] = weight_planes(scores, shares, landscapes)
+    return figures
+
+
+def _healthy(trace: WeightTrace) -> tuple[Tensor, np.ndarray]:
+    """w − w* (E', N, P) of the chains that stayed finite, and their numbers."""
+    finite = torch.isfinite(trace.deltas).all(dim=-1).all(dim=-1)
+    return trace.deltas[finite], finite.nonzero()[:, 0].numpy()
+
+
+def _covariances(config: LLCConfig, trace: WeightTrace) -> pd.DataFrame:
+    from icl.analysis.covariance import covariance_table
+    from icl.analysis.weight_groups import WeightGroup, standard_pairs
+
+    shape, sampler = config.task_config.shape, config.sampler_config
+    index = sampled_indices(shape, sampler.include, sampler.exclude)
+    place = np.full(shape.num_parameters, -1)
+    place[index.numpy()] = np.arange(len(index))
+
+    def within(group: WeightGroup) -> WeightGroup | None:
+        """The group as a piece of the sampled weights, or None where it was not sampled."""
+        first, length = int(place[group.entries.start]), group.entries.stop - group.entries.start
+        return None if first < 0 else replace(group, entries=slice(first, first + length))
+
+    pairs = [(within(left), within(right)) for left, right in standard_pairs(shape)]
+    sampled = [(left, right) for left, right in pairs if left is not None and right is not None]
+    deltas, _ = _healthy(trace)
+    return covariance_table(deltas.flatten(0, 1).numpy(), sampled, sampler.num_evals)
+
+
+def _landscapes(
+    config: LLCConfig, weights: Mapping[str, Tensor], components: np.ndarray, scores: pd.DataFrame
+) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Plane (i, j) -> x (n,), y (n,) and loss (n, n) at w* + x PC_i + y PC_j, over the draws' range and 10 % more."""
+    sampler = config.sampler_config
+    objective = make_objective(model_at(config, weights), mse_loss, sampler)
+    batch = sampling_batches(config.task_config.resolved().pretrain_task(), sampler, sampler.init_seed or 0)[0](0)
+    axes = []
+    for i in range(len(components)):
+        low, high = scores[f"pc/{i}"].min(), scores[f"pc/{i}"].max()
+        margin = 0.1 * (high - low)
+        axes.append(np.linspace(low - margin, high + margin, config.plotting_config.num_points))
+    directions = torch.as_tensor(components, dtype=torch.float32)
+    planes = {}
+    for j in range(len(components)):
+        for i in range(j):
+            points = [objective.anchor + x * directions[i] + y * directions[j] for y in axes[j] for x in axes[i]]
+            losses = torch.stack([objective.losses(point[None].float(), batch).mean() for point in points])
+            planes[i, j] = axes[i], axes[j], losses.reshape(len(axes[j]), len(axes[i])).numpy()
+    return planes
+
+
+def write_table(table: pd.DataFrame, path: Path) -> None:
+    """Write a compressed table so that a reader, or a crash, sees all of it or nothing; equal tables are equal files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    table.to_csv(temporary, index=False, float_format="%.7g", compression={"method": "gzip", "mtime": 0})
+    temporary.replace(path)

@@ -1,0 +1,106 @@
+"""What a person sees of an offline sweep: a live table on a terminal, a line per event elsewhere, a closing table."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from icl.execution.schedule import GridRun, Show, State, seconds_left
+
+_COLOURS = {
+    State.WAITING: "dim",
+    State.RUNNING: "cyan",
+    State.DONE: "green",
+    State.SKIPPED: "green dim",
+    State.FAILED: "red",
+    State.STOPPED: "yellow",
+}
+# What matters most comes first where a terminal is too small for all.
+_ORDER = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING, State.DONE, State.SKIPPED)
+
+
+@contextmanager
+def grid_display(jobs: int, console: Console | None = None) -> Iterator[Show]:
+    """Yields the function that is called with the runs' states again and again, and closes with a table of all."""
+    console = console or Console(stderr=True)
+    last: list[GridRun] = []
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            drawn = _Throttle()
+
+            def draw(runs: Sequence[GridRun]) -> None:
+                last[:] = runs
+                if drawn.is_due(runs):
+                    live.update(grid_table(runs, jobs, max(console.height - 6, 5)), refresh=True)
+
+            yield draw
+    else:
+        said: dict[int, State] = {}
+
+        def say(runs: Sequence[GridRun]) -> None:
+            last[:] = runs
+            for run in runs:
+                if run.state is not said.get(run.index, State.WAITING):
+                    said[run.index] = run.state
+                    reason = f": {run.reason}" if run.reason else ""
+                    line = Text(f"[{run.index}] {run.name} {run.state}{reason}")
+                    console.print(line, highlight=False, soft_wrap=True)
+
+        yield say
+    console.print(grid_table(last, jobs, None))
+
+
+def grid_table(runs: Sequence[GridRun], jobs: int, rows: int | None) -> Table:
+    """The runs' states as a table of at most `rows` rows, the running and the failed ones first."""
+    table = Table(caption=headline(runs, jobs), caption_justify="left")
+    table.add_column("#", justify="right")
+    table.add_column("run", overflow="fold")
+    table.add_column("state")
+    table.add_column("time", justify="right")
+    table.add_column("", overflow="fold")
+    shown = (
+        list(runs)
+        if rows is None or len(runs) <= rows
+        else sorted(runs, key=lambda run: _ORDER.index(run.state))[:rows]
+    )
+    for run in shown:
+        colour = _COLOURS[run.state]
+        time_taken = _duration(run.seconds) if run.seconds else ""
+        remark = run.reason or (run.note if run.state is State.RUNNING else "")
+        table.add_row(str(run.index), run.name, Text(run.state, colour), time_taken, Text(remark))
+    return table
+
+
+def headline(runs: Sequence[GridRun], jobs: int) -> str:
+    """How many runs are in each state, and the time left: `3 done, 1 failed, 2 running; about 0:02:10 left`."""
+    counts = Counter(run.state for run in runs)
+    text = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
+    if not counts[State.WAITING] and not counts[State.RUNNING]:
+        return text
+    left = seconds_left(runs, jobs)
+    return text if left is None else f"{text}; about {_duration(left)} left"
+
+
+class _Throttle:
+    """Redraw when a state changes, else twice a second: drawing costs more than asking how the runs are."""
+
+    def __init__(self) -> None:
+        self._states: list[State] = []
+        self._calls = 0
+
+    def is_due(self, runs: Sequence[GridRun]) -> bool:
+        states = [run.state for run in runs]
+        self._calls += 1
+        if states == self._states and self._calls % 10:
+            return False
+        self._states = states
+        return True
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

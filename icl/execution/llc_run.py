@@ -1,0 +1,66 @@
+"""The estimates along one run, with everything they touch."""
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from icl.checkpoints import Checkpoints
+from icl.estimation import LLCConfig, estimate_over_run
+from icl.estimation.estimate import hessian_at_checkpoint
+from icl.estimation.traces import append_trace
+from icl.execution.progress import progress_bar
+from icl.execution.signals import stop_signal
+from icl.execution.surroundings import Surroundings
+from icl.sampling import LLCResult
+from icl.tracking import read_metrics
+from icl.tracking.trackers import failures_recorded
+
+
+def run_llc(config: LLCConfig, place: Surroundings) -> int:
+    """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
+
+    The estimates are rows of `metrics.jsonl` in the results folder of `config.llc_name`, the course of their chains is in
+    `traces.jsonl` there (`icl.estimation.traces`), and the tables that the sampler's metrics ask for (`icl.estimation.record.tables_of`) are
+    `tables/<name>-<step>.csv.gz`.
+
+    Raises:
+        ConfigError: the training run has no checkpoints.
+        RunInUseError: another process makes these estimates.
+    """
+    # Imported here: with it comes pandas, which training does without.
+    from icl.estimation.record import figures_of, tables_of, write_table
+
+    checkpoints = place.checkpoints(config)
+    name = config.llc_name
+    estimates = Checkpoints(place.store, name)
+    with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
+        config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
+        done = [row["step"] for row in read_metrics(place.results / name)]
+        estimates.save_config(config.model_dump(mode="json"))
+        # Beside an accelerator several threads of chains would only wait for each other.
+        cores = place.threads if place.device.type == "cpu" else 1
+        config = config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"cores": cores})})
+        tracker = place.open_tracker(name, config, max(done, default=-1) + 1)
+
+        def record(step: int, weights: Mapping[str, Tensor], result: LLCResult) -> None:
+            row = result.summary()
+            if "hessian" in config.sampler_config.eval_metrics:
+                row |= hessian_at_checkpoint(config, weights, place.device)
+            if place.tracking != "none":
+                # Before the metrics: a checkpoint counts as done once it has those.
+                append_trace(place.results / name, step, result)
+                for table_name, table in tables_of(config, result).items():
+                    write_table(table, place.results / name / "tables" / f"{table_name}-{step}.csv.gz")
+            tracker.summary({"step": step, **row})
+            tracker.log(step, row, figures_of(config, result, weights))
+
+        try:
+            with failures_recorded(tracker), progress_bar(name) as update:
+                left = estimate_over_run(
+                    config, checkpoints, done, record, place.device,
+                    lambda now, total: update(now, total=total), stopped,
+                )  # fmt: skip
+            tracker.finish("interrupted" if left else "finished")
+        finally:
+            estimates.flush()
+    return left

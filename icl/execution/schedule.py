@@ -1,0 +1,137 @@
+"""Many runs, some at a time: the schedule of an offline sweep, whatever runs them.
+
+A launcher starts one run (as a process here, as a task of a Ray cluster); the schedule keeps a given number running,
+lets the others go on when one fails, and stops all of them within seconds when it is told to.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from icl.execution.signals import stop_requests
+
+POLL_S = 0.05
+# From the request to stop: when a run that has not stopped is told again, and when it is ended for good.
+TELL_AGAIN_S = 6.0
+END_S = 8.0
+
+
+class State(StrEnum):
+    """Where a run of the grid stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    DONE = "done"
+    SKIPPED = "done before"
+    FAILED = "failed"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a run ended; the reason is one line, empty for a success."""
+
+    ok: bool
+    reason: str = ""
+
+
+class Running(Protocol):
+    """A run that was started."""
+
+    def poll(self) -> Ended | None:
+        """How it ended, or None while it runs."""
+        ...
+
+    def note(self) -> str:
+        """The last thing it said of its progress."""
+        ...
+
+    def stop(self) -> None:
+        """Ask it to save its state and end."""
+        ...
+
+    def kill(self) -> None:
+        """End it now."""
+        ...
+
+
+@dataclass
+class GridRun:
+    """One run of a grid and where it stands; times are seconds of `time.monotonic`."""
+
+    name: str
+    index: int
+    state: State = State.WAITING
+    reason: str = ""
+    note: str = ""
+    started: float = 0.0
+    seconds: float = 0.0
+
+
+Launch = Callable[[GridRun], Running]
+Show = Callable[[Sequence[GridRun]], None]
+
+
+def run_all(runs: Sequence[GridRun], launch: Launch, jobs: int, show: Show = lambda runs: None) -> bool:
+    """Run everything that waits, `jobs` at a time; returns whether all of it is done.
+
+    The first SIGINT or SIGTERM asks the running ones to save and end, and starts no other.
+    """
+    active: dict[int, Running] = {}
+    with stop_requests() as asked_at:
+        stopping, told_again = False, False
+        while True:
+            now = time.monotonic()
+            for position, running in list(active.items()):
+                run = runs[position]
+                run.note, run.seconds = running.note(), now - run.started
+                ended = running.poll()
+                if ended is not None:
+                    del active[position]
+                    run.state = State.DONE if ended.ok else State.STOPPED if stopping else State.FAILED
+                    run.reason = ended.reason
+            if asked_at() is not None and not stopping:
+                stopping = True
+                for running in active.values():
+                    running.stop()
+            if stopping:
+                waited = now - (asked_at() or now)
+                if waited > TELL_AGAIN_S and not told_again:
+                    told_again = True
+                    for running in active.values():
+                        running.stop()
+                if waited > END_S:
+                    for running in active.values():
+                        running.kill()
+            else:
+                _start_next(runs, active, launch, jobs)
+            show(runs)
+            if not active and (stopping or all(run.state is not State.WAITING for run in runs)):
+                return all(run.state in (State.DONE, State.SKIPPED) for run in runs)
+            time.sleep(POLL_S)
+
+
+def seconds_left(runs: Sequence[GridRun], jobs: int) -> float | None:
+    """How long the rest will take if runs last as long as those that are done, or None before the first is done."""
+    lengths = [run.seconds for run in runs if run.state is State.DONE]
+    if not lengths:
+        return None
+    mean = sum(lengths) / len(lengths)
+    rest = [mean for run in runs if run.state is State.WAITING]
+    rest += [max(mean - run.seconds, 0.0) for run in runs if run.state is State.RUNNING]
+    return sum(rest) / min(jobs, max(len(rest), 1))
+
+
+def _start_next(runs: Sequence[GridRun], active: dict[int, Running], launch: Launch, jobs: int) -> None:
+    for position, run in enumerate(runs):
+        if len(active) >= jobs:
+            return
+        if run.state is State.WAITING:
+            run.started = time.monotonic()
+            try:
+                active[position] = launch(run)
+                run.state = State.RUNNING
+            except OSError as error:
+                run.state, run.reason = State.FAILED, str(error)

@@ -1,0 +1,84 @@
+"""One run of a sweep with everything it touches: storage, lock, tracker, device, signals.
+
+The commands, W&B agents and the offline executors all end here, so that a run is the same run whoever started it.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from icl.checkpoints import Checkpoints
+from icl.config import TrainingConfig
+from icl.devices import resolve_device
+from icl.model import parameter_layout
+from icl.storage import DEFAULT_ROOT, Store, store_from_environment
+from icl.tracking import Tracker
+from icl.tracking.opening import Wanted, open_tracker
+
+SUPERVISOR = "ICL_SUPERVISOR"
+"""The environment variable by which an offline sweep tells its runs the number of its process."""
+
+# A process that has lost its supervisor needs this long, at most, to save its state and free its run.
+ORPHAN_S = 20.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """Where a run lives and computes.
+
+    Attributes:
+        store: of the checkpoints.
+        results: local folder of metrics; one folder per run name below it.
+        device: where to compute.
+        tracking: see `icl.tracking.wandb.open_tracker`.
+        project, entity: of the sweep file, for W&B.
+        threads: CPU threads of this process; results do not depend on it.
+        supervisor: the process that started this one and may start the run again elsewhere (a W&B agent, the schedule
+            of an offline sweep); when it is gone, the run saves its state and stops.
+    """
+
+    store: Store
+    results: Path
+    device: torch.device
+    tracking: Wanted = "auto"
+    project: str | None = None
+    entity: str | None = None
+    threads: int = 1
+    supervisor: int | None = None
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> "Surroundings":
+        """As LOCAL_ROOT, AWS_BUCKET_NAME and DEVICE say.
+
+        Raises:
+            ValueError: an unknown device.
+        """
+        store = overrides.pop("store", None) or store_from_environment(environ)
+        supervisor = environ.get(SUPERVISOR)
+        if supervisor is not None:
+            overrides.setdefault("supervisor", int(supervisor))
+        results = Path(environ.get("LOCAL_ROOT") or DEFAULT_ROOT) / "icl"
+        return cls(store, results, resolve_device(environ.get("DEVICE")), **overrides)
+
+    def checkpoints(self, config: TrainingConfig) -> Checkpoints:
+        """The checkpoints of a training run."""
+        layout = {name: size for name, (_, size) in parameter_layout(config.task_config.shape).items()}
+        return Checkpoints(self.store, config.name, layout)
+
+    def open_tracker(self, name: str, config: TrainingConfig, next_step: int) -> Tracker:
+        """The tracker of a run that is about to do step `next_step`."""
+        project = config.logger_config.project or self.project
+        entity = config.logger_config.entity or self.entity
+        data = config.model_dump(mode="json")
+        return open_tracker(
+            self.results / name, name, data, next_step=next_step, wanted=self.tracking, project=project, entity=entity
+        )
+
+    @property
+    def lock_wait_s(self) -> float:
+        """How long to wait for a run that is in use: its holder may have lost its supervisor and be about to stop."""
+        return 1.0 if self.supervisor is None else ORPHAN_S

@@ -1,0 +1,111 @@
+"""The runs of a sweep file on this machine, as processes; `icl.execution.ray` runs the same grid on a Ray cluster.
+
+Each process gets a sweep file of its own that holds its one run: what the user does to the sweep file meanwhile changes
+nothing, and a run that failed can be repeated by hand.
+"""
+
+from icl.execution.run import Command
+import os
+import sys
+from collections.abc import Sequence
+
+import torch
+import yaml
+
+from icl.config import ConfigError, TrainingConfig
+from icl.devices import available_cores
+from icl.estimation import LLCConfig
+from icl.execution.display import grid_display
+from icl.execution.local import LocalProcess
+from icl.execution.schedule import GridRun, Launch, State, run_all
+from icl.execution.surroundings import SUPERVISOR, Surroundings
+from icl.storage import StorageError
+from icl.tracking import read_metrics
+from icl.tracking.wandb import RUN_ID
+from icl.training import first_missing_step
+
+OUTPUT = "output.log"
+POINT = "sweep.yaml"
+
+
+def run_grid(
+    command: Command,
+    configs: Sequence[TrainingConfig],
+    place: Surroundings,
+    jobs: int | None,
+    executor: str,
+) -> int:
+    """Run what is missing of a grid, with a live table and a closing one; returns the exit status.
+
+    Args:
+        configs: all points, in the file's order.
+        jobs: runs at a time; by default one per CPU core, or one on an accelerator.
+        executor: "local" or "ray".
+
+    Raises:
+        ConfigError: an unknown executor.
+    """
+    if executor not in ("local", "ray"):
+        raise ConfigError(f"--executor must be local, batch (of train) or ray (got {executor!r})")
+    runs = grid_runs(configs, place)
+    if executor == "ray":
+        from icl.execution.ray import ray_cluster
+
+        with ray_cluster(command, configs, place) as (launch_task, room):
+            return _drive(runs, launch_task, jobs or room)
+    jobs = jobs or available_cores(place.device)
+    threads = max(available_cores(torch.device("cpu")) // min(jobs, len(runs)), 1)
+    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, SUPERVISOR: str(os.getpid())}
+
+    def launch(run: GridRun) -> LocalProcess:
+        folder = place.results / run.name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / POINT).write_text(_sweep_of_one(configs[run.index], place))
+        options = ["--jobs", str(threads), "--tracking", place.tracking]
+        words = [sys.executable, "-m", "icl", command, str(folder / POINT), *options]
+        return LocalProcess(words, folder / OUTPUT, environment)
+
+    return _drive(runs, launch, jobs)
+
+
+def grid_runs(configs: Sequence[TrainingConfig], place: Surroundings) -> list[GridRun]:
+    """The runs of a grid, those that need nothing more marked so; points that are one and the same run appear once."""
+    runs: dict[str, GridRun] = {}
+    for index, config in enumerate(configs):
+        name = config.llc_name if isinstance(config, LLCConfig) else config.name
+        if config.task_config.model_seed is None:
+            name = f"{name}-{index}"  # each draws a seed, and with it a name, of its own
+        if name not in runs:
+            runs[name] = GridRun(name, index, State.SKIPPED if is_complete(config, place) else State.WAITING)
+    return list(runs.values())
+
+
+def is_complete(config: TrainingConfig, place: Surroundings) -> bool:
+    """Whether running this configuration would do nothing."""
+    if config.task_config.model_seed is None:
+        return False
+    config = config.resolved()
+    checkpoints = place.checkpoints(config)
+    name = config.llc_name if isinstance(config, LLCConfig) else config.name
+    if place.tracking == "wandb" and not (place.results / name / RUN_ID).exists():
+        return False  # what was recorded here alone is still to be sent
+    try:
+        if not isinstance(config, LLCConfig):
+            finished = checkpoints.finished_step() is not None
+            return finished and first_missing_step(config, checkpoints) == config.num_steps
+        done = {row["step"] for row in read_metrics(place.results / name)}
+        return bool(done) and set(config.chosen_steps(checkpoints.steps())) <= done
+    except (ConfigError, StorageError):
+        return False  # the run itself will say what is wrong
+
+
+def _sweep_of_one(config: TrainingConfig, place: Surroundings) -> str:
+    """The text of a sweep file whose only run is this one."""
+    parameters = {key: {"value": value} for key, value in config.model_dump(mode="json").items()}
+    kept = {"project": place.project, "entity": place.entity}
+    return yaml.safe_dump({"method": "grid", **kept, "parameters": parameters}, sort_keys=False)
+
+
+def _drive(runs: Sequence[GridRun], launch: Launch, jobs: int) -> int:
+    with grid_display(jobs) as show:
+        return 0 if run_all(runs, launch, jobs, show) else 1

@@ -1,0 +1,95 @@
+"""Training runs with everything they touch: storage, locks, trackers, stop signals.
+
+A single run and a batch of runs that differ in their seeds alone have one lifecycle. Each run keeps its own lock,
+tracker, checkpoints and resume.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+
+from icl.config import TrainingConfig
+from icl.execution.progress import progress_bar
+from icl.execution.signals import stop_signal
+from icl.execution.surroundings import Surroundings
+from icl.tracking.agent import agent_run
+from icl.tracking.trackers import failures_recorded
+from icl.tracking.wandb import wandb_is_set_up
+from icl.training import Member, TrainingOutcome, first_missing_step, train_members
+from icl.training.loop import seeds_left_out
+
+
+def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome:
+    """`train_together` for a single run."""
+    return train_together([config], place)[0]
+
+
+def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> list[TrainingOutcome]:
+    """Train runs as one batch to their end, or to the next stop signal, with their locks held.
+
+    Raises:
+        RunInUseError: another process trains one of them.
+        TrainingDiverged, CheckpointError, StorageError: see `icl.training.train_members`.
+    """
+    configs = [config.resolved() for config in configs]
+    outcomes: dict[str, TrainingOutcome] = {}
+    members: list[Member] = []
+    with ExitStack() as stack:
+        stopped = stack.enter_context(stop_signal(place.supervisor))
+        for config in configs:
+            checkpoints = place.checkpoints(config)
+            stack.enter_context(checkpoints.lock(place.lock_wait_s))
+            stack.callback(checkpoints.flush)
+            start = first_missing_step(config, checkpoints)
+            if start == config.num_steps and checkpoints.finished_step() is not None:
+                checkpoints.keep_last_state()  # what an earlier process could not drop
+                if agent_run() is not None or place.tracking == "wandb":
+                    place.open_tracker(config.name, config, start).finish()  # W&B shows what was trained before
+                outcomes[config.name] = TrainingOutcome(config.name, start, True, {})
+                continue
+            checkpoints.save_config(config.model_dump(mode="json"))
+            members.append(Member(config, checkpoints, place.open_tracker(config.name, config, start)))
+        if members:
+            outcomes |= {outcome.name: outcome for outcome in _train(members, place, stopped)}
+    return [outcomes[config.name] for config in configs]
+
+
+def train_in_batches(configs: Sequence[TrainingConfig], place: Surroundings) -> bool:
+    """Train all runs, those that differ in their seeds alone together; True if every one is finished.
+
+    A group that was stopped is the last: none after it is begun.
+    """
+    groups: dict[str, list[TrainingConfig]] = {}
+    for config in {config.name: config for config in (each.resolved() for each in configs)}.values():
+        groups.setdefault(seeds_left_out(config), []).append(config)
+    return all(all(outcome.finished for outcome in train_together(group, place)) for group in groups.values())
+
+
+def batches_runs(place: Surroundings) -> bool:
+    """Whether runs are trained as one batch by default: on an accelerator, unless W&B is to record them, whose client
+    keeps one run at a time."""
+    to_wandb = place.tracking == "wandb" or (place.tracking == "auto" and wandb_is_set_up())
+    return place.device.type != "cpu" and not to_wandb
+
+
+def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[], bool]) -> list[TrainingOutcome]:
+    """Train, and close every member's record with how it ended."""
+    config = members[0].config
+    title = config.name if len(members) == 1 else f"{config.name} and {len(members) - 1} more seeds"
+    with ExitStack() as recorded:
+        for member in members:
+            recorded.enter_context(failures_recorded(member.tracker))
+        with progress_bar(title, config.num_steps) as update:
+            outcomes = train_members(
+                members,
+                place.device,
+                place.threads,
+                on_step=lambda step, loss: update(step, f"loss {loss:.4f}"),
+                should_stop=stopped,
+            )
+        for member, outcome in zip(members, outcomes, strict=True):
+            member.tracker.summary(outcome.summary)
+    for member, outcome in zip(members, outcomes, strict=True):
+        member.tracker.finish("finished" if outcome.finished else "interrupted")
+        if outcome.finished:
+            member.checkpoints.mark_finished(member.config.num_steps - 1)
+    return outcomes

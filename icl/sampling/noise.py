@@ -1,0 +1,48 @@
+"""The injected noise of chains, made in blocks."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from icl.streams import Stream, keys_of, normals
+
+NOISE_BLOCK = 2**17
+"""Normal deviates made in one go: the generator costs some hundred calls however many they are, and more leave the cache."""
+
+
+NOISE_BLOCK_ON_ACCELERATOR = 2**25
+
+
+LONG = 8192
+"""Chains of more parameters than this draw their noise one by one, by the compiled generator where there is one; the bits are the same."""
+
+
+def noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, purpose: str = "chain/noise") -> Iterator[Tensor]:
+    """Standard normal (E, P) for steps 0, 1, ..., made in blocks; chain i's are `Stream(seeds[i], "chain/noise").normal(step, (P,))`."""
+    streams = [Stream(seed, purpose) for seed in seeds]
+    if like.shape[1] > LONG and like.device.type == "cpu":
+        for step in range(steps):
+            yield torch.stack([stream.normal(step, like.shape[1:]) for stream in streams]).to(like.dtype)
+        return
+    keys = keys_of(streams, like.device)
+    block = max(1, min(steps, _block_size(like.device) // like.numel()))
+    for start in range(0, steps, block):
+        numbers = torch.arange(start, min(start + block, steps)).to(like.device)
+        yield from normals(keys, numbers, like.shape[1]).to(like.dtype).unbind(dim=1)
+
+
+def shared_noise_blocks(seeds: Sequence[int], steps: int, like: Tensor) -> Iterator[Tensor]:
+    """`noise_blocks`, with the noise of chains of one seed made once: those of several models, chain by chain."""
+    own = list(dict.fromkeys(seeds))
+    blocks = noise_blocks(own, steps, like[: len(own)])
+    if len(own) == len(seeds):
+        return blocks
+    place = torch.tensor([own.index(seed) for seed in seeds], device=like.device)
+    return (noise[place] for noise in blocks)
+
+
+def _block_size(device: torch.device) -> int:
+    if device.type == "xla":
+        return 1  # a step's place in a block would be compiled into its graph
+    return NOISE_BLOCK if device.type == "cpu" else NOISE_BLOCK_ON_ACCELERATOR

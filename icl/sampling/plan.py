@@ -1,0 +1,167 @@
+"""What the chains of one run share: the plan, and each step's data and noise as functions of seed and step.
+
+Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from icl.devices import same_graph_each_step
+from icl.sampling.config import SamplerConfig
+from icl.sampling.objective import Batch, Objective
+from icl.streams import Stream
+
+BatchSource = Callable[..., Batch]
+Recorder = Callable[[int, Tensor, Tensor], None]
+"""(draw, positions (E, P), chain indices (E,)) -> None, called at every draw."""
+
+
+class Evaluation:
+    """Where a draw's loss is taken, if not on the gradient's batch.
+
+    Args:
+        batches: draw -> the batches whose losses are averaged.
+        constant: whether they are the same at every draw, so that w* needs to be evaluated once only.
+    """
+
+    def __init__(self, batches: Callable[[int], Sequence[Batch]], constant: bool) -> None:
+        self._batches = batches
+        self._constant = constant
+        self._anchor_losses: Tensor | None = None
+
+    def losses(self, objective: Objective, draw: int, positions: Tensor) -> Tensor:
+        """Mean losses (E, T) over the samples of the draw's batches."""
+        batches = self._batches(draw)
+        sizes = [num_samples(batch) for batch in batches]
+        total = sum(objective.losses(positions, batch) * size for batch, size in zip(batches, sizes, strict=True))
+        assert isinstance(total, Tensor)
+        return total / sum(sizes)
+
+    def anchor_losses(self, objective: Objective, draw: int, anchors: Tensor) -> Tensor:
+        """Mean losses (C, T) of every w* over the draw's batches."""
+        if self._anchor_losses is not None:
+            return self._anchor_losses
+        losses = self.losses(objective, draw, anchors)
+        if self._constant:
+            self._anchor_losses = losses
+        return losses
+
+
+def num_samples(batch: Batch) -> int:
+    """Samples of a batch: the first size of its first tensor. 1 for other kinds of batch, which then all weigh the same."""
+    if isinstance(batch, Mapping):
+        batch = tuple(batch.values())
+    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    return len(first) if isinstance(first, Tensor) and first.ndim > 0 else 1
+
+
+class AnchorLosses:
+    """Batch -> losses (C, T) of every w*; the last batch is remembered, so that data which never change cost one evaluation.
+
+    Args:
+        anchors: (C, P), several w* under one objective; None: the objective's own.
+    """
+
+    def __init__(self, objective: Objective, anchors: Tensor | None = None) -> None:
+        self._objective = objective
+        self.anchors = objective.anchor[None] if anchors is None else anchors
+        self._last: tuple[Batch, Tensor] | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        last = self._last
+        if last is None or last[0] is not batch:
+            # One tuple, replaced at once: worker threads may race to write it and all read a matching pair.
+            last = self._last = (batch, self._objective.losses(self.anchors, batch))
+        return last[1]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that one group of chains needs besides its seeds.
+
+    Attributes:
+        batches: step -> batch; (step, seed) -> batch where chains see independent batches.
+        evaluation: where a draw's loss is taken; None: on the gradient's batch, at the weights before the update.
+        pair: also take the loss of w* on the batch of every draw.
+    """
+
+    config: SamplerConfig
+    objective: Objective
+    batches: BatchSource
+    anchor_losses: AnchorLosses
+    evaluation: Evaluation | None = None
+    pair: bool = True
+    recorders: tuple[Recorder, ...] = ()
+
+    @property
+    def anchors(self) -> Tensor:
+        """(C, P): the w* of the models that are sampled; one, unless several share the batch."""
+        return self.anchor_losses.anchors
+
+
+class StepData:
+    """The batches of one step: one for all chains, or one for each.
+
+    Args:
+        owners: (E,) which of several w* each chain started from; None: there is one.
+    """
+
+    def __init__(self, plan: Plan, step: int, seeds: Sequence[int], owners: Tensor | None = None) -> None:
+        self._plan = plan
+        self._chains = len(seeds)
+        self._owners = owners
+        independent = plan.config.independent_batches
+        self._batches = [plan.batches(step, seed) for seed in seeds] if independent else [plan.batches(step)]
+
+    def losses_and_gradients(self, positions: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Losses (E, T) and gradients (E, P)."""
+        objective = self._plan.objective
+        with same_graph_each_step(positions.device):
+            if len(self._batches) == 1:
+                return objective.losses_and_gradients(positions, self._batches[0], token_weights)
+            pairs = [
+                objective.losses_and_gradients(position[None], batch, token_weights)
+                for position, batch in zip(positions, self._batches, strict=True)
+            ]
+        return torch.cat([loss for loss, _ in pairs]), torch.cat([gradient for _, gradient in pairs])
+
+    def anchor_losses(self) -> Tensor:
+        """Losses (E, T) of w* on this step's data."""
+        return self._of_each_chain(torch.cat([self._plan.anchor_losses(batch) for batch in self._batches]))
+
+    def anchor_losses_of_draw(self, draw: int) -> Tensor:
+        """Losses (E, T) of w* where the draw's loss was taken; (E, 0) if they are not asked for."""
+        objective = self._plan.objective
+        if not self._plan.pair:
+            return objective.anchor.new_zeros(self._chains, 0)
+        if self._plan.evaluation is not None:
+            return self._of_each_chain(self._plan.evaluation.anchor_losses(objective, draw, self._plan.anchors))
+        return self.anchor_losses()
+
+    def _of_each_chain(self, losses: Tensor) -> Tensor:
+        return losses.expand(self._chains, -1) if self._owners is None else losses[self._owners]
+
+
+def token_weights_of(plan: Plan) -> Callable[[int], Tensor | None]:
+    """Step -> weights (T,) of the tokens' losses in the driving loss; None stands for their mean.
+
+    Subsequence loss: the mean over the first k tokens, k uniform on 1..T, the same k for all chains of a step.
+    """
+    if plan.config.eval_loss_fn == "mse":
+        return lambda step: None
+    first = plan.batches(0, 0) if plan.config.independent_batches else plan.batches(0)
+    tokens = plan.objective.losses(plan.objective.anchor[None], first).shape[1]
+    if tokens == 1:
+        raise ValueError(
+            "eval_loss_fn='subsequence-mse' needs one loss per token; give a loss_fn that returns a vector (T,)"
+        )
+    stream = Stream(plan.config.init_seed or 0, "subsequence")
+
+    def weights(step: int) -> Tensor:
+        length = int(stream.integers(step, tokens, (1,))) + 1
+        return torch.where(torch.arange(tokens) < length, 1.0 / length, 0.0).to(plan.objective.anchor)
+
+    return weights

@@ -1,0 +1,77 @@
+"""Which trackers a run gets."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from icl.tracking.trackers import (
+    IMAGES,
+    VERDICT,
+    LocalTracker,
+    NullTracker,
+    TeeTracker,
+    Tracker,
+    read_metrics,
+    read_summary,
+)
+from icl.tracking.wandb import PROJECT, RUN_ID, Notify, WandbTracker, is_offline, say, wandb_is_set_up
+
+Wanted = Literal["auto", "wandb", "local", "none"]
+
+
+def open_tracker(
+    directory: str | Path,
+    name: str,
+    config: Mapping[str, Any],
+    *,
+    next_step: int = 0,
+    wanted: Wanted = "auto",
+    project: str | None = None,
+    entity: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+    notify: Notify = say,
+) -> Tracker:
+    """The tracker of one run: files in `directory`, and W&B beside them where it is wanted.
+
+    Args:
+        next_step: the step that the run is about to do; later rows are dropped, see `LocalTracker`.
+        wanted: "auto" takes W&B where a key for it is found or an agent started the process; "wandb" also without a
+            key, offline; "local" never does; "none" records nothing. WANDB_MODE=disabled is "local".
+        project, entity: from the sweep file; an agent's, WANDB_PROJECT and WANDB_ENTITY come first.
+    """
+    if wanted == "none":
+        return NullTracker()
+    local = LocalTracker(directory, next_step)
+    disabled, set_up = environ.get("WANDB_MODE") == "disabled", wandb_is_set_up(environ)
+    if wanted == "local" or disabled or (wanted == "auto" and not set_up):
+        return local
+    note = local.directory / RUN_ID
+    run_id = environ.get("WANDB_RUN_ID") or (note.read_text() if next_step > 0 and note.exists() else None)
+    wandb_tracker = WandbTracker(
+        name,
+        config,
+        project=environ.get("WANDB_PROJECT") or project or PROJECT,
+        entity=environ.get("WANDB_ENTITY") or entity,
+        run_id=run_id,
+        offline=is_offline(environ) or not set_up,
+        notify=notify,
+    )
+    if wandb_tracker.run_id is not None:
+        note.write_text(wandb_tracker.run_id)
+    # A run that began elsewhere, or while W&B was silent, appears there whole; what the server has is not sent twice.
+    replay(local.directory, wandb_tracker)
+    return TeeTracker(local, wandb_tracker)
+
+
+def replay(directory: str | Path, tracker: Tracker) -> None:
+    """Tell a tracker all that the files of `LocalTracker` hold, but for how the run ended."""
+    folder = Path(directory)
+    images: dict[int, dict[str, Path]] = {}
+    for path in sorted((folder / IMAGES).glob("*-*.png")):
+        name, _, step = path.stem.rpartition("-")
+        images.setdefault(int(step), {})[name] = path
+    for row in read_metrics(folder):
+        step = row.pop("step")
+        tracker.log(step, row, images.pop(step, None))
+    tracker.summary({name: value for name, value in read_summary(folder).items() if name not in VERDICT})

@@ -1,0 +1,226 @@
+"""Metrics out of a run: to local files, to W&B, to both, or nowhere.
+
+The local file is the record: it is complete whatever happens to the network, and a run that was killed and continued
+leaves the same bytes as one that never stopped. W&B is a copy of it for people to look at; `icl.tracking.wandb` holds
+everything that knows its client.
+"""
+
+import json
+import logging
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from icl.storage.keys import StorageError
+from icl.storage.local import explain, write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    Images = Mapping[str, Path | Figure]
+
+Status = Literal["finished", "failed", "interrupted"]
+
+METRICS = "metrics.jsonl"
+SUMMARY = "summary.json"
+IMAGES = "images"
+VERDICT = ("status", "error")  # of the last attempt; a run that goes on has none
+
+_log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Where metrics go. Every method returns at once and never raises because of a network or a disk."""
+
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
+        """Record the metrics of one training step, and pictures by name; steps must not decrease."""
+        ...
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Record the run's headline numbers; a name given again is replaced."""
+        ...
+
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
+        """Close the record; nothing may be logged afterwards. The reason of a failure becomes the summary's `error`."""
+        ...
+
+
+class NullTracker:
+    """Records nothing."""
+
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
+        """Do nothing."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
+        """Do nothing."""
+
+
+class LocalTracker:
+    """Files in one folder: `metrics.jsonl` (one JSON object per row, see `read_metrics`), `summary.json`, `images/`.
+
+    No file holds a time or a host, so equal runs leave equal bytes. On a disk that takes nothing more the rows wait in
+    memory for the next row; a warning says so.
+    """
+
+    def __init__(self, directory: str | Path, next_step: int = 0) -> None:
+        """Open the record of a run that is about to do step `next_step`.
+
+        Rows of later steps and a last line cut short by a crash are dropped first, in one atomic replacement: the
+        run will log them again.
+
+        Raises:
+            StorageError: the folder cannot be written.
+        """
+        self.directory = Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        path = self.directory / METRICS
+        before = path.read_bytes() if path.exists() else b""
+        kept = b"".join(_rows_before(before, next_step))
+        if kept != before or not path.exists():
+            try:
+                write_atomically(path, kept)
+            except OSError as error:
+                raise StorageError(f"cannot write {path}: {explain(error)}") from error
+        self._path = path
+        self._size = len(kept)
+        self._waiting: list[bytes] = []
+        kept_summary = read_summary(self.directory) if next_step > 0 else {}
+        self._summary = {name: value for name, value in kept_summary.items() if name not in VERDICT}
+
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
+        """Append one row and see it onto the disk, so that it cannot be older than a checkpoint written after it.
+
+        Images go before it, to `images/<name>-<step>.png` with the name's slashes made dashes: a row vouches for them.
+        """
+        for name, image in (images or {}).items():
+            self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", _png(image))
+        row = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
+        self._waiting.append(json.dumps(row).encode() + b"\n")
+        self._write_rows()
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Rewrite `summary.json` with these values added."""
+        self._summary.update({name: _number(value) for name, value in values.items()})
+        self._write_summary("running")
+
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
+        """Write the status, and the reason as `error`, into `summary.json`."""
+        if self._waiting:
+            self._write_rows()
+        if self._waiting:
+            _log.warning("%d rows could not be written to %s and are lost", len(self._waiting), self._path)
+        self._write_summary(status, reason)
+
+    def _write_rows(self) -> None:
+        data = b"".join(self._waiting)
+        try:
+            with self._path.open("r+b") as file:
+                file.truncate(self._size)  # of a row that an earlier attempt wrote in part
+                file.seek(self._size)
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            if len(self._waiting) == 1:
+                _log.warning("cannot write %s: %s. Until then its rows wait in memory", self._path, explain(error))
+            return
+        self._size += len(data)
+        self._waiting.clear()
+
+    def _write_summary(self, status: str, reason: str = "") -> None:
+        verdict = {"status": status, "error": reason} if reason else {"status": status}
+        text = json.dumps({**self._summary, **verdict}, indent=2, sort_keys=True) + "\n"
+        self._write(self.directory / SUMMARY, text.encode())
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, data)
+        except OSError as error:
+            _log.warning("cannot write %s: %s", path, explain(error))
+
+
+class TeeTracker:
+    """Sends everything to several trackers, in their order."""
+
+    def __init__(self, *trackers: Tracker) -> None:
+        self.trackers = trackers
+
+    def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
+        """Record with each."""
+        for tracker in self.trackers:
+            tracker.log(step, metrics, images)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Record with each."""
+        for tracker in self.trackers:
+            tracker.summary(values)
+
+    def finish(self, status: Status = "finished", reason: str = "") -> None:
+        """Close each."""
+        for tracker in self.trackers:
+            tracker.finish(status, reason)
+
+
+def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
+    """The rows of a run's `metrics.jsonl`, exactly as logged; a last line cut short by a crash is left out.
+
+    `pandas.DataFrame(read_metrics(directory))` is the table; `pandas.read_json(path, lines=True)` reads it too, but
+    rounds the last digit of some numbers unless told `precise_float=True`.
+    """
+    path = Path(directory) / METRICS
+    return [json.loads(line) for line in _rows_before(path.read_bytes(), math.inf)] if path.exists() else []
+
+
+def read_summary(directory: str | Path) -> dict[str, Any]:
+    """What `summary.json` holds, `status` included; empty where there is none."""
+    path = Path(directory) / SUMMARY
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def _rows_before(data: bytes, step: float) -> list[bytes]:
+    """The whole rows of steps before `step`, up to the first one that is torn or foreign."""
+    rows = []
+    for line in data.splitlines(keepends=True):
+        try:
+            before = line.endswith(b"\n") and json.loads(line)["step"] < step
+        except (ValueError, KeyError, TypeError):
+            break
+        if not before:
+            break
+        rows.append(line)
+    return rows
+
+
+def _png(image: "Path | Figure") -> bytes:
+    if isinstance(image, Path):
+        return image.read_bytes()
+    drawn = BytesIO()
+    # Without the date and version that matplotlib would write, equal figures are equal files.
+    image.savefig(drawn, format="png", metadata={"Software": None})
+    return drawn.getvalue()
+
+
+def _number(value: Any) -> Any:
+    """Plain Python numbers out of NumPy's and torch's scalars."""
+    return value.item() if hasattr(value, "item") else value
+
+
+@contextmanager
+def failures_recorded(tracker: Tracker) -> Iterator[None]:
+    """Closes the record of work that fails, with the reason in it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        tracker.finish("interrupted")
+        raise
+    except BaseException as error:
+        tracker.finish("failed", " ".join(str(error).split()) or type(error).__name__)
+        raise

@@ -1,0 +1,151 @@
+"""One step of training for many seeds at once, on an accelerator, without waiting for the host.
+
+Parameters, moments and batches carry one more leading axis, the members (seeds). Everything a step needs is on the
+device: data come from the counter-based streams there, many steps' at a time (the generator is some hundred small
+operations, however many numbers they make), learning rates from a table, losses go to a buffer. A block of steps is
+therefore only launched, never waited for:
+
+- cuda: one step is captured as a CUDA graph and replayed;
+- xla: one step is one compiled graph, and so is the making of data, traced again and found in the cache; step numbers
+  are tensors, so that no number is compiled in;
+- elsewhere (cpu, mps): the same operations, one by one.
+
+A member sees the data of its solo run bit for bit; its losses agree to the rounding of batched arithmetic.
+
+Shapes: E members, S steps, B batch, K examples, D task dimension, M tasks, P parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from icl.config import TrainingConfig
+from icl.devices import end_of_graph, same_graph_each_step
+from icl.engine import Predict, batched_loss_and_grad
+from icl.tasks import BLOCK, EnsembleBatches
+from icl.training.optimizers import FlatOptimizer, Rates, rates_at
+from icl.training.standing import data_stream, initial_flat
+
+_WARM_UP = 3  # steps that run before a capture, as CUDA graphs ask for
+
+
+class AcceleratorStepper:
+    """The state of E members on the device, and the step that advances it in place; see `icl.training.loop.Stepper`.
+
+    Args:
+        configs: of the members, with resolved seeds; they share everything but seeds.
+        step: number of the first step to do.
+        states: the tensors of each member's saved state; empty for a fresh start.
+        device: where to compute.
+    """
+
+    block = BLOCK
+    predict: Predict | None = None
+
+    def __init__(
+        self,
+        configs: Sequence[TrainingConfig],
+        step: int,
+        states: Sequence[Mapping[str, Tensor]],
+        device: torch.device,
+    ) -> None:
+        config = configs[0]
+        self._shape, self._device = config.task_config.shape, device
+        # A lazy device would compile the metrics into a graph of their own for every block: they are made on the host.
+        self.evaluated_on = torch.device("cpu") if device.type == "xla" else device
+        streams = [data_stream(each) for each in configs]
+        laws = [each.task_config.pretrain_task() for each in configs]
+        self._batches = EnsembleBatches(laws, streams, config.batch_size, device)
+        flats = [initial_flat(each, state) for each, state in zip(configs, states, strict=True)]
+        self.flats = torch.stack(flats).to(device, copy=True)
+        self._optimizer = FlatOptimizer(config.optimizer_config, self.flats, _stacked(states), fused=False)
+        self.step = self._first = step
+        self._step = torch.tensor([step], device=device)
+        rates = [rates_at(config, number) for number in range(step, config.num_steps)]
+        self._rates = torch.tensor(rates, dtype=torch.float32, device=device)
+        self._losses = torch.zeros(BLOCK, len(configs), device=device)
+        self._ahead = torch.arange(self._batches.steps_at_once, device=device)
+        self._data: tuple[Tensor, Tensor] | None = None
+        self._made = step
+        self._graph: torch.cuda.CUDAGraph | None = None
+        end_of_graph(device)  # so that the zeros above are data, not constants of the first step's graph
+
+    def run(self, count: int) -> Tensor:
+        """Do `count` <= BLOCK steps; returns their batch losses (count, E) on the host, the only wait of the block."""
+        assert 1 <= count <= BLOCK
+        slots = torch.arange(self.step - self._first, self.step - self._first + count) % BLOCK
+        with same_graph_each_step(self._device):
+            for _ in range(count):
+                if self._data is None or self.step == self._made + len(self._ahead):
+                    self._make_data()
+                self._launch()
+                self.step += 1
+        return self._losses.cpu()[slots]
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Parameters and optimiser state of each member, on the host."""
+        own = {"flat": self.flats.cpu(), **self._optimizer.state(self.step)}
+        return [
+            {name: value[member].clone() if value.ndim else value for name, value in own.items()}
+            for member in range(len(self.flats))
+        ]
+
+    @torch.no_grad()
+    def _make_data(self) -> None:
+        """The batches of the steps from here on, into memory that stays where it is: a captured step reads it there."""
+        xs, ys = self._batches(self._step + self._ahead)
+        if self._data is None:
+            self._data = xs.contiguous(), ys.contiguous()
+        else:
+            self._data[0].copy_(xs)
+            self._data[1].copy_(ys)
+        self._made = self.step
+        end_of_graph(self._device)
+
+    def _launch(self) -> None:
+        if self._device.type == "cuda":
+            self._launch_captured()
+        else:
+            self._advance()
+            end_of_graph(self._device)
+
+    def _launch_captured(self) -> None:
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        side = torch.cuda.Stream(self._device)
+        side.wait_stream(torch.cuda.current_stream(self._device))
+        kept = [value.clone() for value in self._mutable()]
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP):
+                self._advance()
+        torch.cuda.current_stream(self._device).wait_stream(side)
+        for value, old in zip(self._mutable(), kept, strict=True):
+            value.copy_(old)
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._advance()
+        self._graph.replay()
+
+    def _mutable(self) -> list[Tensor]:
+        return [self.flats, self._step, self._losses, *self._optimizer.moments.values()]
+
+    @torch.no_grad()
+    def _advance(self) -> None:
+        """One step, all in place and without a number from the host."""
+        assert self._data is not None
+        done = self._step - self._first
+        xs, ys = (part.index_select(0, done % len(self._ahead))[0] for part in self._data)
+        token_losses, gradients = batched_loss_and_grad(self._shape, self.flats, xs, ys)
+        # The modulo keeps the row inside the table when a warm-up of the capture runs past its end.
+        rates = self._rates.index_select(0, done % len(self._rates))[0]
+        self._optimizer.update(gradients, Rates(*rates))
+        self._losses.index_copy_(0, done % BLOCK, token_losses.mean(dim=-1)[None])
+        self._step += 1
+
+
+def _stacked(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The members' optimiser states, members along the first axis."""
+    names = set(states[0]) - {"flat", "step"}
+    return {name: torch.stack([state[name] for state in states]) for name in names}

@@ -1,0 +1,57 @@
+"""One step of training on a CPU: one member, one step at a time.
+
+Shapes: B batch, K examples, P parameters.
+"""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from icl.config import TrainingConfig
+from icl.engine import Path, Predict
+from icl.training.optimizers import FlatOptimizer, rates_at
+from icl.training.standing import data_stream, initial_flat
+
+
+class CpuStepper:
+    """The state of one member and the step that advances it in place; see `icl.training.loop.Stepper`.
+
+    Args:
+        config: of the member, with resolved seeds.
+        step: number of the first step to do.
+        state: the tensors of a saved state; empty for a fresh start.
+        path: how loss and gradient are computed.
+    """
+
+    block = 1
+
+    def __init__(self, config: TrainingConfig, step: int, state: Mapping[str, Tensor], path: Path) -> None:
+        self._config, self._path, self.step = config, path, step
+        self._law, self._stream = config.task_config.pretrain_task(), data_stream(config)
+        self._flat = initial_flat(config, state).clone()
+        self._optimizer = FlatOptimizer(config.optimizer_config, self._flat, state)
+        self.predict: Predict | None = path.predict
+        self.evaluated_on = torch.device("cpu")
+
+    @property
+    def flats(self) -> Tensor:
+        """Parameters (1, P)."""
+        return self._flat.detach()[None]
+
+    def run(self, count: int) -> Tensor:
+        """Do `count` steps; returns their batch losses (count, 1). A loss that is not finite ends the block before its update."""
+        losses = torch.full((count, 1), torch.nan)
+        for row in range(count):
+            xs, ys = self._law.sample(self._stream, self.step, self._config.batch_size)
+            token_losses, gradient = self._path.run(self._flat.detach(), xs, ys)
+            losses[row] = loss = token_losses.mean()
+            if not loss.isfinite():
+                break
+            self._optimizer.update(gradient, rates_at(self._config, self.step))
+            self.step += 1
+        return losses
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """Parameters and optimiser state of the member."""
+        return [{"flat": self._flat.detach(), **self._optimizer.state(self.step)}]

@@ -1,0 +1,240 @@
+"""The training loop: data -> gradient -> update, with checkpoints and metrics on their grids.
+
+One loop trains one run or several that differ in their seeds alone. A stepper does the steps: on a CPU that of one
+member, a step at a time (`icl.training.cpu`); on an accelerator all members at once, in blocks that the host only
+launches (`icl.training.accelerator`). Files do not tell which: a run begun by one can go on in the other.
+
+Checkpoint "t" is written after update number t, so it holds t + 1 updates, as in the reference code. Batch t is a
+function of (sampling seed, t) alone and every state is saved whole. A run that was killed at any moment and started
+again ends in the same bytes.
+
+Shapes: E members, P parameters.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from icl.checkpoints import Checkpoints
+from icl.config import TrainingConfig
+from icl.devices import torch_threads
+from icl.engine import Predict, choose_path
+from icl.evals import make_evaluator
+from icl.model import unflatten
+from icl.tracking import Tracker
+from icl.training.accelerator import AcceleratorStepper
+from icl.training.cpu import CpuStepper
+from icl.training.standing import Progress, TrainingDiverged, TrainingOutcome, starting_point
+
+_SEEDS = {"model_seed", "pretrain_seed", "true_seed", "sampling_seed"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a batch.
+
+    Attributes:
+        config: with resolved seeds (`config.resolved()`).
+        checkpoints: of this run; the caller holds its lock.
+        tracker: receives the metrics; the caller opened it for the step that `first_missing_step` gives.
+    """
+
+    config: TrainingConfig
+    checkpoints: Checkpoints
+    tracker: Tracker
+
+
+class Stepper(Protocol):
+    """What the loop asks of a step.
+
+    Attributes:
+        step: the number of updates done.
+        block: most steps of one call of `run`.
+        predict: how to run the model for the metrics; None: by PyTorch.
+        evaluated_on: the device of the metrics.
+    """
+
+    step: int
+    block: int
+    predict: Predict | None
+    evaluated_on: torch.device
+
+    @property
+    def flats(self) -> Tensor:
+        """Parameters (E, P)."""
+        ...
+
+    def run(self, count: int) -> Tensor:
+        """Do `count` steps; returns their batch losses (count, E) on the host."""
+        ...
+
+    def states(self) -> list[dict[str, Tensor]]:
+        """What each member needs to go on from here, on the host."""
+        ...
+
+
+def train(
+    config: TrainingConfig,
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+    on_step: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainingOutcome:
+    """`train_members` for a single run."""
+    return train_members([Member(config, checkpoints, tracker)], device, threads, on_step, should_stop)[0]
+
+
+def train_members(
+    members: Sequence[Member],
+    device: torch.device | str = "cpu",
+    threads: int = 1,
+    on_step: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> list[TrainingOutcome]:
+    """Train runs that differ in their seeds alone, each to its end, going on from what its checkpoints hold.
+
+    Members that stand at different steps run as groups of equal step, one group after the other. Resuming is exact to
+    the bit for the same groups.
+
+    Args:
+        device: where to compute.
+        threads: CPU threads of a step; with the native kernel the result does not depend on it.
+        on_step: called after each block of steps with (updates done, mean loss).
+        should_stop: asked before each block; True saves the states and returns.
+
+    Raises:
+        ValueError: members that differ in more than their seeds.
+        TrainingDiverged: the loss of a member is not finite; checkpoints up to the last good block stay.
+        CheckpointError: no stored state fits a run.
+    """
+    if len({seeds_left_out(member.config) for member in members}) > 1:
+        raise ValueError("runs trained as one batch must differ in their seeds alone")
+    starts = [starting_point(member.config, member.checkpoints) for member in members]
+    groups: dict[int, list[int]] = defaultdict(list)
+    for index, (step, _) in enumerate(starts):
+        groups[step].append(index)
+    outcomes: dict[int, TrainingOutcome] = {}
+    for step, chosen in sorted(groups.items()):
+        group, states = [members[i] for i in chosen], [starts[i][1] for i in chosen]
+        if all(_is_finished(member, step) for member in group):
+            results = [TrainingOutcome(member.config.name, step, True, {}) for member in group]
+        else:
+            with _stepper([member.config for member in group], step, states, torch.device(device), threads) as stepper:
+                results = _train_group(group, stepper, on_step, should_stop)
+        outcomes |= dict(zip(chosen, results, strict=True))
+    return [outcomes[index] for index in range(len(members))]
+
+
+def seeds_left_out(config: TrainingConfig) -> str:
+    """All settings that runs of one batch must share, as text."""
+    rest = config.model_dump_json(exclude={"task_config", "run_name"})
+    return rest + config.task_config.model_dump_json(exclude=_SEEDS)
+
+
+def _is_finished(member: Member, step: int) -> bool:
+    return step == member.config.num_steps and member.checkpoints.finished_step() is not None
+
+
+@contextmanager
+def _stepper(
+    configs: Sequence[TrainingConfig],
+    step: int,
+    states: Sequence[Mapping[str, Tensor]],
+    device: torch.device,
+    threads: int,
+) -> Iterator[Stepper]:
+    """The stepper that is fastest here."""
+    if device.type != "cpu" or len(configs) > 1:
+        yield AcceleratorStepper(configs, step, states, device)
+        return
+    path = choose_path(configs[0].task_config.shape, device, threads)
+    with torch_threads(1 if path.name == "native" else threads):
+        yield CpuStepper(configs[0], step, states[0], path)
+
+
+def _train_group(
+    members: Sequence[Member], stepper: Stepper, on_step: Progress | None, should_stop: Callable[[], bool]
+) -> list[TrainingOutcome]:
+    """Train members that stand at the same step."""
+    config = members[0].config
+    shape, last_step, state_every = config.task_config.shape, config.num_steps, config.checkpointer_config.state_every
+    evaluators = [make_evaluator(member.config, stepper.evaluated_on, stepper.predict) for member in members]
+    metadata = [{"config": member.config.model_dump_json()} for member in members]
+    checkpoint_at, log_at = set(config.checkpoint_steps()), set(config.logging_steps())
+    due = sorted(checkpoint_at | log_at)
+
+    def end_of_block(step: int) -> int:
+        """Where the next checkpoint, evaluation or saved state is due, or the block is full."""
+        next_due = due[min(bisect_left(due, step), len(due) - 1)] + 1
+        return min(next_due, (step // state_every + 1) * state_every, step + stepper.block, last_step)
+
+    def evaluate() -> list[Mapping[str, float]]:
+        flats = stepper.flats.to(stepper.evaluated_on)
+        return [of_weights(unflatten(shape, flat)) for of_weights, flat in zip(evaluators, flats, strict=True)]
+
+    def save_states() -> None:
+        for member, state, about in zip(members, stepper.states(), metadata, strict=True):
+            member.checkpoints.save_state(stepper.step, state, about)
+
+    summaries: list[Mapping[str, float]] = [{} for _ in members]
+    saved = stepper.step
+    while stepper.step < last_step and not should_stop():
+        first = stepper.step
+        losses = stepper.run(end_of_block(first) - first)
+        _check_finite(losses, members, first, saved)
+        step = stepper.step
+        evaluated = step - 1 in log_at
+        if evaluated:
+            summaries = evaluate()
+        _log(members, losses, first, summaries if evaluated else None)
+        if step - 1 in checkpoint_at:
+            for member, flat, about in zip(members, stepper.flats.cpu(), metadata, strict=True):
+                member.checkpoints.save(step - 1, unflatten(shape, flat), about)
+        if step % state_every == 0 or step == last_step:
+            save_states()
+            saved = step
+        if on_step is not None:
+            on_step(step, float(losses[-1].mean()))
+    if stepper.step != saved:
+        save_states()
+    finished = stepper.step == last_step
+    if finished:
+        for member in members:
+            member.checkpoints.keep_last_state()
+        # A run that was killed between its last state and its end has its summary still to come.
+        summaries = summaries if all(summaries) else evaluate()
+    return [
+        TrainingOutcome(member.config.name, stepper.step, finished, summary)
+        for member, summary in zip(members, summaries, strict=True)
+    ]
+
+
+def _check_finite(losses: Tensor, members: Sequence[Member], first: int, saved: int) -> None:
+    """Refuse losses (S, E) of the steps from `first` on that are not finite."""
+    if losses.isfinite().all():
+        return
+    row, index = (~losses.isfinite()).nonzero()[0].tolist()
+    config = members[index].config
+    raise TrainingDiverged(
+        f"{config.name}: the loss became {float(losses[row, index])} at step {first + row}; the state after {saved} "
+        f"steps is kept. Lower optimizer_config.lr (now {config.optimizer_config.lr})"
+    )
+
+
+def _log(members: Sequence[Member], losses: Tensor, first: int, metrics: Sequence[Mapping[str, float]] | None) -> None:
+    """Losses (S, E) on their grid; metrics, if any, belong to the last step of the block."""
+    every, last = members[0].config.logger_config.loss_every, first + len(losses) - 1
+    for index, member in enumerate(members):
+        for step in range(first + -first % every, last + 1, every):
+            if step < last or metrics is None:
+                member.tracker.log(step, {"batch/loss": float(losses[step - first, index])})
+        if metrics is not None:
+            member.tracker.log(last, {"batch/loss": float(losses[-1, index]), **metrics[index]})

@@ -1,0 +1,105 @@
+"""`icl calibrate` and the named presets, as a user meets them."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from icl.checkpoints import Checkpoints
+from icl.commands.calibrate import Budget, calibrate_command
+from icl.config import ConfigError
+from icl.config.sweeps import expand, load_sweep
+from icl.estimation import LLCConfig
+from icl.model import initial_parameters
+from icl.sampling import PRESETS, PUBLISHED
+from icl.sampling.calibration import Grid
+from icl.sampling.presets import preset_override
+from icl.storage import LocalStore
+
+SWEEP = """\
+method: grid
+parameters:
+  task_config:
+    parameters:
+      task_size: {value: 2}
+      max_examples: {value: 3}
+      num_tasks: {value: inf}
+      embed_size: {value: 8}
+      mlp_size: {value: 5}
+      num_heads: {value: 2}
+      num_layers: {value: 1}
+      model_seed: {value: 7}
+  num_steps: {value: 60}
+  sampler_config:
+    parameters:
+      sampling_method: {value: langevin}
+      grad_batch_size: {value: 13}
+      gradient_scale: {value: 0.001}
+      localization_scale: {value: 0.001}
+      noise_scale: {value: 0.0001}
+      init_seed: {value: 3}
+"""
+BUDGET = Budget(chains=2, burnin=3, draws=9)
+GRID = Grid((1e-5, 1e-4), (10.0,), (5.0, 20.0))
+
+
+@pytest.fixture
+def sweep(tmp_path, monkeypatch) -> Path:
+    """A sweep file whose run has checkpoints at 0, 3, 9, 20, 59."""
+    path = tmp_path / "sweep.yaml"
+    path.write_text(SWEEP)
+    config = LLCConfig.parse(expand(load_sweep(path), [])[0])
+    checkpoints = Checkpoints(LocalStore(tmp_path / "store"), config.name)
+    for step in (0, 3, 9, 20, 59):
+        checkpoints.save(step, dict(initial_parameters(config.task_config.shape, 100 + step)))
+    monkeypatch.setenv("LOCAL_ROOT", str(tmp_path / "store"))
+    monkeypatch.delenv("AWS_BUCKET_NAME", raising=False)
+    return path
+
+
+def test_a_search_prints_its_budget_its_table_and_its_finding_and_leaves_table_and_traces(sweep, tmp_path, capsys):
+    found = calibrate_command(sweep, 0, [], [3, 59], GRID, BUDGET, tmp_path / "out")
+    printed = capsys.readouterr().out
+    presets = sum(preset.step_size is not None for preset in PRESETS.values())
+    cells = 2 * (4 + presets)
+    assert f"{cells} cells" in printed
+    assert f"{cells * 2 * 12:,} gradients of 13 sequences" in printed
+    assert "published" in printed
+    assert found.text in printed
+    table = pd.read_csv(tmp_path / "out" / "calibration.csv")
+    assert len(table) == cells
+    assert {"epsilon", "gamma", "nbeta", "llc", "mcse", "rhat", "ess", "healthy", "insensitive", "verdict"} <= set(
+        table
+    )
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["traces-3.png", "traces-59.png"]
+
+
+def test_an_interrupted_search_goes_on_and_another_budget_starts_afresh(sweep, tmp_path):
+    out = tmp_path / "out"
+    first = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
+    journal = (out / "cells.jsonl").read_text().splitlines()
+    (out / "cells.jsonl").write_text("\n".join(journal[:3]) + '\n{"torn')
+    again = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
+    pd.testing.assert_frame_equal(again.table, first.table)
+    assert (out / "cells.jsonl").read_text().splitlines() == journal
+    other = calibrate_command(sweep, 0, [], [59], GRID, Budget(2, 3, 10), out)
+    assert not other.table["llc"].equals(first.table["llc"])
+
+
+def test_by_default_four_checkpoints_are_searched_and_unknown_ones_are_refused(sweep, tmp_path):
+    grid = Grid((1e-5,), (10.0,), (5.0,))
+    found = calibrate_command(sweep, 0, [], [], grid, Budget(1, 0, 4), tmp_path / "out")
+    assert sorted(found.table["step"].unique()) == [0, 3, 20, 59]
+    with pytest.raises(ConfigError, match="no checkpoint at step 8"):
+        calibrate_command(sweep, 0, [], [8], grid, BUDGET, tmp_path / "out")
+
+
+def test_a_preset_takes_the_place_of_the_files_sampler_and_set_still_wins(sweep):
+    overrides = [preset_override("published"), "sampler_config.num_chains=2"]
+    sampler = LLCConfig.parse(expand(load_sweep(sweep), overrides)[0]).sampler_config
+    assert sampler == PUBLISHED.model_copy(update={"num_chains": 2})
+    for name in PRESETS:
+        parsed = LLCConfig.parse(expand(load_sweep(sweep), [preset_override(name)])[0])
+        assert parsed.sampler_config == PRESETS[name]
+    with pytest.raises(ConfigError, match="did you mean 'calibrated'"):
+        preset_override("calibrate")

@@ -1,0 +1,207 @@
+import itertools
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from icl.config import ConfigError
+from icl.config.sweeps import expand, load_sweep, override, parse_override, plain_config, select
+
+GRID = """
+name: quick
+method: grid
+command: ["${env}", "icl", "train"]
+project: icl
+parameters:
+  task_config:
+    parameters:
+      task_size: {value: 4}
+      model_seed: {values: [0, 1, 2]}
+      num_tasks: {value: 'inf'}
+      pretrain_seed: {value: null}
+  checkpointer_config:
+    parameters:
+      checkpoint_steps:
+        parameters:
+          log_space: {value: 100}
+          linear_space: {value: 10_000}
+  optimizer_config:
+    parameters:
+      lr: {values: [0.003, 1e-4]}
+  eval_batch_size: {value: 1024}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_grid_is_the_cartesian_product_with_every_constant(tmp_path):
+    configs = expand(load_sweep(write(tmp_path, GRID)))
+    assert {(c["optimizer_config"]["lr"], c["task_config"]["model_seed"]) for c in configs} == set(
+        itertools.product([3e-3, 1e-4], [0, 1, 2])
+    )
+    assert len(configs) == 6
+    for config in configs:
+        assert config["checkpointer_config"] == {"checkpoint_steps": {"log_space": 100, "linear_space": 10_000}}
+        assert config["task_config"]["num_tasks"] == "inf"
+        assert config["task_config"]["pretrain_seed"] is None
+
+
+def test_file_facts_are_kept(tmp_path):
+    sweep = load_sweep(write(tmp_path, GRID))
+    assert (sweep.name, sweep.project, sweep.entity, sweep.method) == ("quick", "icl", None, "grid")
+    assert sweep.command == ("${env}", "icl", "train")
+
+
+def test_offline_configs_equal_those_of_the_hosted_engine_one_at_a_time(tmp_path):
+    from icl.config.sweeps import engine
+
+    sweep = load_sweep(write(tmp_path, GRID))
+    runs, hosted = [], []
+    while (run := engine().next_run({"method": "grid", "parameters": sweep.parameters}, runs)) is not None:
+        runs.append(run)
+        hosted.append(plain_config(run.config))
+    assert hosted == expand(sweep)
+
+
+def test_values_that_are_lists_stay_lists(tmp_path):
+    text = "method: grid\nparameters: {include: {values: [['*'], ['a.*', 'b.**']]}, eval_metrics: {value: [x, y]}}"
+    assert [c["include"] for c in expand(load_sweep(write(tmp_path, text)))] == [["*"], ["a.*", "b.**"]]
+
+
+RANDOM = """
+method: random
+run_cap: 7
+parameters: {lr: {distribution: log_uniform_values, min: 0.001, max: 1.0}, n: {min: 2, max: 5}}
+"""
+
+
+def test_random_draws_depend_on_the_seed_alone(tmp_path):
+    import random
+
+    sweep = load_sweep(write(tmp_path, RANDOM))
+    state = random.getstate()
+    first, other = expand(sweep), expand(sweep, seed=1)
+    assert random.getstate() == state
+    assert first == expand(sweep)
+    assert first != other
+    assert len(first) == 7
+    assert expand(sweep, count=3) == first[:3]
+    for config in first:
+        assert 1e-3 <= config["lr"] <= 1.0
+        assert type(config["lr"]) is float
+        assert 2 <= config["n"] <= 5
+        assert type(config["n"]) is int
+
+
+def test_random_without_an_end_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="run_cap"):
+        expand(load_sweep(write(tmp_path, RANDOM.replace("run_cap: 7\n", ""))))
+
+
+def test_overrides_merge_runs_that_become_equal(tmp_path):
+    configs = expand(
+        load_sweep(write(tmp_path, GRID)),
+        ["task_config.model_seed=5", "num_steps=1e3", "checkpointer_config.checkpoint_steps={log_space: 3}"],
+    )
+    assert [c["optimizer_config"]["lr"] for c in configs] == [3e-3, 1e-4]
+    assert all(c["task_config"]["model_seed"] == 5 and c["num_steps"] == 1000 for c in configs)
+    assert configs[0]["checkpointer_config"]["checkpoint_steps"] == {"log_space": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("a.b=1", 1),
+        ("a.b=null", None),
+        ("a.b=", None),
+        ("a.b=[1, x]", [1, "x"]),
+        ("a.b=1e-4", 1e-4),
+        ("a.b=10_000", 10_000),
+        ("a.b=inf", "inf"),
+        ("a.b=c=d", "c=d"),
+        ("a.b=true", True),
+    ],
+)
+def test_override_values_are_yaml(text, value):
+    assert parse_override(text) == (("a", "b"), value)
+
+
+@pytest.mark.parametrize("text", ["a.b", "=3", "a..b=3", "a.b=[1"])
+def test_malformed_overrides_say_so_in_one_line(text):
+    with pytest.raises(ConfigError) as error:
+        parse_override(text)
+    assert "\n" not in str(error.value)
+    assert text in str(error.value)
+
+
+def test_override_leaves_its_input_alone_and_refuses_to_descend_into_a_value():
+    config = {"a": {"b": 1}}
+    assert override(config, ("a", "c"), 2) == {"a": {"b": 1, "c": 2}}
+    assert config == {"a": {"b": 1}}
+    with pytest.raises(ConfigError, match="'b' is 1"):
+        override(config, ("a", "b", "c"), 2)
+
+
+def test_select():
+    configs = [{"a": 1}, {"a": 2}]
+    assert select(configs, 1) == {"a": 2}
+    for index in (-1, 2):
+        with pytest.raises(ConfigError, match="2 runs, numbered from 0 to 1"):
+            select(configs, index)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "method: grid\nparameters:\n  a: {value: 1}\n  a: {value: 2}\n",
+            r"sweep\.yaml, line 4: the key 'a' is given twice",
+        ),
+        ("method: grid\nparameters:\n  a: [1\n", r"sweep\.yaml, line \d+: "),
+        ("method: grid\nparameters:\n\ta: 1\n", r"sweep\.yaml, line 3: "),
+        ("method: grid\nparameters: {a: {vlaue: 1}}", "parameters.a: unknown key 'vlaue': did you mean 'value'"),
+        ("method: grid\nparameters: {a: {parameters: {b: 3}}}", "parameters.a.parameters.b: write 'value: 3'"),
+        ("method: grid\nparameters: {a: {values: []}}", "parameters.a.values must be a list"),
+        ("method: grid\nparameters: {a: {min: 0.0, max: 1.0}}", "disallowed type with grid"),
+        ("method: bayes\nparameters: {a: {value: 1}}", "method 'bayes' is not one that runs offline"),
+        ("method: grid\nparamters: {a: {value: 1}}", "'method' and 'parameters'"),
+        ("method: grid\nprogam: x\nparameters: {a: {value: 1}}", "unknown key 'progam': did you mean 'program'"),
+        ("method: grid\nrun_cap: 0\nparameters: {a: {value: 1}}", "run_cap must be"),
+        ("- a\n- b\n", "a sweep file is a mapping"),
+        ("", "a sweep file is a mapping"),
+    ],
+)
+def test_every_fault_of_a_file_is_one_readable_line(tmp_path, text, expected):
+    with pytest.raises(ConfigError) as error:
+        expand(load_sweep(write(tmp_path, text)))
+    assert re.search(expected, str(error.value))
+    assert "sweep.yaml" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        load_sweep(tmp_path / "absent.yaml")
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        load_sweep(tmp_path / "binary.yaml")
+
+
+def test_yaml_tags_run_no_code(tmp_path):
+    with pytest.raises(ConfigError, match="line 2"):
+        load_sweep(write(tmp_path, "method: grid\nparameters: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_importing_the_module_imports_neither_engine_nor_wandb():
+    code = (
+        "import sys, icl.config.sweeps; print([m for m in ('sweeps', 'wandb', 'pandas', 'scipy') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
