@@ -25,7 +25,7 @@ from icl.engine import batched_loss_and_grad, loss_and_grad, mse_loss
 from icl.estimation.batches import sampling_batches
 from icl.estimation.estimate import AT_ONCE
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters
-from icl.sampling import PUBLISHED, estimate_llcs
+from icl.sampling import PUBLISHED, Inputs, estimate_llcs
 from icl.sampling.chains import chains_that_fit
 from icl.sampling.transformer_objective import make_objective
 from icl.tasks import BLOCK, RegressionTask
@@ -134,7 +134,9 @@ def time_sampling(device: torch.device, sizes: Sizes, draws: int) -> tuple[float
     together = min(sizes.checkpoints, AT_ONCE, max(1, fitting // sizes.chains))
 
     def work(count: int) -> None:
-        list(estimate_llcs(models[:together], mse_loss, batches, config.model_copy(update={"num_draws": count})))
+        list(
+            estimate_llcs(models[:together], mse_loss, Inputs(batches), config.model_copy(update={"num_draws": count}))
+        )
         wait_for(device)
 
     work(3)

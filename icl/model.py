@@ -330,6 +330,13 @@ class InContextRegressionTransformer(nn.Module):
             model.load_state_dict(unflatten(shape, flat.detach()))
         return model
 
+    @classmethod
+    def from_weights(cls, shape: TransformerShape, weights: Mapping[str, Tensor]):
+        """A module of the given shape with the given weights."""
+        model = cls(**asdict(shape), seed=0)
+        model.load_state_dict(dict(weights))
+        return model
+
     @overload
     def forward(self, xs: Tensor, ys: Tensor) -> Tensor: ...
     @overload

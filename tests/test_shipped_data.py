@@ -122,7 +122,7 @@ def test_the_late_sweeps_differ_in_their_chains_alone_and_their_estimates_are_th
     assert all(config.sampler_config == many for config in late)
     llc = read_table(FAMILY, "llc")
     kept = llc.loc[llc["chains"] == many.num_chains, ["model_seed", "step"]]
-    asked = [(config.task_config.model_seed, step) for config in late for step in config.steps]
+    asked = [(config.training.task_config.model_seed, step) for config in late for step in config.steps]
     assert sorted(kept.itertuples(index=False, name=None)) == sorted(asked)
     assert set(llc["chains"]) == {many.num_chains, usual.num_chains}
 

@@ -24,7 +24,7 @@ from benchmarks.llc.devinterp import GRIDS, choose_in_hindsight, devinterp_estim
 from icl.figures.llc_accuracy import accuracy
 from icl.figures.style import save
 from icl.sampling import AUTOMATIC, SamplerConfig
-from icl.sampling.llc import estimate_llc_of
+from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, deep_linear, linear_regression, normal_crossing, warped_regression
 from icl.streams import Stream
 
@@ -65,7 +65,7 @@ def zoo(quick: bool = False) -> list[KnownModel]:
 
 def icl_estimate(model: KnownModel, config: SamplerConfig) -> dict[str, float | str]:
     """One row of icl's default estimator."""
-    result = estimate_llc_of(model.objective(), [model.batch], config)
+    result = estimate_llc_of(model.objective(), Inputs([model.batch]), config)
     assert result.tuned is not None
     return {
         "estimate": result.llc_mean, "mcse": result.llc_mcse, "rhat": result.llc_rhat, "ess": result.llc_ess,

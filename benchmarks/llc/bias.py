@@ -17,7 +17,7 @@ import torch
 
 from benchmarks.llc.accuracy import zoo
 from icl.sampling import AUTOMATIC
-from icl.sampling.llc import estimate_llc_of
+from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, normal_crossing_at
 
 WORST = ("17-12-24-20-28-25-22 rank 3", "28-5-21-21-22-18-12 rank 0")
@@ -29,7 +29,7 @@ def by_length(model: KnownModel, lengths: Sequence[int]) -> list[dict[str, float
     rows = []
     for draws in lengths:
         config = AUTOMATIC.model_copy(update={"num_draws": draws, "num_chains": CHAINS})
-        result = estimate_llc_of(model.objective(), [model.batch], config)
+        result = estimate_llc_of(model.objective(), Inputs([model.batch]), config)
         rows.append({
             "model": model.name, "coefficient": model.coefficient, "draws": draws, "gamma": result.config.localization,
             "nbeta": result.nbeta, "estimate": result.llc_mean, "mcse": result.llc_mcse,

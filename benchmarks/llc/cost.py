@@ -22,7 +22,7 @@ from benchmarks.llc.devinterp import GRIDS, devinterp_estimate
 from icl.engine import mse_loss
 from icl.model import InContextRegressionTransformer
 from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc
-from icl.sampling.llc import estimate_llc_of
+from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import deep_linear, linear_regression, mean_squared_error
 from icl.streams import Stream
 from icl.tasks import RegressionTask
@@ -91,7 +91,7 @@ def samplers(repetitions: int) -> pd.DataFrame:
         times: dict[str, list[float]] = {name: [] for name in ("icl", *GRIDS)}
         for _ in range(repetitions):
             start = time.process_time()
-            result = estimate_llc_of(objective, [model.batch], config)
+            result = estimate_llc_of(objective, Inputs([model.batch]), config)
             assert result.tuned is not None
             gradients = result.tuned.gradients + config.num_chains * config.num_steps
             times["icl"].append(time.process_time() - start)

@@ -17,7 +17,7 @@ import torch
 
 from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.diagnostics import mcse_of_mean
-from icl.sampling.llc import estimate_llc_of
+from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, deep_linear, linear_regression, warped_regression
 
 
@@ -35,7 +35,7 @@ def models() -> list[KnownModel]:
 def coverage(model: KnownModel, config: SamplerConfig, repetitions: int) -> dict[str, float | str | int]:
     """One row: how often the long-run mean, and the truth, lie within two reported standard errors."""
     many = config.model_copy(update={"num_chains": repetitions * config.num_chains})
-    result = estimate_llc_of(model.objective(), [model.batch], many)
+    result = estimate_llc_of(model.objective(), Inputs([model.batch]), many)
     groups = result.excess_trace.reshape(repetitions, config.num_chains, -1)
     healthy = torch.isfinite(groups).all(dim=2).all(dim=1)
     means = groups[healthy].mean(dim=(1, 2))

@@ -142,8 +142,8 @@ def time_demo(short: bool) -> Iterator[dict]:
 
     config = demo_config(short)
     sampler = config.sampler_config
-    estimates = len(config.chosen_steps(config.checkpoint_steps()))
-    steps = config.num_steps + estimates * sampler.num_chains * sampler.num_steps
+    estimates = len(config.chosen_steps(config.training.checkpoint_steps()))
+    steps = config.training.num_steps + estimates * sampler.num_chains * sampler.num_steps
     keywords = {"shape": cases.PAPER, "batch": 256, "steps": 12}
     plain = Variant("textbook", cases.make_textbook_training, [keywords], 12, CORES)
     before = take_turns([plain], 5)["textbook"]

@@ -138,9 +138,7 @@ def load_model(
     checkpoints: Checkpoints, config: TrainingConfig, step: int, device: torch.device | str = "cpu"
 ) -> InContextRegressionTransformer:
     """The run's model at a checkpoint."""
-    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
-    model.load_state_dict(checkpoints.load(step))
-    return model.to(device)
+    return InContextRegressionTransformer.from_weights(config.task_config.shape, checkpoints.load(step)).to(device)
 
 
 def table_path(output: Path, name: str) -> Path:

@@ -60,11 +60,13 @@ def calibrate_command(
     """
     config = select([LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)], index)
     place = Surroundings.from_environment()
-    checkpoints = place.checkpoints(config)
+    checkpoints = place.checkpoints(config.training)
     present = checkpoints.steps()
     missing = sorted(set(steps) - set(present))
     if missing:
-        raise ConfigError(f"the run {config.name} has no checkpoint at step {missing[0]}; `icl runs` says which it has")
+        raise ConfigError(
+            f"the run {config.training.name} has no checkpoint at step {missing[0]}; `icl runs` says which it has"
+        )
     chosen = list(steps) or _spread(config.chosen_steps(present))
     sampler = config.sampler_config.model_copy(
         update={
@@ -72,7 +74,7 @@ def calibrate_command(
             "init_seed": config.sampler_config.init_seed or 0, "cores": available_cores(place.device),
         }
     )  # fmt: skip
-    task = config.task_config.resolved().pretrain_task()
+    task = config.training.task_config.resolved().pretrain_task()
     batches, _ = sampling_batches(task, sampler, sampler.init_seed or 0, place.device)
     subjects = {
         step: Subject(
@@ -85,10 +87,10 @@ def calibrate_command(
     presets = {name: preset for name, preset in PRESETS.items() if preset.step_size is not None}
     cells = len(chosen) * (len(grid.cells()) + len(presets))
     print(
-        f"{config.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
+        f"{config.training.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
         f"{budget.gradients(cells):,} gradients of {sampler.grad_batch_size} sequences"
     )
-    made = json.dumps({"run": config.name, "sampler": sampler.model_dump(mode="json", exclude={"cores"})})
+    made = json.dumps({"run": config.training.name, "sampler": sampler.model_dump(mode="json", exclude={"cores"})})
     with _Journal(output / "cells.jsonl", made) as journal, progress_bar("calibrating", cells) as update:
         done = len(journal.cells)
 

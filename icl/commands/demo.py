@@ -62,15 +62,15 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     config = demo_config(quick).resolved()
     place = Surroundings.from_environment(store=LocalStore(output / "checkpoints"), tracking="local")
     place = replace(place, results=output / "checkpoints" / "icl", threads=available_cores(place.device))
-    console.print(
-        f"training {config.task_config.shape.num_parameters:,} parameters for {config.num_steps:,} steps on {place.device}"
-    )
-    if not run_training(config.training, place).finished:
+    training = config.training
+    size = training.task_config.shape.num_parameters
+    console.print(f"training {size:,} parameters for {training.num_steps:,} steps on {place.device}")
+    if not run_training(training, place).finished:
         raise RuntimeError("the demo was stopped; start it again to go on")
-    evals, references = evaluate_run(config, place.checkpoints(config))
+    evals, references = evaluate_run(config, place.checkpoints(training))
     if run_llc(config, place):
         raise RuntimeError("the demo was stopped; start it again to go on")
-    estimates = pd.DataFrame(read_metrics(place.results / config.llc_name))
+    estimates = pd.DataFrame(read_metrics(place.results / config.name))
     estimates["trusted"] = estimates["verdict"] == "healthy"
 
     output.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
 
 def evaluate_run(config: LLCConfig, checkpoints: Checkpoints, seed: int = 0) -> tuple[pd.DataFrame, pd.Series]:
     """Validation metrics of every checkpoint, and the losses of ridge and of predicting zero on the same sequences."""
-    task, shape = config.task_config.pretrain_task(), config.task_config.shape
+    task, shape = config.training.task_config.pretrain_task(), config.training.task_config.shape
     data = ValidationSet.draw(task, seed, size=512)
     rows = []
     steps = checkpoints.steps()

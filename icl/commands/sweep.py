@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from icl.config import ConfigError, TrainingConfig
+from icl.config import ConfigError
 from icl.config.sweeps import expand, load_sweep, select
 from icl.devices import available_cores
-from icl.execution.run import CONFIGS, Command, run_point
+from icl.execution.run import CONFIGS, Command, RunConfig, run_point, training_of
 from icl.execution.surroundings import Surroundings
+from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.storage import StorageError
 from icl.tracking.agent import agent_run, reject_agent_run
 
@@ -40,11 +41,9 @@ def run_sweep_command(
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
     if len(configs) == 1 and executor == "local":
         return _run(configs[0], replace(place, threads=jobs or available_cores(place.device)))
-    if command == "train" and (executor == "batch" or (executor == "local" and jobs is None)):
-        from icl.execution.training_runs import batches_runs, train_in_batches
-
-        if executor == "batch" or batches_runs(place):
-            return 0 if train_in_batches(configs, place) else 1
+    batched = executor == "batch" or (executor == "local" and jobs is None and batches_runs(place))
+    if command == "train" and batched:
+        return 0 if train_in_batches([training_of(config) for config in configs], place) else 1
     from icl.execution.sweep import run_grid
 
     return run_grid(command, configs, place, jobs, executor)
@@ -75,7 +74,7 @@ def _run_for_agent(command: Command) -> int:
         raise
 
 
-def _run(config: TrainingConfig, place: Surroundings) -> int:
+def _run(config: RunConfig, place: Surroundings) -> int:
     left = run_point(config, place)
     if left:
         print(f"icl: {left}; start it again to go on", file=sys.stderr)

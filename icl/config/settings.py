@@ -2,9 +2,17 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic.fields import FieldInfo
 
 
 class ConfigError(ValueError):
@@ -12,9 +20,32 @@ class ConfigError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of all configurations: frozen, unknown keys refused, hashable by value."""
+    """Base of all configurations: frozen, unknown keys refused, hashable by value.
+
+    A field named in `flattened` is a configuration itself, whose keys stand beside the others in files and in dumps: the
+    record is nested, what a user writes is flat.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=True)
+    flattened: ClassVar[tuple[str, ...]] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _gather(cls, data: Any) -> Any:
+        if not cls.flattened or not isinstance(data, Mapping):
+            return data
+        rest = dict(data)
+        for name in cls.flattened:
+            own = {key: rest.pop(key) for key in _fields_below(cls, name) if key in rest}
+            rest.setdefault(name, own)
+        return rest
+
+    @model_serializer(mode="wrap")
+    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        data = handler(self)
+        for name in self.flattened:
+            data = {**data.pop(name, {}), **data}
+        return data
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:
@@ -34,10 +65,11 @@ def _one_line(settings: type[Settings], error: ValidationError) -> str:
     """The first problem of a validation error, and how many more there are."""
     problems = error.errors(include_url=False)
     first = problems[0]
-    key = ".".join(str(part) for part in first["loc"])
+    place = first["loc"][1:] if first["loc"][:1] and first["loc"][0] in settings.flattened else first["loc"]
+    key = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
-        known = _known_keys(settings, first["loc"][:-1])
-        near = get_close_matches(str(first["loc"][-1]), known, n=1)
+        known = _known_keys(settings, place[:-1])
+        near = get_close_matches(str(place[-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
         text = f"unknown key {key!r}: {hint}"
     else:
@@ -52,10 +84,26 @@ def _one_line(settings: type[Settings], error: ValidationError) -> str:
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Field names of the record at `path` below `settings`; empty where the path leaves the records."""
     for part in path:
-        field = settings.model_fields.get(str(part))
+        field = _fields(settings).get(str(part))
         candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         inner = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not inner:
             return []
         settings = inner[0]
-    return list(settings.model_fields)
+    return list(_fields(settings))
+
+
+def _fields(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields of a record as a user sees them."""
+    flattened = getattr(settings, "flattened", ())
+    own = {name: field for name, field in settings.model_fields.items() if name not in flattened}
+    for name in flattened:
+        own |= _fields_below(settings, name)
+    return own
+
+
+def _fields_below(settings: type[BaseModel], name: str) -> dict[str, FieldInfo]:
+    inner = settings.model_fields[name].annotation
+    assert isinstance(inner, type)
+    assert issubclass(inner, BaseModel)
+    return inner.model_fields

@@ -25,14 +25,20 @@ class PlottingConfig(Settings):
     )
 
 
-class LLCConfig(TrainingConfig):
-    """A training run's settings, which find its checkpoints, and how to sample at which of them.
+class LLCConfig(Settings):
+    """How to sample at which checkpoints of a training run.
 
-    At most one of `steps` (a grid), `step` (one) and `checkpoint_idx` (an index into the sorted checkpoints) is given;
-    none means every
-    checkpoint, as in the reference code. Steps without a checkpoint are replaced by the nearest step that has one.
+    In a sweep file the settings of the training run, which find its checkpoints, stand beside the others. At most one of
+    `steps` (a grid), `step` (one) and `checkpoint_idx` (an index into the sorted checkpoints) is given. None of them
+    means every checkpoint, as in the reference code. A step without a checkpoint is replaced by the nearest step that
+    has one.
     """
 
+    flattened = ("training",)
+
+    training: TrainingConfig = Field(
+        default=TrainingConfig(), description="the training run whose checkpoints these are"
+    )
     sampler_config: SamplerConfig = SamplerConfig()
     steps: StepGrid = None
     step: int | None = Field(default=None, ge=0)
@@ -56,12 +62,7 @@ class LLCConfig(TrainingConfig):
         )
 
     @property
-    def training(self) -> TrainingConfig:
-        """The settings of the training run alone."""
-        return TrainingConfig.model_validate(self.model_dump(include=set(TrainingConfig.model_fields)))
-
-    @property
-    def llc_name(self) -> str:
+    def name(self) -> str:
         """The name of this estimate: the training run's, and a hash of the sampler's settings and the choice of
         steps."""
         decisive = self.model_dump(
@@ -71,7 +72,11 @@ class LLCConfig(TrainingConfig):
         # The names of results outlive defaults.
         sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-        return f"llc-{self.name}-{digest}"
+        return f"llc-{self.training.name}-{digest}"
+
+    def resolved(self) -> Self:
+        """The same with all seeds of the training run given."""
+        return self.model_copy(update={"training": self.training.resolved()})
 
     def chosen_steps(self, present: Sequence[int]) -> list[int]:
         """The checkpoints to sample at, out of those present (sorted).
@@ -81,7 +86,7 @@ class LLCConfig(TrainingConfig):
             the choice reaches.
         """
         if not present:
-            raise ConfigError(f"the run {self.name} has no checkpoints; train it first with the same settings")
+            raise ConfigError(f"the run {self.training.name} has no checkpoints; train it first with the same settings")
         if self.step is not None:
             chosen = self._nearest([self.step], present)
         elif self.checkpoint_idx is not None:
@@ -91,7 +96,7 @@ class LLCConfig(TrainingConfig):
                 )
             chosen = [present[self.checkpoint_idx]]
         elif self.steps is not None:
-            chosen = self._nearest(expand_steps(self.steps, self.num_steps), present)
+            chosen = self._nearest(expand_steps(self.steps, self.training.num_steps), present)
         else:
             chosen = list(present)
         return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
@@ -100,10 +105,10 @@ class LLCConfig(TrainingConfig):
         """The present checkpoints nearest to those wanted."""
         if not wanted:
             raise ConfigError("steps chooses no step; leave it out for every checkpoint")
-        last = min(max(wanted), self.num_steps - 1)
+        last = min(max(wanted), self.training.num_steps - 1)
         if last > present[-1]:
             raise ConfigError(
-                f"step {last} is chosen, but {self.name} has checkpoints up to step {present[-1]} only; train it on, or choose "
+                f"step {last} is chosen, but {self.training.name} has checkpoints up to step {present[-1]} only; train it on, or choose "
                 "earlier steps"
             )
         return sorted({nearest_step(present, step) for step in wanted})

@@ -6,13 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from icl.config import TrainingConfig
 from icl.engine import mse_loss
 from icl.estimation.batches import sampling_batches
 from icl.estimation.config import LLCConfig
 from icl.model import InContextRegressionTransformer
-from icl.sampling import LLCResult, can_share_a_batch, estimate_llc, estimate_llcs
+from icl.sampling import LLCResult, can_share_a_batch, estimate_llcs
 from icl.sampling.chains import chains_that_fit
+from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.transformer_objective import make_objective
 from icl.streams import Stream
 from icl.tasks import zero_predictor_loss
@@ -22,12 +22,10 @@ AT_ONCE = 16
 
 
 def model_at(
-    config: TrainingConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> InContextRegressionTransformer:
     """The run's model with the given weights."""
-    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0)
-    model.load_state_dict(dict(weights))
-    return model.to(device)
+    return InContextRegressionTransformer.from_weights(config.training.task_config.shape, weights).to(device)
 
 
 def estimate_at_checkpoint(
@@ -51,17 +49,17 @@ def estimate_at_checkpoints(
     Raises:
         ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
     """
-    task = config.task_config.resolved().pretrain_task()
+    task = config.training.task_config.resolved().pretrain_task()
     sampler = config.sampler_config
     seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
     sampler = sampler.model_copy(update={"init_seed": seed, "eval_metrics": config.metrics})
     batches, eval_batches = sampling_batches(task, sampler, seed, device)
     models = [model_at(config, each, device) for each in weights]
-    about = {"eval_batches": eval_batches, "reference_loss": zero_predictor_loss(task), "progress": progress}
+    inputs = Inputs(batches, eval_batches, zero_predictor_loss(task), progress=progress)
     if len(models) == 1:
-        yield estimate_llc(models[0], mse_loss, batches, sampler, **about)
+        yield estimate_llc_of(make_objective(models[0], mse_loss, sampler), inputs, sampler)
     else:
-        yield from estimate_llcs(models, mse_loss, batches, sampler, **about)
+        yield from estimate_llcs(models, mse_loss, inputs, sampler)
 
 
 def hessian_at_checkpoint(
@@ -75,7 +73,7 @@ def hessian_at_checkpoint(
     from icl.analysis.hessian import hessian_table
 
     sampler = config.sampler_config
-    task = config.task_config.resolved().pretrain_task()
+    task = config.training.task_config.resolved().pretrain_task()
     size = sampler.eval_batch_size or sampler.grad_batch_size
     xs, ys = task.sample(Stream(sampler.init_seed or 0, "sampling").child("dataset"), 0, size, device)
     table = hessian_table(model_at(config, weights, device), xs, ys, sampler.num_evals)
@@ -89,8 +87,8 @@ def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
     sampler = config.sampler_config.model_copy(update={"eval_metrics": config.metrics})
     if torch.device(device).type == "cpu" or sampler.init_seed is None or not can_share_a_batch(sampler):
         return 1
-    task = config.task_config.resolved().pretrain_task()
+    task = config.training.task_config.resolved().pretrain_task()
     batch = task.sample(Stream(0, "sampling"), 0, sampler.grad_batch_size, device)
-    model = InContextRegressionTransformer.from_shape(config.task_config.shape, seed=0).to(device)
+    model = InContextRegressionTransformer.from_shape(config.training.task_config.shape, seed=0).to(device)
     fitting = chains_that_fit(sampler, make_objective(model, mse_loss, sampler), batch)
     return min(AT_ONCE, max(1, fitting // sampler.num_chains))

@@ -99,7 +99,7 @@ def _covariances(config: LLCConfig, trace: WeightTrace) -> pd.DataFrame:
     from icl.analysis.covariance import covariance_table
     from icl.analysis.weight_groups import WeightGroup, standard_pairs
 
-    shape, sampler = config.task_config.shape, config.sampler_config
+    shape, sampler = config.training.task_config.shape, config.sampler_config
     index = sampled_indices(shape, sampler.include, sampler.exclude)
     place = np.full(shape.num_parameters, -1)
     place[index.numpy()] = np.arange(len(index))
@@ -121,7 +121,9 @@ def _landscapes(
     """Plane (i, j) -> x (n,), y (n,) and loss (n, n) at w* + x PC_i + y PC_j, over the draws' range and 10 % more."""
     sampler = config.sampler_config
     objective = make_objective(model_at(config, weights), mse_loss, sampler)
-    batch = sampling_batches(config.task_config.resolved().pretrain_task(), sampler, sampler.init_seed or 0)[0](0)
+    batch = sampling_batches(config.training.task_config.resolved().pretrain_task(), sampler, sampler.init_seed or 0)[
+        0
+    ](0)
     axes = []
     for i in range(len(components)):
         low, high = scores[f"pc/{i}"].min(), scores[f"pc/{i}"].max()

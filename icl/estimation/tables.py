@@ -42,14 +42,14 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
     """
     written: list[AnalysisTable] = []
     for config in configs:
-        folder = results / config.llc_name
+        folder = results / config.name
         estimates, traces = pd.DataFrame(read_metrics(folder)), read_traces(folder)
         if estimates.empty:
             continue
-        seed = config.task_config.model_seed
+        seed = config.training.task_config.model_seed
         assert seed is not None, "without a seed the run would have no name to be found by"
         estimates["chains"] = chains = config.sampler_config.num_chains
-        estimates["loss/zero"] = zero_predictor_loss(config.task_config.resolved().pretrain_task())
+        estimates["loss/zero"] = zero_predictor_loss(config.training.task_config.resolved().pretrain_task())
         parts = {f"{name}.csv": estimates, f"{name}_traces.csv.gz": _trace_rows(traces)}
         tables = {file: AnalysisTable(output / file, _settings(config)) for file in parts}
         old = tables[f"{name}.csv"].rows_of(seed)
@@ -60,7 +60,7 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
             table = tables[file]
             merged = _merged(table.rows_of(seed), rows, stays)
             if len(merged):
-                table.begin_run(seed, config.name)
+                table.begin_run(seed, config.training.name)
                 table.replace_run(seed, merged)
                 table.write()
                 written.append(table)
@@ -130,7 +130,8 @@ def _trace_rows(traces: Sequence[dict]) -> pd.DataFrame:
 def _settings(config: LLCConfig) -> dict[str, object]:
     """What the rows of a table share: everything but the seeds, the choice of checkpoints, how many chains, and what cores and memory
     they may use."""
-    kept = config.model_dump(mode="json", include={"sampler_config", "task_config", "num_steps", "batch_size"})
+    kept = config.training.model_dump(mode="json", include={"task_config", "num_steps", "batch_size"})
+    kept["sampler_config"] = config.sampler_config.model_dump(mode="json")
     for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
         kept["task_config"].pop(seed, None)
     for name in ("num_chains", "cores", "max_memory_bytes"):

@@ -19,7 +19,7 @@ from icl.tracking.trackers import failures_recorded
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
     """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
 
-    The estimates are rows of `metrics.jsonl` in the results folder of `config.llc_name`, the course of their chains is in
+    The estimates are rows of `metrics.jsonl` in the results folder of `config.name`, the course of their chains is in
     `traces.jsonl` there (`icl.estimation.traces`), and the tables that the sampler's metrics ask for (`icl.estimation.record.tables_of`) are
     `tables/<name>-<step>.csv.gz`.
 
@@ -30,8 +30,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     # Imported here: with it comes pandas, which training does without.
     from icl.estimation.record import figures_of, tables_of, write_table
 
-    checkpoints = place.checkpoints(config)
-    name = config.llc_name
+    checkpoints = place.checkpoints(config.training)
+    name = config.name
     estimates = Checkpoints(place.store, name)
     with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
         config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
@@ -40,7 +40,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         # Beside an accelerator several threads of chains would only wait for each other.
         cores = place.threads if place.device.type == "cpu" else 1
         config = config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"cores": cores})})
-        tracker = place.open_tracker(name, config, max(done, default=-1) + 1)
+        tracker = place.open_tracker(name, config, config.training.logger_config, max(done, default=-1) + 1)
 
         def record(step: int, weights: Mapping[str, Tensor], result: LLCResult) -> None:
             row = result.summary()

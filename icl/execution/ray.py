@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from icl.config import ConfigError, TrainingConfig
-from icl.execution.run import CONFIGS, Command, run_point
+from icl.config import ConfigError
+from icl.execution.run import CONFIGS, Command, RunConfig, run_point
 from icl.execution.schedule import Ended, GridRun, Launch
 from icl.execution.surroundings import Surroundings
 from icl.native.allocator import keep_freed_memory
@@ -59,7 +59,7 @@ class RayTask:
 
 @contextmanager
 def ray_cluster(
-    command: Command, configs: Sequence[TrainingConfig], place: Surroundings, environ: Mapping[str, str] = os.environ
+    command: Command, configs: Sequence[RunConfig], place: Surroundings, environ: Mapping[str, str] = os.environ
 ) -> Iterator[tuple[Launch, int]]:
     """Connects to the cluster of RAY_ADDRESS (default: the one that runs on this machine).
 

@@ -1,21 +1,31 @@
-"""One run of a sweep, training or estimates, to its end."""
+"""One run of a sweep, training or estimates: its name, whether it is done, and doing it."""
 
 from collections.abc import Mapping
 from typing import Literal
 
-from icl.config import TrainingConfig
+from icl.config import ConfigError, TrainingConfig
 from icl.estimation import LLCConfig
 from icl.execution.llc_run import run_llc
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
+from icl.storage import StorageError
+from icl.tracking import read_metrics
+from icl.tracking.wandb import RUN_ID
+from icl.training import first_missing_step
 
 Command = Literal["train", "llc"]
+RunConfig = TrainingConfig | LLCConfig
 
-CONFIGS: Mapping[Command, type[TrainingConfig]] = {"train": TrainingConfig, "llc": LLCConfig}
+CONFIGS: Mapping[Command, type[RunConfig]] = {"train": TrainingConfig, "llc": LLCConfig}
 """The settings that the sweep file of a command holds."""
 
 
-def run_point(config: TrainingConfig, place: Surroundings) -> str:
+def training_of(config: RunConfig) -> TrainingConfig:
+    """The settings of the training run that a run does or looks at."""
+    return config.training if isinstance(config, LLCConfig) else config
+
+
+def run_point(config: RunConfig, place: Surroundings) -> str:
     """Do what is missing of a run; returns what is left to do in one line, or nothing if it is done.
 
     Raises:
@@ -23,7 +33,26 @@ def run_point(config: TrainingConfig, place: Surroundings) -> str:
     """
     if isinstance(config, LLCConfig):
         left = run_llc(config, place)
-        return f"{config.llc_name} stopped with {left} checkpoints left" if left else ""
+        return f"{config.name} stopped with {left} checkpoints left" if left else ""
     outcome = run_training(config, place)
     done = f"{outcome.steps_done} of {config.num_steps} steps"
     return "" if outcome.finished else f"{outcome.name} stopped after {done}"
+
+
+def is_complete(config: RunConfig, place: Surroundings) -> bool:
+    """Whether running this configuration would do nothing."""
+    training = training_of(config)
+    if training.task_config.model_seed is None:
+        return False
+    training = training.resolved()
+    if place.tracking == "wandb" and not (place.results / config.name / RUN_ID).exists():
+        return False  # what was recorded here alone is still to be sent
+    checkpoints = place.checkpoints(training)
+    try:
+        if isinstance(config, LLCConfig):
+            done = {row["step"] for row in read_metrics(place.results / config.name)}
+            return bool(done) and set(config.chosen_steps(checkpoints.steps())) <= done
+        finished = checkpoints.finished_step() is not None
+        return finished and first_missing_step(training, checkpoints) == training.num_steps
+    except (ConfigError, StorageError):
+        return False  # the run itself will say what is wrong

@@ -13,6 +13,8 @@ import torch
 
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
+from icl.config.settings import Settings
+from icl.config.training import LoggerConfig
 from icl.devices import resolve_device
 from icl.model import parameter_layout
 from icl.storage import DEFAULT_ROOT, Store, store_from_environment
@@ -69,10 +71,10 @@ class Surroundings:
         layout = {name: size for name, (_, size) in parameter_layout(config.task_config.shape).items()}
         return Checkpoints(self.store, config.name, layout)
 
-    def open_tracker(self, name: str, config: TrainingConfig, next_step: int) -> Tracker:
+    def open_tracker(self, name: str, config: Settings, logger: LoggerConfig, next_step: int) -> Tracker:
         """The tracker of a run that is about to do step `next_step`."""
-        project = config.logger_config.project or self.project
-        entity = config.logger_config.entity or self.entity
+        project = logger.project or self.project
+        entity = logger.entity or self.entity
         data = config.model_dump(mode="json")
         return open_tracker(
             self.results / name, name, data, next_step=next_step, wanted=self.tracking, project=project, entity=entity

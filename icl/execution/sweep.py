@@ -4,7 +4,6 @@ Each process gets a sweep file of its own that holds its one run: what the user 
 nothing, and a run that failed can be repeated by hand.
 """
 
-from icl.execution.run import Command
 import os
 import sys
 from collections.abc import Sequence
@@ -12,17 +11,13 @@ from collections.abc import Sequence
 import torch
 import yaml
 
-from icl.config import ConfigError, TrainingConfig
+from icl.config import ConfigError
 from icl.devices import available_cores
-from icl.estimation import LLCConfig
 from icl.execution.display import grid_display
 from icl.execution.local import LocalProcess
+from icl.execution.run import Command, RunConfig, is_complete, training_of
 from icl.execution.schedule import GridRun, Launch, State, run_all
 from icl.execution.surroundings import SUPERVISOR, Surroundings
-from icl.storage import StorageError
-from icl.tracking import read_metrics
-from icl.tracking.wandb import RUN_ID
-from icl.training import first_missing_step
 
 OUTPUT = "output.log"
 POINT = "sweep.yaml"
@@ -30,7 +25,7 @@ POINT = "sweep.yaml"
 
 def run_grid(
     command: Command,
-    configs: Sequence[TrainingConfig],
+    configs: Sequence[RunConfig],
     place: Surroundings,
     jobs: int | None,
     executor: str,
@@ -68,38 +63,19 @@ def run_grid(
     return _drive(runs, launch, jobs)
 
 
-def grid_runs(configs: Sequence[TrainingConfig], place: Surroundings) -> list[GridRun]:
+def grid_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[GridRun]:
     """The runs of a grid, those that need nothing more marked so; points that are one and the same run appear once."""
     runs: dict[str, GridRun] = {}
     for index, config in enumerate(configs):
-        name = config.llc_name if isinstance(config, LLCConfig) else config.name
-        if config.task_config.model_seed is None:
+        name = config.name
+        if training_of(config).task_config.model_seed is None:
             name = f"{name}-{index}"  # each draws a seed, and with it a name, of its own
         if name not in runs:
             runs[name] = GridRun(name, index, State.SKIPPED if is_complete(config, place) else State.WAITING)
     return list(runs.values())
 
 
-def is_complete(config: TrainingConfig, place: Surroundings) -> bool:
-    """Whether running this configuration would do nothing."""
-    if config.task_config.model_seed is None:
-        return False
-    config = config.resolved()
-    checkpoints = place.checkpoints(config)
-    name = config.llc_name if isinstance(config, LLCConfig) else config.name
-    if place.tracking == "wandb" and not (place.results / name / RUN_ID).exists():
-        return False  # what was recorded here alone is still to be sent
-    try:
-        if not isinstance(config, LLCConfig):
-            finished = checkpoints.finished_step() is not None
-            return finished and first_missing_step(config, checkpoints) == config.num_steps
-        done = {row["step"] for row in read_metrics(place.results / name)}
-        return bool(done) and set(config.chosen_steps(checkpoints.steps())) <= done
-    except (ConfigError, StorageError):
-        return False  # the run itself will say what is wrong
-
-
-def _sweep_of_one(config: TrainingConfig, place: Surroundings) -> str:
+def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:
     """The text of a sweep file whose only run is this one."""
     parameters = {key: {"value": value} for key, value in config.model_dump(mode="json").items()}
     kept = {"project": place.project, "entity": place.entity}

@@ -43,11 +43,14 @@ def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> li
             if start == config.num_steps and checkpoints.finished_step() is not None:
                 checkpoints.keep_last_state()  # what an earlier process could not drop
                 if agent_run() is not None or place.tracking == "wandb":
-                    place.open_tracker(config.name, config, start).finish()  # W&B shows what was trained before
+                    place.open_tracker(
+                        config.name, config, config.logger_config, start
+                    ).finish()  # W&B shows what was trained before
                 outcomes[config.name] = TrainingOutcome(config.name, start, True, {})
                 continue
             checkpoints.save_config(config.model_dump(mode="json"))
-            members.append(Member(config, checkpoints, place.open_tracker(config.name, config, start)))
+            tracker = place.open_tracker(config.name, config, config.logger_config, start)
+            members.append(Member(config, checkpoints, tracker))
         if members:
             outcomes |= {outcome.name: outcome for outcome in _train(members, place, stopped)}
     return [outcomes[config.name] for config in configs]

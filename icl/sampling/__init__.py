@@ -1,7 +1,7 @@
 """Sampling around a trained model: the local learning coefficient, its relatives and their health."""
 
 from icl.sampling.config import SamplerConfig
-from icl.sampling.llc import can_share_a_batch, estimate_llc, estimate_llcs
+from icl.sampling.llc import Inputs, can_share_a_batch, estimate_llc, estimate_llcs
 from icl.sampling.presets import AUTOMATIC, CALIBRATED, PRESETS, PUBLISHED
 from icl.sampling.result import LLCResult
 
@@ -10,6 +10,7 @@ __all__ = [
     "CALIBRATED",
     "PRESETS",
     "PUBLISHED",
+    "Inputs",
     "LLCResult",
     "SamplerConfig",
     "can_share_a_batch",

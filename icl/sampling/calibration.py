@@ -25,7 +25,7 @@ from typing import Any
 import pandas as pd
 
 from icl.sampling.config import SamplerConfig
-from icl.sampling.llc import LLCResult, estimate_llc_of
+from icl.sampling.llc import Inputs, LLCResult, estimate_llc_of
 from icl.sampling.objective import Batch, Objective
 from icl.sampling.plan import BatchSource
 
@@ -151,9 +151,8 @@ def calibrate(
             assert config.step_size is not None
             key = (name, step, config.step_size, config.localization, config.inverse_temperature)
             if key not in known:
-                result = estimate_llc_of(
-                    subject.objective, subject.batches, config, reference_loss=subject.reference_loss
-                )
+                inputs = Inputs(subject.batches, reference_loss=subject.reference_loss)
+                result = estimate_llc_of(subject.objective, inputs, config)
                 known[key] = _cell(name, step, config, result)
                 record(known[key])
             cells.append(known[key])

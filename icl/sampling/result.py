@@ -5,6 +5,7 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,76 +24,183 @@ class LLCResult:
     """An estimate, what it was made from, and whether to trust it. All means leave out the chains that were lost.
 
     Attributes:
-        llc_mean: λ̂.
-        llc_std: standard deviation over chains of their own λ̂ (0 for one chain).
-        llc_mcse: Monte-Carlo standard error of λ̂.
-        llc_per_chain: (E,), NaN for a lost chain.
-        llc_per_token: (T,) λ̂_t = nβ(E ℓ_t − ℓ_t(w*)); its mean is λ̂.
-        wbic: n E[L].
-        init_loss: L(w*).
-        mean_loss: E[L].
-        loss_trace: (E, N) loss at each draw.
-        batch_loss_trace: (E, N) loss on the gradient's batch at each draw; the same as `loss_trace` for `eval_method` "grad-minibatch".
-        excess_trace: (E, N) nβ(L − L(w*)) at each draw, with w* on the same batch where the two were paired.
-        token_loss_trace: (E, N, T).
-        rhat, ess: split R-hat and bulk effective sample size of `loss_trace`; `llc_rhat` and `llc_ess` of `excess_trace`, from which the
-            noise that all chains share through the batch has been removed.
-        distances: (E, N) ‖w − w*‖.
-        lost_at: (E,) the draw at which a chain ceased to be finite, N for a healthy one.
-        control_acceptance: Metropolis acceptance of one step at nβ = 0 (`icl.sampling.verdict`).
-        num_samples: n, of WBIC and nβ.
-        nbeta, seed, config: as used, with the step size and localisation that were found: `config` again repeats the run.
-        noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.verdict.noise_heating`).
-        verdict: in words.
+        run: what the chains left behind, with the losses of w* at each draw.
+        config: as used, with the step size and localisation that were found: it repeats the run.
+        seed: of the first chain; chain i has seed + i.
+        noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.checks`).
+        reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
         tuned: what the pilot chains found, if they ran.
         weights: w − w* at the draws, where `eval_metrics` asks for weights or covariance.
         singular_fluctuation: ν̂ (`icl.sampling.observables`), where `eval_metrics` asks for it.
     """
 
-    llc_mean: float
-    llc_std: float
-    llc_mcse: float
-    llc_per_chain: Tensor
-    llc_per_token: Tensor
-    wbic: float
-    init_loss: float
-    mean_loss: float
-    loss_trace: Tensor
-    batch_loss_trace: Tensor
-    excess_trace: Tensor
-    token_loss_trace: Tensor
-    rhat: float
-    ess: float
-    llc_rhat: float
-    llc_ess: float
-    distances: Tensor
-    lost_at: Tensor
-    control_acceptance: float
-    num_samples: int
-    nbeta: float
-    seed: int
+    run: ChainRun
     config: SamplerConfig
-    noise_heating: float
-    verdict: Verdict
-    tuned: Tuned | None
+    seed: int
+    noise_heating: float = 0.0
+    reference_loss: float | None = None
+    tuned: Tuned | None = None
     weights: WeightTrace | None = None
     singular_fluctuation: float | None = None
 
-    @property
-    def num_lost(self) -> int:
-        """Chains that became NaN or infinite."""
-        return int((self.lost_at < self.loss_trace.shape[1]).sum())
+    # The estimate
+
+    @cached_property
+    def llc_mean(self) -> float:
+        """λ̂ = nβ (E[L] − L(w*)); NaN if every chain was lost."""
+        return float(self.healthy_excess.mean())
+
+    @cached_property
+    def llc_mcse(self) -> float:
+        """Monte-Carlo standard error of λ̂."""
+        return mcse_of_mean(self.healthy_excess) if self.any_healthy else math.nan
+
+    @cached_property
+    def llc_per_chain(self) -> Tensor:
+        """(E,) λ̂ of each chain; NaN for a lost one."""
+        return torch.where(self.run.healthy, self.excess_trace.mean(dim=1), math.nan)
 
     @property
-    def distance(self) -> float:
-        """‖w − w*‖ at the last draw, averaged over healthy chains."""
-        return float(self.distances[self.lost_at == self.loss_trace.shape[1], -1].mean())
+    def llc_std(self) -> float:
+        """Standard deviation over chains of their own λ̂; 0 for one chain."""
+        healthy = self.llc_per_chain[self.run.healthy]
+        return float(healthy.std()) if len(healthy) > 1 else 0.0
+
+    @property
+    def llc_per_token(self) -> Tensor:
+        """(T,) λ̂_t = nβ(E ℓ_t − ℓ_t(w*)); its mean is λ̂."""
+        return self._token_excess[self.run.healthy].mean(dim=(0, 1))
+
+    @property
+    def wbic(self) -> float:
+        """n E[L]."""
+        return self.num_samples * self.mean_loss
+
+    @property
+    def num_samples(self) -> int:
+        """n, of WBIC and nβ."""
+        return self.config.eval_dataset_size
+
+    @property
+    def nbeta(self) -> float:
+        """nβ."""
+        return self.config.inverse_temperature
+
+    # Losses
+
+    @cached_property
+    def token_loss_trace(self) -> Tensor:
+        """(E, N, T) losses at each draw."""
+        return self.run.losses.double()
+
+    @cached_property
+    def loss_trace(self) -> Tensor:
+        """(E, N) loss at each draw."""
+        return self.token_loss_trace.mean(dim=-1)
+
+    @cached_property
+    def batch_loss_trace(self) -> Tensor:
+        """(E, N) loss on the gradient's batch at each draw; `loss_trace` itself for `eval_method` "grad-minibatch"."""
+        return self.run.batch_losses.double().mean(dim=-1)
+
+    @cached_property
+    def excess_trace(self) -> Tensor:
+        """(E, N) nβ(L − L(w*)) at each draw, with w* on the same batch where the two were paired."""
+        return self._token_excess.mean(dim=-1)
+
+    @property
+    def healthy_excess(self) -> Tensor:
+        """(E', N) `excess_trace` of the chains that stayed finite."""
+        return self.excess_trace[self.run.healthy]
+
+    @cached_property
+    def init_loss(self) -> float:
+        """L(w*)."""
+        return float(self.run.anchor_losses.double().mean())
+
+    @cached_property
+    def mean_loss(self) -> float:
+        """E[L]."""
+        return float(self.loss_trace[self.run.healthy].mean())
 
     @property
     def running(self) -> Tensor:
         """(E, N) each chain's λ̂ from its draws 0..t: what `eval_online` reports."""
         draws = torch.arange(1, self.excess_trace.shape[1] + 1, device=self.excess_trace.device)
         return self.excess_trace.cumsum(dim=1) / draws
+
+    # Health
+
+    @cached_property
+    def rhat(self) -> float:
+        """Split R-hat of `loss_trace`."""
+        return split_rhat(self.loss_trace[self.run.healthy]) if self.any_healthy else math.nan
+
+    @cached_property
+    def ess(self) -> float:
+        """Bulk effective sample size of `loss_trace`."""
+        return bulk_ess(self.loss_trace[self.run.healthy]) if self.any_healthy else 0.0
+
+    @cached_property
+    def llc_rhat(self) -> float:
+        """Split R-hat of `excess_trace`, which is free of the noise that all chains share through the batch."""
+        return split_rhat(self.healthy_excess) if self.any_healthy else math.nan
+
+    @cached_property
+    def llc_ess(self) -> float:
+        """Bulk effective sample size of `excess_trace`."""
+        return bulk_ess(self.healthy_excess) if self.any_healthy else 0.0
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """Whether the estimate may be trusted, and why not."""
+        return judge(
+            self.healthy_excess,
+            num_lost=self.num_lost,
+            rhat=self.llc_rhat,
+            ess=self.llc_ess,
+            mcse=self.llc_mcse,
+            mean_loss=self.mean_loss,
+            init_loss=self.init_loss,
+            reference_loss=self.reference_loss,
+            noise_heating=self.noise_heating,
+        )
+
+    @cached_property
+    def control_acceptance(self) -> float:
+        """Metropolis acceptance of one step at nβ = 0 (`icl.sampling.checks`)."""
+        size = self.run.positions.shape[1]
+        return control_acceptance(self.config.step_size or 0.0, self.config.localization, size)
+
+    @property
+    def any_healthy(self) -> bool:
+        """Whether any chain stayed finite."""
+        return bool(self.run.healthy.any())
+
+    @property
+    def lost_at(self) -> Tensor:
+        """(E,) the draw at which a chain ceased to be finite, N for a healthy one."""
+        return self.run.lost_at
+
+    @property
+    def num_lost(self) -> int:
+        """Chains that became NaN or infinite."""
+        return int((~self.run.healthy).sum())
+
+    @property
+    def distances(self) -> Tensor:
+        """(E, N) ‖w − w*‖."""
+        return self.run.distances
+
+    @property
+    def distance(self) -> float:
+        """‖w − w*‖ at the last draw, averaged over healthy chains."""
+        return float(self.distances[self.run.healthy, -1].mean())
+
+    @cached_property
+    def _token_excess(self) -> Tensor:
+        """(E, N, T)"""
+        return self.nbeta * (self.token_loss_trace - self.run.anchor_losses.double())
 
     def summary(self) -> dict[str, float | str]:
         """One flat row for a table, in the column names of the shipped results; `batch-loss/...` where the metric is asked for."""
@@ -108,7 +216,7 @@ class LLCResult:
         if self.singular_fluctuation is not None:
             row["singular_fluctuation"] = self.singular_fluctuation
         if "batch-loss" in self.config.eval_metrics:
-            healthy = self.batch_loss_trace[self.lost_at == self.loss_trace.shape[1]]
+            healthy = self.batch_loss_trace[self.run.healthy]
             row |= {"batch-loss/mean": float(healthy.mean()), "batch-loss/std": float(healthy.std())}
             for chain, losses in enumerate(self.batch_loss_trace):
                 row |= {
@@ -116,76 +224,3 @@ class LLCResult:
                     f"batch-loss/chain-{chain}/std": float(losses.std()),
                 }
         return row
-
-
-def summarise_chains(
-    config: SamplerConfig,
-    run: ChainRun,
-    init: Tensor,
-    *,
-    seed: int,
-    reference_loss: float | None = None,
-    noise_heating: float = 0.0,
-    tuned: Tuned | None = None,
-    weights: WeightTrace | None = None,
-    singular_fluctuation: float | None = None,
-) -> LLCResult:
-    """Estimates and diagnostics of chains whose w* had losses `init` (E, N, T).
-
-    Raises:
-        ValueError: a loss of w* is not finite.
-    """
-    nbeta, healthy = config.inverse_temperature, run.healthy
-    losses, init = run.losses.double(), init.double()
-    if not bool(torch.isfinite(init).all()):
-        raise ValueError("the loss of w* is not finite; the weights given are no minimum of anything")
-    excess = nbeta * (losses - init)
-    trace, loss_trace = excess.mean(dim=-1), losses.mean(dim=-1)
-    per_chain = torch.where(healthy, trace.mean(dim=1), math.nan)
-    good, good_loss = trace[healthy], loss_trace[healthy]
-    alive = len(good) > 0
-    mean_loss = float(good_loss.mean()) if alive else math.nan
-    mcse = mcse_of_mean(good) if alive else math.nan
-    rhat, ess = (split_rhat(good), bulk_ess(good)) if alive else (math.nan, 0.0)
-    verdict = judge(
-        good,
-        num_lost=int((~healthy).sum()),
-        rhat=rhat,
-        ess=ess,
-        mcse=mcse,
-        mean_loss=mean_loss,
-        init_loss=float(init.mean()),
-        reference_loss=reference_loss,
-        noise_heating=noise_heating,
-    )
-    size = run.positions.shape[1]
-    return LLCResult(
-        llc_mean=float(good.mean()) if alive else math.nan,
-        llc_std=float(per_chain[healthy].std()) if len(good) > 1 else 0.0,
-        llc_mcse=mcse,
-        llc_per_chain=per_chain,
-        llc_per_token=excess[healthy].mean(dim=(0, 1)),
-        wbic=config.eval_dataset_size * mean_loss,
-        init_loss=float(init.mean()),
-        mean_loss=mean_loss,
-        loss_trace=loss_trace,
-        batch_loss_trace=run.batch_losses.double().mean(dim=-1),
-        excess_trace=trace,
-        token_loss_trace=losses,
-        rhat=split_rhat(good_loss) if alive else math.nan,
-        ess=bulk_ess(good_loss) if alive else 0.0,
-        llc_rhat=rhat,
-        llc_ess=ess,
-        distances=run.distances,
-        lost_at=run.lost_at,
-        control_acceptance=control_acceptance(config.step_size or 0.0, config.localization, size),
-        num_samples=config.eval_dataset_size,
-        nbeta=nbeta,
-        seed=seed,
-        config=config,
-        noise_heating=noise_heating,
-        verdict=verdict,
-        tuned=tuned,
-        weights=weights,
-        singular_fluctuation=singular_fluctuation,
-    )

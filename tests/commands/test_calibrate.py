@@ -49,9 +49,9 @@ def sweep(tmp_path, monkeypatch) -> Path:
     path = tmp_path / "sweep.yaml"
     path.write_text(SWEEP)
     config = LLCConfig.parse(expand(load_sweep(path), [])[0])
-    checkpoints = Checkpoints(LocalStore(tmp_path / "store"), config.name)
+    checkpoints = Checkpoints(LocalStore(tmp_path / "store"), config.training.name)
     for step in (0, 3, 9, 20, 59):
-        checkpoints.save(step, dict(initial_parameters(config.task_config.shape, 100 + step)))
+        checkpoints.save(step, dict(initial_parameters(config.training.task_config.shape, 100 + step)))
     monkeypatch.setenv("LOCAL_ROOT", str(tmp_path / "store"))
     monkeypatch.delenv("AWS_BUCKET_NAME", raising=False)
     return path

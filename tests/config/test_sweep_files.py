@@ -86,7 +86,7 @@ def test_the_table_of_this_test_is_complete():
 @pytest.mark.parametrize("name", RUNS)
 def test_every_point_is_a_valid_run_of_its_own(name):
     configs = configs_of(name)
-    names = {config.llc_name if isinstance(config, LLCConfig) else config.name for config in configs}
+    names = {config.name for config in configs}
     assert len(configs) == len(names) == RUNS[name]
 
 
@@ -104,7 +104,7 @@ def test_every_estimate_has_its_training_run_and_its_checkpoints(name, trained):
     configs = configs_of(name)
     first = configs[0]
     wanted = {config.step for config in configs} if first.steps is None else set(expand_steps(first.steps, 500_000))
-    for run in {config.name for config in configs}:
+    for run in {config.training.name for config in configs}:
         present = np.array(trained[run].checkpoint_steps())
         # A grid that the training run does not share is met within half its spacing of checkpoints, 50 steps.
         assert all(np.abs(present - step).min() <= 25 for step in wanted)
@@ -137,7 +137,7 @@ def test_the_published_constants():
 
 
 def test_restricted_groups_and_their_complements_share_no_parameter():
-    names = list(parameter_layout(configs_of("analysis/2-L2H4-rllcs-inclusions")[0].task_config.shape))
+    names = list(parameter_layout(configs_of("analysis/2-L2H4-rllcs-inclusions")[0].training.task_config.shape))
     inside = {config.sampler_config.include: config for config in configs_of("analysis/2-L2H4-rllcs-inclusions")}
     for config in configs_of("analysis/2-L2H4-rllcs-exclusions"):
         group = config.sampler_config.exclude
@@ -376,5 +376,5 @@ def test_the_reference_codes_sweeps_run_with_only_their_command_changed(name, tm
     assert len(configs) == runs
     for config in configs:
         if isinstance(config, LLCConfig):
-            names = list(parameter_layout(config.task_config.shape))
+            names = list(parameter_layout(config.training.task_config.shape))
             assert select(names, config.sampler_config.include, config.sampler_config.exclude, reference=True)

@@ -14,7 +14,7 @@ from icl.estimation import LLCConfig, estimate_at_checkpoint, estimate_over_run
 from icl.estimation.batches import MadeAhead
 from icl.estimation.estimate import checkpoints_at_once, estimate_at_checkpoints, hessian_at_checkpoint
 from icl.model import InContextRegressionTransformer, initial_parameters, unflatten
-from icl.sampling import estimate_llcs
+from icl.sampling import Inputs, estimate_llcs
 from icl.sampling.transformer_objective import TransformerObjective
 from icl.storage import LocalStore
 from icl.streams import Stream
@@ -62,10 +62,10 @@ def test_a_choice_that_cannot_be_met_says_why():
 
 def test_the_hessian_metric_is_the_exact_hessian_of_the_first_sequences():
     config = config_with(sampler_config={**SAMPLER, "init_seed": 5, "num_evals": 2, "eval_metrics": ["hessian"]})
-    shape = config.task_config.shape
+    shape = config.training.task_config.shape
     weights = dict(unflatten(shape, initial_parameters_of(config)))
     row = hessian_at_checkpoint(config, weights)
-    law = config.task_config.resolved().pretrain_task()
+    law = config.training.task_config.resolved().pretrain_task()
     xs, ys = law.sample(Stream(5, "sampling").child("dataset"), 0, 11)
     model = InContextRegressionTransformer.from_shape(shape, seed=0)
     model.load_state_dict(weights)
@@ -79,13 +79,13 @@ def test_the_hessian_metric_is_the_exact_hessian_of_the_first_sequences():
 def initial_parameters_of(config: LLCConfig) -> torch.Tensor:
     from icl.model import flatten
 
-    return flatten(initial_parameters(config.task_config.shape, 7))
+    return flatten(initial_parameters(config.training.task_config.shape, 7))
 
 
 def test_an_estimate_that_is_cut_short_is_not_recorded(tmp_path):
     config = config_with()
-    checkpoints = Checkpoints(LocalStore(tmp_path), config.name)
-    weights = dict(unflatten(config.task_config.shape, initial_parameters_of(config)))
+    checkpoints = Checkpoints(LocalStore(tmp_path), config.training.name)
+    weights = dict(unflatten(config.training.task_config.shape, initial_parameters_of(config)))
     for step in (0, 1, 7):
         checkpoints.save(step, weights)
     recorded, calls = [], []
@@ -107,7 +107,7 @@ def test_an_estimate_that_is_cut_short_is_not_recorded(tmp_path):
 
 
 def weights_of_seeds(config: LLCConfig, *seeds: int) -> list[dict[str, torch.Tensor]]:
-    return [dict(initial_parameters(config.task_config.shape, seed)) for seed in seeds]
+    return [dict(initial_parameters(config.training.task_config.shape, seed)) for seed in seeds]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def two_at_once(monkeypatch):
 def trained_run(folder, seeds: dict[int, int], **settings) -> tuple[LLCConfig, Checkpoints]:
     """A run with the initial weights of a seed at each of some steps."""
     config = config_with(**settings)
-    checkpoints = Checkpoints(LocalStore(folder), config.name)
+    checkpoints = Checkpoints(LocalStore(folder), config.training.name)
     for step, weights in zip(seeds, weights_of_seeds(config, *seeds.values()), strict=True):
         checkpoints.save(step, weights)
     return config, checkpoints
@@ -210,11 +210,11 @@ def test_a_stop_within_a_batch_leaves_its_checkpoints_undone(tmp_path, two_at_on
 def test_models_of_another_shape_are_refused():
     config = config_with()
     models = [
-        InContextRegressionTransformer.from_shape(replace(config.task_config.shape, num_heads=heads), seed=0)
+        InContextRegressionTransformer.from_shape(replace(config.training.task_config.shape, num_heads=heads), seed=0)
         for heads in (1, 2)
     ]
     with pytest.raises(ValueError, match="cannot share a batch"):
-        estimate_llcs(models, mse_loss, lambda step: None, config.sampler_config)
+        estimate_llcs(models, mse_loss, Inputs(lambda step: None), config.sampler_config)
 
 
 def test_only_an_accelerator_and_settings_that_record_losses_alone_share_a_batch():
@@ -246,7 +246,7 @@ import torch
 from icl.model import InContextRegressionTransformer
 from icl.sampling import SamplerConfig
 from icl.sampling.chains import chains_that_fit
-from icl.sampling import estimate_llcs
+from icl.sampling import Inputs, estimate_llcs
 from icl.sampling.transformer_objective import TransformerObjective
 from icl.streams import Stream
 from icl.tasks import RegressionTask

@@ -40,17 +40,17 @@ def config_with(sampler=(), **others) -> LLCConfig:
 
 
 def weights_of(config: LLCConfig) -> dict[str, torch.Tensor]:
-    shape = config.task_config.shape
+    shape = config.training.task_config.shape
     return {name: value.clone() for name, value in unflatten(shape, flatten(initial_parameters(shape, 7))).items()}
 
 
 def run(folder: Path, config: LLCConfig) -> Path:
     """Run it against a store that holds its one checkpoint; returns the results folder."""
     store = LocalStore(folder)
-    Checkpoints(store, config.name).save(7, weights_of(config))
+    Checkpoints(store, config.training.name).save(7, weights_of(config))
     place = Surroundings(store, folder / "icl", torch.device("cpu"), tracking="local")
     assert run_llc(config, place) == 0
-    return place.results / config.llc_name
+    return place.results / config.name
 
 
 @pytest.mark.parametrize("origin", ["infinite-dataset", "eval-dataset"])
@@ -61,7 +61,7 @@ def test_every_evaluation_runs_and_is_the_loss_of_the_data_it_names(method, orig
         config = config_with({"eval_method": method, "grad_batch_origin": origin, "eval_batch_size": 17})
     seen = []
     sampler = config.sampler_config
-    batches, held = sampling_batches(config.task_config.resolved().pretrain_task(), sampler, 5)
+    batches, held = sampling_batches(config.training.task_config.resolved().pretrain_task(), sampler, 5)
     model = model_at(config, weights_of(config))
     estimate_llc(
         model, mse_loss, batches, sampler, eval_batches=held, recorders=[lambda draw, w, chains: seen.append(w.clone())]
@@ -141,7 +141,7 @@ def test_covariances_of_a_restricted_chain_are_those_of_its_own_weights(tmp_path
 def test_the_singular_fluctuation_of_the_transformer_is_that_of_its_sequences():
     config = config_with({"eval_metrics": ["singular-fluctuation"], "eval_method": "fixed-minibatch"})
     seen = []
-    batches, held = sampling_batches(config.task_config.resolved().pretrain_task(), config.sampler_config, 5)
+    batches, held = sampling_batches(config.training.task_config.resolved().pretrain_task(), config.sampler_config, 5)
     model = model_at(config, weights_of(config))
     result = estimate_llc(
         model, mse_loss, batches, config.sampler_config, eval_batches=held,

@@ -33,9 +33,9 @@ def config_with(**sampler) -> LLCConfig:
 @pytest.fixture
 def place(tmp_path) -> Surroundings:
     config = config_with()
-    checkpoints = Checkpoints(LocalStore(tmp_path), config.name)
+    checkpoints = Checkpoints(LocalStore(tmp_path), config.training.name)
     for step in (0, 59):
-        checkpoints.save(step, initial_parameters(config.task_config.shape, step))
+        checkpoints.save(step, initial_parameters(config.training.task_config.shape, step))
     return Surroundings(LocalStore(tmp_path), tmp_path / "icl", torch.device("cpu"), tracking="local")
 
 
@@ -92,7 +92,7 @@ def test_estimates_and_chains_of_a_run_become_tables(place, tmp_path):
     chains = traces.groupby(["step", "chain"])["loss"].mean().groupby("step").mean()
     np.testing.assert_allclose(chains, estimates["loss/mean"], rtol=1e-5)
     settings = json.loads((folder / "llc.json").read_text())
-    assert settings["runs"] == {"7": config.name}
+    assert settings["runs"] == {"7": config.training.name}
     assert settings["sampler_config"]["epsilon"] == 1e-4
     before = [path.read_bytes() for path in paths]
     tabulate([config], place.results, folder)

@@ -19,9 +19,8 @@ try:
 except NativeUnavailable as error:
     pytest.skip(str(error), allow_module_level=True)
 
-LOAD = "from icl.native.build import load_library; load_library('threefry.cpp', {'COPY': 1})"
-
 THREEFRY = Path(build.__file__).with_name("threefry.cpp")
+LOAD = f"import pathlib; from icl.native.build import load_library; load_library(pathlib.Path({str(THREEFRY)!r}), {{'COPY': 1}})"
 
 
 def python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from icl.sampling import SamplerConfig, estimate_llc
-from icl.sampling.llc import estimate_llc_of
+from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.objective import ModuleObjective
 from icl.streams import Stream
 
@@ -272,7 +272,7 @@ def test_batch_noise_heats_the_chain_as_predicted():
         def losses_and_gradients(self, positions, step, token_weights):
             return ModuleObjective(linear(), loss).losses_and_gradients(positions, step)
 
-    result = estimate_llc_of(Noisy(), lambda step: step, base)
+    result = estimate_llc_of(Noisy(), Inputs(lambda step: step), base)
     predicted = 0.01 * 100 * 0.16 * D / 8
     assert result.noise_heating == pytest.approx(predicted, rel=0.6)
     discretisation = D / 2 / (1 - 0.1 / 4)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import dblquad
 
-from icl.sampling.llc import estimate_llc_of
+from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.objective import ModuleObjective
 from icl.sampling.presets import AUTOMATIC
 from icl.sampling.truth import (
@@ -92,7 +92,7 @@ def test_a_regular_models_exact_value_is_half_its_dimension_less_the_localisatio
 def test_the_default_estimate_of_a_small_network_is_within_its_errors_of_the_truth():
     model = deep_linear((7, 5, 11), 2, 0)
     config = AUTOMATIC.model_copy(update={"num_chains": 16, "num_draws": 800, "num_burnin_steps": 300})
-    result = estimate_llc_of(model.objective(), [model.batch], config)
+    result = estimate_llc_of(model.objective(), Inputs([model.batch]), config)
     assert result.llc_ess > 100
     assert abs(result.llc_mean - model.coefficient) < 4 * result.llc_mcse + 0.03 * model.coefficient
 

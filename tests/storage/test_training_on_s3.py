@@ -39,7 +39,7 @@ CONFIG = {
 SLOW_TRAINING = """
 import sys, time, torch
 import test_training_on_s3 as t
-from icl.training.loop import FlatOptimizer
+from icl.training.optimizers import FlatOptimizer
 update = FlatOptimizer.update
 FlatOptimizer.update = lambda *args: (time.sleep(0.02), update(*args))[1]  # time for uploads before the kill
 store = t.MirroredStore(t.LocalStore(sys.argv[1]), t.S3Store(sys.argv[2]))

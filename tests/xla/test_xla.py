@@ -138,7 +138,7 @@ def test_an_estimate_is_that_of_the_cpu_and_compiles_nothing_once_it_runs(origin
         "grad_batch_size": 19, "grad_batch_origin": origin, "eval_dataset_size": 200, "init_seed": 5, "per_token": True,
     }  # fmt: skip
     config = LLCConfig.parse({"task_config": TASK, "sampler_config": sampler})
-    shape = config.task_config.shape
+    shape = config.training.task_config.shape
     weights = unflatten(shape, flatten(initial_parameters(shape, 1)))
     compiled = []
     on_xla = estimate_at_checkpoint(config, weights, XLA, lambda done, total: compiled.append(compilations()))
@@ -160,7 +160,7 @@ def test_checkpoints_that_share_a_batch_have_the_estimates_of_the_cpu_and_the_ne
         "epsilon": 1e-4, "gamma": 10.0, "nbeta": 20.0, "num_chains": 2, "num_draws": 10, "grad_batch_size": 19, "init_seed": 5,
     }  # fmt: skip
     config = LLCConfig.parse({"task_config": TASK, "sampler_config": sampler})
-    shape = config.task_config.shape
+    shape = config.training.task_config.shape
     weights = [unflatten(shape, flatten(initial_parameters(shape, seed))) for seed in range(6)]
     for each, on_xla in zip(weights[:3], estimate_at_checkpoints(config, weights[:3], XLA), strict=True):
         on_cpu = estimate_at_checkpoint(config, each, CPU)
