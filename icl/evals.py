@@ -29,7 +29,7 @@ from icl.engine import mse_loss as mse_loss
 from icl.engine.loss import token_losses
 from icl.model import flatten, parameter_layout
 from icl.streams import Stream
-from icl.tasks import RegressionTask, label
+from icl.tasks import RegressionTask
 
 Weights = Mapping[str, Tensor]
 Metrics = dict[str, float]
@@ -45,7 +45,7 @@ def icl_score(losses: Tensor, early: int, late: int) -> float:
 
 
 @dataclass(frozen=True)
-class _FixedBatch:
+class FixedBatch:
     """A batch of one distribution with what the optimal predictors make of it."""
 
     name: str
@@ -83,30 +83,48 @@ def make_evaluator(
         lengths = stream.child("lengths").integers(0, xs.shape[1], (len(xs), 1), device) + 1
         references = {"ridge": ridge(xs, ys)}
         references["dmmse"] = references["ridge"] if dmmse is ridge else dmmse(xs, ys)
-        batches.append(_FixedBatch(name, xs, ys, references, lengths))
+        batches.append(FixedBatch(name, xs, ys, references, lengths))
 
     def evaluate(weights: Weights) -> Metrics:
         metrics: Metrics = {}
         flat = flatten({name: weights[name].detach() for name in parameter_layout(task.shape)})
         for batch in batches:
-            metrics |= _metrics_on(batch, predict(flat, batch.xs, batch.ys))
+            predictions = predict(flat, batch.xs, batch.ys)
+            for metric in METRICS:
+                metrics |= {f"{batch.name}/{name}": value for name, value in metric(batch, predictions).items()}
         return metrics | {"weight/norm": weight_norm(weights)}
 
     return evaluate
 
 
-def _metrics_on(batch: _FixedBatch, predictions: Tensor) -> Metrics:
-    losses = token_losses(predictions, batch.ys)
-    metrics = _with_tokens(f"{batch.name}/mse", losses)
+def mse(batch: FixedBatch, predictions: Tensor) -> Metrics:
+    """`mse`, and per token."""
+    return _with_tokens("mse", token_losses(predictions, batch.ys))
+
+
+def distances_to_optimum(batch: FixedBatch, predictions: Tensor) -> Metrics:
+    """`delta_ridge` and `delta_dmmse`, and per token."""
+    metrics: Metrics = {}
     for reference, optimal in batch.references.items():
-        metrics |= _with_tokens(f"{batch.name}/delta_{reference}", token_losses(predictions, optimal))
+        metrics |= _with_tokens(f"delta_{reference}", token_losses(predictions, optimal))
+    return metrics
+
+
+def mse_subsequence(batch: FixedBatch, predictions: Tensor) -> Metrics:
+    """`mse_subsequence`: the mean of the first k squared errors of each sequence."""
     squared = (predictions - batch.ys).square().squeeze(-1)
     counted = torch.arange(squared.shape[1], device=squared.device) < batch.lengths
-    metrics[f"{batch.name}/mse_subsequence"] = float(
-        ((squared * counted).sum(dim=1, keepdim=True) / batch.lengths).mean()
-    )
-    metrics[f"{batch.name}/icl"] = icl_score(losses, 1, len(losses))
-    return metrics
+    return {"mse_subsequence": float(((squared * counted).sum(dim=1, keepdim=True) / batch.lengths).mean())}
+
+
+def score(batch: FixedBatch, predictions: Tensor) -> Metrics:
+    """`icl`, the in-context learning score from the first prediction to the last."""
+    losses = token_losses(predictions, batch.ys)
+    return {"icl": icl_score(losses, 1, len(losses))}
+
+
+METRICS: tuple[Callable[[FixedBatch, Tensor], Metrics], ...] = (mse, distances_to_optimum, mse_subsequence, score)
+"""The metrics of each fixed batch, given predictions (B, K, 1). A new one is a function and an entry here."""
 
 
 def _with_tokens(name: str, values: Tensor) -> Metrics:
@@ -127,14 +145,14 @@ class ValidationSet:
         ys: (B, K, 1) labels.
         tasks: (B, D).
         errors: gain -> (B, K, 1), the label noise of the out-of-distribution sets, one draw per gain.
-        noise_variance: of the training labels, which the references assume.
+        law: of the sequences; its noise variance is that of the training labels, which the references assume.
     """
 
     xs: Tensor
     ys: Tensor
     tasks: Tensor
     errors: Mapping[int, Tensor]
-    noise_variance: float
+    law: RegressionTask
 
     @classmethod
     def draw(
@@ -147,7 +165,7 @@ class ValidationSet:
                 0.125 where the standard deviation belongs, which lowers every loss of theirs by about 0.109:
                 `noise_std=0.125` gives their law.
         """
-        law = RegressionTask(task.task_size, task.max_examples, task.noise_variance)
+        law = type(task)(task.task_size, task.max_examples, task.noise_variance)
         stream = Stream(seed, "validation")
         std = math.sqrt(task.noise_variance) if noise_std is None else noise_std
         tasks = law.sample_tasks(stream, 0, size)
@@ -155,7 +173,7 @@ class ValidationSet:
         noise = {
             gain: std * stream.child(f"noise/{gain}").normal(0, (size, task.max_examples, 1)) for gain in (1, *GAINS)
         }
-        return cls(xs, label(xs, tasks, noise[1]), tasks, {g: noise[g] for g in GAINS}, task.noise_variance)
+        return cls(xs, law.response(xs, tasks) + noise[1], tasks, {g: noise[g] for g in GAINS}, law)
 
 
 def validation_metrics(predictor: Predictor, data: ValidationSet) -> Metrics:
@@ -176,10 +194,10 @@ def validation_metrics(predictor: Predictor, data: ValidationSet) -> Metrics:
         series = {
             "loss": losses,
             "loss_0": predictions.square().mean(dim=(0, 2)),
-            "loss_first_x": token_losses(predictions, first_pair_ridge(data.xs, data.ys, data.noise_variance)),
+            "loss_first_x": token_losses(predictions, first_pair_ridge(data.xs, data.ys, data.law.noise_variance)),
         }
         for gain, errors in data.errors.items():
-            labels = label(gain * data.xs, data.tasks, errors)
+            labels = data.law.response(gain * data.xs, data.tasks) + errors
             inputs_loss = token_losses(predictor(gain * data.xs, labels), labels)
             series[f"ood_{gain}_inputs_loss"] = inputs_loss
             series[f"ood_{gain}_tasks_loss"] = token_losses(predictor(data.xs, labels), labels)

@@ -5,7 +5,7 @@ Shapes: B batch, K examples, D task dimension, M tasks.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -74,12 +74,23 @@ class RegressionTask:
     ) -> tuple[Tensor, Tensor]:
         """Batch number `step` of a stream: xs (B, K, D) and ys (B, K, 1), float32, a pure function of the arguments."""
         if self.num_tasks is not None:
-            tasks = self.sample_tasks(stream, step, batch_size, device)
-            return regression_sequences(tasks, self.noise_variance, self.max_examples, stream, step)
+            return self.sequences(self.sample_tasks(stream, step, batch_size, device), stream, step)
         sizes = ((batch_size, self.task_size), *_sizes(batch_size, self.max_examples, self.task_size))
         streams = [stream.child(name) for name in ("tasks", "inputs", "noise")]
         tasks, xs, noise = normals_of_streams(streams, step, sizes, device)
-        return xs, label(xs, tasks, noise * math.sqrt(self.noise_variance))
+        return xs, self.response(xs, tasks) + noise * math.sqrt(self.noise_variance)
+
+    def sequences(self, tasks: Tensor, stream: Stream, step: int) -> tuple[Tensor, Tensor]:
+        """Sequences for given tasks (B, D): xs (B, K, D) and ys (B, K, 1)."""
+        streams = [stream.child("inputs"), stream.child("noise")]
+        sizes = _sizes(len(tasks), self.max_examples, tasks.shape[1])
+        xs, noise = normals_of_streams(streams, step, sizes, tasks.device)
+        return xs, self.response(xs, tasks) + noise * math.sqrt(self.noise_variance)
+
+    def response(self, xs: Tensor, tasks: Tensor) -> Tensor:
+        """Labels without noise, w·x_k: xs (..., B, K, D), tasks (..., B, D) -> (..., B, K, 1). Another law of sequences
+        overrides this."""
+        return dot(xs, tasks)
 
     def sample_tasks(self, stream: Stream, step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
         """The tasks (B, D) behind batch number `step` of the stream."""
@@ -89,24 +100,24 @@ class RegressionTask:
         return self.tasks.to(device)[index]
 
 
-def regression_sequences(
-    tasks: Tensor, noise_variance: float, num_examples: int, stream: Stream, step: int
-) -> tuple[Tensor, Tensor]:
-    """Sequences for given tasks (B, D): xs ~ N(0, 1) of shape (B, K, D), ys = xs·w + N(0, σ²) of shape (B, K, 1)."""
-    streams = [stream.child("inputs"), stream.child("noise")]
-    xs, noise = normals_of_streams(streams, step, _sizes(len(tasks), num_examples, tasks.shape[1]), tasks.device)
-    return xs, label(xs, tasks, noise * math.sqrt(noise_variance))
+def dot(xs: Tensor, tasks: Tensor) -> Tensor:
+    """w·x_k: xs (..., B, K, D), tasks (..., B, D) -> (..., B, K, 1)."""
+    # A sum of products, not a matrix product: its bits do not depend on the batch it is part of.
+    return (xs * tasks[..., None, :]).sum(dim=-1, keepdim=True)
+
+
+def label(xs: Tensor, tasks: Tensor, errors: Tensor) -> Tensor:
+    """Labels of the linear law, y_k = w·x_k + error_k, with errors (..., B, K, 1)."""
+    return dot(xs, tasks) + errors
+
+
+TASKS: Mapping[str, type[RegressionTask]] = {"linear": RegressionTask}
+"""The laws of sequences, by the name that the setting `task_type` gives. A new one is a subclass and a line here."""
 
 
 def _sizes(batch_size: int, num_examples: int, task_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of inputs and noise."""
     return (batch_size, num_examples, task_size), (batch_size, num_examples, 1)
-
-
-def label(xs: Tensor, tasks: Tensor, errors: Tensor) -> Tensor:
-    """Labels y_k = w·x_k + error_k: xs (B, K, D), tasks (B, D), errors (B, K, 1) -> (B, K, 1)."""
-    # A sum of products, not a matrix product: its bits do not depend on the batch it is part of.
-    return (xs * tasks[:, None, :]).sum(dim=-1, keepdim=True) + errors
 
 
 def encode_tokens(xs: Tensor, ys: Tensor) -> Tensor:
@@ -137,8 +148,8 @@ class EnsembleBatches:
     def __init__(
         self, laws: Sequence[RegressionTask], streams: Sequence[Stream], batch_size: int, device: torch.device
     ) -> None:
-        first = laws[0]
-        kinds = {(law.task_size, law.max_examples, law.noise_variance, law.num_tasks) for law in laws}
+        self._law = first = laws[0]
+        kinds = {(type(law), law.task_size, law.max_examples, law.noise_variance, law.num_tasks) for law in laws}
         if len(kinds) > 1:
             raise ValueError("members of one batch must share task_size, max_examples, noise_variance and num_tasks")
         self._size = (batch_size, first.max_examples, first.task_size)
@@ -158,7 +169,7 @@ class EnsembleBatches:
         tasks = normal("tasks", batch, task_size) if self._tasks is None else self._chosen_tasks(self._tasks, steps)
         xs = normal("inputs", batch, examples, task_size)
         errors = normal("noise", batch, examples, 1) * self._noise_scale
-        return xs, (xs * tasks[..., None, :]).sum(dim=-1, keepdim=True) + errors
+        return xs, self._law.response(xs, tasks) + errors
 
     def _chosen_tasks(self, tasks: Tensor, steps: Tensor) -> Tensor:
         """(S, E, B, D) out of tasks (E, M, D)."""

@@ -73,7 +73,7 @@ class AnalysisData:
             drawn.ys.to(self.device),
             drawn.tasks.to(self.device),
             errors,
-            drawn.noise_variance,
+            drawn.law,
         )
 
     @cached_property

@@ -254,6 +254,7 @@ def _seed_of(config: TrainingConfig) -> int:
 def _provenance(data: AnalysisData) -> dict[str, object]:
     """What rows of one table share: the run's settings besides its seeds, the kind of sequences measured on, and the
     library's version."""
-    config = data.config.model_dump(mode="json", exclude={"checkpointer_config", "logger_config", "run_name"})
+    shared = set(TrainingConfig.model_fields) - {"checkpointer_config", "logger_config", "run_name"}
+    config = data.config.decisive(*shared)
     task = {name: value for name, value in config.pop("task_config").items() if not name.endswith("_seed")}
     return {**config, "task_config": task, "data": data.settings.model_dump(mode="json"), "icl_version": __version__}

@@ -7,12 +7,15 @@ from typing import Any, ClassVar, Self
 from pydantic import (
     BaseModel,
     ConfigDict,
+    SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
     model_serializer,
     model_validator,
 )
 from pydantic.fields import FieldInfo
+
+_DECISIVE = "decisive"
 
 
 class ConfigError(ValueError):
@@ -28,6 +31,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=True)
     flattened: ClassVar[tuple[str, ...]] = ()
+    later: ClassVar[tuple[str, ...]] = ()
+    """Fields added after runs and tables were first named by their settings: `decisive` leaves them out at their default."""
 
     @model_validator(mode="before")
     @classmethod
@@ -41,11 +46,22 @@ class Settings(BaseModel):
         return rest
 
     @model_serializer(mode="wrap")
-    def _spread(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _spread(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
         data = handler(self)
+        if info.context == _DECISIVE:
+            defaults = {name: type(self).model_fields[name].get_default() for name in self.later}
+            data = {
+                name: value
+                for name, value in data.items()
+                if name not in defaults or getattr(self, name) != defaults[name]
+            }
         for name in self.flattened:
             data = {**data.pop(name, {}), **data}
         return data
+
+    def decisive(self, *fields: str) -> dict[str, Any]:
+        """Plain data of the given fields (all, if none is given) for names and comparisons that outlive new settings."""
+        return self.model_dump(mode="json", include=set(fields) or None, context=_DECISIVE)
 
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:

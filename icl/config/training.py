@@ -10,13 +10,13 @@ import math
 import secrets
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_serializer, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from icl.config.settings import Settings
 from icl.config.steps import StepGrid, expand_steps
 from icl.model import TransformerShape
 from icl.streams import Stream
-from icl.tasks import RegressionTask
+from icl.tasks import TASKS, RegressionTask
 
 
 def _as_task_count(value: Any) -> Any:
@@ -32,6 +32,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)] | None
 class TaskConfig(Settings):
     """The task and the model."""
 
+    later = ("task_type",)
+
+    task_type: str = Field(default="linear", description="the law of a sequence, a name in icl.tasks.TASKS")
     task_size: int = Field(default=8, ge=1, description="D, the dimension of inputs and tasks")
     max_examples: int = Field(default=16, ge=1, description="K, the number of (x, y) pairs of a sequence")
     num_tasks: NumTasks = Field(default=64, description="M, the number of pretraining tasks; 'inf' for Gaussian tasks")
@@ -54,6 +57,13 @@ class TaskConfig(Settings):
     def _heads_divide_width(self) -> Self:
         _ = self.shape
         return self
+
+    @field_validator("task_type")
+    @classmethod
+    def _known_task(cls, value: str) -> str:
+        if value not in TASKS:
+            raise ValueError(f"no such task; there are: {', '.join(TASKS)}")
+        return value
 
     @field_serializer("num_tasks")
     def _write_inf(self, value: int | None) -> int | str:
@@ -84,13 +94,12 @@ class TaskConfig(Settings):
 
     def pretrain_task(self) -> RegressionTask:
         """The training distribution (seeds must be resolved)."""
-        return RegressionTask(
-            self.task_size, self.max_examples, self.noise_variance, self.num_tasks, _given(self.pretrain_seed)
-        )
+        law, seed = TASKS[self.task_type], _given(self.pretrain_seed)
+        return law(self.task_size, self.max_examples, self.noise_variance, self.num_tasks, seed)
 
     def true_task(self) -> RegressionTask:
         """The Gaussian-task distribution of the same dimensions."""
-        return RegressionTask(self.task_size, self.max_examples, self.noise_variance)
+        return TASKS[self.task_type](self.task_size, self.max_examples, self.noise_variance)
 
 
 def _given(seed: int | None) -> int:
@@ -175,10 +184,7 @@ class TrainingConfig(Settings):
         if self.run_name is not None:
             return self.run_name
         task = self.task_config
-        decisive = self.model_dump(
-            mode="json",
-            include={"task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size"},
-        )
+        decisive = self.decisive("task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size")
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         tasks = "inf" if task.num_tasks is None else task.num_tasks
         seed = "none" if task.model_seed is None else task.model_seed

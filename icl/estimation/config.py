@@ -65,9 +65,7 @@ class LLCConfig(Settings):
     def name(self) -> str:
         """The name of this estimate: the training run's, and a hash of the sampler's settings and the choice of
         steps."""
-        decisive = self.model_dump(
-            mode="json", include={"sampler_config", "steps", "step", "checkpoint_idx", "testing"}
-        )
+        decisive = self.decisive("sampler_config", "steps", "step", "checkpoint_idx", "testing")
         sampler = decisive["sampler_config"]
         # The names of results outlive defaults.
         sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES

@@ -130,8 +130,8 @@ def _trace_rows(traces: Sequence[dict]) -> pd.DataFrame:
 def _settings(config: LLCConfig) -> dict[str, object]:
     """What the rows of a table share: everything but the seeds, the choice of checkpoints, how many chains, and what cores and memory
     they may use."""
-    kept = config.training.model_dump(mode="json", include={"task_config", "num_steps", "batch_size"})
-    kept["sampler_config"] = config.sampler_config.model_dump(mode="json")
+    kept = config.training.decisive("task_config", "num_steps", "batch_size")
+    kept["sampler_config"] = config.sampler_config.decisive()
     for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
         kept["task_config"].pop(seed, None)
     for name in ("num_chains", "cores", "max_memory_bytes"):

@@ -9,18 +9,17 @@ Shapes: E chains, N draws, P sampled parameters, T losses of one batch (tokens; 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from icl.devices import chain_memory, end_of_graph, torch_threads
-from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
 from icl.sampling.config import SamplerConfig
+from icl.sampling.kernels import KERNELS
 from icl.sampling.noise import shared_noise_blocks
 from icl.sampling.objective import Batch, Objective
 from icl.sampling.plan import Plan, StepData, token_weights_of
+from icl.sampling.sgld import SGLDConfig
 
 Progress = Callable[[int, int], None]
 
@@ -116,26 +115,18 @@ def chains_that_fit(config: SamplerConfig, objective: Objective, batch: Batch) -
     return max(1, bound // (vectors + for_backward))
 
 
-def kernel_of(config: SamplerConfig) -> tuple[ModuleType, Any]:
-    """The kernel's module and its constants."""
-    shared = {
-        "nbeta": config.inverse_temperature,
-        "gamma": config.localization,
-        "weight_decay": config.weight_decay,
-        "noise_level": config.noise_level,
-        "bounding_box": config.bounding_box_size,
-    }
-    match config.method:
-        case "sgld":
-            return sgld, sgld.SGLDConfig(**shared)
-        case "rmsprop_sgld":
-            return rmsprop_sgld, rmsprop_sgld.RMSPropSGLDConfig(
-                **shared, decay=config.rmsprop_decay, stability=config.rmsprop_stability
-            )
-        case "sgnht":
-            return sgnht, sgnht.SGNHTConfig(**shared, diffusion=config.diffusion_factor)
-        case "langevin":
-            return langevin, langevin.LangevinConfig(**shared, friction=config.friction)
+def constants_of(config: SamplerConfig) -> SGLDConfig:
+    """The constants of the configured kernel."""
+    kernel = KERNELS[config.method]
+    return kernel.constants(
+        nbeta=config.inverse_temperature,
+        gamma=config.localization,
+        weight_decay=config.weight_decay,
+        noise_level=config.noise_level,
+        bounding_box=config.bounding_box_size,
+        **{name: getattr(config, setting) for name, setting in kernel.settings.items()},
+        **config.kernel_constants,
+    )
 
 
 def _run_group(
@@ -143,7 +134,7 @@ def _run_group(
 ) -> ChainRun:
     config, objective = plan.config, plan.objective
     anchor = plan.anchors.expand(len(seeds), -1) if owners is None else plan.anchors[owners]
-    kernel, constants = kernel_of(config)
+    kernel, constants = KERNELS[config.method], constants_of(config)
     noises = shared_noise_blocks(seeds, config.num_steps + 1, anchor)
     assert config.step_size is not None, "run_chains needs a step size; `icl.sampling.tuning` finds one"
     epsilon = torch.full_like(anchor[:, :1], config.step_size)

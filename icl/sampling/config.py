@@ -5,9 +5,9 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from icl.config import Settings
+from icl.sampling.kernels import KERNELS
 from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical
 
-SamplingMethod = Literal["auto", "langevin", "sgld", "rmsprop_sgld", "sgnht"]
 EvalMethod = Literal["grad-minibatch", "new-minibatch", "fixed-minibatch", "dataset"]
 EvalMetric = Literal["likelihood-derived", "singular-fluctuation", "batch-loss", "weights", "covariance", "hessian"]
 
@@ -23,7 +23,9 @@ class SamplerConfig(Settings):
     underdamped kernel of `icl.sampling.langevin`, whose step size and localisation are found by pilot chains (`icl.sampling.tuning`).
     """
 
-    sampling_method: SamplingMethod = "auto"
+    later = ("kernel_constants",)
+
+    sampling_method: str = "auto"
     """The kernel; "auto" is "sgld" where a step size is given and "langevin" where none is."""
     num_chains: int = Field(default=8, ge=1)
     num_draws: int = Field(default=1000, ge=1)
@@ -58,6 +60,9 @@ class SamplerConfig(Settings):
     """The thermostat's D (sgnht)."""
     friction: float | None = Field(default=None, gt=0)
     """η of the underdamped kernel; None: critical damping of the localisation."""
+    kernel_constants: dict[str, float] = Field(
+        default={}, description="constants of a kernel that have no setting above"
+    )
 
     grad_batch_origin: Literal["infinite-dataset", "eval-dataset"] = "infinite-dataset"
     grad_batch_size: int = Field(default=1024, ge=1)
@@ -114,6 +119,14 @@ class SamplerConfig(Settings):
             )
         if isinstance(self.temperature, float | int) and self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
+        if self.sampling_method != "auto" and self.sampling_method not in KERNELS:
+            raise ValueError(f"sampling_method={self.sampling_method!r} is unknown; choose auto, {', '.join(KERNELS)}")
+        kernel = KERNELS[self.method]
+        unknown = sorted(set(self.kernel_constants) - (kernel.own_constants - set(kernel.settings)))
+        if unknown:
+            raise ValueError(
+                f"kernel_constants: {self.method} has no constant {unknown[0]!r} without a setting of its own"
+            )
         if self.step_size is None and self.method != "langevin":
             raise ValueError(
                 f"sampling_method={self.sampling_method!r} needs epsilon; only 'langevin' finds its own step size"
@@ -138,7 +151,7 @@ class SamplerConfig(Settings):
         return self.epsilon if self.noise_scale is None else self.noise_scale
 
     @property
-    def method(self) -> Literal["langevin", "sgld", "rmsprop_sgld", "sgnht"]:
+    def method(self) -> str:
         """The kernel, with "auto" resolved."""
         if self.sampling_method == "auto":
             return "langevin" if self.step_size is None else "sgld"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
+from icl.sampling.kernels import KERNELS
 from icl.streams import Stream
 
 P, STEPS = 11, 23
@@ -95,18 +96,10 @@ def test_sgld_without_noise_is_gradient_descent():
     torch.testing.assert_close(ours, expected, rtol=1e-12, atol=0)
 
 
-KERNELS = {
-    "sgld": (sgld, sgld.SGLDConfig),
-    "rmsprop_sgld": (rmsprop_sgld, rmsprop_sgld.RMSPropSGLDConfig),
-    "sgnht": (sgnht, sgnht.SGNHTConfig),
-    "langevin": (langevin, langevin.LangevinConfig),
-}
-
-
 @pytest.mark.parametrize("name", KERNELS)
 def test_no_force_and_no_noise_leave_a_resting_chain_where_it_is(name):
-    kernel, config_type = KERNELS[name]
-    config = config_type(nbeta=5.0, gamma=2.0, noise_level=0.0)
+    kernel = KERNELS[name]
+    config = kernel.constants(nbeta=5.0, gamma=2.0, noise_level=0.0)
     state = kernel.init(config, START, torch.full((1,), 0.01, dtype=START.dtype), torch.zeros(P, dtype=START.dtype))
     state = kernel.step(config, state, torch.zeros_like(START), torch.ones_like(START))
     assert torch.equal(state.position, START)
@@ -114,8 +107,8 @@ def test_no_force_and_no_noise_leave_a_resting_chain_where_it_is(name):
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_chains_of_a_batch_move_as_they_would_alone(name):
-    kernel, config_type = KERNELS[name]
-    config = config_type(nbeta=5.0, gamma=2.0)
+    kernel = KERNELS[name]
+    config = kernel.constants(nbeta=5.0, gamma=2.0)
     starts = Stream(1, "test/start").normal(0, (3, P))
     epsilon = torch.full((3, 1), 0.01)
 

@@ -1,0 +1,44 @@
+"""The sampling kernels by name. A new one is a module like `icl.sampling.sgld`, and a line here."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from torch import Tensor
+
+from icl.sampling import langevin, rmsprop_sgld, sgld, sgnht
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One sampler.
+
+    Attributes:
+        constants: the record of its constants, a subclass of `icl.sampling.sgld.SGLDConfig`.
+        init: (constants, w*, ε, noise) -> the state of chains that start at w*.
+        step: (constants, state, gradient, noise) -> the state after one update.
+        settings: constants that have a setting of their own in `SamplerConfig`, by that setting's name.
+    """
+
+    constants: type[sgld.SGLDConfig]
+    init: Callable[[Any, Tensor, Tensor, Tensor], Any]
+    step: Callable[[Any, Any, Tensor, Tensor], Any]
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def own_constants(self) -> set[str]:
+        """The names of the constants that SGLD does not have."""
+        return {each.name for each in fields(self.constants)} - {each.name for each in fields(sgld.SGLDConfig)}
+
+
+KERNELS: Mapping[str, Kernel] = {
+    "sgld": Kernel(sgld.SGLDConfig, sgld.init, sgld.step),
+    "langevin": Kernel(langevin.LangevinConfig, langevin.init, langevin.step, {"friction": "friction"}),
+    "rmsprop_sgld": Kernel(
+        rmsprop_sgld.RMSPropSGLDConfig,
+        rmsprop_sgld.init,
+        rmsprop_sgld.step,
+        {"decay": "rmsprop_decay", "stability": "rmsprop_stability"},
+    ),
+    "sgnht": Kernel(sgnht.SGNHTConfig, sgnht.init, sgnht.step, {"diffusion": "diffusion_factor"}),
+}
