@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from icl.checkpoints.format import Checkpoint, CheckpointError, DamagedCheckpointError, check_layout, decode, encode
-from icl.storage.locks import Holder, exclusive, holder_of
 from icl.storage import History, InvalidKeyError, MissingKeyError, StorageError, Store, check_key
+from icl.storage.locks import Holder, exclusive, holder_of
 
 FOLDER = "icl"
 SUFFIX = ".safetensors"

@@ -12,6 +12,7 @@ from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
 from icl.sampling import LLCResult
+from icl.storage.files import write_table
 from icl.tracking import read_metrics
 from icl.tracking.trackers import failures_recorded
 
@@ -28,7 +29,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         RunInUseError: another process makes these estimates.
     """
     # Imported here: with it comes pandas, which training does without.
-    from icl.estimation.record import figures_of, tables_of, write_table
+    from icl.estimation.record import figures_of, tables_of
 
     checkpoints = place.checkpoints(config)
     name = config.llc_name

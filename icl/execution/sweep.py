@@ -4,7 +4,6 @@ Each process gets a sweep file of its own that holds its one run: what the user 
 nothing, and a run that failed can be repeated by hand.
 """
 
-from icl.execution.run import Command
 import os
 import sys
 from collections.abc import Sequence
@@ -17,9 +16,11 @@ from icl.devices import available_cores
 from icl.estimation import LLCConfig
 from icl.execution.display import grid_display
 from icl.execution.local import LocalProcess
+from icl.execution.run import Command
 from icl.execution.schedule import GridRun, Launch, State, run_all
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.storage import StorageError
+from icl.storage.files import write_atomically
 from icl.tracking import read_metrics
 from icl.tracking.wandb import RUN_ID
 from icl.training import first_missing_step
@@ -59,8 +60,7 @@ def run_grid(
 
     def launch(run: GridRun) -> LocalProcess:
         folder = place.results / run.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / POINT).write_text(_sweep_of_one(configs[run.index], place))
+        write_atomically(folder / POINT, _sweep_of_one(configs[run.index], place).encode())
         options = ["--jobs", str(threads), "--tracking", place.tracking]
         words = [sys.executable, "-m", "icl", command, str(folder / POINT), *options]
         return LocalProcess(words, folder / OUTPUT, environment)

@@ -16,15 +16,21 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from icl.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    DamagedCheckpointError,
+    load_reference_checkpoint,
+    load_reference_state_dict,
+)
 from icl.checkpoints.format import FORMAT_VERSION, decode, encode
-from icl.checkpoints import CheckpointError, Checkpoints, DamagedCheckpointError, load_reference_checkpoint, load_reference_state_dict
+from icl.checkpoints.runs import verify_run
 from icl.config import TrainingConfig
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
-from icl.storage.locks import RunInUseError
 from icl.model import InContextRegressionTransformer, parameter_layout
-from icl.checkpoints.runs import verify_run
 from icl.storage import LocalStore, MirroredStore, StorageError
+from icl.storage.locks import RunInUseError
 from icl.training import first_missing_step
 
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "checkpoint-format-1.safetensors"

@@ -9,10 +9,10 @@ import torch
 from rich.console import Console
 
 from icl.checkpoints import CheckpointError, Checkpoints
-from icl.storage.locks import RunInUseError
-from icl.commands.runs import runs_command
 from icl.checkpoints.runs import choose, copy_run, list_runs, prune_run, spread_in_log_time, verify_run
+from icl.commands.runs import runs_command
 from icl.storage import LocalStore, MirroredStore
+from icl.storage.locks import RunInUseError
 
 
 def fill(store, name, steps=(0, 1, 10, 100), finished=False):
