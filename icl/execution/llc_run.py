@@ -20,9 +20,9 @@ from icl.tracking.trackers import failures_recorded
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
     """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
 
-    The estimates are rows of `metrics.jsonl` in the results folder of `config.llc_name`, the course of their chains is in
-    `traces.jsonl` there (`icl.estimation.traces`), and the tables that the sampler's metrics ask for (`icl.estimation.record.tables_of`) are
-    `tables/<name>-<step>.csv.gz`.
+    The results folder of `config.llc_name` gets the estimates as rows of `metrics.jsonl`, the course of their chains as
+    `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
+    (`icl.estimation.record.tables_of`) as `tables/<name>-<step>.csv.gz`.
 
     Raises:
         ConfigError: the training run has no checkpoints.

@@ -48,13 +48,15 @@ def write_atomically(path: Path, data: bytes) -> None:
         file.write(data)
 
 
-def write_table(table: "pd.DataFrame", path: Path, digits: int | None = 7) -> None:
+def write_table(table: "pd.DataFrame", path: Path, digits: int | None = 7, missing: str = "") -> None:
     """Write a CSV file as `replacing` does; equal tables give equal bytes, compressed (a name in `.gz`) or not.
 
     Args:
         digits: significant digits of a float. Seven are what float32 carries; None: as many as tell it from every other.
+        missing: what stands for a missing value.
     """
-    content = table.to_csv(index=False, float_format=None if digits is None else f"%.{digits}g").encode()
+    form = None if digits is None else f"%.{digits}g"
+    content = table.to_csv(index=False, float_format=form, na_rep=missing).encode()
     if path.suffix == ".gz":
         # Without a name and a time in its head, which would differ at every writing.
         content = gzip.compress(content, mtime=0)
