@@ -173,10 +173,10 @@ def calibrate(
     (docs/llc.md). Interrupted, it continues where it was stopped.
     """
     from icl.commands.calibrate import Budget, calibrate_command
-    from icl.sampling.calibration import Grid
+    from icl.sampling.calibration import SearchGrid
 
     given = {"epsilons": epsilons, "gammas": gammas, "nbetas": nbetas}
-    grid = Grid(**{name: tuple(dict.fromkeys(values)) for name, values in given.items() if values})
+    grid = SearchGrid(**{name: tuple(dict.fromkeys(values)) for name, values in given.items() if values})
     budget = Budget(chains, burnin, draws)
     calibrate_command(sweep, index, overrides or [], steps or [], grid, budget, output)
 

@@ -17,7 +17,7 @@ from icl.estimation.estimate import model_at
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
 from icl.sampling import PRESETS
-from icl.sampling.calibration import Calibration, Cell, Grid, Subject, calibrate
+from icl.sampling.calibration import Calibration, Cell, SearchGrid, Subject, calibrate
 from icl.sampling.transformer_objective import make_objective
 from icl.storage.files import write_table
 from icl.storage.jsonl import JsonLines, read_json_lines
@@ -50,7 +50,7 @@ def calibrate_command(
     index: int,
     overrides: Sequence[str],
     steps: Sequence[int],
-    grid: Grid,
+    grid: SearchGrid,
     budget: Budget,
     output: Path,
 ) -> Calibration:

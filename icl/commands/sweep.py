@@ -45,9 +45,9 @@ def run_sweep_command(
 
         if executor == "batch" or batches_runs(place):
             return 0 if train_in_batches(configs, place) else 1
-    from icl.execution.sweep import run_grid
+    from icl.execution.sweep import run_sweep
 
-    return run_grid(command, configs, place, jobs, executor)
+    return run_sweep(command, configs, place, jobs, executor)
 
 
 def _run_for_agent(command: Command) -> int:
