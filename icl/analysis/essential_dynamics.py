@@ -94,28 +94,11 @@ def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPC
     )
 
 
-def explained_shares(scores: ArrayLike, rows: ArrayLike, block: int = 4096) -> Array:
-    """Share of the variance of `rows` (N, P) along each given coordinate (N, V): for components fitted to another
-    trajectory."""
-    matrix = np.asanyarray(rows)
-    total = sum(
-        float(np.var(np.asarray(matrix[:, columns], dtype=float), axis=0).sum())
-        for columns in _blocks(matrix.shape[1], block)
-    )
-    return np.var(np.asarray(scores, dtype=float), axis=0) / total
-
-
 def trajectory_table(steps: ArrayLike, scores: ArrayLike, **labels: object) -> pd.DataFrame:
     """Scores (N, V) as one row per checkpoint: the labels, `step`, `pc/0`, `pc/1`, ..."""
     coordinates = np.asarray(scores)
     table = pd.DataFrame({"step": np.asarray(steps)}).assign(**labels)  # type: ignore[arg-type]
     return table.assign(**{f"pc/{i}": coordinates[:, i] for i in range(coordinates.shape[1])})
-
-
-def variance_table(fitted: TrajectoryPCA, **labels: object) -> pd.DataFrame:
-    """Explained variance as one row per component: the labels, `component`, `explained_variance_ratio`."""
-    ratio = fitted.explained_variance_ratio
-    return pd.DataFrame({"component": np.arange(ratio.size), "explained_variance_ratio": ratio}).assign(**labels)  # type: ignore[arg-type]
 
 
 def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, dtype: str = "float16") -> np.memmap:
