@@ -269,6 +269,20 @@ def runs(
 
 
 @app.command()
+def config(
+    command: Annotated[str | None, typer.Argument(help="train or llc: whose settings. Default: both.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="Only settings with one of these in their key.")] = None,
+) -> None:
+    """Print every setting of a run with its type, its default and what it means.
+
+    The keys are those of sweep files and of --set.
+    """
+    from icl.commands.config import config_command
+
+    config_command(command, words or [])
+
+
+@app.command()
 def doctor() -> None:
     """Say which device, engine, storage and W&B settings are in force, and whether each works."""
     from icl.commands.doctor import report
