@@ -28,6 +28,7 @@ from icl.model import InContextRegressionTransformer, flatten, initial_parameter
 from icl.sampling import PUBLISHED, Inputs, estimate_llcs
 from icl.sampling.chains import chains_that_fit
 from icl.sampling.transformer_objective import make_objective
+from icl.storage.files import write_table
 from icl.tasks import BLOCK, RegressionTask
 from icl.training.accelerator import AcceleratorStepper
 
@@ -190,8 +191,7 @@ def main(words: list[str] | None = None) -> pd.DataFrame:
         whole = arguments.whole
         results = measure(device, sizes, sizes.train_steps - 2 if whole else 20_000, sizes.draws if whole else 1000)
         slug = "-".join("".join(c if c.isalnum() else " " for c in results["device"].iloc[0]).lower().split())
-        RESULTS.mkdir(exist_ok=True)
-        results.to_csv(RESULTS / f"gpu-{slug}.csv", index=False, float_format="%.6g")
+        write_table(results, RESULTS / f"gpu-{slug}.csv", digits=6)
     print(results.to_string(index=False, float_format="%.4g"))
     return results
 

@@ -173,10 +173,10 @@ def calibrate(
     (docs/llc.md). Interrupted, it continues where it was stopped.
     """
     from icl.commands.calibrate import Budget, calibrate_command
-    from icl.sampling.calibration import Grid
+    from icl.sampling.calibration import SearchGrid
 
     given = {"epsilons": epsilons, "gammas": gammas, "nbetas": nbetas}
-    grid = Grid(**{name: tuple(dict.fromkeys(values)) for name, values in given.items() if values})
+    grid = SearchGrid(**{name: tuple(dict.fromkeys(values)) for name, values in given.items() if values})
     budget = Budget(chains, burnin, draws)
     calibrate_command(sweep, index, overrides or [], steps or [], grid, budget, output)
 
@@ -266,6 +266,20 @@ def runs(
     from icl.commands.runs import runs_command
 
     raise typer.Exit(runs_command(verify, prune, copy, name))
+
+
+@app.command()
+def config(
+    command: Annotated[str | None, typer.Argument(help="train or llc: whose settings. Default: both.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(help="Only settings with one of these in their key.")] = None,
+) -> None:
+    """Print every setting of a run with its type, its default and what it means.
+
+    The keys are those of sweep files and of --set.
+    """
+    from icl.commands.config import config_command
+
+    config_command(command, words or [])
 
 
 @app.command()

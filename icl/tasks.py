@@ -27,7 +27,6 @@ class RegressionTask:
             N(0, I_D).
         task_seed: the seed of that list. Lists are nested: task set M is the first M of one list, so that models
             trained on different M share their tasks (arXiv 2501.17745).
-        fixed_tasks: the list itself, in place of drawn ones; one vector gives the singleton distribution.
     """
 
     task_size: int
@@ -35,7 +34,6 @@ class RegressionTask:
     noise_variance: float
     num_tasks: int | None = None
     task_seed: int = 0
-    fixed_tasks: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.task_size < 1 or self.max_examples < 1:
@@ -46,15 +44,6 @@ class RegressionTask:
             raise ValueError(f"noise_variance must be finite and at least 0, got {self.noise_variance}")
         if self.num_tasks is not None and self.num_tasks < 1:
             raise ValueError(f"num_tasks must be at least 1, or None for Gaussian tasks, got {self.num_tasks}")
-        if self.fixed_tasks is not None and (
-            len(self.fixed_tasks) != self.num_tasks or any(len(task) != self.task_size for task in self.fixed_tasks)
-        ):
-            raise ValueError(f"fixed_tasks must hold num_tasks={self.num_tasks} vectors of length {self.task_size}")
-
-    @classmethod
-    def singleton(cls, task: tuple[float, ...], max_examples: int, noise_variance: float) -> "RegressionTask":
-        """The distribution that always gives this one task."""
-        return cls(len(task), max_examples, noise_variance, num_tasks=1, fixed_tasks=(tuple(task),))
 
     @cached_property
     def tasks(self) -> Tensor:
@@ -65,8 +54,6 @@ class RegressionTask:
         """
         if self.num_tasks is None:
             raise ValueError("Gaussian tasks have no task list; set num_tasks to an integer")
-        if self.fixed_tasks is not None:
-            return torch.tensor(self.fixed_tasks, dtype=torch.float32)
         return Stream(self.task_seed, "tasks").normal(0, (self.num_tasks, self.task_size))
 
     def sample(
@@ -125,11 +112,6 @@ def encode_tokens(xs: Tensor, ys: Tensor) -> Tensor:
     x_tokens = torch.cat((torch.zeros_like(ys), xs), dim=-1)
     y_tokens = torch.cat((ys, torch.zeros_like(xs)), dim=-1)
     return torch.stack((x_tokens, y_tokens), dim=-2).flatten(-3, -2)
-
-
-def decode_tokens(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The inverse of `encode_tokens`: (B, 2K, D+1) -> xs (B, K, D), ys (B, K, 1)."""
-    return tokens[..., 0::2, 1:], tokens[..., 1::2, :1]
 
 
 _DATA_NUMBERS = 2**24

@@ -4,8 +4,8 @@ import os
 import subprocess
 import sys
 
-CORE = ["icl", "icl.streams", "icl.tasks", "icl.model", "icl.baselines", "icl.evals", "icl.config.training", "icl.engine.paths", "icl.sampling",
-        "icl.checkpoints.run", "icl.storage", "icl.training.loop"]  # fmt: skip
+CORE = ["icl", "icl.streams", "icl.tasks", "icl.model", "icl.baselines", "icl.evals", "icl.config.training", "icl.engine.paths",
+        "icl.sampling", "icl.checkpoints.run", "icl.storage", "icl.training.loop"]  # fmt: skip
 HEAVY = ["wandb", "boto3", "matplotlib", "pandas", "seaborn", "torch_xla", "sweeps", "ray"]
 
 

@@ -26,6 +26,7 @@ from icl.figures.style import save
 from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, deep_linear, linear_regression, normal_crossing, warped_regression
+from icl.storage.files import write_table
 from icl.streams import Stream
 
 QUICK = AUTOMATIC.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
@@ -95,8 +96,7 @@ def run(models: Sequence[KnownModel], config: SamplerConfig, output: Path | None
             flush=True,
         )
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            pd.DataFrame(rows).to_csv(path, index=False, float_format="%.6g")
+            write_table(pd.DataFrame(rows), path, digits=6)
         return row
 
     ours = {
@@ -170,9 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         pd.read_csv(options.output / "estimates.csv") if options.summarise else run(models, config, options.output)
     )
     rows = with_exact(sampled, models, config.inverse_temperature)
-    rows.to_csv(options.output / "estimates.csv", index=False, float_format="%.6g")
+    write_table(rows, options.output / "estimates.csv", digits=6)
     summary = summarise(rows)
-    summary.to_csv(options.output / "summary.csv", float_format="%.4g")
+    write_table(summary.reset_index(), options.output / "summary.csv", digits=4)
     print(summary.to_string(float_format="%.3f"))
     if not options.summarise:
         print(samplers(repetitions=1 if options.quick else 5).to_string(index=False, float_format="%.3f"))

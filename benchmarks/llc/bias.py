@@ -19,6 +19,7 @@ from benchmarks.llc.accuracy import zoo
 from icl.sampling import AUTOMATIC
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, normal_crossing_at
+from icl.storage.files import write_table
 
 WORST = ("17-12-24-20-28-25-22 rank 3", "28-5-21-21-22-18-12 rank 0")
 CHAINS = 4
@@ -62,8 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model in (model for model in zoo() if model.name in WORST):
         rows += by_length(model, options.lengths)
     table = pd.DataFrame(rows)
-    options.output.mkdir(parents=True, exist_ok=True)
-    table.to_csv(options.output / "bias.csv", index=False, float_format="%.5g")
+    write_table(table, options.output / "bias.csv", digits=5)
     print(table.to_string(index=False, float_format="%.4g"))
     return 0
 

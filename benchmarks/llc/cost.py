@@ -24,6 +24,7 @@ from icl.model import InContextRegressionTransformer
 from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import deep_linear, linear_regression, mean_squared_error
+from icl.storage.files import write_table
 from icl.streams import Stream
 from icl.tasks import RegressionTask
 
@@ -116,9 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for cores in (1, 2):
             rows.append(compare(case, cores, options.repetitions))
             print(rows[-1], flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
     for name, table in (("chains", pd.DataFrame(rows)), ("cost", samplers(options.repetitions))):
-        table.to_csv(options.output / f"{name}.csv", index=False, float_format="%.4g")
+        write_table(table, options.output / f"{name}.csv", digits=4)
         print(table.to_string(index=False, float_format="%.3f"))
     return 0
 

@@ -19,6 +19,7 @@ from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.diagnostics import mcse_of_mean
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, deep_linear, linear_regression, warped_regression
+from icl.storage.files import write_table
 
 
 def models() -> list[KnownModel]:
@@ -63,9 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for model in models():
         rows.append(coverage(model, config, options.repetitions))
         print(rows[-1], flush=True)
-    options.output.mkdir(parents=True, exist_ok=True)
     table = pd.DataFrame(rows)
-    table.to_csv(options.output / "standard_errors.csv", index=False, float_format="%.4g")
+    write_table(table, options.output / "standard_errors.csv", digits=4)
     print(table.to_string(index=False, float_format="%.3f"))
     return 0
 

@@ -22,8 +22,9 @@ import pandas as pd
 import torch
 
 from benchmarks.speed import cases
-from benchmarks.speed.table import SHOWN, markdown, write_table
+from benchmarks.speed.table import SHOWN, markdown, write_pages
 from benchmarks.speed.workers import Timing, Variant, take_turns
+from icl.storage.files import write_table
 
 RESULTS = Path(__file__).parents[1] / "results"
 CORES = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
@@ -212,7 +213,7 @@ def main() -> None:
     parser.add_argument("--table", action="store_true", help="make the README's table from the results; time nothing")
     arguments = parser.parse_args()
     if arguments.table:
-        write_table(RESULTS)
+        write_pages(RESULTS)
         return
     name = device_name()
     path = RESULTS / f"speed-{slug(name)}.csv"
@@ -225,8 +226,8 @@ def main() -> None:
         kept = pd.read_csv(path, keep_default_na=False, na_values=["nan"]) if path.exists() else pd.DataFrame()
         if len(kept):
             kept = kept[~kept["section"].isin(set(table["section"]))]
-        pd.concat([kept, table]).to_csv(path, index=False, float_format="%.6g", na_rep="nan")
-        write_table(RESULTS)
+        write_table(pd.concat([kept, table]), path, digits=6, missing="nan")
+        write_pages(RESULTS)
 
 
 if __name__ == "__main__":

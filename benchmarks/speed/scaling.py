@@ -14,6 +14,7 @@ import pandas as pd
 
 from benchmarks.speed import CORES, RESULTS, cases, device_name, slug
 from benchmarks.speed.workers import Timing, Variant, take_turns
+from icl.storage.files import write_table
 
 FIGURE = Path(__file__).parents[2] / "figures" / "benchmarks" / "scaling"
 # Batches shrink as sequences cost more, so that a round stays below a second; 64 still fill every slice of the kernel.
@@ -110,7 +111,7 @@ def main() -> None:
     results = pd.DataFrame(rows)
     print(results.to_string(index=False, float_format="%.4g"))
     if not arguments.quick:
-        results.assign(device=name).to_csv(path, index=False, float_format="%.6g")
+        write_table(results.assign(device=name), path, digits=6)
         draw(results)
 
 

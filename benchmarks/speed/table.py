@@ -83,7 +83,7 @@ def read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, keep_default_na=False, na_values=["nan"])
 
 
-def write_table(folder: Path) -> None:
+def write_pages(folder: Path) -> None:
     """Make the results' page anew, and the table in the project's README."""
     (folder / "README.md").write_text(results_page(folder))
     readme = folder.parents[1] / "README.md"

@@ -96,61 +96,6 @@ def attention_table(
     return pd.concat(parts, ignore_index=True)
 
 
-def head_means(table: pd.DataFrame, tokens: str = "all") -> pd.DataFrame:
-    """Means of the metrics over query tokens: "all", "x" or "y"; NaN entries are left out.
-
-    Every column of the table besides the metrics (such as model_seed, step) stays a key.
-    """
-    if tokens not in ("all", "x", "y"):
-        raise ValueError(f"tokens must be 'all', 'x' or 'y', got {tokens!r}")
-    chosen = table if tokens == "all" else table[table["token"] % 2 == (tokens == "y")]
-    keys = [column for column in ("model_seed", "step", "block", "head") if column in table.columns]
-    return pd.DataFrame(chosen.drop(columns="token").groupby(keys, as_index=False, sort=False).mean())
-
-
-def prefix_matching(
-    model: InContextRegressionTransformer,
-    xs: Tensor,
-    ys: Tensor,
-    fuzzy: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> pd.DataFrame:
-    """How much the last x token attends to the answer of an earlier, repeated x: an induction score for regression.
-
-    For each j < K the last input is replaced by x_j, plus N(0, fuzzy²) in each coordinate; the score is the attention
-    from the last x token to the token y_j, averaged over sequences and j.
-
-    Args:
-        model: the transformer.
-        xs, ys: (B, K, D), (B, K, 1) with K >= 2.
-        fuzzy: standard deviation of the change to the repeated input.
-        generator: for the change; needed when `fuzzy` > 0.
-
-    Returns:
-        One row per `block`, `head`: `prefix_matching`, and `uniform` = 1 / (2K - 1), the score of a uniform pattern.
-
-    Raises:
-        ValueError: fewer than two examples, or fuzzy > 0 without a generator.
-    """
-    if xs.shape[1] < 2 or (fuzzy > 0 and generator is None):
-        raise ValueError("prefix matching needs K >= 2 examples, and a generator when fuzzy > 0")
-    last = xs.shape[1] - 1
-    scores = torch.zeros(model.shape.num_layers, model.shape.num_heads)
-    for earlier in range(last):
-        repeated = xs.clone()
-        repeated[:, last] = xs[:, earlier]
-        if fuzzy > 0:
-            repeated[:, last] += fuzzy * torch.randn(xs[:, last].shape, generator=generator).to(xs)
-        for layer, pattern in enumerate(attention_patterns(model, repeated, ys)):
-            scores[layer] += pattern[:, :, 2 * last, 2 * earlier + 1].mean(dim=0).cpu() / last
-    rows = [
-        (layer, head, float(scores[layer, head]), 1 / (2 * last + 1))
-        for layer in range(model.shape.num_layers)
-        for head in range(model.shape.num_heads)
-    ]
-    return pd.DataFrame(rows, columns=pd.Index(["block", "head", "prefix_matching", "uniform"]))
-
-
 def _at(mean: Tensor, keys: Tensor) -> Tensor:
     """mean[h, q, keys[q]] as (H, T), 0 where the key lies before the sequence."""
     gathered = mean.gather(-1, keys.clamp(min=0).expand(mean.shape[0], -1)[..., None]).squeeze(-1)

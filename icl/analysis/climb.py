@@ -1,7 +1,9 @@
-"""How the loss of chains climbs away from the weights they started at, and what the estimate is once the first half of the way is left out.
+"""How the loss of chains climbs away from the weights they started at, and what the estimate is without the first half
+of the way.
 
-λ̂ = nβ(E[L] - L(w*)) takes the chains for draws from one stationary law about w*. Chains whose loss still climbs break that twice: the mean
-over all draws depends on how many there are, and a standard error of it means little. Both are visible in the traces of `icl.estimation.traces`.
+λ̂ = nβ(E[L] - L(w*)) takes the chains for draws from one stationary law about w*. Chains whose loss still climbs break
+that twice: the mean over all draws depends on how many there are, and a standard error of it means little. Both are
+visible in the traces of `icl.estimation.traces`.
 """
 
 import numpy as np

@@ -7,8 +7,7 @@ eigenvalue routine on it answers nonsense).
 Shapes: N draws, P parameters; n and m the sizes of two groups of weights.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -18,65 +17,6 @@ from icl.analysis.essential_dynamics import TrajectoryPCA, pca
 from icl.analysis.weight_groups import WeightGroup, entries_of
 
 Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class CovarianceState:
-    """Sums from which the covariance of two vectors over a stream of draws follows, in float64.
-
-    Attributes:
-        count: draws so far.
-        left_mean, right_mean: (n,), (m,).
-        scatter: (n, m) Σ (u - ū)(v - v̄)ᵀ.
-    """
-
-    count: int
-    left_mean: Array
-    right_mean: Array
-    scatter: Array
-
-    @property
-    def covariance(self) -> Array:
-        """(n, m), with the divisor N.
-
-        Raises:
-            ValueError: no draws yet.
-        """
-        if self.count == 0:
-            raise ValueError("no draws yet: the covariance is undefined")
-        return self.scatter / self.count
-
-
-def empty_covariance(left: int, right: int) -> CovarianceState:
-    """The state before any draw, for vectors of n = left and m = right numbers."""
-    return CovarianceState(0, np.zeros(left), np.zeros(right), np.zeros((left, right)))
-
-
-def update_covariance(state: CovarianceState, left: ArrayLike, right: ArrayLike) -> CovarianceState:
-    """The state with more draws: left (N, n) and right (N, m), or one draw of each, (n,) and (m,)."""
-    u, v = np.atleast_2d(np.asarray(left, dtype=float)), np.atleast_2d(np.asarray(right, dtype=float))
-    if len(u) != len(v):
-        raise ValueError(f"left and right must hold the same draws, got {len(u)} and {len(v)}")
-    if not len(u):
-        return state
-    u_mean, v_mean = u.mean(axis=0), v.mean(axis=0)
-    return merge_covariances(state, CovarianceState(len(u), u_mean, v_mean, (u - u_mean).T @ (v - v_mean)))
-
-
-def merge_covariances(a: CovarianceState, b: CovarianceState) -> CovarianceState:
-    """The state of both streams of draws together (Chan, Golub & LeVeque 1983): any order and grouping gives the same
-    to rounding."""
-    count = a.count + b.count
-    if count == 0:
-        return a
-    u, v = b.left_mean - a.left_mean, b.right_mean - a.right_mean
-    share = b.count / count
-    return CovarianceState(
-        count,
-        a.left_mean + share * u,
-        a.right_mean + share * v,
-        a.scatter + b.scatter + a.count * share * np.outer(u, v),
-    )
 
 
 def covariance_spectrum(
@@ -147,13 +87,3 @@ def weight_pca(deltas: ArrayLike, num_components: int = 3) -> tuple[TrajectoryPC
     table = pd.DataFrame({"chain": np.repeat(np.arange(chains), draws), "draw": np.tile(np.arange(draws), chains)})
     scores = {f"pc/{i}": fitted.scores[:, i] for i in range(fitted.scores.shape[1])}
     return fitted, table.assign(**scores)
-
-
-def loss_landscape(
-    loss: Callable[[Array], float], centre: ArrayLike, directions: Sequence[ArrayLike], x: ArrayLike, y: ArrayLike
-) -> Array:
-    """Loss on the plane centre + a·directions[0] + b·directions[1]: (len(y), len(x)), row = b, for an image with y
-    upwards."""
-    origin = np.asarray(centre, dtype=float)
-    first, second = (np.asarray(direction, dtype=float) for direction in directions)
-    return np.array([[loss(origin + a * first + b * second) for a in np.asarray(x)] for b in np.asarray(y)])

@@ -21,6 +21,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.linalg import eigh
 
+from icl.storage.files import replacing
+
 Array = NDArray[np.float64]
 
 NUM_EQUAL_STEPS = 5000
@@ -92,28 +94,11 @@ def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPC
     )
 
 
-def explained_shares(scores: ArrayLike, rows: ArrayLike, block: int = 4096) -> Array:
-    """Share of the variance of `rows` (N, P) along each given coordinate (N, V): for components fitted to another
-    trajectory."""
-    matrix = np.asanyarray(rows)
-    total = sum(
-        float(np.var(np.asarray(matrix[:, columns], dtype=float), axis=0).sum())
-        for columns in _blocks(matrix.shape[1], block)
-    )
-    return np.var(np.asarray(scores, dtype=float), axis=0) / total
-
-
 def trajectory_table(steps: ArrayLike, scores: ArrayLike, **labels: object) -> pd.DataFrame:
     """Scores (N, V) as one row per checkpoint: the labels, `step`, `pc/0`, `pc/1`, ..."""
     coordinates = np.asarray(scores)
     table = pd.DataFrame({"step": np.asarray(steps)}).assign(**labels)  # type: ignore[arg-type]
     return table.assign(**{f"pc/{i}": coordinates[:, i] for i in range(coordinates.shape[1])})
-
-
-def variance_table(fitted: TrajectoryPCA, **labels: object) -> pd.DataFrame:
-    """Explained variance as one row per component: the labels, `component`, `explained_variance_ratio`."""
-    ratio = fitted.explained_variance_ratio
-    return pd.DataFrame({"component": np.arange(ratio.size), "explained_variance_ratio": ratio}).assign(**labels)  # type: ignore[arg-type]
 
 
 def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, dtype: str = "float16") -> np.memmap:
@@ -125,24 +110,23 @@ def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, dtype: str = "fl
     Raises:
         ValueError: rows of different sizes, a number of rows that differs, or a value beyond the type's range.
     """
-    partial = path.with_name(path.name + ".partial")
-    matrix, written = None, 0
-    for row in rows:
-        values = np.asarray(row).reshape(-1)
-        if matrix is None:
-            matrix = np.lib.format.open_memmap(partial, mode="w+", dtype=np.dtype(dtype), shape=(num, values.size))
-        if written == num or values.size != matrix.shape[1]:
-            raise ValueError(f"row {written} has {values.size} features; expected {num} rows of {matrix.shape[1]}")
-        with np.errstate(over="ignore"):
-            matrix[written] = values
-        if not np.isfinite(matrix[written]).all():
-            raise ValueError(f"row {written} holds values that {dtype} cannot: store the trajectory as float32")
-        written += 1
-    if matrix is None or written != num:
-        raise ValueError(f"got {written} rows, expected {num}")
-    matrix.flush()
-    del matrix
-    partial.replace(path)
+    size, written = 0, 0
+    with replacing(path) as file:
+        for row in rows:
+            with np.errstate(over="ignore"):
+                values = np.asarray(row).reshape(-1).astype(dtype)
+            if written == 0:
+                size = values.size
+                head = {"descr": values.dtype.str, "fortran_order": False, "shape": (num, size)}
+                np.lib.format.write_array_header_1_0(file, head)
+            if written == num or values.size != size:
+                raise ValueError(f"row {written} has {values.size} features; expected {num} rows of {size}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"row {written} holds values that {dtype} cannot: store the trajectory as float32")
+            file.write(values.tobytes())
+            written += 1
+        if written != num:
+            raise ValueError(f"got {written} rows, expected {num}")
     return np.load(path, mmap_mode="r")
 
 

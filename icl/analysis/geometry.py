@@ -74,12 +74,6 @@ def vertices(curvature: ArrayLike) -> NDArray[np.int64]:
     return 1 + np.flatnonzero(((middle > left) & (middle > right)) | ((middle < left) & (middle < right)))
 
 
-def sharp_points(circles: OsculatingCircles, num: int) -> NDArray[np.int64]:
-    """Indices of the curve's `num` points of smallest radius."""
-    radius = np.where(np.isnan(circles.radius), np.inf, circles.radius)
-    return circles.index[np.argsort(radius, kind="stable")[:num]]
-
-
 def centre_displacement(circles: OsculatingCircles) -> Array:
     """How far the centre moves about each circle, (n,): the mean of |c_{i+1} - c_i| and |c_i - c_{i-1}|, one-sided at
     the ends."""

@@ -146,12 +146,6 @@ def estimate_hessian(
     return HessianEstimate(values, float(values.sum()) + rest, error, num_probes, spent)
 
 
-def exact_hessian(loss: Loss, point: Tensor) -> Tensor:
-    """The full Hessian (P, P), for small P: it takes P products and P² numbers."""
-    product = hessian_vector_product(loss, point)
-    return torch.stack([product(row) for row in torch.eye(point.numel(), dtype=point.dtype, device=point.device)])
-
-
 def regression_loss(model: InContextRegressionTransformer, xs: Tensor, ys: Tensor) -> tuple[Loss, Tensor]:
     """The training loss on fixed sequences as a function of the flat parameters, and the model's flat parameters
     (P,)."""

@@ -11,6 +11,7 @@ from types import MappingProxyType
 
 import pandas as pd
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from icl.analysis.attention import attention_table
@@ -35,15 +36,15 @@ PREDICTION_BATCH = 1024
 
 
 class DataSettings(Settings):
-    """Which sequences the analyses use.
+    """Which sequences the analyses use."""
 
-    `noise_std` None is the training distribution's √σ²; 0.125 gives the law of the reference code's figures, whose
-    label noise has the training variance as its standard deviation.
-    """
-
-    validation_seed: int = 0
-    validation_size: int = VALIDATION_SIZE
-    noise_std: float | None = None
+    validation_seed: int = Field(default=0, description="seed of the validation set")
+    validation_size: int = Field(default=VALIDATION_SIZE, description="sequences of the validation set")
+    noise_std: float | None = Field(
+        default=None,
+        description="standard deviation of the labels' noise; None: √σ² of the training distribution. 0.125 gives the law "
+        "of the reference code's figures, which take the training variance for it",
+    )
 
 
 @dataclass(frozen=True)

@@ -100,27 +100,3 @@ def local_scatter(values: ArrayLike, smooth: ArrayLike, reach: int) -> Array:
     """
     squares = ((np.asarray(values, dtype=float) - np.asarray(smooth, dtype=float)) ** 2).sum(axis=1)
     return np.sqrt(uniform_filter1d(squares, 2 * reach + 1, mode="nearest"))
-
-
-def resample_by_arc_length(curve: ArrayLike, num: int) -> tuple[Array, Array]:
-    """A polyline (N, V) resampled at `num` points of equal arc length, by linear interpolation.
-
-    Returns:
-        The points (num, V), and the fractional indices (num,) of the original curve they lie at.
-
-    Raises:
-        ValueError: fewer than two points on either side, or a curve of length zero.
-    """
-    points = np.asarray(curve, dtype=float)
-    if points.ndim != 2 or len(points) < 2 or num < 2:
-        raise ValueError(f"need a curve (N >= 2, V) and num >= 2, got {points.shape} and {num}")
-    length = np.concatenate(([0.0], np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))))
-    if not length[-1] > 0:
-        raise ValueError("the curve has length zero; there is no arc length to resample by")
-    # Points where the curve stands still have no arc length of their own; keep the first of each.
-    distinct = np.concatenate(([True], np.diff(length) > 0))
-    targets = np.linspace(0, length[-1], num)
-    index = np.interp(targets, length[distinct], np.flatnonzero(distinct))
-    index[-1] = len(points) - 1
-    resampled = np.stack([np.interp(targets, length[distinct], column[distinct]) for column in points.T], axis=1)
-    return resampled, index

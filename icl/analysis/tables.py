@@ -5,17 +5,16 @@ Beside it lies a JSON file of the same name that says with which settings and by
 were made; rows of other settings are refused.
 """
 
-import gzip
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from icl.storage.files import write_atomically, write_table
+
 KEYS = ["model_seed", "step"]
-_DIGITS = "%.7g"  # what float32 carries
 
 
 class AnalysisTable:
@@ -89,12 +88,8 @@ class AnalysisTable:
         rows = pd.DataFrame(pd.concat([*old, *self._new], ignore_index=True))
         self.rows = rows.sort_values(by=KEYS, kind="stable", ignore_index=True)
         self._new = []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         write_table(self.rows, self.path)
-        _replace(
-            self.settings_path,
-            lambda path: path.write_text(json.dumps(self._settings, indent=1, sort_keys=True) + "\n"),
-        )
+        write_atomically(self.settings_path, (json.dumps(self._settings, indent=1, sort_keys=True) + "\n").encode())
 
     def _checked_runs(self) -> dict[str, str]:
         """The runs that the table on disk holds, after checking that its settings are ours."""
@@ -129,23 +124,3 @@ def read_table(path: Path) -> pd.DataFrame:
     if not set(KEYS) <= set(table.columns):
         raise ValueError(f"{path} has no columns {' and '.join(KEYS)}; it is not a table of an analysis")
     return table
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV file atomically; equal tables give equal bytes, compressed or not."""
-    content = table.to_csv(index=False, float_format=_DIGITS).encode()
-    if path.suffix == ".gz":
-        # Without a name and a time in its head, which would differ at every writing.
-        content = gzip.compress(content, mtime=0)
-    _replace(path, lambda target: target.write_bytes(content))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(partial)
-        with partial.open("rb") as written:
-            os.fsync(written.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
 """`icl calibrate`: the search for the sampler's constants on checkpoints of a trained run."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -17,8 +17,11 @@ from icl.estimation.estimate import model_at
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
 from icl.sampling import PRESETS
-from icl.sampling.calibration import Calibration, Cell, Grid, Subject, calibrate
+from icl.sampling.calibration import Calibration, Cell, SearchGrid, Subject, calibrate
 from icl.sampling.transformer_objective import make_objective
+from icl.storage.files import write_table
+from icl.storage.jsonl import JsonLines, read_json_lines
+from icl.storage.locks import exclusive
 from icl.tasks import zero_predictor_loss
 
 MOST_CHECKPOINTS = 4
@@ -47,7 +50,7 @@ def calibrate_command(
     index: int,
     overrides: Sequence[str],
     steps: Sequence[int],
-    grid: Grid,
+    grid: SearchGrid,
     budget: Budget,
     output: Path,
 ) -> Calibration:
@@ -57,6 +60,7 @@ def calibrate_command(
 
     Raises:
         ConfigError: the sweep, an override or the choice of checkpoints is wrong, or the run has no checkpoints.
+        RunInUseError: another search writes to the folder.
     """
     config = select([LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)], index)
     place = Surroundings.from_environment()
@@ -90,18 +94,19 @@ def calibrate_command(
         f"{config.training.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
         f"{budget.gradients(cells):,} gradients of {sampler.grad_batch_size} sequences"
     )
-    made = json.dumps({"run": config.training.name, "sampler": sampler.model_dump(mode="json", exclude={"cores"})})
-    with _Journal(output / "cells.jsonl", made) as journal, progress_bar("calibrating", cells) as update:
-        done = len(journal.cells)
+    made = {"run": config.training.name, "sampler": sampler.model_dump(mode="json", exclude={"cores"})}
+    with exclusive(output / ".lock", f"the folder {output}"), progress_bar("calibrating", cells) as update:
+        journal, known = _journal(output / "cells.jsonl", made)
+        done = len(known)
 
         def record(cell: Cell) -> None:
             nonlocal done
             done += 1
-            journal.add(cell)
+            journal.append(asdict(cell))
             update(done, f"step {cell.step}, ε {cell.epsilon:g}, γ {cell.gamma:g}, nβ {cell.nbeta:g}")
 
-        found = calibrate(subjects, sampler, grid, presets, done=journal.cells, record=record)
-    found.table.to_csv(output / "calibration.csv", index=False, float_format="%.6g")
+        found = calibrate(subjects, sampler, grid, presets, done=known, record=record)
+        write_table(found.table, output / "calibration.csv", digits=6)
     print(shown(found.table))
     _draw(found, output)
     print(found.text)
@@ -133,37 +138,13 @@ def _draw(found: Calibration, output: Path) -> None:
             print(path)
 
 
-class _Journal:
-    """Cells on disk, one JSON object per line; the first line says what they were made with."""
-
-    def __init__(self, path: Path, made: str) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = lines[1:] if lines and lines[0] == made else []
-        self.cells = [cell for line in kept if (cell := _parsed(line)) is not None]
-        self._path, self._made = path, made
-
-    def __enter__(self) -> "_Journal":
-        temporary = self._path.with_suffix(".tmp")
-        temporary.write_text("\n".join([self._made, *(json.dumps(asdict(cell)) for cell in self.cells)]) + "\n")
-        temporary.replace(self._path)
-        self._file = self._path.open("a")
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._file.close()
-
-    def add(self, cell: Cell) -> None:
-        self._file.write(json.dumps(asdict(cell)) + "\n")
-        self._file.flush()
+def _journal(path: Path, made: Mapping[str, Any]) -> tuple[JsonLines, list[Cell]]:
+    """The file of finished cells, open, and the cells in it; its first line says what they are made with."""
+    stored, *cells = read_json_lines(path) or [{}]
+    kept = cells if stored == made else []
+    return JsonLines(path, [made, *kept]), [_cell(fields) for fields in kept]
 
 
-def _parsed(line: str) -> Cell | None:
-    """A line's cell; None for one cut short."""
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return None
-    fields["draws"] = tuple(fields["draws"])
-    fields["running"] = tuple(tuple(chain) for chain in fields["running"])
-    return Cell(**fields)
+def _cell(fields: Mapping[str, Any]) -> Cell:
+    draws, running = tuple(fields["draws"]), tuple(tuple(chain) for chain in fields["running"])
+    return Cell(**{**fields, "draws": draws, "running": running})

@@ -26,6 +26,7 @@ from icl.figures.style import save
 from icl.model import predict
 from icl.sampling.presets import CALIBRATED
 from icl.storage import LocalStore
+from icl.storage.files import write_table
 from icl.tracking import read_metrics
 
 TASK: dict[str, Any] = {
@@ -73,11 +74,10 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     estimates = pd.DataFrame(read_metrics(place.results / config.name))
     estimates["trusted"] = estimates["verdict"] == "healthy"
 
-    output.mkdir(parents=True, exist_ok=True)
-    evals.to_csv(output / "evals.csv", index=False)
-    estimates.to_csv(output / "llc.csv", index=False)
+    write_table(evals, output / "evals.csv", digits=None)
+    write_table(estimates, output / "llc.csv", digits=None)
     summary = summarise(evals, estimates, references)
-    summary.to_csv(output / "summary.csv", index=False)
+    write_table(summary, output / "summary.csv", digits=None)
     paths = save(demo_figure(evals, estimates, references), output, "demo")
     console.print(_table(summary))
     console.print(f"figure: {paths[0]}   tables: {output}/evals.csv, llc.csv, summary.csv")

@@ -44,9 +44,9 @@ def run_sweep_command(
     batched = executor == "batch" or (executor == "local" and jobs is None and batches_runs(place))
     if command == "train" and batched:
         return 0 if train_in_batches([training_of(config) for config in configs], place) else 1
-    from icl.execution.sweep import run_grid
+    from icl.execution.sweep import run_sweep
 
-    return run_grid(command, configs, place, jobs, executor)
+    return run_sweep(command, configs, place, jobs, executor)
 
 
 def _run_for_agent(command: Command) -> int:

@@ -77,6 +77,8 @@ def _checked_steps(value: Any) -> Any:
 
 
 StepGrid = Annotated[Steps, BeforeValidator(_checked_steps)]
+STEP_GRID = "a list, or {log_space: ..., linear_space: ...} with a count or [first, last, count]"
+"""What a setting of this type may be, in the words of its description."""
 
 
 def nearest_step(steps: Iterable[int], step: int) -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from icl.config.settings import Settings
-from icl.config.steps import StepGrid, expand_steps
+from icl.config.steps import STEP_GRID, StepGrid, expand_steps
 from icl.model import TransformerShape
 from icl.streams import Stream
 from icl.tasks import TASKS, RegressionTask
@@ -37,21 +37,26 @@ class TaskConfig(Settings):
     task_type: str = Field(default="linear", description="the law of a sequence, a name in icl.tasks.TASKS")
     task_size: int = Field(default=8, ge=1, description="D, the dimension of inputs and tasks")
     max_examples: int = Field(default=16, ge=1, description="K, the number of (x, y) pairs of a sequence")
-    num_tasks: NumTasks = Field(default=64, description="M, the number of pretraining tasks; 'inf' for Gaussian tasks")
+    num_tasks: NumTasks = Field(default=64, description="M, the number of pretraining tasks; inf: Gaussian tasks")
     noise_variance: float = Field(
-        default=0.25, ge=0, allow_inf_nan=False, description="σ², the variance of the label noise"
+        default=0.25, ge=0, allow_inf_nan=False, description="σ², the variance of the labels' noise"
     )
-    embed_size: int = Field(default=128, ge=1)
-    mlp_size: int = Field(default=128, ge=1)
-    num_heads: int = Field(default=2, ge=1)
-    num_layers: int = Field(default=8, ge=1)
-    model_seed: Seed = Field(default=0, description="of the initialisation; null draws one, recorded with the run")
-    pretrain_seed: Seed = Field(default=1, description="of the task list; null: derived from model_seed")
-    true_seed: Seed = Field(default=2, description="of the evaluation batches; null: derived from model_seed")
-    sampling_seed: Seed = Field(default=3, description="of the training data; null: derived from model_seed")
-    layer_norm: bool = True
-    include_output: bool = Field(default=False, description="the attention's output projection")
-    residual: Literal["doubled", "single"] = "doubled"
+    embed_size: int = Field(default=128, ge=1, description="C, the width of the residual stream")
+    mlp_size: int = Field(default=128, ge=1, description="width of the hidden layer of each block's MLP")
+    num_heads: int = Field(default=2, ge=1, description="H, attention heads of a block; it divides embed_size")
+    num_layers: int = Field(default=8, ge=1, description="number of transformer blocks")
+    model_seed: Seed = Field(default=0, description="seed of the initial weights; null: drawn, and kept with the run")
+    pretrain_seed: Seed = Field(default=1, description="seed of the list of tasks; null: derived from model_seed")
+    true_seed: Seed = Field(default=2, description="seed of the evaluation batches; null: derived from model_seed")
+    sampling_seed: Seed = Field(default=3, description="seed of the training data; null: derived from model_seed")
+    layer_norm: bool = Field(
+        default=True, description="whether attention, MLP and unembedding each begin with a layer normalisation"
+    )
+    include_output: bool = Field(default=False, description="whether attention ends with an output projection")
+    residual: Literal["doubled", "single"] = Field(
+        default="doubled",
+        description="how a block adds its input: twice, as in the reference code, or once, as is standard",
+    )
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -111,12 +116,16 @@ class OptimizerConfig(Settings):
     """Adam (Kingma & Ba 2015), AdamW or SGD, as torch.optim defines them; the learning rate is the schedule's
     maximum."""
 
-    optimizer_type: Literal["Adam", "AdamW", "SGD"] = "Adam"
-    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
-    momentum: float | None = Field(default=None, ge=0, lt=1, description="of SGD only")
+    optimizer_type: Literal["Adam", "AdamW", "SGD"] = Field(default="Adam", description="the rule of an update")
+    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="largest learning rate of the schedule")
+    betas: tuple[float, float] = Field(
+        default=(0.9, 0.999), description="decay per step of the means of gradient and squared gradient (Adam, AdamW)"
+    )
+    eps: float = Field(default=1e-8, gt=0, description="added to the root of the squared gradient (Adam, AdamW)")
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="pull of the weights towards zero; AdamW's is apart from the gradient"
+    )
+    momentum: float | None = Field(default=None, ge=0, lt=1, description="share of the last update kept (SGD alone)")
 
     @model_validator(mode="after")
     def _momentum_is_for_sgd(self) -> Self:
@@ -133,47 +142,61 @@ class SchedulerConfig(Settings):
     rate.
     """
 
-    scheduler_type: Literal["OneCycleLR", "constant"] = "OneCycleLR"
-    anneal_strategy: Literal["linear", "cos"] = "linear"
-    pct_start: float = Field(default=0.5, gt=0, lt=1)
-    cycle_momentum: Literal[False] = False
-    max_lr: float | None = Field(default=None, gt=0)
-    total_steps: int | None = Field(default=None, ge=2)
-    div_factor: float | None = Field(default=None, gt=0)
-    final_div_factor: float | None = Field(default=None, gt=0)
+    scheduler_type: Literal["OneCycleLR", "constant"] = Field(
+        default="OneCycleLR", description="one rise and one fall of the learning rate, or always optimizer_config.lr"
+    )
+    anneal_strategy: Literal["linear", "cos"] = Field(default="linear", description="shape of the rise and of the fall")
+    pct_start: float = Field(default=0.5, gt=0, lt=1, description="share of the steps over which the rate rises")
+    cycle_momentum: Literal[False] = Field(default=False, description="accepted from the reference code: it stays off")
+    max_lr: float | None = Field(default=None, gt=0, description="the highest rate; null: optimizer_config.lr")
+    total_steps: int | None = Field(default=None, ge=2, description="length of the cycle in steps; null: num_steps")
+    div_factor: float | None = Field(
+        default=None, gt=0, description="highest rate over the first one; null: num_steps / 2 - 1"
+    )
+    final_div_factor: float | None = Field(
+        default=None, gt=0, description="first rate over the last one; null: num_steps / 2 - 1"
+    )
 
 
 class CheckpointerConfig(Settings):
     """When checkpoints are written; where is decided by LOCAL_ROOT and AWS_BUCKET_NAME."""
 
-    checkpoint_steps: StepGrid = Field(default_factory=lambda: {"log_space": 50, "linear_space": 50})
+    checkpoint_steps: StepGrid = Field(
+        default_factory=lambda: {"log_space": 50, "linear_space": 50},
+        description=f"training steps whose weights are kept, besides the last: {STEP_GRID}",
+    )
     state_every: int = Field(
         default=1000, ge=1, description="steps between two saves of the full state that a resumed run starts from"
     )
-    bucket_name: str | None = Field(default=None, description="accepted for old sweep files; AWS_BUCKET_NAME decides")
+    bucket_name: str | None = Field(
+        default=None, description="accepted from the reference code: the variable AWS_BUCKET_NAME decides"
+    )
 
 
 class LoggerConfig(Settings):
     """When metrics are evaluated and logged."""
 
-    logging_steps: StepGrid = Field(default_factory=lambda: {"log_space": 100, "linear_space": 100})
+    logging_steps: StepGrid = Field(
+        default_factory=lambda: {"log_space": 100, "linear_space": 100},
+        description=f"training steps at which the model is evaluated, besides the last: {STEP_GRID}",
+    )
     loss_every: int = Field(default=100, ge=1, description="steps between two logs of the training batch's loss")
-    project: str | None = None
-    entity: str | None = None
+    project: str | None = Field(default=None, description="W&B project; null: the sweep file's, or icl")
+    entity: str | None = Field(default=None, description="W&B user or team; null: the sweep file's, or W&B's default")
 
 
 class TrainingConfig(Settings):
     """One training run. Defaults are the reference code's."""
 
-    task_config: TaskConfig = TaskConfig()
-    optimizer_config: OptimizerConfig = OptimizerConfig()
-    scheduler_config: SchedulerConfig = SchedulerConfig()
-    checkpointer_config: CheckpointerConfig = CheckpointerConfig()
-    logger_config: LoggerConfig = LoggerConfig()
-    num_steps: int = Field(default=500_000, ge=1, lt=2**31)
-    batch_size: int = Field(default=256, ge=1)
-    eval_batch_size: int = Field(default=2048, ge=1)
-    run_name: str | None = Field(default=None, description="in place of the name made from the settings")
+    task_config: TaskConfig = Field(default=TaskConfig(), description="the task and the model")
+    optimizer_config: OptimizerConfig = Field(default=OptimizerConfig(), description="how the weights are updated")
+    scheduler_config: SchedulerConfig = Field(default=SchedulerConfig(), description="the course of the learning rate")
+    checkpointer_config: CheckpointerConfig = Field(default=CheckpointerConfig(), description="when weights are kept")
+    logger_config: LoggerConfig = Field(default=LoggerConfig(), description="when metrics are taken")
+    num_steps: int = Field(default=500_000, ge=1, lt=2**31, description="training steps, each one update")
+    batch_size: int = Field(default=256, ge=1, description="B, sequences of a training batch")
+    eval_batch_size: int = Field(default=2048, ge=1, description="sequences that the model is evaluated on")
+    run_name: str | None = Field(default=None, description="the run's name; null: made from the settings")
 
     @property
     def name(self) -> str:

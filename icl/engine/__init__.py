@@ -7,7 +7,7 @@ the training loss.
 """
 
 from icl.engine.loss import batched_loss_and_grad, loss_and_grad, mse_loss
-from icl.engine.paths import LossAndGrad, Path, Predict, choose_path, make_loss_and_grad
+from icl.engine.paths import LossAndGrad, Path, Predict, choose_path
 
 __all__ = [
     "LossAndGrad",
@@ -16,6 +16,5 @@ __all__ = [
     "batched_loss_and_grad",
     "choose_path",
     "loss_and_grad",
-    "make_loss_and_grad",
     "mse_loss",
 ]

@@ -35,7 +35,7 @@ def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys
     """E models at once, each on its own batch: flats (E, P), xs (E, B, K, D), ys (E, B, K, 1) -> (E, K), (E, P).
 
     For accelerators, where one launch for all members costs little more than for one. On a CPU it loses to one-thread
-    workers around `make_loss_and_grad`: a step of one member fills the caches already.
+    workers around `choose_path`: a step of one member fills the caches already.
     """
     with torch.enable_grad():
         parameters = _leaves(shape, flats)

@@ -91,10 +91,3 @@ def choose_path(
         return (kernel.predict if flat.dtype == torch.float32 else predict_by_torch)(flat, xs, ys)
 
     return Path("native", f"compiled C++ kernel, {kernel.threads} thread(s)", by_kernel, predict_by_kernel)
-
-
-def make_loss_and_grad(
-    shape: TransformerShape, device: torch.device | str = "cpu", threads: int | None = None, native: Native = "auto"
-) -> LossAndGrad:
-    """The callable of `choose_path`."""
-    return choose_path(shape, device, threads, native).run

@@ -8,7 +8,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from icl.config import ConfigError, Settings, StepGrid, TrainingConfig, expand_steps
-from icl.config.steps import nearest_step
+from icl.config.steps import STEP_GRID, nearest_step
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
@@ -17,12 +17,10 @@ from icl.sampling.llc import TRACE_BYTES
 class PlottingConfig(Settings):
     """Figures drawn of each estimate."""
 
-    include_loss_trace: bool = False
-    include_weights_pca: bool = False
-    num_components: int = Field(default=3, ge=2)
-    num_points: int = Field(
-        default=10, ge=2, description="grid points per axis of the loss landscape behind the weight PCA"
-    )
+    include_loss_trace: bool = Field(default=False, description="draw the chains' losses")
+    include_weights_pca: bool = Field(default=False, description="draw the chains in their principal components")
+    num_components: int = Field(default=3, ge=2, description="principal components of the draws")
+    num_points: int = Field(default=10, ge=2, description="points per axis of the loss landscape behind them")
 
 
 class LLCConfig(Settings):
@@ -39,12 +37,16 @@ class LLCConfig(Settings):
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="the training run whose checkpoints these are"
     )
-    sampler_config: SamplerConfig = SamplerConfig()
-    steps: StepGrid = None
-    step: int | None = Field(default=None, ge=0)
-    checkpoint_idx: int | None = None
-    plotting_config: PlottingConfig = PlottingConfig()
-    testing: bool = Field(default=False, description="sample at the first and last step only")
+    sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to average")
+    steps: StepGrid = Field(
+        default=None, description=f"training steps to sample at: {STEP_GRID}; null: every checkpoint"
+    )
+    step: int | None = Field(default=None, ge=0, description="the one training step to sample at")
+    checkpoint_idx: int | None = Field(
+        default=None, description="the one checkpoint to sample at: its place among the run's, -1 for the last"
+    )
+    plotting_config: PlottingConfig = Field(default=PlottingConfig(), description="figures of each estimate")
+    testing: bool = Field(default=False, description="sample at the first and last of the chosen steps alone")
 
     @model_validator(mode="after")
     def _one_choice_of_steps(self) -> Self:

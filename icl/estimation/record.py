@@ -3,10 +3,8 @@
 Shapes: E chains, N draws, P parameters.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,11 +135,3 @@ def _landscapes(
             losses = torch.stack([objective.losses(point[None].float(), batch).mean() for point in points])
             planes[i, j] = axes[i], axes[j], losses.reshape(len(axes[j]), len(axes[i])).numpy()
     return planes
-
-
-def write_table(table: pd.DataFrame, path: Path) -> None:
-    """Write a compressed table so that a reader, or a crash, sees all of it or nothing; equal tables are equal files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    table.to_csv(temporary, index=False, float_format="%.7g", compression={"method": "gzip", "mtime": 0})
-    temporary.replace(path)

@@ -7,10 +7,11 @@ import pandas as pd
 
 from icl import __version__
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS, boundary_table, find_boundaries, stage_table
-from icl.analysis.tables import AnalysisTable, read_table, write_table
+from icl.analysis.tables import AnalysisTable, read_table
 from icl.config import ConfigError
 from icl.estimation.config import LLCConfig
 from icl.estimation.traces import read_traces
+from icl.storage.files import write_table
 from icl.tasks import zero_predictor_loss
 from icl.tracking import read_metrics
 

@@ -6,13 +6,13 @@ killed between its trace and its metrics, counts once: the last.
 Shapes: E chains, N draws, P points.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from icl.sampling import LLCResult
+from icl.storage.jsonl import JsonLines, read_json_lines
 
 TRACES = "traces.jsonl"
 POINTS = 100
@@ -36,20 +36,12 @@ def thinned(result: LLCResult, points: int = POINTS) -> dict[str, Any]:
 
 def append_trace(folder: Path, step: int, result: LLCResult) -> None:
     """Add one checkpoint's trace to the results folder."""
-    with (folder / TRACES).open("a") as file:
-        file.write(json.dumps({"step": step, **thinned(result)}) + "\n")
+    JsonLines(folder / TRACES).append({"step": step, **thinned(result)})
 
 
 def read_traces(folder: Path) -> list[dict[str, Any]]:
-    """The traces of a results folder, one per checkpoint in order; a line cut short by a crash is left out."""
-    path = folder / TRACES
-    found: dict[int, dict[str, Any]] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            trace = json.loads(line)
-        except ValueError:
-            continue
-        found[trace["step"]] = trace
+    """The traces of a results folder, one per checkpoint in order."""
+    found = {trace["step"]: trace for trace in read_json_lines(folder / TRACES)}
     return [found[step] for step in sorted(found)]
 
 

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from icl.execution.schedule import GridRun, Show, State, seconds_left
+from icl.execution.schedule import ScheduledRun, Show, State, seconds_left
 
 _COLOURS = {
     State.WAITING: "dim",
@@ -25,24 +25,24 @@ _ORDER = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING, State.DONE,
 
 
 @contextmanager
-def grid_display(jobs: int, console: Console | None = None) -> Iterator[Show]:
+def runs_display(jobs: int, console: Console | None = None) -> Iterator[Show]:
     """Yields the function that is called with the runs' states again and again, and closes with a table of all."""
     console = console or Console(stderr=True)
-    last: list[GridRun] = []
+    last: list[ScheduledRun] = []
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             drawn = _Throttle()
 
-            def draw(runs: Sequence[GridRun]) -> None:
+            def draw(runs: Sequence[ScheduledRun]) -> None:
                 last[:] = runs
                 if drawn.is_due(runs):
-                    live.update(grid_table(runs, jobs, max(console.height - 6, 5)), refresh=True)
+                    live.update(runs_table(runs, jobs, max(console.height - 6, 5)), refresh=True)
 
             yield draw
     else:
         said: dict[int, State] = {}
 
-        def say(runs: Sequence[GridRun]) -> None:
+        def say(runs: Sequence[ScheduledRun]) -> None:
             last[:] = runs
             for run in runs:
                 if run.state is not said.get(run.index, State.WAITING):
@@ -52,10 +52,10 @@ def grid_display(jobs: int, console: Console | None = None) -> Iterator[Show]:
                     console.print(line, highlight=False, soft_wrap=True)
 
         yield say
-    console.print(grid_table(last, jobs, None))
+    console.print(runs_table(last, jobs, None))
 
 
-def grid_table(runs: Sequence[GridRun], jobs: int, rows: int | None) -> Table:
+def runs_table(runs: Sequence[ScheduledRun], jobs: int, rows: int | None) -> Table:
     """The runs' states as a table of at most `rows` rows, the running and the failed ones first."""
     table = Table(caption=headline(runs, jobs), caption_justify="left")
     table.add_column("#", justify="right")
@@ -76,7 +76,7 @@ def grid_table(runs: Sequence[GridRun], jobs: int, rows: int | None) -> Table:
     return table
 
 
-def headline(runs: Sequence[GridRun], jobs: int) -> str:
+def headline(runs: Sequence[ScheduledRun], jobs: int) -> str:
     """How many runs are in each state, and the time left: `3 done, 1 failed, 2 running; about 0:02:10 left`."""
     counts = Counter(run.state for run in runs)
     text = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
@@ -93,7 +93,7 @@ class _Throttle:
         self._states: list[State] = []
         self._calls = 0
 
-    def is_due(self, runs: Sequence[GridRun]) -> bool:
+    def is_due(self, runs: Sequence[ScheduledRun]) -> bool:
         states = [run.state for run in runs]
         self._calls += 1
         if states == self._states and self._calls % 10:

@@ -12,6 +12,7 @@ from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
 from icl.sampling import LLCResult
+from icl.storage.files import write_table
 from icl.tracking import read_metrics
 from icl.tracking.trackers import failures_recorded
 
@@ -19,16 +20,16 @@ from icl.tracking.trackers import failures_recorded
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
     """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
 
-    The estimates are rows of `metrics.jsonl` in the results folder of `config.name`, the course of their chains is in
-    `traces.jsonl` there (`icl.estimation.traces`), and the tables that the sampler's metrics ask for (`icl.estimation.record.tables_of`) are
-    `tables/<name>-<step>.csv.gz`.
+    The results folder of `config.name` gets the estimates as rows of `metrics.jsonl`, the course of their chains as
+    `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
+    (`icl.estimation.record.tables_of`) as `tables/<name>-<step>.csv.gz`.
 
     Raises:
         ConfigError: the training run has no checkpoints.
         RunInUseError: another process makes these estimates.
     """
     # Imported here: with it comes pandas, which training does without.
-    from icl.estimation.record import figures_of, tables_of, write_table
+    from icl.estimation.record import figures_of, tables_of
 
     checkpoints = place.checkpoints(config.training)
     name = config.name

@@ -15,7 +15,7 @@ from typing import Any
 
 from icl.config import ConfigError
 from icl.execution.run import CONFIGS, Command, RunConfig, run_point
-from icl.execution.schedule import Ended, GridRun, Launch
+from icl.execution.schedule import Ended, Launch, ScheduledRun
 from icl.execution.surroundings import Surroundings
 from icl.native.allocator import keep_freed_memory
 from icl.storage import DEFAULT_ROOT
@@ -95,7 +95,7 @@ def ray_cluster(
             max_retries=RETRIES, runtime_env={"env_vars": variables}, **resources
         )
 
-        def launch(run: GridRun) -> RayTask:
+        def launch(run: ScheduledRun) -> RayTask:
             data = configs[run.index].model_dump(mode="json")
             return RayTask(ray, remote.remote(command, data, place.tracking, place.project, place.entity))
 

@@ -19,7 +19,7 @@ END_S = 8.0
 
 
 class State(StrEnum):
-    """Where a run of the grid stands."""
+    """Where a run of the sweep stands."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -58,8 +58,8 @@ class Running(Protocol):
 
 
 @dataclass
-class GridRun:
-    """One run of a grid and where it stands; times are seconds of `time.monotonic`."""
+class ScheduledRun:
+    """One run of a sweep and where it stands; times are seconds of `time.monotonic`."""
 
     name: str
     index: int
@@ -70,11 +70,11 @@ class GridRun:
     seconds: float = 0.0
 
 
-Launch = Callable[[GridRun], Running]
-Show = Callable[[Sequence[GridRun]], None]
+Launch = Callable[[ScheduledRun], Running]
+Show = Callable[[Sequence[ScheduledRun]], None]
 
 
-def run_all(runs: Sequence[GridRun], launch: Launch, jobs: int, show: Show = lambda runs: None) -> bool:
+def run_all(runs: Sequence[ScheduledRun], launch: Launch, jobs: int, show: Show = lambda runs: None) -> bool:
     """Run everything that waits, `jobs` at a time; returns whether all of it is done.
 
     The first SIGINT or SIGTERM asks the running ones to save and end, and starts no other.
@@ -113,7 +113,7 @@ def run_all(runs: Sequence[GridRun], launch: Launch, jobs: int, show: Show = lam
             time.sleep(POLL_S)
 
 
-def seconds_left(runs: Sequence[GridRun], jobs: int) -> float | None:
+def seconds_left(runs: Sequence[ScheduledRun], jobs: int) -> float | None:
     """How long the rest will take if runs last as long as those that are done, or None before the first is done."""
     lengths = [run.seconds for run in runs if run.state is State.DONE]
     if not lengths:
@@ -124,7 +124,7 @@ def seconds_left(runs: Sequence[GridRun], jobs: int) -> float | None:
     return sum(rest) / min(jobs, max(len(rest), 1))
 
 
-def _start_next(runs: Sequence[GridRun], active: dict[int, Running], launch: Launch, jobs: int) -> None:
+def _start_next(runs: Sequence[ScheduledRun], active: dict[int, Running], launch: Launch, jobs: int) -> None:
     for position, run in enumerate(runs):
         if len(active) >= jobs:
             return

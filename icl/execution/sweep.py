@@ -1,4 +1,4 @@
-"""The runs of a sweep file on this machine, as processes; `icl.execution.ray` runs the same grid on a Ray cluster.
+"""The runs of a sweep file on this machine, as processes; `icl.execution.ray` runs the same on a Ray cluster.
 
 Each process gets a sweep file of its own that holds its one run: what the user does to the sweep file meanwhile changes
 nothing, and a run that failed can be repeated by hand.
@@ -13,24 +13,25 @@ import yaml
 
 from icl.config import ConfigError
 from icl.devices import available_cores
-from icl.execution.display import grid_display
+from icl.execution.display import runs_display
 from icl.execution.local import LocalProcess
 from icl.execution.run import Command, RunConfig, is_complete, training_of
-from icl.execution.schedule import GridRun, Launch, State, run_all
+from icl.execution.schedule import Launch, ScheduledRun, State, run_all
 from icl.execution.surroundings import SUPERVISOR, Surroundings
+from icl.storage.files import write_atomically
 
 OUTPUT = "output.log"
 POINT = "sweep.yaml"
 
 
-def run_grid(
+def run_sweep(
     command: Command,
     configs: Sequence[RunConfig],
     place: Surroundings,
     jobs: int | None,
     executor: str,
 ) -> int:
-    """Run what is missing of a grid, with a live table and a closing one; returns the exit status.
+    """Run what is missing of a sweep, with a live table and a closing one; returns the exit status.
 
     Args:
         configs: all points, in the file's order.
@@ -42,7 +43,7 @@ def run_grid(
     """
     if executor not in ("local", "ray"):
         raise ConfigError(f"--executor must be local, batch (of train) or ray (got {executor!r})")
-    runs = grid_runs(configs, place)
+    runs = scheduled_runs(configs, place)
     if executor == "ray":
         from icl.execution.ray import ray_cluster
 
@@ -52,10 +53,9 @@ def run_grid(
     threads = max(available_cores(torch.device("cpu")) // min(jobs, len(runs)), 1)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ, SUPERVISOR: str(os.getpid())}
 
-    def launch(run: GridRun) -> LocalProcess:
+    def launch(run: ScheduledRun) -> LocalProcess:
         folder = place.results / run.name
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / POINT).write_text(_sweep_of_one(configs[run.index], place))
+        write_atomically(folder / POINT, _sweep_of_one(configs[run.index], place).encode())
         options = ["--jobs", str(threads), "--tracking", place.tracking]
         words = [sys.executable, "-m", "icl", command, str(folder / POINT), *options]
         return LocalProcess(words, folder / OUTPUT, environment)
@@ -63,15 +63,15 @@ def run_grid(
     return _drive(runs, launch, jobs)
 
 
-def grid_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[GridRun]:
-    """The runs of a grid, those that need nothing more marked so; points that are one and the same run appear once."""
-    runs: dict[str, GridRun] = {}
+def scheduled_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[ScheduledRun]:
+    """The runs of a sweep, those that need nothing more marked so; points that are one and the same run appear once."""
+    runs: dict[str, ScheduledRun] = {}
     for index, config in enumerate(configs):
         name = config.name
         if training_of(config).task_config.model_seed is None:
             name = f"{name}-{index}"  # each draws a seed, and with it a name, of its own
         if name not in runs:
-            runs[name] = GridRun(name, index, State.SKIPPED if is_complete(config, place) else State.WAITING)
+            runs[name] = ScheduledRun(name, index, State.SKIPPED if is_complete(config, place) else State.WAITING)
     return list(runs.values())
 
 
@@ -82,6 +82,6 @@ def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:
     return yaml.safe_dump({"method": "grid", **kept, "parameters": parameters}, sort_keys=False)
 
 
-def _drive(runs: Sequence[GridRun], launch: Launch, jobs: int) -> int:
-    with grid_display(jobs) as show:
+def _drive(runs: Sequence[ScheduledRun], launch: Launch, jobs: int) -> int:
+    with runs_display(jobs) as show:
         return 0 if run_all(runs, launch, jobs, show) else 1

@@ -35,7 +35,7 @@ AXES = ("epsilon", "gamma", "nbeta")
 
 
 @dataclass(frozen=True)
-class Grid:
+class SearchGrid:
     """The constants searched; the defaults are those of Timaeus' sampling guide (2026)."""
 
     epsilons: Sequence[float] = (1e-6, 1e-5, 1e-4)
@@ -127,7 +127,7 @@ class Calibration:
 def calibrate(
     subjects: Mapping[int, Subject],
     base: SamplerConfig,
-    grid: Grid,
+    grid: SearchGrid,
     presets: Mapping[str, SamplerConfig] | None = None,
     *,
     done: Iterable[Cell] = (),

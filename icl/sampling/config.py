@@ -25,79 +25,123 @@ class SamplerConfig(Settings):
 
     later = ("kernel_constants",)
 
-    sampling_method: str = "auto"
-    """The kernel; "auto" is "sgld" where a step size is given and "langevin" where none is."""
-    num_chains: int = Field(default=8, ge=1)
-    num_draws: int = Field(default=1000, ge=1)
-    """Recorded draws per chain."""
-    num_burnin_steps: int = Field(default=0, ge=0)
-    """Steps before the first draw."""
-    num_steps_bw_draws: int = Field(default=1, ge=1)
-    """Steps from one draw to the next."""
-    num_burn_in: int | None = None
-    """Accepted and ignored, with a note in the log: published runs spell burn-in so, and their numbers rest on its being ignored."""
-
-    epsilon: float | None = Field(default=None, gt=0)
-    """Step size ε. None: found by pilot chains (langevin only)."""
-    gamma: float | None = Field(default=None, ge=0)
-    """Localisation γ. None: found together with the step size; 1 where the step size is given."""
-    nbeta: float | None = Field(default=None, ge=0)
-    """Effective inverse temperature nβ; n / temperature if not given."""
-    temperature: float | Literal["auto", "adaptive"] | None = None
-    """T = 1/β; "auto" (also "adaptive", also None) is log n."""
-    gradient_scale: float | None = Field(default=None, ge=0)
-    localization_scale: float | None = Field(default=None, ge=0)
-    noise_scale: float | None = Field(default=None, gt=0)
-
-    weight_decay: float = Field(default=0.0, ge=0)
-    noise_level: float = Field(default=1.0, ge=0)
-    """Standard deviation of the injected noise relative to the sampler's; 0 gives gradient descent."""
-    bounding_box_size: float | None = Field(default=None, gt=0)
-    """Every coordinate stays within w* ± this."""
-    rmsprop_decay: float = Field(default=0.99, gt=0, lt=1)
-    rmsprop_stability: float = Field(default=0.1, gt=0)
-    diffusion_factor: float = Field(default=0.01, gt=0)
-    """The thermostat's D (sgnht)."""
-    friction: float | None = Field(default=None, gt=0)
-    """η of the underdamped kernel; None: critical damping of the localisation."""
-    kernel_constants: dict[str, float] = Field(
-        default={}, description="constants of a kernel that have no setting above"
+    sampling_method: str = Field(
+        default="auto", description="the kernel; auto: sgld where a step size is given, langevin where none is"
+    )
+    num_chains: int = Field(default=8, ge=1, description="E, the number of chains")
+    num_draws: int = Field(default=1000, ge=1, description="recorded draws of each chain")
+    num_burnin_steps: int = Field(default=0, ge=0, description="steps before the first draw")
+    num_steps_bw_draws: int = Field(default=1, ge=1, description="steps from one draw to the next")
+    num_burn_in: int | None = Field(
+        default=None,
+        description="accepted and ignored, with a note in the log: published runs spell burn-in so, and their numbers "
+        "rest on its being ignored",
     )
 
-    grad_batch_origin: Literal["infinite-dataset", "eval-dataset"] = "infinite-dataset"
-    grad_batch_size: int = Field(default=1024, ge=1)
-    independent_batches: bool = False
-    """False: at one step all chains see one batch. True: `batches` is called with (step, chain seed)."""
+    epsilon: float | None = Field(
+        default=None, gt=0, description="ε, the step size; null: found by pilot chains (langevin alone)"
+    )
+    gamma: float | None = Field(
+        default=None,
+        ge=0,
+        description="γ, the localisation; null: found together with the step size, or 1 where that is given",
+    )
+    nbeta: float | None = Field(
+        default=None, ge=0, description="nβ, the effective inverse temperature; null: eval_dataset_size / temperature"
+    )
+    temperature: float | Literal["auto", "adaptive"] | None = Field(
+        default=None, description="T = 1/β; auto, adaptive and null: log eval_dataset_size"
+    )
+    gradient_scale: float | None = Field(
+        default=None,
+        ge=0,
+        description="ε nβ / 2, what multiplies the gradient; with the next two, in place of ε, γ, nβ",
+    )
+    localization_scale: float | None = Field(
+        default=None, ge=0, description="ε γ / 2, what multiplies the distance from w*"
+    )
+    noise_scale: float | None = Field(default=None, gt=0, description="ε, the variance of a step's noise")
 
-    eval_method: EvalMethod = "grad-minibatch"
-    """What the recorded loss is taken on: the gradient's batch at the weights before the update, a new batch after it, always the first
-    evaluation batch, or the whole set."""
-    eval_batch_size: int | None = Field(default=None, ge=1)
-    eval_dataset_size: int = Field(default=8192, ge=1)
-    """n: samples of the evaluation set, and the n of nβ = n / T."""
-    eval_loss_fn: Literal["mse", "subsequence-mse"] = "mse"
-    """"subsequence-mse" drives the chain by the mean loss of the first k tokens, k uniform on 1..K anew at every step."""
-    eval_metrics: tuple[EvalMetric, ...] = ("likelihood-derived",)
-    eval_online: bool = False
-    """Report the running estimate after every draw (`LLCResult.running`)."""
-    per_token: bool = False
-    num_evals: int = Field(default=5, ge=1)
-    """Eigenvalues kept of a covariance."""
+    weight_decay: float = Field(
+        default=0.0, ge=0, description="pull of the weights towards zero, beside γ's towards w*"
+    )
+    noise_level: float = Field(
+        default=1.0, ge=0, description="standard deviation of the noise in units of the sampler's; 0: gradient descent"
+    )
+    bounding_box_size: float | None = Field(
+        default=None, gt=0, description="largest distance of each weight from its value at w*; null: none"
+    )
+    rmsprop_decay: float = Field(
+        default=0.99, gt=0, lt=1, description="decay per step of the mean squared gradient (rmsprop_sgld)"
+    )
+    rmsprop_stability: float = Field(
+        default=0.1, gt=0, description="added to the root of the mean squared gradient (rmsprop_sgld)"
+    )
+    diffusion_factor: float = Field(default=0.01, gt=0, description="D, the thermostat's diffusion (sgnht)")
+    friction: float | None = Field(
+        default=None, gt=0, description="η, the friction (langevin); null: critical damping of the localisation"
+    )
+    kernel_constants: dict[str, float] = Field(
+        default={}, description="constants of a kernel that have no setting of their own"
+    )
 
-    include: tuple[str, ...] = ("**",)
-    """Patterns of parameter names to sample: `*` matches within a dotted segment, `**` anything."""
-    exclude: tuple[str, ...] = ()
-    """Patterns of parameter names to leave at w*; they win over `include`."""
+    grad_batch_origin: Literal["infinite-dataset", "eval-dataset"] = Field(
+        default="infinite-dataset", description="where gradients' batches come from: new data, or the evaluation set"
+    )
+    grad_batch_size: int = Field(default=1024, ge=1, description="sequences of a gradient's batch")
+    independent_batches: bool = Field(
+        default=False,
+        description="false: at one step all chains see one batch; true: `batches` is called with (step, chain seed)",
+    )
 
-    init_seed: int | None = None
-    """Chain i's noise is a function of init_seed + i. None: drawn once and recorded with the result."""
-    num_init_loss_batches: int | None = Field(default=None, ge=1)
-    """Batches that L(w*) is averaged over. None: the very batches of the draws, which cancels their noise; see `estimate_llc`."""
-    cores: int = Field(default=1, ge=1)
-    """CPU worker threads, each of which runs whole groups of chains."""
-    max_memory_bytes: int | None = Field(default=None, ge=1)
-    """Bound on what the chains of one group take (weights, noise, and what a backward pass keeps of each), and on a kept weight trace; it
-    decides how many chains make one group. None: 2 GiB, and for groups on an accelerator half of what is free there."""
+    eval_method: EvalMethod = Field(
+        default="grad-minibatch",
+        description="what a draw's loss is taken on: the gradient's batch at the weights before the update, a new batch "
+        "after it, always the first evaluation batch, or the whole evaluation set",
+    )
+    eval_batch_size: int | None = Field(
+        default=None, ge=1, description="sequences of an evaluation batch; null: grad_batch_size"
+    )
+    eval_dataset_size: int = Field(
+        default=8192, ge=1, description="n: sequences of the evaluation set, and the n of nβ = n / T"
+    )
+    eval_loss_fn: Literal["mse", "subsequence-mse"] = Field(
+        default="mse",
+        description="what drives the chain: the mean loss of all tokens, or of the first k, k uniform on 1..K anew at "
+        "every step",
+    )
+    eval_metrics: tuple[EvalMetric, ...] = Field(
+        default=("likelihood-derived",), description="what is computed of the draws, besides λ̂ itself"
+    )
+    eval_online: bool = Field(default=False, description="whether the estimate after every draw is kept as a table")
+    per_token: bool = Field(
+        default=False, description="accepted from the reference code: λ̂ per token is always reported"
+    )
+    num_evals: int = Field(default=5, ge=1, description="eigenvalues kept of a covariance or a Hessian")
+
+    include: tuple[str, ...] = Field(
+        default=("**",),
+        description="patterns of the parameters to sample: * matches within a dotted segment, ** anything",
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(), description="patterns of the parameters to leave at w*; they win over include"
+    )
+
+    init_seed: int | None = Field(
+        default=None, description="chain i's noise has the seed init_seed + i; null: drawn, and kept with the result"
+    )
+    num_init_loss_batches: int | None = Field(
+        default=None,
+        ge=1,
+        description="batches that L(w*) is averaged over; null: the very batches of the draws, which cancels their noise",
+    )
+    cores: int = Field(default=1, ge=1, description="CPU threads, each of which runs whole groups of chains")
+    max_memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="bytes that one group of chains (weights, noise, what a backward pass keeps) or a kept trace of "
+        "weights may take; null: 2 GiB, and for groups on an accelerator half of what is free there",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

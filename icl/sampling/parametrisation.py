@@ -1,4 +1,4 @@
-r"""The two ways to write the constants of SGLD, and the conversion between them.
+r"""The two ways to write the constants of SGLD, and the conversion.
 
 With n samples, temperature T = 1/β and one update  w ← w − gs ∇L − ls (w − w*) + √ns ξ:
 
@@ -28,12 +28,6 @@ class Scales:
     gradient_scale: float
     localization_scale: float
     noise_scale: float
-
-
-def to_scales(physical: Physical) -> Scales:
-    """(ε, γ, nβ) -> (gs, ls, ns)."""
-    half = physical.epsilon / 2
-    return Scales(half * physical.nbeta, half * physical.gamma, physical.epsilon)
 
 
 def to_physical(scales: Scales) -> Physical:

@@ -5,7 +5,7 @@ population loss (both are the same analytic function up to factors bounded away 
 
 Linear networks W_L ... W_1 of widths H_0, ..., H_L and rank r reach Aoyagi's coefficient only at the most singular points of
 the fibre: those where every layer has rank exactly r. There the layers are, up to rotations of every layer's space, I_r ⊕ 0. A
-generic factorisation of the same map has layers of higher rank and a larger local coefficient (`local_two_layer_coefficient`).
+generic factorisation of the same map has layers of higher rank and a larger local coefficient.
 
 Sources: Watanabe, "Algebraic Geometry and Statistical Learning Theory" (2009); Aoyagi & Watanabe, Neural Networks 18 (2005), "Stochastic
 complexities of reduced rank regression"; Aoyagi, "Consideration on the learning efficiency of multiple-layered neural networks with linear
@@ -128,33 +128,6 @@ def deep_linear_coefficient(widths: Sequence[int], rank: int) -> tuple[float, in
             regular = rank * (widths[0] + widths[-1] - rank) / 2
             return regular + singular, remainder * (layers - remainder) + 1
     raise AssertionError(f"no set of layers satisfies Aoyagi's conditions for {list(widths)}, rank {rank}")
-
-
-def reduced_rank_coefficient(inputs: int, hidden: int, outputs: int, rank: int) -> tuple[float, int]:
-    """λ and multiplicity of reduced-rank regression y = B A x, written independently (Aoyagi & Watanabe 2005, theorem 1)."""
-    m, h, n, r = inputs, hidden, outputs, rank
-    if n + r <= m + h and m + r <= n + h and h + r <= m + n:
-        odd = (m + h + n + r) % 2
-        return (-((h + r) ** 2) - m * m - n * n + 2 * (h + r) * (m + n) + 2 * m * n + odd) / 8, 1 + odd
-    if m + h < n + r:
-        return (h * m - h * r + n * r) / 2, 1
-    if n + h < m + r:
-        return (h * n - h * r + m * r) / 2, 1
-    return m * n / 2, 1
-
-
-def local_two_layer_coefficient(inputs: int, hidden: int, outputs: int, first: int, second: int, rank: int) -> float:
-    r"""λ of y = B A x at a point with rank A = `first`, rank B = `second`, rank BA = `rank`.
-
-    Splitting off the directions in which A or B is invertible leaves the zero-rank problem of the rest:
-
-        λ = r(M + N − r)/2 + [(N − r)(a − r) + (b − r)(M − a)]/2 + λ_0(M − a, H − a − b + r, N − b)
-
-    with M inputs, H hidden units, N outputs. It is smallest, and Aoyagi & Watanabe's, at a = b = r.
-    """
-    m, h, n, a, b, r = inputs, hidden, outputs, first, second, rank
-    rest = reduced_rank_coefficient(m - a, h - a - b + r, n - b, 0)[0] if min(m - a, h - a - b + r, n - b) > 0 else 0.0
-    return r * (m + n - r) / 2 + ((n - r) * (a - r) + (b - r) * (m - a)) / 2 + rest
 
 
 def mean_squared_error(predict: Callable[..., Tensor], batch: tuple[Tensor, Tensor]) -> Tensor:

@@ -1,23 +1,16 @@
 """A folder as a store: every write is atomic and durable."""
 
 import contextlib
-import errno
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
+from icl.storage.files import TEMPORARY_SUFFIX, explain, write_atomically
 from icl.storage.keys import History, MissingKeyError, StorageError, check_key, check_prefix, is_key
-
-_TEMPORARY_SUFFIX = ".tmp"
 
 
 class LocalStore:
-    """Values as files below `root`. Nothing is created before the first `put`.
-
-    A value is written to a hidden temporary name in its final folder, flushed to the disk, renamed, and the folder
-    flushed too: a reader, or the next start after a crash, sees the old value or the new one, never a part.
-    """
+    """Values as files below `root`, written by `icl.storage.files`. Nothing is created before the first `put`."""
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = Path(root)
@@ -28,7 +21,6 @@ class LocalStore:
     def put(self, key: str, data: bytes) -> None:
         path = self._path(key)
         try:
-            _make_folder(path.parent)
             write_atomically(path, data)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {explain(error)}") from error
@@ -69,7 +61,7 @@ class LocalStore:
         """Delete the temporary files of writers that died. Their lock is held here, so none of them is alive."""
         for folder, _, names in os.walk(self._folder(prefix)):
             for name in names:
-                if name.startswith(".") and name.endswith(_TEMPORARY_SUFFIX):
+                if name.startswith(".") and name.endswith(TEMPORARY_SUFFIX):
                     with contextlib.suppress(OSError):
                         os.unlink(os.path.join(folder, name))
 
@@ -106,52 +98,3 @@ class LocalStore:
                 continue
             except OSError as error:
                 raise StorageError(f"cannot list {folder}: {explain(error)}") from error
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` under `path`, durably, so that a reader or a crash sees the old file or the new one; raises `OSError`."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
-    _flush_folder(path.parent)
-
-
-def _make_folder(folder: Path) -> None:
-    """Create `folder` and its parents; a new folder's own name is flushed too, or a power cut could take it away."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _flush_folder(folder.parent)
-
-
-def _flush_folder(folder: Path) -> None:
-    if os.name != "posix":  # only POSIX systems let a folder be opened and flushed
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def explain(error: OSError) -> str:
-    """What the operating system's refusal means and what to do about it."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return "the disk is full; free some space or set LOCAL_ROOT to a folder on a larger disk"
-    if error.errno == errno.EROFS:
-        return "the file system is read-only; set LOCAL_ROOT to a folder you may write to"
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return "permission denied; check the folder's owner and mode or set LOCAL_ROOT to a folder you may write to"
-    if error.errno in (errno.ENOTDIR, errno.EEXIST, errno.EISDIR):
-        return "a file stands where a folder is needed, or the reverse; move it away or set LOCAL_ROOT elsewhere"
-    return f"{error.strerror or error}; set LOCAL_ROOT to another folder if this one cannot be repaired"

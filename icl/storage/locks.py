@@ -12,7 +12,7 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 
 from icl.storage import StorageError
-from icl.storage.local import explain
+from icl.storage.files import explain
 
 
 class RunInUseError(StorageError):

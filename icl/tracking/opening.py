@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from icl.storage.files import write_atomically
 from icl.tracking.trackers import (
     IMAGES,
     VERDICT,
@@ -58,7 +59,7 @@ def open_tracker(
         notify=notify,
     )
     if wandb_tracker.run_id is not None:
-        note.write_text(wandb_tracker.run_id)
+        write_atomically(note, wandb_tracker.run_id.encode())
     # A run that began elsewhere, or while W&B was silent, appears there whole; what the server has is not sent twice.
     replay(local.directory, wandb_tracker)
     return TeeTracker(local, wandb_tracker)

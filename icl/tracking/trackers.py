@@ -7,16 +7,16 @@ everything that knows its client.
 
 import json
 import logging
-import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from icl.storage.keys import StorageError
-from icl.storage.local import explain, write_atomically
+from icl.storage import StorageError
+from icl.storage.files import explain, write_atomically
+from icl.storage.jsonl import JsonLines, read_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -72,8 +72,8 @@ class LocalTracker:
     def __init__(self, directory: str | Path, next_step: int = 0) -> None:
         """Open the record of a run that is about to do step `next_step`.
 
-        Rows of later steps and a last line cut short by a crash are dropped first, in one atomic replacement: the
-        run will log them again.
+        The first row of such a step and all that follow it are dropped, in one atomic replacement: the run will log
+        them again. Torn lines go with them.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -81,16 +81,11 @@ class LocalTracker:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / METRICS
-        before = path.read_bytes() if path.exists() else b""
-        kept = b"".join(_rows_before(before, next_step))
-        if kept != before or not path.exists():
-            try:
-                write_atomically(path, kept)
-            except OSError as error:
-                raise StorageError(f"cannot write {path}: {explain(error)}") from error
-        self._path = path
-        self._size = len(kept)
-        self._waiting: list[bytes] = []
+        kept = takewhile(lambda row: row["step"] < next_step, read_metrics(self.directory))
+        try:
+            self._rows = JsonLines(path, kept)
+        except OSError as error:
+            raise StorageError(f"cannot write {path}: {explain(error)}") from error
         kept_summary = read_summary(self.directory) if next_step > 0 else {}
         self._summary = {name: value for name, value in kept_summary.items() if name not in VERDICT}
 
@@ -101,9 +96,12 @@ class LocalTracker:
         """
         for name, image in (images or {}).items():
             self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", _png(image))
-        row = {"step": step, **{name: _number(value) for name, value in metrics.items()}}
-        self._waiting.append(json.dumps(row).encode() + b"\n")
-        self._write_rows()
+        try:
+            self._rows.append({"step": step, **{name: _number(value) for name, value in metrics.items()}})
+        except OSError as error:
+            if self._rows.waiting == 1:
+                path, reason = self._rows.path, explain(error)
+                _log.warning("cannot write %s: %s. Until then its rows wait in memory", path, reason)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Rewrite `summary.json` with these values added."""
@@ -112,27 +110,11 @@ class LocalTracker:
 
     def finish(self, status: Status = "finished", reason: str = "") -> None:
         """Write the status, and the reason as `error`, into `summary.json`."""
-        if self._waiting:
-            self._write_rows()
-        if self._waiting:
-            _log.warning("%d rows could not be written to %s and are lost", len(self._waiting), self._path)
-        self._write_summary(status, reason)
-
-    def _write_rows(self) -> None:
-        data = b"".join(self._waiting)
         try:
-            with self._path.open("r+b") as file:
-                file.truncate(self._size)  # of a row that an earlier attempt wrote in part
-                file.seek(self._size)
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            if len(self._waiting) == 1:
-                _log.warning("cannot write %s: %s. Until then its rows wait in memory", self._path, explain(error))
-            return
-        self._size += len(data)
-        self._waiting.clear()
+            self._rows.flush()
+        except OSError:
+            _log.warning("%d rows could not be written to %s and are lost", self._rows.waiting, self._rows.path)
+        self._write_summary(status, reason)
 
     def _write_summary(self, status: str, reason: str = "") -> None:
         verdict = {"status": status, "error": reason} if reason else {"status": status}
@@ -141,7 +123,6 @@ class LocalTracker:
 
     def _write(self, path: Path, data: bytes) -> None:
         try:
-            path.parent.mkdir(exist_ok=True)
             write_atomically(path, data)
         except OSError as error:
             _log.warning("cannot write %s: %s", path, explain(error))
@@ -170,33 +151,18 @@ class TeeTracker:
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, exactly as logged; a last line cut short by a crash is left out.
+    """The rows of a run's `metrics.jsonl`, exactly as logged; a line that is torn or foreign is left out.
 
     `pandas.DataFrame(read_metrics(directory))` is the table; `pandas.read_json(path, lines=True)` reads it too, but
     rounds the last digit of some numbers unless told `precise_float=True`.
     """
-    path = Path(directory) / METRICS
-    return [json.loads(line) for line in _rows_before(path.read_bytes(), math.inf)] if path.exists() else []
+    return [row for row in read_json_lines(Path(directory) / METRICS) if isinstance(row.get("step"), int)]
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
     """What `summary.json` holds, `status` included; empty where there is none."""
     path = Path(directory) / SUMMARY
     return json.loads(path.read_text()) if path.exists() else {}
-
-
-def _rows_before(data: bytes, step: float) -> list[bytes]:
-    """The whole rows of steps before `step`, up to the first one that is torn or foreign."""
-    rows = []
-    for line in data.splitlines(keepends=True):
-        try:
-            before = line.endswith(b"\n") and json.loads(line)["step"] < step
-        except (ValueError, KeyError, TypeError):
-            break
-        if not before:
-            break
-        rows.append(line)
-    return rows
 
 
 def _png(image: "Path | Figure") -> bytes:

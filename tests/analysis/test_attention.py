@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from icl.analysis.attention import attention_metrics, attention_patterns, attention_table, head_means, prefix_matching
+from icl.analysis.attention import attention_metrics, attention_patterns, attention_table
 from icl.model import InContextRegressionTransformer
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -102,44 +102,13 @@ def test_patterns_are_causal_distributions_without_the_last_token():
         assert (pattern.triu(1) == 0).all()
 
 
-def test_table_and_means_over_tokens():
+def test_a_row_of_the_table_is_a_head_and_a_token():
     model, xs, ys = small_model()
     table = attention_table(model, xs, ys)
     assert len(table) == 2 * 2 * 9
     metric = attention_metrics(attention_patterns(model, xs, ys)[1])["entropy"][1, 4]
     row = table[(table["block"] == 1) & (table["head"] == 1) & (table["token"] == 4)]
     assert row["entropy"].item() == pytest.approx(float(metric))
-    for tokens, chosen in (("all", slice(None)), ("x", slice(0, None, 2)), ("y", slice(1, None, 2))):
-        means = head_means(table.assign(step=3), tokens)
-        expected = table[(table["block"] == 0) & (table["head"] == 1)]["self_attn"].to_numpy()[chosen].mean()
-        assert means["self_attn"].iloc[1] == pytest.approx(expected)
-        assert list(means.columns[:3]) == ["step", "block", "head"]
-    with pytest.raises(ValueError, match="tokens must be"):
-        head_means(table, "z")
-
-
-def test_prefix_matching_of_attention_without_content_is_uniform():
-    model, xs, ys = small_model()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "qkv" in name:
-                parameter.zero_()
-    table = prefix_matching(model, xs, ys)
-    np.testing.assert_allclose(table["prefix_matching"], 1 / 9, rtol=1e-5)
-    np.testing.assert_allclose(table["uniform"], 1 / 9)
-
-
-def test_prefix_matching_is_the_attention_to_the_repeated_pair_s_answer():
-    model, xs, ys = small_model()
-    table = prefix_matching(model, xs, ys, 0.1, torch.Generator().manual_seed(5))
-    again, total = torch.Generator().manual_seed(5), 0.0
-    for j in range(4):
-        repeated = xs.clone()
-        repeated[:, 4] = xs[:, j] + 0.1 * torch.randn(11, 3, generator=again)
-        total += float(attention_patterns(model, repeated, ys)[1][:, 0, 8, 2 * j + 1].mean()) / 4
-    assert table[(table["block"] == 1) & (table["head"] == 0)]["prefix_matching"].item() == pytest.approx(total)
-    with pytest.raises(ValueError, match="generator"):
-        prefix_matching(model, xs, ys, 0.1)
 
 
 def test_refuses_what_is_not_a_pattern():

@@ -1,15 +1,7 @@
 import numpy as np
 import pytest
 
-from icl.analysis.covariance import (
-    covariance_spectrum,
-    covariance_table,
-    empty_covariance,
-    loss_landscape,
-    merge_covariances,
-    update_covariance,
-    weight_pca,
-)
+from icl.analysis.covariance import covariance_spectrum, covariance_table, weight_pca
 from icl.analysis.weight_groups import head_group, standard_pairs, weight_groups
 from icl.model import InContextRegressionTransformer, TransformerShape, flatten
 
@@ -22,22 +14,6 @@ SHAPE = TransformerShape(3, 5, embed_size=6, mlp_size=7, num_heads=2, num_layers
 def brute_force(left, right):
     outer = sum(np.outer(u, v) for u, v in zip(left, right, strict=True)) / len(left)
     return outer - np.outer(left.mean(axis=0), right.mean(axis=0))
-
-
-def test_streamed_covariance_is_the_formula():
-    state = empty_covariance(5, 7)
-    for chunk in (slice(0, 1), slice(1, 1), slice(1, 20), slice(20, 31)):
-        state = update_covariance(state, LEFT[chunk], RIGHT[chunk])
-    assert state.count == 31
-    np.testing.assert_allclose(state.covariance, brute_force(LEFT, RIGHT), rtol=1e-9, atol=1e-9)
-
-
-def test_merging_does_not_depend_on_the_grouping():
-    parts = [update_covariance(empty_covariance(5, 7), LEFT[i::3], RIGHT[i::3]) for i in range(3)]
-    a = merge_covariances(merge_covariances(parts[0], parts[1]), parts[2])
-    b = merge_covariances(parts[2], merge_covariances(parts[1], parts[0]))
-    np.testing.assert_allclose(a.covariance, b.covariance, atol=1e-10)
-    np.testing.assert_allclose(a.covariance, brute_force(LEFT, RIGHT), atol=1e-9)
 
 
 def test_spectrum_of_a_covariance_with_itself_is_its_eigenvalues():
@@ -106,17 +82,7 @@ def test_principal_components_of_chains():
     np.testing.assert_allclose(scores @ fitted.components + fitted.mean, (walk @ direction).reshape(-1, 17), atol=1e-9)
 
 
-def test_landscape_is_the_loss_on_the_plane():
-    directions = [np.array([1.0, 0, 0]), np.array([0, 0, 2.0])]
-    image = loss_landscape(lambda w: float(w @ [1, 10, 100]), [1, 1, 1], directions, [0, 1], [0, 1, 2])
-    np.testing.assert_allclose(image, [[111, 112], [311, 312], [511, 512]])
-
-
 def test_refuses_what_is_not_draws():
-    with pytest.raises(ValueError, match="no draws"):
-        _ = empty_covariance(2, 2).covariance
-    with pytest.raises(ValueError, match="same draws"):
-        update_covariance(empty_covariance(5, 7), LEFT, RIGHT[1:])
     with pytest.raises(ValueError, match="expected draws"):
         covariance_spectrum(LEFT, RIGHT[1:])
     with pytest.raises(ValueError, match="chains"):

@@ -4,7 +4,6 @@ import torch
 
 from icl.analysis.hessian import (
     estimate_hessian,
-    exact_hessian,
     hessian_table,
     hessian_vector_product,
     hutchinson_trace,
@@ -35,7 +34,6 @@ def test_everything_equals_the_dense_hessian_of_a_small_transformer():
     loss, point = regression_loss(model, xs, ys)
     dense = torch.autograd.functional.hessian(loss, point)
     assert isinstance(dense, torch.Tensor)
-    torch.testing.assert_close(exact_hessian(loss, point), dense)
     eigenvalues = np.linalg.eigvalsh(dense.numpy())
     largest = eigenvalues[np.argsort(-np.abs(eigenvalues))][:4]
     values, vectors = top_eigenvalues(hessian_vector_product(loss, point), point, 4, tolerance=1e-8)

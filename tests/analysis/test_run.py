@@ -16,12 +16,13 @@ from icl.analysis.run import (
     load_model,
     table_path,
 )
-from icl.analysis.tables import read_table, write_table
+from icl.analysis.tables import read_table
 from icl.checkpoints import Checkpoints
 from icl.commands.analyse import analyse_command
 from icl.config import ConfigError, TrainingConfig
 from icl.model import InContextRegressionTransformer
 from icl.storage import LocalStore
+from icl.storage.files import write_table
 
 STEPS = (0, 7, 100, 2_000)
 SETTINGS = DataSettings(validation_size=23)

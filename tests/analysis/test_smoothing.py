@@ -5,7 +5,6 @@ from scipy.ndimage import gaussian_filter1d
 from icl.analysis.smoothing import (
     gaussian_kernel,
     local_scatter,
-    resample_by_arc_length,
     sigma_ramp,
     variable_gaussian_filter,
 )
@@ -51,22 +50,6 @@ def test_ramp_between_its_ends(scale, middle):
     np.testing.assert_allclose(sigmas[200:], 9.0)
     assert sigmas[120] == pytest.approx(middle)
     assert (np.diff(sigmas) >= 0).all()
-
-
-def test_arc_length_gives_equal_chords_of_a_circle_run_at_varying_speed():
-    angle = np.linspace(0, 1, 5001) ** 3 * np.pi
-    points, index = resample_by_arc_length(np.stack((np.cos(angle), np.sin(angle)), axis=1), 11)
-    chords = np.linalg.norm(np.diff(points, axis=0), axis=1)
-    np.testing.assert_allclose(chords, 2 * np.sin(np.pi / 20), rtol=1e-4)
-    np.testing.assert_allclose(index, 5000 * np.linspace(0, 1, 11) ** (1 / 3), atol=1.0)
-
-
-def test_arc_length_ignores_pauses():
-    curve = np.array([[0.0, 0], [1, 0], [1, 0], [1, 0], [2, 0]])
-    points, _ = resample_by_arc_length(curve, 5)
-    np.testing.assert_allclose(points[:, 0], [0, 0.5, 1, 1.5, 2])
-    with pytest.raises(ValueError, match="length zero"):
-        resample_by_arc_length(np.ones((4, 2)), 3)
 
 
 def test_scatter_is_the_root_mean_square_distance_nearby():

@@ -12,7 +12,7 @@ from icl.config.sweeps import expand, load_sweep
 from icl.estimation import LLCConfig
 from icl.model import initial_parameters
 from icl.sampling import PRESETS, PUBLISHED
-from icl.sampling.calibration import Grid
+from icl.sampling.calibration import SearchGrid
 from icl.sampling.presets import preset_override
 from icl.storage import LocalStore
 
@@ -40,7 +40,7 @@ parameters:
       init_seed: {value: 3}
 """
 BUDGET = Budget(chains=2, burnin=3, draws=9)
-GRID = Grid((1e-5, 1e-4), (10.0,), (5.0, 20.0))
+GRID = SearchGrid((1e-5, 1e-4), (10.0,), (5.0, 20.0))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_an_interrupted_search_goes_on_and_another_budget_starts_afresh(sweep, t
 
 
 def test_by_default_four_checkpoints_are_searched_and_unknown_ones_are_refused(sweep, tmp_path):
-    grid = Grid((1e-5,), (10.0,), (5.0,))
+    grid = SearchGrid((1e-5,), (10.0,), (5.0,))
     found = calibrate_command(sweep, 0, [], [], grid, Budget(1, 0, 4), tmp_path / "out")
     assert sorted(found.table["step"].unique()) == [0, 3, 20, 59]
     with pytest.raises(ConfigError, match="no checkpoint at step 8"):

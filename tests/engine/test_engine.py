@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from icl.engine import choose_path, loss_and_grad, make_loss_and_grad
+from icl.engine import choose_path, loss_and_grad
 from icl.model import (
     TransformerShape,
     flatten,
@@ -124,7 +124,7 @@ def test_reference_equals_the_untrimmed_model(shape):
 @SHAPES
 @pytest.mark.parametrize("batch", [1, 19])
 def test_native_equals_float64_to_rounding(shape, batch):
-    run = make_loss_and_grad(shape, native="require", threads=1)
+    run = choose_path(shape, native="require", threads=1).run
     for examples in {shape.max_examples, (shape.max_examples + 1) // 2}:
         inputs = problem(shape, batch, examples)
         assert Conditioned.of(shape, *inputs).faults(*run(*inputs)) == []
@@ -146,7 +146,7 @@ def test_a_factor_wrong_by_a_thousandth_in_any_one_parameter_is_more_than_roundi
 @needs_compiler
 def test_native_at_the_training_batch_is_within_1e_6_of_float64():
     inputs = problem(PAPER, 256, 8)
-    losses, gradient = make_loss_and_grad(PAPER, native="require", threads=1)(*inputs)
+    losses, gradient = choose_path(PAPER, native="require", threads=1).run(*inputs)
     exact_losses, exact_gradient = textbook(PAPER, *inputs)
     torch.testing.assert_close(losses.double(), exact_losses, rtol=1e-6, atol=0)
     for name, exact in unflatten(PAPER, exact_gradient).items():
@@ -177,16 +177,16 @@ def test_predictions_equal_float64_to_rounding(shape, batch, native):
 @pytest.mark.parametrize("batch", [3, 131, 257])
 def test_bits_do_not_depend_on_threads(batch):
     flat, xs, ys = problem(PRIME, batch, 5)
-    alone = make_loss_and_grad(PRIME, native="require", threads=1)(flat, xs, ys)
+    alone = choose_path(PRIME, native="require", threads=1).run(flat, xs, ys)
     for threads in (2, 3, 11):
-        together = make_loss_and_grad(PRIME, native="require", threads=threads)(flat, xs, ys)
+        together = choose_path(PRIME, native="require", threads=threads).run(flat, xs, ys)
         assert torch.equal(alone[0], together[0])
         assert torch.equal(alone[1], together[1])
 
 
 @needs_compiler
 def test_one_callable_serves_several_python_threads():
-    run = make_loss_and_grad(PRIME, native="require", threads=1)
+    run = choose_path(PRIME, native="require", threads=1).run
     problems = [problem(PRIME, 61, 5, seed) for seed in range(4)]
     alone = [run(*each)[1] for each in problems]
     together: list[Tensor] = [torch.empty(0)] * len(problems)
@@ -206,7 +206,7 @@ def test_one_callable_serves_several_python_threads():
 @needs_compiler
 def test_batch_of_copies_has_the_loss_and_gradient_of_one():
     flat, xs, ys = problem(PRIME, 1, 5)
-    run = make_loss_and_grad(PRIME, native="require", threads=1)
+    run = choose_path(PRIME, native="require", threads=1).run
     one, many = run(flat, xs, ys), run(flat, xs.expand(37, -1, -1), ys.expand(37, -1, -1))
     torch.testing.assert_close(one[0], many[0], rtol=1e-5, atol=1e-7)
     torch.testing.assert_close(one[1], many[1], rtol=1e-4, atol=1e-6)
@@ -215,7 +215,7 @@ def test_batch_of_copies_has_the_loss_and_gradient_of_one():
 @needs_compiler
 def test_gradient_is_the_slope_of_the_loss():
     flat, xs, ys = problem(PRIME, 17, 5)
-    run = make_loss_and_grad(PRIME, native="require", threads=1)
+    run = choose_path(PRIME, native="require", threads=1).run
     _, gradient = run(flat, xs, ys)
     direction = gradient / gradient.norm()
     step = 1e-2
@@ -228,7 +228,7 @@ def test_gradient_is_the_slope_of_the_loss():
 @needs_compiler
 def test_unused_parameters_have_zero_gradient():
     flat, xs, ys = problem(PAPER, 5, 3)
-    gradient = unflatten(PAPER, make_loss_and_grad(PAPER, native="require")(flat, xs, ys)[1])
+    gradient = unflatten(PAPER, choose_path(PAPER, native="require").run(flat, xs, ys)[1])
     assert (gradient["position_embedding.weight"][:, 5:] == 0).all()
     assert (gradient["position_embedding.weight"][:, :5] != 0).any(dim=0).all()
     assert (gradient["unembedding.weight"][1:] == 0).all()
@@ -239,7 +239,7 @@ def test_unused_parameters_have_zero_gradient():
 def test_nan_is_passed_on():
     flat, xs, ys = problem(PRIME, 3, 5)
     ys[1, 2] = float("nan")
-    losses, gradient = make_loss_and_grad(PRIME, native="require")(flat, xs, ys)
+    losses, gradient = choose_path(PRIME, native="require").run(flat, xs, ys)
     assert losses.isnan().any()
     assert gradient.isnan().any()
 
@@ -247,7 +247,7 @@ def test_nan_is_passed_on():
 @needs_compiler
 def test_wrong_shapes_are_refused():
     flat, xs, ys = problem(PRIME, 3, 5)
-    run = make_loss_and_grad(PRIME, native="require")
+    run = choose_path(PRIME, native="require").run
     for wrong in [(flat[:-1], xs, ys), (flat, xs[..., :2], ys), (flat, xs, ys[:, :2]), (flat, xs[:0], ys[:0])]:
         with pytest.raises(ValueError, match="expected flat"):
             run(*wrong)
@@ -255,7 +255,7 @@ def test_wrong_shapes_are_refused():
 
 def test_float64_goes_through_the_reference():
     flat, xs, ys = (tensor.double() for tensor in problem(PRIME, 3, 5))
-    for ours, exact in zip(make_loss_and_grad(PRIME)(flat, xs, ys), textbook(PRIME, flat, xs, ys), strict=True):
+    for ours, exact in zip(choose_path(PRIME).run(flat, xs, ys), textbook(PRIME, flat, xs, ys), strict=True):
         torch.testing.assert_close(ours, exact, rtol=1e-9, atol=1e-12)
 
 

@@ -113,7 +113,7 @@ def test_without_a_cluster_the_error_says_how_to_start_one(tmp_path):
 
 def test_an_unknown_executor_is_refused(tmp_path):
     from icl.execution.surroundings import Surroundings
-    from icl.execution.sweep import run_grid
+    from icl.execution.sweep import run_sweep
 
     with pytest.raises(ConfigError, match="--executor must be local, batch"):
-        run_grid("train", [], Surroundings.from_environment({"DEVICE": "cpu"}), None, "slurm")
+        run_sweep("train", [], Surroundings.from_environment({"DEVICE": "cpu"}), None, "slurm")

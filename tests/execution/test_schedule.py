@@ -9,9 +9,9 @@ import time
 import pytest
 from rich.console import Console
 
-from icl.execution.display import grid_display, grid_table, headline
+from icl.execution.display import headline, runs_display, runs_table
 from icl.execution.local import LocalProcess
-from icl.execution.schedule import Ended, GridRun, State, run_all, seconds_left
+from icl.execution.schedule import Ended, ScheduledRun, State, run_all, seconds_left
 
 
 class Scripted:
@@ -50,7 +50,7 @@ def fast_and_fresh(monkeypatch):
 
 
 def runs_of(count):
-    return [GridRun(f"run-{index}", index) for index in range(count)]
+    return [ScheduledRun(f"run-{index}", index) for index in range(count)]
 
 
 @pytest.mark.parametrize(("count", "jobs"), list(itertools.product([1, 2, 7], [1, 3])))
@@ -149,7 +149,7 @@ def test_the_table_shows_what_matters_where_there_is_no_room_for_all():
     runs[50].state, runs[50].reason = State.FAILED, "[red]no memory"
     runs[70].state, runs[70].note = State.RUNNING, "3/7, 5 s left"
     console = Console(width=100, file=io.StringIO())
-    console.print(grid_table(runs, 2, 5))
+    console.print(runs_table(runs, 2, 5))
     text = console.file.getvalue()
     assert "[red]no memory" in text
     assert "3/7, 5 s left" in text
@@ -159,7 +159,7 @@ def test_the_table_shows_what_matters_where_there_is_no_room_for_all():
 def test_away_from_a_terminal_each_event_is_a_line_and_the_end_a_table(capsys):
     runs = runs_of(2)
     bad = {1: Ended(False, "no memory")}
-    with grid_display(1, Console(width=100)) as show:
+    with runs_display(1, Console(width=100)) as show:
         run_all(runs, lambda run: Scripted(2, bad.get(run.index, Ended(True))), 1, show)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:4] == ["[0] run-0 running", "[0] run-0 done", "[1] run-1 running", "[1] run-1 failed: no memory"]

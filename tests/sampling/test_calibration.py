@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from icl.sampling import PUBLISHED, SamplerConfig
-from icl.sampling.calibration import Cell, Grid, Subject, calibrate, cell_config, conclude, with_constants_of
+from icl.sampling.calibration import Cell, SearchGrid, Subject, calibrate, cell_config, conclude, with_constants_of
 from icl.sampling.objective import ModuleObjective
 from icl.streams import Stream
 
@@ -38,7 +38,7 @@ def cell(epsilon=1e-4, gamma=1.0, nbeta=10.0, llc=5.0, mcse=0.05, healthy=True, 
 
 
 def grid_of(estimate, healthy=lambda e, g, b: True, steps=(0,)) -> list[Cell]:
-    cells = Grid((1e-5, 1e-4, 1e-3), (1.0, 10.0, 100.0), (10.0, 100.0)).cells()
+    cells = SearchGrid((1e-5, 1e-4, 1e-3), (1.0, 10.0, 100.0), (10.0, 100.0)).cells()
     return [
         cell(e, g, b, llc=estimate(e, g, b), healthy=healthy(e, g, b), step=step) for step in steps for e, g, b in cells
     ]
@@ -87,7 +87,7 @@ def test_the_choice_does_not_depend_on_the_scale_of_the_estimates_and_presets_ta
 def test_a_search_samples_every_cell_and_the_presets_and_goes_on_where_it_was_stopped():
     base = SamplerConfig(num_chains=4, num_draws=200, num_burnin_steps=100, sampling_method="langevin", init_seed=0)
     subject = Subject(ModuleObjective(linear(), squares), [INPUTS], reference_loss=10.0)
-    grid = Grid((1e-3, 4e-3), (5.0,), (30.0, 60.0))
+    grid = SearchGrid((1e-3, 4e-3), (5.0,), (30.0, 60.0))
     made: list[Cell] = []
     found = calibrate({0: subject}, base, grid, {"published": PUBLISHED}, record=made.append)
     assert [cell.setting for cell in made] == [""] * 4 + ["published"]
@@ -111,4 +111,4 @@ def test_a_cell_replaces_the_constants_of_its_base_and_keeps_the_budget():
     with pytest.raises(ValueError, match="pilot"):
         with_constants_of(SamplerConfig(), SamplerConfig())
     with pytest.raises(ValueError, match="at least one value"):
-        Grid(epsilons=()).cells()
+        SearchGrid(epsilons=()).cells()

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from icl.config import ConfigError
 from icl.sampling import AUTOMATIC, CALIBRATED, PUBLISHED, SamplerConfig
-from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical, to_scales
+from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical
 
 positive = st.floats(1e-8, 1e8)
 
 
 @given(positive, positive, positive)
-def test_the_two_parametrisations_are_inverse_to_each_other(epsilon, gamma, nbeta):
-    back = to_physical(to_scales(Physical(epsilon, gamma, nbeta)))
+def test_the_conversion_is_the_inverse_of_the_sampler_s_formulas(epsilon, gamma, nbeta):
+    back = to_physical(Scales(epsilon * nbeta / 2, epsilon * gamma / 2, epsilon))
     assert (back.epsilon, back.gamma, back.nbeta) == pytest.approx((epsilon, gamma, nbeta), rel=1e-12)
 
 

@@ -69,6 +69,18 @@ def test_reading_leaves_out_a_torn_line(tmp_path):
     assert read_metrics(tmp_path / "absent") == []
 
 
+def test_a_line_torn_in_the_middle_costs_its_own_row_alone(tmp_path):
+    record(tmp_path, 0, 5).finish()
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2][:9] + b"\n"
+    path.write_bytes(b"".join([*lines, b'{"no": "step"}\n']))
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 3, 4]
+    record(tmp_path, 4, 6).finish()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 3, 4, 5]
+    assert len(path.read_bytes().splitlines()) == 5
+
+
 def test_several_rows_of_one_step_are_kept_together(tmp_path):
     tracker = LocalTracker(tmp_path)
     for step, name in [(1, "a"), (2, "a"), (2, "b"), (3, "a")]:

@@ -1,0 +1,103 @@
+"""`icl config`: every setting with its type, its default and what it means."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from types import UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from icl.config import ConfigError, Settings, TrainingConfig
+from icl.estimation import LLCConfig
+
+COMMANDS: Mapping[str, type[Settings]] = {"train": TrainingConfig, "llc": LLCConfig}
+_BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+
+
+class Setting(NamedTuple):
+    """One setting: its dotted key and its default as `--set key=default` takes them, its type, and what it means."""
+
+    key: str
+    default: str
+    type: str
+    meaning: str
+
+
+def config_command(command: str | None, words: Sequence[str], console: Console | None = None) -> None:
+    """Print the settings of `icl train`, of `icl llc` or of both, for people on a terminal, one a line elsewhere.
+
+    Args:
+        command: "train" or "llc"; None for both.
+        words: only settings whose key holds one of these; all by default.
+
+    Raises:
+        ConfigError: there is no such command, or no key holds one of the words.
+    """
+    console = console or Console()
+    for setting in chosen_settings(command, words):
+        if console.is_terminal:
+            console.print(Text.assemble((setting.key, "bold"), " = ", (setting.default, "cyan")))
+            meaning = Text.assemble(setting.meaning, (f" ({setting.type})", "dim"))
+            console.print(Padding(meaning, (0, 0, 0, 4), expand=False))
+        else:
+            line = f"{setting.key}={setting.default}  {setting.meaning} ({setting.type})"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def chosen_settings(command: str | None, words: Sequence[str]) -> list[Setting]:
+    """The settings that `config_command` prints."""
+    if command is not None and command not in COMMANDS:
+        raise ConfigError(f"icl config {command}: there is {' and '.join(COMMANDS)}; name a setting after one of them")
+    kinds = COMMANDS.values() if command is None else [COMMANDS[command]]
+    settings = {setting.key: setting for kind in kinds for setting in settings_of(kind)}
+    chosen = [each for key, each in settings.items() if not words or any(word in key for word in words)]
+    if not chosen:
+        raise ConfigError(f"no setting has {' or '.join(words)} in its key; `icl config` prints all")
+    return chosen
+
+
+def settings_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
+    """All settings of a configuration, in the order of its fields; those of a part come in its place."""
+    defaults = kind().model_dump(mode="json")
+    for name, field in kind.model_fields.items():
+        part = field.annotation
+        if isinstance(part, type) and issubclass(part, BaseModel):
+            yield from settings_of(part, f"{prefix}{name}.")
+        else:
+            yield Setting(f"{prefix}{name}", _text(defaults[name]), _bounded_type(field), field.description or "")
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _bounded_type(field: FieldInfo) -> str:
+    """As in "float > 0, < 1 | null"."""
+    kind, null, _ = _type(field.annotation).partition(" | null")
+    bounds = [
+        f"{sign} {getattr(rule, name)}"
+        for rule in field.metadata
+        for name, sign in _BOUNDS.items()
+        if hasattr(rule, name)
+    ]
+    return " ".join([kind, ", ".join(bounds)]).rstrip() + null
+
+
+def _type(annotation: Any) -> str:
+    """A type in the words of a sweep file."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _type(inner[0])
+    if origin is Literal:
+        return " | ".join(map(_text, inner))
+    if origin in (Union, UnionType):
+        return " | ".join(map(_type, inner))
+    if origin is tuple:
+        return f"list of {_type(inner[0])}"
+    if origin is not None:
+        return "mapping"
+    return "null" if annotation is type(None) else annotation.__name__

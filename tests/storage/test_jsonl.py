@@ -1,0 +1,110 @@
+"""Lines that a crash or a disk spoils cost themselves alone."""
+
+import errno
+import json
+import math
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from icl.storage.jsonl import JsonLines, read_json_lines
+
+ROWS = [{"step": step, "loss": math.sin(step) / 3, "name": "λ\n"} for step in range(5)]
+
+
+def file_of(folder, rows=ROWS):
+    path = folder / "rows.jsonl"
+    lines = JsonLines(path, ())
+    for row in rows:
+        lines.append(row)
+    return path
+
+
+def test_rows_come_back_in_order_and_where_there_is_no_file_there_are_none(tmp_path):
+    assert read_json_lines(file_of(tmp_path)) == ROWS
+    assert read_json_lines(tmp_path / "absent.jsonl") == []
+
+
+def test_a_last_line_cut_anywhere_is_passed_over_and_gives_way_to_the_next_row(tmp_path):
+    path = file_of(tmp_path)
+    whole = path.read_bytes()
+    begin = whole[:-1].rindex(b"\n") + 1
+    for cut in range(begin, len(whole)):
+        path.write_bytes(whole[:cut])
+        assert read_json_lines(path) == ROWS[:4]
+        JsonLines(path).append(ROWS[4])
+        assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("spoilt", [b"", b'{"step": 2, "lo', b"\0\0\0\0", b"\xff\xfe", b"3", b"null", b"[" * 100_000])
+def test_a_line_torn_in_the_middle_costs_neither_those_before_it_nor_those_after(tmp_path, spoilt):
+    path = file_of(tmp_path)
+    lines = path.read_bytes().split(b"\n")
+    lines[2] = spoilt
+    path.write_bytes(b"\n".join(lines))
+    rest = [*ROWS[:2], *ROWS[3:]]
+    assert read_json_lines(path) == rest
+    JsonLines(path).append(ROWS[2])
+    assert read_json_lines(path) == [*rest, ROWS[2]]
+    JsonLines(path, read_json_lines(path))
+    assert len(path.read_bytes().splitlines()) == 5  # the torn one is gone
+
+
+@pytest.mark.parametrize("stage", ["open", "write", "fsync"])
+def test_a_row_that_the_disk_refuses_waits_and_is_written_once(tmp_path, monkeypatch, stage):
+    path = file_of(tmp_path, ROWS[:2])
+    lines = JsonLines(path)
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        if stage == "fsync":
+            patch.setattr(os, "fsync", refuse)
+        else:
+            real = type(path).open
+
+            def part(self, mode):
+                if mode == "rb":
+                    return real(self, mode)
+                if stage == "open":
+                    refuse()
+                with real(self, mode) as file:  # a part of the row gets there
+                    file.seek(0, os.SEEK_END)
+                    file.write(b'{"step": 2, "lo')
+                refuse()
+
+            patch.setattr(type(path), "open", part)
+        for index in (2, 3):
+            with pytest.raises(OSError, match="No space"):
+                lines.append(ROWS[index])
+            assert read_json_lines(path)[:2] == ROWS[:2]
+        assert lines.waiting == 2
+    lines.append(ROWS[4])
+    assert lines.waiting == 0
+    assert read_json_lines(path) == ROWS
+
+
+def test_a_row_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
+    path, synced = file_of(tmp_path, ROWS[:1]), []
+    real = os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), real(fd))[1])
+    lines = JsonLines(path)
+    assert synced == []  # what is there already is not written again
+    lines.append(ROWS[1])
+    assert synced == [str(path)]
+
+
+numbers = st.floats() | st.integers() | st.booleans() | st.none() | st.text()
+
+
+@given(rows=st.lists(st.dictionaries(st.text(), numbers | st.lists(numbers), max_size=3), max_size=4))
+def test_a_row_that_was_read_is_written_as_it_was(tmp_path_factory, rows):
+    path = file_of(tmp_path_factory.mktemp("rows"), rows)
+    before = path.read_bytes()
+    assert len(read_json_lines(path)) == len(rows)
+    assert b"".join(json.dumps(row).encode() + b"\n" for row in read_json_lines(path)) == before
+    JsonLines(path, read_json_lines(path))
+    assert path.read_bytes() == before
