@@ -41,7 +41,7 @@ class Settings(BaseModel):
             return data
         rest = dict(data)
         for name in cls.flattened:
-            own = {key: rest.pop(key) for key in _fields_below(cls, name) if key in rest}
+            own = {key: rest.pop(key) for key in cls._record(name).model_fields if key in rest}
             rest.setdefault(name, own)
         return rest
 
@@ -58,6 +58,22 @@ class Settings(BaseModel):
         for name in self.flattened:
             data = {**data.pop(name, {}), **data}
         return data
+
+    @classmethod
+    def user_fields(cls) -> dict[str, FieldInfo]:
+        """The fields as files hold them: those of a flattened record stand in its place."""
+        found: dict[str, FieldInfo] = {}
+        for name, field in cls.model_fields.items():
+            found |= cls._record(name).model_fields if name in cls.flattened else {name: field}
+        return found
+
+    @classmethod
+    def _record(cls, name: str) -> type[BaseModel]:
+        """The kind of configuration that a flattened field holds."""
+        kind = cls.model_fields[name].annotation
+        assert isinstance(kind, type)
+        assert issubclass(kind, BaseModel)
+        return kind
 
     def decisive(self, *fields: str) -> dict[str, Any]:
         """Plain data of the given fields (all, if none is given) for names and comparisons that outlive new settings."""
@@ -100,26 +116,14 @@ def _one_line(settings: type[Settings], error: ValidationError) -> str:
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """Field names of the record at `path` below `settings`; empty where the path leaves the records."""
     for part in path:
-        field = _fields(settings).get(str(part))
+        field = _user_fields(settings).get(str(part))
         candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         inner = [kind for kind in candidates if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not inner:
             return []
         settings = inner[0]
-    return list(_fields(settings))
+    return list(_user_fields(settings))
 
 
-def _fields(settings: type[BaseModel]) -> dict[str, FieldInfo]:
-    """The fields of a record as a user sees them."""
-    flattened = getattr(settings, "flattened", ())
-    own = {name: field for name, field in settings.model_fields.items() if name not in flattened}
-    for name in flattened:
-        own |= _fields_below(settings, name)
-    return own
-
-
-def _fields_below(settings: type[BaseModel], name: str) -> dict[str, FieldInfo]:
-    inner = settings.model_fields[name].annotation
-    assert isinstance(inner, type)
-    assert issubclass(inner, BaseModel)
-    return inner.model_fields
+def _user_fields(settings: type[BaseModel]) -> dict[str, FieldInfo]:
+    return settings.user_fields() if issubclass(settings, Settings) else dict(settings.model_fields)
