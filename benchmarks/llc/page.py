@@ -33,7 +33,16 @@ def accuracy() -> str:
             *key, f"{row['models']:.0f}", percent(row["median"]), percent(row["p90"]), percent(row["bias"], "+"),
             "" if pd.isna(row["kendall"]) else f"{row['kendall']:.3g}", "" if key[1] == "icl" else percent(row["icl_no_worse"], digits=0),
         ])  # fmt: skip
-    head = ("family", "sampler", "number of models", "median error", "90th percentile", "bias", "Kendall τ", "icl no worse")
+    head = (
+        "family",
+        "sampler",
+        "number of models",
+        "median error",
+        "90th percentile",
+        "bias",
+        "Kendall τ",
+        "icl no worse",
+    )
     return markdown_table(head, rows)
 
 

@@ -14,7 +14,10 @@ HEADLINES = {
     ("training step, B = 256", "native, E = 1, one process"): "training step, one process",
     ("training step, B = 256", "native, E = 10, a worker per core"): "training step per seed, one worker per core",
     ("training step, B = 256", "no compiler, E = 1, one process"): "training step without a compiler, one process",
-    ("training step, B = 256", "no compiler, E = 10, a worker per core"): "training step without a compiler, one worker per core",
+    (
+        "training step, B = 256",
+        "no compiler, E = 10, a worker per core",
+    ): "training step without a compiler, one worker per core",
     ("SGLD step, B = 1024", "native, C = 1"): "SGLD step, one chain",
     ("SGLD step, B = 1024", "native, C = 4"): "SGLD step per chain, four chains",
     ("SGLD step, B = 1024", "native, C = 10"): "SGLD step per chain, ten chains",
@@ -24,12 +27,13 @@ HEADLINES = {
 
 RESULTS_HEAD = """# Speed: all measurements
 
-For readers who want every number behind docs/speed.md. `python -m benchmarks.speed` makes this page from the CSV files here; do not edit it.
+For readers who want every number behind docs/speed.md. `python -m benchmarks.speed` makes this page from the CSV files here; do not edit
+it.
 
-The textbook is a plain PyTorch loop of the same model. In each group of rows the first row is the baseline. All rows of a group are timed by
-turns in one run. A time is the median over rounds. 'Times as fast' is the median of the rounds' ratios, with quartiles in brackets. E is the
-number of seeds trained together, C the number of chains, B the batch size, M the number of tasks. `benchmarks/speed/cases.py` says what each
-row does.
+The textbook is a plain PyTorch loop of the same model. In each group of rows the first row is the baseline. All rows of a group are timed
+by turns in one run. A time is the median over rounds. 'Times as fast' is the median of the rounds' ratios, with quartiles in brackets. E
+is the number of seeds trained together, C the number of chains, B the batch size, M the number of tasks. `benchmarks/speed/cases.py` says
+what each row does.
 """
 
 
