@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.padding import Padding
@@ -60,13 +59,13 @@ def chosen_settings(command: str | None, words: Sequence[str]) -> list[Setting]:
     return chosen
 
 
-def settings_of(kind: type[BaseModel], prefix: str = "") -> Iterator[Setting]:
+def settings_of(kind: type[Settings], prefix: str = "") -> Iterator[Setting]:
     """All settings of a configuration, in the order of its fields; those of a part come in its place."""
     defaults = kind().model_dump(mode="json")
     for name, field in kind.model_fields.items():
         part = field.annotation
-        if isinstance(part, type) and issubclass(part, BaseModel):
-            yield from settings_of(part, f"{prefix}{name}.")
+        if isinstance(part, type) and issubclass(part, Settings):
+            yield from settings_of(part, prefix if name in kind.flattened else f"{prefix}{name}.")
         else:
             yield Setting(f"{prefix}{name}", _text(defaults[name]), _bounded_type(field), field.description or "")
 
