@@ -29,7 +29,11 @@ from icl.sampling.truth import KnownModel, deep_linear, linear_regression, norma
 from icl.storage.files import write_table
 from icl.streams import Stream
 
-QUICK = AUTOMATIC.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
+NUM_SAMPLES = 2**17
+"""n, of nβ = n / log n: the models' losses are those of endless data."""
+
+DEFAULT = AUTOMATIC.model_copy(update={"eval_dataset_size": NUM_SAMPLES})
+QUICK = DEFAULT.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})
 
 
 def random_networks(count: int, layers: tuple[int, int], widths: tuple[int, int], seed: int) -> list[KnownModel]:
@@ -164,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--figures", type=Path, default=Path("figures/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    config = QUICK if options.quick else AUTOMATIC
+    config = QUICK if options.quick else DEFAULT
     models = zoo(options.quick)
     sampled = (
         pd.read_csv(options.output / "estimates.csv") if options.summarise else run(models, config, options.output)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.llc.accuracy import zoo
+from benchmarks.llc.accuracy import NUM_SAMPLES, zoo
 from icl.sampling import AUTOMATIC
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, normal_crossing_at
@@ -29,7 +29,9 @@ def by_length(model: KnownModel, lengths: Sequence[int]) -> list[dict[str, float
     """One row per number of draws."""
     rows = []
     for draws in lengths:
-        config = AUTOMATIC.model_copy(update={"num_draws": draws, "num_chains": CHAINS})
+        config = AUTOMATIC.model_copy(
+            update={"eval_dataset_size": NUM_SAMPLES, "num_draws": draws, "num_chains": CHAINS}
+        )
         result = estimate_llc_of(model.objective(), Inputs([model.batch]), config)
         rows.append({
             "model": model.name, "coefficient": model.coefficient, "draws": draws, "gamma": result.config.localization,

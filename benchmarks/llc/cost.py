@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from benchmarks.llc.accuracy import NUM_SAMPLES
 from benchmarks.llc.devinterp import GRIDS, devinterp_estimate
 from icl.engine import mse_loss
 from icl.model import InContextRegressionTransformer
@@ -87,7 +88,9 @@ def samplers(repetitions: int) -> pd.DataFrame:
     """Processor milliseconds per gradient and chain of icl's default, pilot included, and of devinterp's samplers on the same gradients."""
     rows = []
     for model in (linear_regression(101, 0), deep_linear((23, 28, 25), 6, 0), deep_linear((67, 41, 97, 53), 11, 0)):
-        config = AUTOMATIC.model_copy(update={"num_draws": 500, "num_burnin_steps": 300})
+        config = AUTOMATIC.model_copy(
+            update={"eval_dataset_size": NUM_SAMPLES, "num_draws": 500, "num_burnin_steps": 300}
+        )
         objective = model.objective()
         times: dict[str, list[float]] = {name: [] for name in ("icl", *GRIDS)}
         for _ in range(repetitions):

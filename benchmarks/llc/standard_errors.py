@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
+from benchmarks.llc.accuracy import NUM_SAMPLES
 from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.diagnostics import mcse_of_mean
 from icl.sampling.llc import Inputs, estimate_llc_of
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    config = AUTOMATIC.model_copy(update={"num_draws": options.draws})
+    config = AUTOMATIC.model_copy(update={"eval_dataset_size": NUM_SAMPLES, "num_draws": options.draws})
     rows = []
     for model in models():
         rows.append(coverage(model, config, options.repetitions))

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from icl.checkpoints import Checkpoints
 from icl.estimation.config import LLCConfig
-from icl.estimation.estimate import checkpoints_at_once, estimate_at_checkpoints
+from icl.estimation.estimate import (
+    checkpoints_at_once,
+    estimate_at_checkpoints,
+    finds_localisation,
+    with_localisation,
+    with_one_localisation,
+)
 from icl.sampling import LLCResult
 
 
@@ -27,6 +33,7 @@ def estimate_over_run(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    gamma: float | None = None,
 ) -> int:
     """Estimate at every chosen checkpoint that is not in `done`, recording each as it comes; returns how many are left
     undone. Checkpoints whose chains share a batch come together: a stop loses those under way.
@@ -36,8 +43,17 @@ def estimate_over_run(
         progress: called with (sampling steps done, steps in all), over all checkpoints.
         should_stop: asked at each checkpoint and whenever `progress` is called; an estimate that it cuts short is not
         recorded.
+        gamma: the localisation of the estimates that are done, where the pilot chains found it; None: they find it now, at the last
+        chosen checkpoint, for all of them.
     """
-    todo = [step for step in config.chosen_steps(checkpoints.steps()) if step not in set(done)]
+    chosen = config.chosen_steps(checkpoints.steps())
+    todo = [step for step in chosen if step not in set(done)]
+    if todo and finds_localisation(config):
+        config = (
+            with_one_localisation(config, checkpoints.load(chosen[-1]), device)
+            if gamma is None
+            else with_localisation(config, gamma)
+        )
     size = checkpoints_at_once(config, device)
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     start = 0

@@ -12,7 +12,8 @@ from icl.estimation.config import LLCConfig
 from icl.model import InContextRegressionTransformer
 from icl.sampling import LLCResult, can_share_a_batch, estimate_llcs
 from icl.sampling.chains import chains_that_fit
-from icl.sampling.llc import Inputs, estimate_llc_of
+from icl.sampling.config import SamplerConfig
+from icl.sampling.llc import Inputs, estimate_llc_of, localisation_of
 from icl.sampling.transformer_objective import make_objective
 from icl.streams import Stream
 from icl.tasks import zero_predictor_loss
@@ -49,17 +50,49 @@ def estimate_at_checkpoints(
     Raises:
         ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
     """
-    task = config.training.task_config.resolved().pretrain_task()
-    sampler = config.sampler_config
-    seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
-    sampler = sampler.model_copy(update={"init_seed": seed, "eval_metrics": config.metrics})
-    batches, eval_batches = sampling_batches(task, sampler, seed, device)
+    sampler, inputs = _asked(config, device, progress)
     models = [model_at(config, each, device) for each in weights]
-    inputs = Inputs(batches, eval_batches, zero_predictor_loss(task), progress=progress)
     if len(models) == 1:
         yield estimate_llc_of(make_objective(models[0], mse_loss, sampler), inputs, sampler)
     else:
         yield from estimate_llcs(models, mse_loss, inputs, sampler)
+
+
+def with_one_localisation(
+    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+) -> LLCConfig:
+    """The same with the localisation γ that the pilot chains find at the given weights, where none is given and they look for it.
+
+    Estimates along a run compare only at one γ.
+    """
+    if not finds_localisation(config):
+        return config
+    sampler, inputs = _asked(config, device, None)
+    objective = make_objective(model_at(config, weights, device), mse_loss, sampler)
+    return with_localisation(config, localisation_of(objective, inputs, sampler))
+
+
+def finds_localisation(config: LLCConfig) -> bool:
+    """Whether γ is left to the pilot chains."""
+    return config.sampler_config.step_size is None and config.sampler_config.gamma is None
+
+
+def with_localisation(config: LLCConfig, gamma: float) -> LLCConfig:
+    """The same with this γ."""
+    return config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"gamma": gamma})})
+
+
+def _asked(
+    config: LLCConfig, device: torch.device | str, progress: Callable[[int, int], None] | None
+) -> tuple[SamplerConfig, Inputs]:
+    """The sampler's settings with seed and n given, and the data of an estimate."""
+    task = config.training.task_config.resolved().pretrain_task()
+    sampler = config.sampler_config
+    seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
+    told = {"init_seed": seed, "eval_metrics": config.metrics, "eval_dataset_size": sampler.eval_dataset_size}
+    sampler = sampler.model_copy(update=told)
+    batches, eval_batches = sampling_batches(task, sampler, seed, device)
+    return sampler, Inputs(batches, eval_batches, zero_predictor_loss(task), progress=progress)
 
 
 def hessian_at_checkpoint(

@@ -36,7 +36,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     estimates = Checkpoints(place.store, name)
     with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
         config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
-        done = [row["step"] for row in read_metrics(place.results / name)]
+        rows = read_metrics(place.results / name)
+        done = [row["step"] for row in rows]
         estimates.save_config(config.model_dump(mode="json"))
         # Beside an accelerator several threads of chains would only wait for each other.
         cores = place.threads if place.device.type == "cpu" else 1
@@ -60,6 +61,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
                 left = estimate_over_run(
                     config, checkpoints, done, record, place.device,
                     lambda now, total: update(now, total=total), stopped,
+                    next((row["gamma"] for row in rows if "gamma" in row), None),
                 )  # fmt: skip
             tracker.finish("interrupted" if left else "finished")
         finally:

@@ -2,7 +2,8 @@ r"""The search for constants to which the estimate is insensitive, one setting f
 
 Every cell of a grid over ε, γ and nβ is sampled at every checkpoint with one budget, seed and data. The criterion:
 
-1. A cell is **healthy** at a checkpoint if its verdict is (`icl.sampling.verdict`): no chain lost, in the basin, levelled off, chains
+1. A cell is **healthy** at a checkpoint if no test of its verdict failed (`icl.sampling.verdict`):
+   no chain lost, in the basin, levelled off, chains
    agree, enough draws, not negative, not heated by its batches.
 2. Two cells **agree** if both are healthy and their λ̂ differ by no more than 10 %, or two standard errors of the difference if those are
    more. A cell is insensitive along an axis if it agrees with a neighbour along it; an axis with one value has no say. Insensitivity to ε
@@ -27,7 +28,7 @@ import pandas as pd
 from icl.sampling.config import SamplerConfig
 from icl.sampling.llc import Inputs, LLCResult, estimate_llc_of
 from icl.sampling.objective import Batch, Objective
-from icl.sampling.plan import BatchSource
+from icl.sampling.supply import BatchSource
 
 AGREEMENT = 0.10
 TRACE_POINTS = 100
@@ -187,7 +188,7 @@ def _cell(name: str, step: int, config: SamplerConfig, result: LLCResult) -> Cel
         setting=name, step=step, epsilon=config.step_size, gamma=config.localization, nbeta=config.inverse_temperature,
         llc=result.llc_mean, mcse=result.llc_mcse, rhat=result.llc_rhat, ess=result.llc_ess,
         excess=result.mean_loss - result.init_loss, distance=result.distance, lost=result.num_lost,
-        acceptance=result.control_acceptance, heating=result.noise_heating, healthy=result.verdict.trusted,
+        acceptance=result.control_acceptance, heating=result.noise_heating, healthy=result.verdict.sound,
         verdict=result.verdict.text, draws=tuple(range(0, result.running.shape[1], every)),
         running=tuple(tuple(chain) for chain in result.running[:, ::every].tolist()),
     )  # fmt: skip

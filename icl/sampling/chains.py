@@ -20,8 +20,12 @@ from icl.sampling.noise import shared_noise_blocks
 from icl.sampling.objective import Batch, Objective
 from icl.sampling.plan import Plan, StepData, token_weights_of
 from icl.sampling.sgld import SGLDConfig
+from icl.sampling.stein import TestTerms, test_terms
 
 Progress = Callable[[int, int], None]
+
+ENDLESS = 2**31
+"""Steps for which noise can be asked."""
 
 
 @dataclass(frozen=True)
@@ -32,17 +36,28 @@ class ChainRun:
         losses: (E, N, T) recorded losses.
         batch_losses: (E, N, T) losses on the gradient's batch, at the weights before the update of the draw's step.
         anchor_losses: (E, N, T) the loss of w* on the batch of each draw; (E, N, 0) where it was not asked for.
+        corrections: (E, N) (g_b(w*) − ḡ)·(w − w*), the control variate of each draw's loss; 0 where none was used.
         distances: (E, N) ‖w − w*‖ at each draw.
         lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.
         positions: (E, P) the last weights.
+        mean_positions: (E, P) each chain's mean weights over its draws.
+        stiff, trace, virial, temperature, at_box: (E, D) the terms of the tests of the target, at the D draws where they were taken
+            (`icl.sampling.stein`).
     """
 
     losses: Tensor
     batch_losses: Tensor
     anchor_losses: Tensor
+    corrections: Tensor
     distances: Tensor
     lost_at: Tensor
     positions: Tensor
+    mean_positions: Tensor
+    stiff: Tensor
+    trace: Tensor
+    virial: Tensor
+    temperature: Tensor
+    at_box: Tensor
 
     @property
     def healthy(self) -> Tensor:
@@ -53,47 +68,79 @@ class ChainRun:
         """What those chains left behind."""
         return ChainRun(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
+    def followed_by(self, later: "ChainRun") -> "ChainRun":
+        """This part of the draws and the next as one."""
+        before, after = self.losses.shape[1], later.losses.shape[1]
+        joined = {
+            field.name: torch.cat([getattr(self, field.name), getattr(later, field.name)], dim=1)
+            for field in fields(self)
+            if field.name not in ("lost_at", "positions", "mean_positions")
+        }
+        share = before / (before + after)
+        return ChainRun(
+            **joined,
+            lost_at=torch.where(self.healthy, before + later.lost_at, self.lost_at),
+            positions=later.positions,
+            mean_positions=share * self.mean_positions + (1 - share) * later.mean_positions,
+        )
 
-def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = None) -> ChainRun:
-    """Run one chain per seed, in groups that fit the configured memory, on the configured workers.
+
+class Chains:
+    """Chains that can go on: one per seed, in groups that fit the configured memory, on the configured workers.
 
     Args:
-        seeds: a chain's noise is the stream (seed, "chain/noise"). Where the plan has several w*, the chains of the first come
-            first, and as many of each.
-        progress: called with (steps done, steps in all), both summed over groups.
+        seeds: a chain's noise is the stream (seed, "chain/noise"). Where the plan has several w*, the chains of the first come first, and
+            as many of each.
     """
-    groups = list(_groups(plan, len(seeds)))
-    done = [0] * len(groups)
-    total = len(groups) * plan.config.num_steps
 
-    def run(index: int) -> ChainRun:
-        def tick(step: int) -> None:
-            done[index] = step
-            if progress is not None:
-                progress(sum(done), total)
+    def __init__(self, plan: Plan, seeds: Sequence[int]) -> None:
+        self._plan = plan
+        self._groups = []
+        for chosen in _groups(plan, len(seeds)):
+            indices = torch.tensor(chosen)
+            owners = None
+            if len(plan.anchors) > 1:
+                owners = (indices // (len(seeds) // len(plan.anchors))).to(plan.anchors.device)
+            self._groups.append(_Group(plan, [seeds[i] for i in chosen], indices, owners))
 
-        chosen = groups[index]
-        indices = torch.tensor(chosen)
-        owners = None
-        if len(plan.anchors) > 1:
-            owners = (indices // (len(seeds) // len(plan.anchors))).to(plan.anchors.device)
-        return _run_group(plan, [seeds[i] for i in chosen], indices, owners, tick)
+    def advance(self, draws: int, progress: Progress | None = None) -> ChainRun:
+        """So many more draws of every chain; before the first, the burn-in.
 
-    if plan.config.cores == 1 or len(groups) == 1:
-        alone = getattr(plan.objective, "brings_threads", False)
-        with torch_threads(1 if alone else torch.get_num_threads()):
-            runs = [run(index) for index in range(len(groups))]
-    else:
-        with (
-            torch_threads(1),
-            ThreadPoolExecutor(plan.config.cores, initializer=lambda: torch.set_num_threads(1)) as pool,
-        ):
-            runs = list(pool.map(run, range(len(groups))))
-    # On the host: not every device has the float64 that estimates are made in, and what slices them where the numbers say would be
-    # another graph each time to a lazy one.
-    return ChainRun(
-        **{field.name: torch.cat([getattr(run, field.name) for run in runs]).cpu() for field in fields(ChainRun)}
-    )
+        Args:
+            progress: called with (steps done, steps in all), both summed over groups.
+        """
+        config = self._plan.config
+        groups, done = self._groups, [0] * len(self._groups)
+        total = len(groups) * (draws * config.num_steps_bw_draws + (0 if groups[0].begun else config.num_burnin_steps))
+
+        def run(index: int) -> ChainRun:
+            def tick(step: int) -> None:
+                done[index] = step
+                if progress is not None:
+                    progress(sum(done), total)
+
+            return groups[index].advance(draws, tick)
+
+        if config.cores == 1 or len(groups) == 1:
+            alone = getattr(self._plan.objective, "brings_threads", False)
+            with torch_threads(1 if alone else torch.get_num_threads()):
+                runs = [run(index) for index in range(len(groups))]
+        else:
+            with (
+                torch_threads(1),
+                ThreadPoolExecutor(config.cores, initializer=lambda: torch.set_num_threads(1)) as pool,
+            ):
+                runs = list(pool.map(run, range(len(groups))))
+        # On the host: not every device has the float64 that estimates are made in, and what slices them where the numbers say would be
+        # another graph each time to a lazy one.
+        return ChainRun(
+            **{field.name: torch.cat([getattr(run, field.name) for run in runs]).cpu() for field in fields(ChainRun)}
+        )
+
+
+def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = None) -> ChainRun:
+    """The configured draws of one chain per seed; see `Chains`."""
+    return Chains(plan, seeds).advance(plan.config.num_draws, progress)
 
 
 def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:
@@ -129,46 +176,108 @@ def constants_of(config: SamplerConfig) -> SGLDConfig:
     )
 
 
-def _run_group(
-    plan: Plan, seeds: Sequence[int], indices: Tensor, owners: Tensor | None, tick: Callable[[int], None]
-) -> ChainRun:
-    config, objective = plan.config, plan.objective
-    anchor = plan.anchors.expand(len(seeds), -1) if owners is None else plan.anchors[owners]
-    kernel, constants = KERNELS[config.method], constants_of(config)
-    noises = shared_noise_blocks(seeds, config.num_steps + 1, anchor)
-    assert config.step_size is not None, "run_chains needs a step size; `icl.sampling.tuning` finds one"
-    epsilon = torch.full_like(anchor[:, :1], config.step_size)
-    state = kernel.init(constants, anchor, epsilon, next(noises))
-    token_weights = token_weights_of(plan)
+class _Group:
+    """Chains that move as one tensor."""
 
-    losses, batch_losses, anchor_losses, distances = [], [], [], []
-    for step in range(config.num_steps):
-        data = StepData(plan, step, seeds, owners)
-        loss, gradient = data.losses_and_gradients(state.position, token_weights(step))
-        moved = kernel.step(constants, state, gradient, next(noises))
-        draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
-        if draw >= 0 and between == 0:
-            drawn = state.position if plan.evaluation is None else moved.position
-            batch_losses.append(loss)
-            if plan.evaluation is not None:
-                loss = plan.evaluation.losses(objective, draw, drawn)
-            losses.append(loss)
-            anchor_losses.append(data.anchor_losses_of_draw(draw))
-            distances.append((drawn - anchor).norm(dim=-1))
-            for record in plan.recorders:
-                record(draw, drawn, indices)
-        state = moved
-        end_of_graph(anchor.device)
-        tick(step + 1)
-    trace = torch.stack(losses, dim=1)
-    return ChainRun(
-        losses=trace,
-        batch_losses=torch.stack(batch_losses, dim=1),
-        anchor_losses=torch.stack(anchor_losses, dim=1),
-        distances=torch.stack(distances, dim=1),
-        lost_at=_first_bad(trace, state.position),
-        positions=state.position,
-    )
+    def __init__(self, plan: Plan, seeds: Sequence[int], indices: Tensor, owners: Tensor | None) -> None:
+        config = plan.config
+        assert config.step_size is not None, "chains need a step size; `icl.sampling.tuning` finds one"
+        self._plan, self._seeds, self._indices, self._owners = plan, seeds, indices, owners
+        self._anchor = plan.anchors.expand(len(seeds), -1) if owners is None else plan.anchors[owners]
+        self._kernel, self._constants = KERNELS[config.method], constants_of(config)
+        self._noises = shared_noise_blocks(seeds, ENDLESS, self._anchor)
+        epsilon = torch.full_like(self._anchor[:, :1], config.step_size)
+        self._state = self._kernel.init(self._constants, self._anchor, epsilon, next(self._noises))
+        self._token_weights = token_weights_of(plan)
+        self._step = self._draw = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether any step was done."""
+        return self._step > 0
+
+    def advance(self, draws: int, tick: Callable[[int], None]) -> ChainRun:
+        """So many more draws, after the burn-in if it is still to come."""
+        config = self._plan.config
+        first = self._step
+        last = config.num_burnin_steps + (self._draw + draws) * config.num_steps_bw_draws
+        record = _Record(self._plan, self._anchor)
+        for step in range(first, last):
+            data = StepData(self._plan, step, self._seeds, self._owners)
+            loss, gradient = data.losses_and_gradients(self._state.position, self._token_weights(step))
+            driving = gradient - data.control() if self._plan.control else gradient
+            moved = self._kernel.step(self._constants, self._state, driving, next(self._noises))
+            draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
+            if draw >= 0 and between == 0:
+                self._take(record, draw, step, data, loss, gradient, moved.position)
+                self._draw = draw + 1
+            self._state = moved
+            end_of_graph(self._anchor.device)
+            tick(step + 1 - first)
+        self._step = last
+        return record.run(self._state.position)
+
+    def _take(
+        self, record: "_Record", draw: int, step: int, data: StepData, loss: Tensor, gradient: Tensor, moved: Tensor
+    ) -> None:
+        plan = self._plan
+        drawn = self._state.position if plan.evaluation is None else moved
+        batch_loss = loss
+        if plan.evaluation is not None:
+            loss = plan.evaluation.losses(plan.objective, draw, drawn)
+        record.add(loss, batch_loss, data.anchor_losses_of_draw(draw), drawn)
+        if plan.control and plan.evaluation is None:
+            record.correct((data.control() * (drawn - self._anchor)).sum(dim=-1))
+        if plan.tests is not None and plan.tests.is_due(draw):
+            after = data if plan.constant else StepData(plan, step + 1, self._seeds, self._owners)
+            record.test(
+                test_terms(plan, data, after, self._state, gradient, draw, self._seeds, self._kernel.temperature)
+            )
+        for each in plan.recorders:
+            each(draw, drawn, self._indices)
+
+
+class _Record:
+    """Draws as they come; `run` puts them together."""
+
+    def __init__(self, plan: Plan, anchor: Tensor) -> None:
+        self._plan, self._anchor = plan, anchor
+        self._losses, self._batch_losses, self._anchor_losses = [], [], []
+        self._distances, self._corrections, self._tests = [], [], []
+        self._sum = torch.zeros_like(anchor)
+
+    def add(self, loss: Tensor, batch_loss: Tensor, anchor_loss: Tensor, drawn: Tensor) -> None:
+        self._losses.append(loss)
+        self._batch_losses.append(batch_loss)
+        self._anchor_losses.append(anchor_loss)
+        self._distances.append((drawn - self._anchor).norm(dim=-1))
+        self._sum += drawn
+
+    def correct(self, correction: Tensor) -> None:
+        self._corrections.append(correction)
+
+    def test(self, terms: TestTerms) -> None:
+        self._tests.append(terms)
+
+    def run(self, position: Tensor) -> ChainRun:
+        trace, distances = torch.stack(self._losses, dim=1), torch.stack(self._distances, dim=1)
+        tested = {
+            name: torch.stack([getattr(terms, name) for terms in self._tests], dim=1)
+            if self._tests
+            else distances.new_zeros(len(distances), 0)
+            for name in TestTerms._fields
+        }
+        return ChainRun(
+            losses=trace,
+            batch_losses=torch.stack(self._batch_losses, dim=1),
+            anchor_losses=torch.stack(self._anchor_losses, dim=1),
+            corrections=torch.stack(self._corrections, dim=1) if self._corrections else torch.zeros_like(distances),
+            distances=distances,
+            lost_at=_first_bad(trace, position),
+            positions=position,
+            mean_positions=self._sum / len(self._losses),
+            **tested,
+        )
 
 
 def _first_bad(trace: Tensor, positions: Tensor) -> Tensor:

@@ -1,13 +1,19 @@
 """Measurements that a verdict rests on, besides the chains themselves."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from icl.sampling.chains import ChainRun
 from icl.sampling.config import SamplerConfig
+from icl.sampling.diagnostics import FEW_CHAINS, student_factor
 from icl.sampling.langevin import LangevinConfig, friction_of
+from icl.sampling.objective import Batch
 from icl.sampling.plan import Plan, StepData
+from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio
+from icl.sampling.tuning import effective_step
 from icl.streams import Stream
 
 PROBES = 8
@@ -16,31 +22,33 @@ PROBES = 8
 def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float:
     r"""What the noise of the gradient's batches adds to λ̂, to first order in the step, near a quadratic minimum.
 
-    Gradient noise of covariance C raises the temperature of a direction of curvature λ by ε nβ² C / 4 under SGLD, and by √ε nβ² C / 2η
-    under Langevin dynamics of friction η; each direction contributes half of its temperature to nβ(L − L(w*)):
+    Gradient noise of covariance C raises the temperature of a direction by ε' nβ² C / 4, and each direction contributes half of its
+    temperature to nβ(L − L(w*)):
 
-        (ε nβ² / 8) tr C        (√ε nβ² / 4η) tr C.
+        (ε' nβ² / 8) tr C,        ε' = ε under SGLD,    ε' = ε coth(η√ε / 2) under Langevin dynamics of friction η.
 
-    tr C is measured on PROBES batches at one healthy chain's last position. NaN for the other kernels, which have no such formula, and
-    without a healthy chain.
+    tr C is measured on PROBES batches at one healthy chain's last position, with the control variate if the chain is driven with it. 0 for
+    data that never change. NaN for the other kernels, which have no such formula, and without a healthy chain.
     """
     if len(positions) == 0 or config.step_size is None or config.method not in ("sgld", "langevin"):
         return math.nan
+    if plan.constant:
+        return 0.0
     steps = range(config.num_steps, config.num_steps + PROBES)
     here = positions[:1].to(plan.objective.anchor.device)
-    seed = config.init_seed or 0
-    probes = [StepData(plan, step, [seed]).losses_and_gradients(here, None)[1] for step in steps]
-    gradients = torch.cat(probes).cpu().double()
-    trace = float(gradients.var(dim=0).sum())
-    scale = config.inverse_temperature**2 * trace
-    if config.method == "sgld":
-        return config.step_size * scale / 8
-    constants = LangevinConfig(
-        nbeta=0.0, gamma=config.localization, weight_decay=config.weight_decay, friction=config.friction
-    )
-    return (
-        math.sqrt(config.step_size) * scale / (4 * friction_of(constants)) if friction_of(constants) > 0 else math.nan
-    )
+    probes = []
+    for step in steps:
+        data = StepData(plan, step, [config.init_seed or 0])
+        gradient = data.losses_and_gradients(here, None)[1]
+        probes.append(gradient - data.control() if plan.control else gradient)
+    trace = float(torch.cat(probes).cpu().double().var(dim=0).sum())
+    step = config.step_size
+    if config.method == "langevin":
+        constants = LangevinConfig(
+            nbeta=0.0, gamma=config.localization, weight_decay=config.weight_decay, friction=config.friction
+        )
+        step = effective_step(config.step_size, friction_of(constants))
+    return step * config.inverse_temperature**2 * trace / 8
 
 
 def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -> float:
@@ -60,3 +68,37 @@ def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -
     back = here - there + 0.5 * step * there
     log_ratio = 0.5 * (here.square() - there.square()).sum(-1) + 0.5 * (noise.square() - back.square() / step).sum(-1)
     return float(torch.exp(log_ratio.clamp(max=0.0)).mean())
+
+
+def cost_of_w_star(plan: Plan, run: ChainRun, batches: Sequence[Batch]) -> tuple[Ratio, Ratio]:
+    r"""How much λ̂ loses because w* is not the minimum, in two ways, each with its standard error.
+
+    The loss at the chains' mean weights w̄ against that of w*, jack-knifed over chains, and half of what the gradient at w* promises:
+
+        nβ (L(w*) − L(w̄)),        −nβ ḡ·(w̄ − w*) / 2.
+
+    The first shows a better point, so that it cannot be wrong but by chance. In a curved valley w̄ is a bad point and it says nothing; then
+    the second is left. NaN without enough healthy chains.
+    """
+    nbeta, objective, healthy = plan.config.inverse_temperature, plan.objective, run.healthy
+    means = run.mean_positions[healthy].to(objective.anchor.device)
+    if plan.mean is None or len(means) < 2:
+        return UNKNOWN, UNKNOWN
+    away = (means - plan.anchors[:1]).double().cpu()
+    gradient, doubt = plan.mean.whole[0].double().cpu(), plan.mean.error[0].double().cpu()
+    promised = mean_ratio(-nbeta / 2 * (away @ gradient)[:, None])
+    twin = Ratio(promised.value, math.hypot(promised.error, nbeta / 2 * float(away.mean(dim=0) @ doubt)))
+    count = len(means)
+    if count < FEW_CHAINS:
+        return UNKNOWN, twin
+    middle = means.mean(dim=0)
+    without = (count * middle - means) / (count - 1)
+    places = torch.cat([plan.anchors[:1], middle[None], without])
+    losses = torch.stack([objective.losses(places, batch).double().mean(dim=-1).cpu() for batch in batches])
+    gains = nbeta * (losses[:, :1] - losses[:, 1:])  # (batches, 1 + E)
+    cost, left_out = float(gains[:, 0].mean()), gains[:, 1:].mean(dim=0)
+    spread = math.sqrt((count - 1) / count * float((left_out - left_out.mean()).square().sum()))
+    sampled = float(gains[:, 0].std()) / math.sqrt(len(batches)) if len(batches) > 1 else 0.0
+    if spread < abs(cost):
+        cost = count * cost - (count - 1) * float(left_out.mean())
+    return Ratio(cost, math.hypot(spread, sampled) * student_factor(count - 1)), twin

@@ -23,7 +23,7 @@ class SamplerConfig(Settings):
     underdamped kernel of `icl.sampling.langevin`, whose step size and localisation are found by pilot chains (`icl.sampling.tuning`).
     """
 
-    later = ("kernel_constants",)
+    later = ("kernel_constants", "control_variates", "test_target", "target_error", "max_draws")
 
     sampling_method: str = Field(
         default="auto", description="the kernel; auto: sgld where a step size is given, langevin where none is"
@@ -44,7 +44,7 @@ class SamplerConfig(Settings):
     gamma: float | None = Field(
         default=None,
         ge=0,
-        description="γ, the localisation; null: found together with the step size, or 1 where that is given",
+        description="γ, the localisation; null: by the rule max(1, λ_max / 44100) where the step size is found by pilot chains, else 1",
     )
     nbeta: float | None = Field(
         default=None, ge=0, description="nβ, the effective inverse temperature; null: eval_dataset_size / temperature"
@@ -83,6 +83,23 @@ class SamplerConfig(Settings):
     )
     kernel_constants: dict[str, float] = Field(
         default={}, description="constants of a kernel that have no setting of their own"
+    )
+
+    control_variates: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="take the gradient at w* from each gradient, which quiets mini-batches; auto: where the pilot chains find that it "
+        "pays, never with a given step size",
+    )
+    test_target: bool = Field(
+        default=True, description="spend up to a fifth more gradients on tests of whether the chains sample the target"
+    )
+    target_error: float | None = Field(
+        default=None,
+        gt=0,
+        description="go on past num_draws until the standard error is below this share of the estimate, or below ten times this number",
+    )
+    max_draws: int | None = Field(
+        default=None, ge=1, description="most draws of each chain with target_error; null: four times num_draws"
     )
 
     grad_batch_origin: Literal["infinite-dataset", "eval-dataset"] = Field(

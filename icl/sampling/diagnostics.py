@@ -1,8 +1,8 @@
 r"""Convergence diagnostics of Markov chains: split R-hat, bulk effective sample size, Monte-Carlo standard error.
 
 After Vehtari, Gelman, Simpson, Carpenter & Bürkner, "Rank-normalization, folding, and localization: an improved R-hat"
-(Bayesian Analysis 2021). Autocovariances are combined over chains as in its eq. 10 and cut off by Geyer's initial monotone
-positive sequence.
+(Bayesian Analysis 2021). For the effective sample sizes, autocovariances are combined over chains as in its eq. 10 and cut
+off by Geyer's initial monotone positive sequence. The standard error rests on the chains' own means instead.
 
 Shapes: E chains, N draws.
 """
@@ -33,11 +33,38 @@ def mean_ess(draws: Tensor) -> float:
     return _ess(_split(draws))
 
 
+FEW_CHAINS = 4
+"""From this many chains on, the chains' own means tell the standard error."""
+
+BATCHES = 8
+"""Stretches of draws, over all chains, that tell the standard error where there are fewer chains."""
+
+
 def mcse_of_mean(draws: Tensor) -> float:
-    """Monte-Carlo standard error of the mean of draws (E, N): standard deviation / √ESS, in the units of the draws."""
-    if float(draws.double().std()) == 0.0:
-        return 0.0
-    return float(draws.double().std()) / math.sqrt(mean_ess(draws))
+    r"""Monte-Carlo standard error of the mean of draws (E, N), in the units of the draws.
+
+    From the chains' own means m_c, which are independent whatever the kernel: s/√E · t/2 with s their standard deviation and
+    t the 97.5 % point of Student's law with E − 1 degrees of freedom, so that ± 2 errors is a 95 % interval. An estimate
+    from autocorrelations would assume a reversible chain, which underdamped Langevin dynamics is not
+    (benchmarks/llc/standard_errors.py). Fewer than FEW_CHAINS chains are cut into stretches, whose means take the place of
+    the chains'. NaN if there are too few draws for that.
+    """
+    draws = draws.double()
+    chains, length = draws.shape
+    if chains < FEW_CHAINS:
+        count = -(-BATCHES // chains)
+        if length < 2 * count:
+            return math.nan
+        draws = torch.cat([part.mean(dim=1, keepdim=True) for part in draws.tensor_split(count, dim=1)]).reshape(-1, 1)
+    means = draws.mean(dim=1)
+    return float(means.std()) / math.sqrt(len(means)) * student_factor(len(means) - 1)
+
+
+def student_factor(freedom: int) -> float:
+    """t(97.5 %)/2 of Student's law: what makes ± 2 errors of few independent values a 95 % interval."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, 0.975)) / 2
 
 
 def _split(draws: Tensor) -> Tensor:

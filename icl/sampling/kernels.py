@@ -17,6 +17,7 @@ class Kernel:
         constants: the record of its constants, a subclass of `icl.sampling.sgld.SGLDConfig`.
         init: (constants, w*, ε, noise) -> the state of chains that start at w*.
         step: (constants, state, gradient, noise) -> the state after one update.
+        temperature: state -> the kinetic temperature (E,), 1 for chains that sample the target; None for a kernel without momentum.
         settings: constants that have a setting of their own in `SamplerConfig`, by that setting's name.
     """
 
@@ -24,6 +25,7 @@ class Kernel:
     init: Callable[[Any, Tensor, Tensor, Tensor], Any]
     step: Callable[[Any, Any, Tensor, Tensor], Any]
     settings: Mapping[str, str] = field(default_factory=dict)
+    temperature: Callable[[Any], Tensor] | None = None
 
     @property
     def own_constants(self) -> set[str]:
@@ -33,12 +35,14 @@ class Kernel:
 
 KERNELS: Mapping[str, Kernel] = {
     "sgld": Kernel(sgld.SGLDConfig, sgld.init, sgld.step),
-    "langevin": Kernel(langevin.LangevinConfig, langevin.init, langevin.step, {"friction": "friction"}),
+    "langevin": Kernel(
+        langevin.LangevinConfig, langevin.init, langevin.step, {"friction": "friction"}, langevin.temperature
+    ),
     "rmsprop_sgld": Kernel(
         rmsprop_sgld.RMSPropSGLDConfig,
         rmsprop_sgld.init,
         rmsprop_sgld.step,
         {"decay": "rmsprop_decay", "stability": "rmsprop_stability"},
     ),
-    "sgnht": Kernel(sgnht.SGNHTConfig, sgnht.init, sgnht.step, {"diffusion": "diffusion_factor"}),
+    "sgnht": Kernel(sgnht.SGNHTConfig, sgnht.init, sgnht.step, {"diffusion": "diffusion_factor"}, sgnht.temperature),
 }

@@ -69,3 +69,8 @@ def step(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: 
 def friction_of(config: LangevinConfig) -> float:
     """η as given, or the critical damping of the weakest direction, whose curvature is γ + d."""
     return 2.0 * (config.gamma + config.weight_decay) ** 0.5 if config.friction is None else config.friction
+
+
+def temperature(state: LangevinState) -> Tensor:
+    """The kinetic temperature (E,): the mean square of the momentum in units of its stationary law. 1 for the target."""
+    return state.momentum.square().mean(dim=-1)

@@ -18,18 +18,29 @@ import torch
 from torch import Tensor, nn
 
 from icl.model import InContextRegressionTransformer
-from icl.sampling.chains import Progress, run_chains
-from icl.sampling.checks import noise_heating
+from icl.sampling.chains import ChainRun, Chains, Progress
+from icl.sampling.checks import cost_of_w_star, noise_heating
 from icl.sampling.config import SamplerConfig
+from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
+from icl.sampling.look import chance_level, look_at
 from icl.sampling.objective import Batch, Losses, LossFunction, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
-from icl.sampling.plan import AnchorLosses, BatchSource, Evaluation, Plan, Recorder
+from icl.sampling.plan import AnchorLosses, Evaluation, Plan, Recorder, TestSchedule
 from icl.sampling.presets import AUTOMATIC
 from icl.sampling.result import LLCResult
+from icl.sampling.stein import stride_for
+from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import tune
+from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_target
 
 logger = logging.getLogger(__name__)
+
+CHAIN_BITS = 20
+"""A run's chains have seeds init_seed · 2^20, init_seed · 2^20 + 1, ..."""
+
+MOST_TIMES = 4
+COST_BATCHES = 32
 
 TRACE_BYTES = 2**31
 """What a kept weight trace may take where nobody said: the same everywhere, for it decides which draws are kept."""
@@ -135,10 +146,77 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         logger.info(
             "num_burn_in=%d is ignored, as in the published runs; num_burnin_steps is the burn-in", config.num_burn_in
         )
+    ready = _prepared(objectives, inputs, config)
+    plan, seed, config = ready.plan, ready.seed, ready.plan.config
+    tuned = None
+    if config.step_size is None:
+        tuned = tune(plan, seed)
+        found = {"epsilon": tuned.epsilon, "gamma": tuned.gamma}
+        if tuned.friction is not None:
+            found["friction"] = tuned.friction
+        config = config.model_copy(update={"sampling_method": "langevin", "init_seed": seed, **found})
+        plan = replace(plan, config=config, control=tuned.control)
+    seeds = [chain_seed(seed, chain) for chain in range(config.num_chains)]
+    run = _sampled(plan, seeds * len(objectives), ready.trace is None, inputs.progress)
+    if config.num_init_loss_batches is not None:
+        init = _mean_init_losses(plan.objective, plan.anchors, ready.evaluated, config.num_init_loss_batches)
+        run = replace(run, anchor_losses=init.repeat_interleave(len(seeds), 0)[:, None].expand_as(run.losses))
+    held = _cost_batches(ready)
+    for place, start in enumerate(range(0, len(run.losses), len(seeds))):
+        part = run.of_chains(slice(start, start + len(seeds)))
+        if place > 0:  # in its turn, so that one that cannot be sampled does not cost those before it
+            look_at(objectives[place], ready.first)
+        if not bool(torch.isfinite(part.anchor_losses).all()):
+            raise ValueError("the loss of w* is not finite; the weights given are no minimum of anything")
+        own = replace(
+            plan,
+            objective=objectives[place],
+            anchor_losses=AnchorLosses(objectives[place]),
+            mean=_of_anchor(plan, place),
+        )
+        cost, twin = cost_of_w_star(own, part, held)
+        yield LLCResult(
+            part,
+            config,
+            seed,
+            noise_heating=noise_heating(config, own, part.positions[part.healthy]),
+            reference_loss=chance_level(objectives[place], ready.first)
+            if inputs.reference_loss is None
+            else inputs.reference_loss,
+            cost=cost,
+            twin=twin,
+            tuned=tuned,
+            weights=ready.trace,
+            singular_fluctuation=ready.singular_fluctuation(config.inverse_temperature),
+        )
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """What is made before any sampling."""
+
+    plan: Plan
+    seed: int
+    supply: Supply
+    evaluated: Callable[[int], Batch]
+    first: Batch
+    trace: WeightTrace | None
+    fluctuation: SingularFluctuation | None
+
+    def singular_fluctuation(self, nbeta: float) -> float | None:
+        return None if self.fluctuation is None else self.fluctuation.estimate(nbeta)
+
+
+def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerConfig) -> _Ready:
+    """Look at what was given, and plan the chains."""
     objective, anchors = objectives[0], torch.stack([each.anchor for each in objectives])
     seed = secrets.randbelow(2**31) if config.init_seed is None else config.init_seed
-    source = _as_source(inputs.batches, config.independent_batches)
+    supply = supply_of(inputs.batches, config.independent_batches, seed)
+    config = with_samples(config, supply)
+    source = supply.source
     evaluated = _evaluation_batches(config, source, inputs.eval_batches)
+    first, second = two_batches(supply, config.independent_batches, seed)
+    look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
     plan = Plan(
         config,
@@ -148,33 +226,97 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         _evaluation(config, evaluated, inputs.eval_batches),
         pair=config.num_init_loss_batches is None,
         recorders=(*inputs.recorders, *(recorder for recorder in (trace, fluctuation) if recorder is not None)),
+        constant=supply.constant,
     )
-    tuned = None
-    if config.step_size is None:
-        tuned = tune(plan, seed)
-        config = config.model_copy(
-            update={"sampling_method": "langevin", "epsilon": tuned.epsilon, "gamma": tuned.gamma, "init_seed": seed}
+    plan = _with_gradients_of_w_star(plan, supply, seed)
+    return _Ready(plan, seed, supply, evaluated, first, trace, fluctuation)
+
+
+def localisation_of(objective: Objective, inputs: Inputs, config: SamplerConfig) -> float:
+    """γ as the pilot chains find it at one model (`icl.sampling.tuning`), for a run that keeps one γ at all its checkpoints."""
+    ready = _prepared([objective], inputs, config)
+    return tune(ready.plan, ready.seed).gamma
+
+
+def chain_seed(seed: int, chain: int) -> int:
+    """The seed of a chain's noise: chains of different runs share none."""
+    return (seed << CHAIN_BITS) + chain
+
+
+def with_samples(config: SamplerConfig, supply: Supply) -> SamplerConfig:
+    """The settings with n from the data, where n decides nβ and the user has not said it.
+
+    Raises:
+        ValueError: neither the data nor the user tells n.
+    """
+    decides = config.nbeta is None and config.gradient_scale is None
+    if not decides or "eval_dataset_size" in config.model_fields_set:
+        return config
+    if supply.num_samples is None:
+        raise ValueError(
+            "nbeta = n / log n needs n, the number of training samples, and these batches do not tell it; give eval_dataset_size=n "
+            "or nbeta in the SamplerConfig, or pass a sized DataLoader or a list of batches"
         )
-        plan = replace(plan, config=config)
-    seeds = [seed + chain for chain in range(config.num_chains)]
-    run = run_chains(plan, seeds * len(objectives), inputs.progress)
-    if config.num_init_loss_batches is not None:
-        init = _mean_init_losses(objective, anchors, evaluated, config.num_init_loss_batches)
-        run = replace(run, anchor_losses=init.repeat_interleave(len(seeds), 0)[:, None].expand_as(run.losses))
-    for start in range(0, len(run.losses), len(seeds)):
-        part = run.of_chains(slice(start, start + len(seeds)))
-        if not bool(torch.isfinite(part.anchor_losses).all()):
-            raise ValueError("the loss of w* is not finite; the weights given are no minimum of anything")
-        yield LLCResult(
-            part,
-            config,
-            seed,
-            noise_heating=noise_heating(config, plan, part.positions[part.healthy]),
-            reference_loss=inputs.reference_loss,
-            tuned=tuned,
-            weights=trace,
-            singular_fluctuation=None if fluctuation is None else fluctuation.estimate(config.inverse_temperature),
-        )
+    return SamplerConfig.parse({**config.model_dump(exclude_unset=True), "eval_dataset_size": supply.num_samples})
+
+
+def _with_gradients_of_w_star(plan: Plan, supply: Supply, seed: int) -> Plan:
+    """The plan with ḡ and the tests of the target, where either is asked for."""
+    config = plan.config
+    tested = config.test_target and config.eval_loss_fn == "mse"
+    wanted = tested or config.step_size is None or config.control_variates == "on"
+    if not wanted:
+        return plan
+    at_anchor = AnchorGradients(plan.objective, plan.anchors)
+    batch = (lambda index: plan.batches(index, seed)) if config.independent_batches else plan.batches
+    samples = samples_needed(config.inverse_temperature)
+    mean = mean_gradient(at_anchor, supply.everything, batch, config.num_steps, samples)
+    schedule = TestSchedule(stride_for(config.num_chains, plan.constant), seed) if tested else None
+    control = config.control_variates == "on" and not plan.constant
+    return replace(plan, anchor_gradients=at_anchor, mean=mean, tests=schedule, control=control)
+
+
+def _sampled(plan: Plan, seeds: Sequence[int], may_go_on: bool, progress: Progress | None) -> ChainRun:
+    """The configured draws, and more of them while the standard error is above the target."""
+    config = plan.config
+    chains = Chains(plan, seeds)
+    run = chains.advance(config.num_draws, progress)
+    if config.target_error is None or not may_go_on:
+        return run
+    most = config.max_draws or MOST_TIMES * config.num_draws
+    while run.losses.shape[1] < most and not _precise(config, run):
+        more = min(most - run.losses.shape[1], max(run.losses.shape[1] // 2, 1))
+        run = run.followed_by(chains.advance(more, progress))
+    return run
+
+
+def _precise(config: SamplerConfig, run: ChainRun) -> bool:
+    """Whether the standard error is below the target and below what a verdict takes, and the tests of the target have an answer; more
+    draws do not help lost chains."""
+    assert config.target_error is not None
+    result = LLCResult(run, config, 0)
+    if not result.any_healthy or result.num_lost:
+        return True
+    share, mean = config.target_error, abs(result.llc_mean)
+    precise = result.llc_mcse <= min(max(share * mean, 10 * share), max(ERROR_SHARE * mean, LEAST_ERROR))
+    return precise and all(finding.outcome != "not tested" for finding in judge_target(result.evidence))
+
+
+def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:
+    """ḡ of one of several w*."""
+    mean = plan.mean
+    if mean is None:
+        return None
+    own = slice(place, place + 1)
+    return MeanGradient(mean.whole[own], (mean.halves[0][own], mean.halves[1][own]), mean.gradients)
+
+
+def _cost_batches(ready: _Ready) -> Sequence[Batch]:
+    """The batches on which the loss at the chains' mean is compared with that of w*."""
+    everything = ready.supply.everything
+    if everything is not None and len(everything) <= COST_BATCHES:
+        return everything
+    return [ready.evaluated(index) for index in range(COST_BATCHES)]
 
 
 def _weight_trace(config: SamplerConfig, objective: Objective) -> WeightTrace | None:
@@ -194,18 +336,6 @@ def _fluctuation(
     if of_samples is None:
         raise ValueError("the metric 'singular-fluctuation' needs sample_objective, with one loss per sample")
     return SingularFluctuation(of_samples, evaluated(0), config.num_chains)
-
-
-def _as_source(batches: BatchSource | Iterable[Batch], independent: bool) -> BatchSource:
-    """A callable as it is; an iterable, held as a list and cycled (from a place given by the chain's seed, if independent)."""
-    if callable(batches):
-        return batches
-    held = list(batches)
-    if not held:
-        raise ValueError("batches is empty; give at least one batch")
-    if independent:
-        return lambda step, seed: held[(step + seed) % len(held)]
-    return lambda step: held[step % len(held)]
 
 
 def _evaluation(
@@ -239,7 +369,8 @@ def _evaluation_batches(
         return (lambda index: source(index, config.init_seed or 0)) if config.independent_batches else source
     if callable(eval_batches):
         return eval_batches
-    return lambda index: eval_batches[index % len(eval_batches)]
+    held = list(eval_batches)
+    return lambda index: held[index % len(held)]
 
 
 def _mean_init_losses(objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int) -> Tensor:

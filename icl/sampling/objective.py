@@ -58,9 +58,11 @@ class ModuleObjective:
         include, exclude: patterns of parameter names (`icl.sampling.patterns`).
         vectorise: run all chains in one call by `torch.func.vmap`; None decides by device and size.
 
+    Parameters with `requires_grad=False` stay at w*. Parameters of several floating types are sampled in the widest of them.
+
     Raises:
-        ValueError: the module has active dropout or a batch norm in training mode (random or batch-dependent weights have no w*), a frozen
-            or integer parameter is the only one selected, or a pattern matches nothing.
+        ValueError: the module has active dropout or a batch norm in training mode (random or batch-dependent weights have no
+            w*), a selected parameter is complex, every selected parameter is frozen, or a pattern matches nothing.
     """
 
     def __init__(
@@ -76,8 +78,20 @@ class ModuleObjective:
         self._copies = threading.local()
         self._loss_fn = loss_fn
         parameters = {name: value.detach() for name, value in model.named_parameters()}
-        names = select(parameters, include, exclude)
+        trained = {name for name, value in model.named_parameters() if value.requires_grad}
+        names = [name for name in select(parameters, include, exclude) if name in trained]
+        if not names:
+            raise ValueError(
+                "every selected parameter is frozen (requires_grad=False), so there is nothing to sample; "
+                "call requires_grad_(True) on what the estimate is about"
+            )
+        complex_ones = [name for name in names if parameters[name].is_complex()]
+        if complex_ones:
+            raise ValueError(f"the parameter {complex_ones[0]} is complex; only real parameters can be sampled")
         self._sizes = {name: parameters[name].shape for name in names}
+        self._types = {name: parameters[name].dtype for name in names}
+        # What rounding does to the loss, relative to it.
+        self.resolution = max(torch.finfo(kind).eps for kind in self._types.values())
         self._frozen = {name: value for name, value in parameters.items() if name not in self._sizes}
         self._buffers = {name: value.detach() for name, value in model.named_buffers()}
         self.anchor = torch.cat([parameters[name].reshape(-1) for name in names]).clone()
@@ -122,19 +136,32 @@ class ModuleObjective:
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_()
             losses = self._losses_of(leaf, batch)
+            if not losses.requires_grad:
+                raise ValueError(
+                    "the loss does not depend on the sampled weights; loss_fn must run the model through its argument `predict`, "
+                    "without detaching the output"
+                )
             (gradient,) = torch.autograd.grad(_drive(losses, token_weights), leaf)
         return losses.detach(), gradient
 
     def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
         pieces = flat.split([size.numel() for size in self._sizes.values()])
-        weights = {name: piece.view(size) for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)}
+        weights = {
+            name: piece.view(size).to(self._types[name])
+            for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)
+        }
         # A forward pass that writes to a buffer writes to a copy: neither the user's module nor another chain sees it.
         buffers = {name: value.clone() for name, value in self._buffers.items()}
 
         def predict(*inputs: Any, **keywords: Any) -> Any:
             return functional_call(self._module(), {**self._frozen, **buffers, **weights}, inputs, keywords)
 
-        return self._loss_fn(predict, batch).reshape(-1)
+        losses = self._loss_fn(predict, batch)
+        if not isinstance(losses, Tensor):
+            raise ValueError(
+                f"loss_fn returned a {type(losses).__name__}; it must return a tensor: a scalar, or a loss per token"
+            )
+        return losses.reshape(-1)
 
     def _module(self) -> nn.Module:
         """The module for this thread: `functional_call` puts the chain's weights into it for the length of the call, so that two threads

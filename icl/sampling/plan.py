@@ -3,7 +3,7 @@
 Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from icl.devices import same_graph_each_step
 from icl.sampling.config import SamplerConfig
+from icl.sampling.control import AnchorGradients, MeanGradient
 from icl.sampling.objective import Batch, Objective
+from icl.sampling.supply import BatchSource, num_samples
 from icl.streams import Stream
 
-BatchSource = Callable[..., Batch]
 Recorder = Callable[[int, Tensor, Tensor], None]
 """(draw, positions (E, P), chain indices (E,)) -> None, called at every draw."""
 
@@ -50,14 +51,6 @@ class Evaluation:
         return losses
 
 
-def num_samples(batch: Batch) -> int:
-    """Samples of a batch: the first size of its first tensor. 1 for other kinds of batch, which then all weigh the same."""
-    if isinstance(batch, Mapping):
-        batch = tuple(batch.values())
-    first = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    return len(first) if isinstance(first, Tensor) and first.ndim > 0 else 1
-
-
 class AnchorLosses:
     """Batch -> losses (C, T) of every w*; the last batch is remembered, so that data which never change cost one evaluation.
 
@@ -79,6 +72,22 @@ class AnchorLosses:
 
 
 @dataclass(frozen=True)
+class TestSchedule:
+    """At which draws the tests of the target are taken: one in every `stride` draws, at a place of the stride that is drawn.
+
+    A fixed place would meet the same few batches of a cycle again and again.
+    """
+
+    stride: int
+    seed: int
+
+    def is_due(self, draw: int) -> bool:
+        """Whether draw number `draw` is tested; a pure function."""
+        stretch, place = divmod(draw, self.stride)
+        return place == int(Stream(self.seed, "test-places").integers(stretch, self.stride, (1,)))
+
+
+@dataclass(frozen=True)
 class Plan:
     """All that one group of chains needs besides its seeds.
 
@@ -86,6 +95,10 @@ class Plan:
         batches: step -> batch; (step, seed) -> batch where chains see independent batches.
         evaluation: where a draw's loss is taken; None: on the gradient's batch, at the weights before the update.
         pair: also take the loss of w* on the batch of every draw.
+        constant: whether every step meets the same batch.
+        anchor_gradients, mean: the gradients of w* on batches, and their mean ḡ (`icl.sampling.control`).
+        control: whether the chains are driven by the gradient with its control variate.
+        tests: when the tests of the target are taken (`icl.sampling.stein`); None: never.
     """
 
     config: SamplerConfig
@@ -95,6 +108,11 @@ class Plan:
     evaluation: Evaluation | None = None
     pair: bool = True
     recorders: tuple[Recorder, ...] = ()
+    constant: bool = False
+    anchor_gradients: AnchorGradients | None = None
+    mean: MeanGradient | None = None
+    control: bool = False
+    tests: TestSchedule | None = None
 
     @property
     def anchors(self) -> Tensor:
@@ -130,7 +148,7 @@ class StepData:
 
     def anchor_losses(self) -> Tensor:
         """Losses (E, T) of w* on this step's data."""
-        return self._of_each_chain(torch.cat([self._plan.anchor_losses(batch) for batch in self._batches]))
+        return self.of_each_chain(torch.cat([self._plan.anchor_losses(batch) for batch in self._batches]))
 
     def anchor_losses_of_draw(self, draw: int) -> Tensor:
         """Losses (E, T) of w* where the draw's loss was taken; (E, 0) if they are not asked for."""
@@ -138,11 +156,27 @@ class StepData:
         if not self._plan.pair:
             return objective.anchor.new_zeros(self._chains, 0)
         if self._plan.evaluation is not None:
-            return self._of_each_chain(self._plan.evaluation.anchor_losses(objective, draw, self._plan.anchors))
+            return self.of_each_chain(self._plan.evaluation.anchor_losses(objective, draw, self._plan.anchors))
         return self.anchor_losses()
 
-    def _of_each_chain(self, losses: Tensor) -> Tensor:
-        return losses.expand(self._chains, -1) if self._owners is None else losses[self._owners]
+    def anchor_gradients(self) -> Tensor:
+        """Gradients (E, P) of w* on this step's data."""
+        at_anchor = self._plan.anchor_gradients
+        assert at_anchor is not None
+        if len(self._batches) == 1:
+            return self.of_each_chain(at_anchor(self._batches[0]))
+        # Every chain has a batch of its own, and there is one w*.
+        return torch.cat([at_anchor(batch) for batch in self._batches])
+
+    def control(self) -> Tensor:
+        """g_b(w*) − ḡ (E, P): the control variate of this step's gradient."""
+        mean = self._plan.mean
+        assert mean is not None
+        return self.anchor_gradients() - self.of_each_chain(mean.whole)
+
+    def of_each_chain(self, values: Tensor) -> Tensor:
+        """Values (C, ...) of every w*, for each chain (E, ...)."""
+        return values.expand(self._chains, -1) if self._owners is None else values[self._owners]
 
 
 def token_weights_of(plan: Plan) -> Callable[[int], Tensor | None]:

@@ -15,8 +15,9 @@ from icl.sampling.checks import control_acceptance
 from icl.sampling.config import SamplerConfig
 from icl.sampling.diagnostics import bulk_ess, mcse_of_mean, split_rhat
 from icl.sampling.observables import WeightTrace
+from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio, stiff_ratio
 from icl.sampling.tuning import Tuned
-from icl.sampling.verdict import Verdict, judge
+from icl.sampling.verdict import Evidence, Verdict, judge
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class LLCResult:
         seed: of the first chain; chain i has seed + i.
         noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.checks`).
         reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
+        cost, twin: how much of λ̂ it costs that w* is not the minimum (`icl.sampling.checks.cost_of_w_star`).
         tuned: what the pilot chains found, if they ran.
         weights: w − w* at the draws, where `eval_metrics` asks for weights or covariance.
         singular_fluctuation: ν̂ (`icl.sampling.observables`), where `eval_metrics` asks for it.
@@ -39,6 +41,8 @@ class LLCResult:
     seed: int
     noise_heating: float = 0.0
     reference_loss: float | None = None
+    cost: Ratio = UNKNOWN
+    twin: Ratio = UNKNOWN
     tuned: Tuned | None = None
     weights: WeightTrace | None = None
     singular_fluctuation: float | None = None
@@ -164,7 +168,32 @@ class LLCResult:
             init_loss=self.init_loss,
             reference_loss=self.reference_loss,
             noise_heating=self.noise_heating,
+            evidence=self.evidence,
         )
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """What the tests of the target found."""
+        healthy = self.run.healthy
+        if not self.any_healthy:
+            return Evidence()
+        return Evidence(
+            stiff=stiff_ratio(self.run.stiff[healthy], self.run.trace[healthy]),
+            virial=mean_ratio(self.run.virial[healthy]),
+            temperature=mean_ratio(self.run.temperature[healthy]),
+            at_box=float(self.run.at_box[healthy].mean()) if self.run.at_box.numel() else 0.0,
+            cost=self.cost,
+            twin=self.twin,
+            sensitivity=self.gamma_sensitivity,
+        )
+
+    @cached_property
+    def gamma_sensitivity(self) -> Ratio:
+        """−dλ̂/d log γ = cov(nβ(L − L(w*)), (γ/2)‖w − w*‖²), with its standard error: how far the ball decides, not the model."""
+        away = self.config.localization / 2 * self.distances[self.run.healthy].double().square()
+        excess = self.healthy_excess
+        terms = (excess - excess.mean()) * (away - away.mean())
+        return mean_ratio(terms)
 
     @cached_property
     def control_acceptance(self) -> float:
@@ -200,7 +229,8 @@ class LLCResult:
     @cached_property
     def _token_excess(self) -> Tensor:
         """(E, N, T)"""
-        return self.nbeta * (self.token_loss_trace - self.run.anchor_losses.double())
+        paired = self.token_loss_trace - self.run.anchor_losses.double()
+        return self.nbeta * (paired - self.run.corrections.double()[:, :, None])
 
     def summary(self) -> dict[str, float | str]:
         """One flat row for a table, in the column names of the shipped results; `batch-loss/...` where the metric is asked for."""
@@ -209,8 +239,15 @@ class LLCResult:
             "llc/ess": self.llc_ess, "loss/init": self.init_loss, "loss/mean": self.mean_loss,
             "loss/excess": self.mean_loss - self.init_loss, "noise/heating": self.noise_heating,
             "wbic/mean": self.wbic, "distance": self.distance, "chains/lost": self.num_lost,
-            "acceptance/control": self.control_acceptance, "verdict": self.verdict.text,
+            "acceptance/control": self.control_acceptance, "gamma": self.config.localization,
+            "verdict": self.verdict.text,
         }  # fmt: skip
+        evidence = self.evidence
+        tests = {
+            "test/stiff": evidence.stiff, "test/virial": evidence.virial, "test/minimum": evidence.cost,
+            "gamma/sensitivity": evidence.sensitivity,
+        }  # fmt: skip
+        row |= {name: ratio.value for name, ratio in tests.items() if not math.isnan(ratio.value)}
         if len(self.llc_per_token) > 1:
             row |= {f"llc/mean/{t}": value for t, value in enumerate(self.llc_per_token.tolist())}
         if self.singular_fluctuation is not None:

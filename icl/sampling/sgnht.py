@@ -64,3 +64,8 @@ def step(config: SGNHTConfig, state: SGNHTState, gradient: Tensor, noise: Tensor
     momentum = torch.where(position == moved, momentum, -momentum)
     thermostat = state.thermostat + momentum.square().mean(-1, keepdim=True) - state.epsilon
     return replace(state, position=position, momentum=momentum, thermostat=thermostat)
+
+
+def temperature(state: SGNHTState) -> Tensor:
+    """The kinetic temperature (E,): the mean square of the momentum in units of its stationary law. 1 for the target."""
+    return state.momentum.square().mean(dim=-1) / state.epsilon[..., 0]

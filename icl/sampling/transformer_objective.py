@@ -131,7 +131,8 @@ def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Se
 
 def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
     """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`."""
-    if loss_fn is mse_loss and type(model) is InContextRegressionTransformer:
+    trained = all(value.requires_grad for value in model.parameters())
+    if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained:
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(model, config.include, config.exclude, threads)

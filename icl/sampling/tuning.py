@@ -1,19 +1,21 @@
-r"""Step size and localisation found by pilot chains, by two stated rules; nothing is tuned to a model by hand.
+r"""How to sample, found by pilot chains. The question, nβ and γ, is fixed first and never moved for the sampler's sake.
 
 The potential is U = nβ L + (γ/2)‖w − w*‖². Pilot chains of the underdamped kernel start at w*, and each follows λ_max, the
 largest curvature of U that it meets, by one step of power iteration per step, warm-started from the last. The Hessian times the
 current direction is a difference of two gradients on one batch over the thermal width 1/√λ_max: the curvature that a chain
 feels, not the one at a point.
 
-1. **Step size.** An explicit integrator is stable while h √λ_max < 2; h = SAFETY / √λ_max leaves room for stiffer places. Where
-   gradients are noisy, h is lowered until the noise of the batches heats the chain by no more than NOISE_SHARE of λ̂: noise of
-   covariance C in the gradient of L enters the momentum as h² nβ² C per step and leaves it at the rate 2ηh, which adds
-   (h nβ² / 4η) tr C to λ̂.
-2. **Localisation.** The weakest directions have curvature γ and, critically damped (η = 2√γ), forget in 1/(h√γ) steps. γ is the
-   smallest value that lets a chain forget RELAXATIONS times during its draws: a weaker localisation biases λ̂ less, and cannot
-   be sampled with that many steps.
+1. **Localisation**, if none is given: γ = max(1, λ_max / SOFTEST), to two digits. A direction counts as flat that is SOFTEST
+   times softer than the stiffest one. The rule looks at the model alone, not at noise, step or budget, and a run resolves it
+   once for all its checkpoints.
+2. **Gradient.** On mini-batches the control variate (`icl.sampling.control`) is used where it makes less noise than it costs.
+3. **Step.** An explicit integrator is stable while h √λ_max < 2; h = SAFETY / √λ_max leaves room for stiffer places. Batches of
+   covariance C act on a direction as they would under SGLD of step ε' = h² coth(ηh/2), and add (ε' nβ²/8) tr C to λ̂. Where that
+   is more than NOISE_SHARE of λ̂, or than STIFF_SHARE in the stiff directions, first the friction η grows, then h falls.
 
-Cost: about two gradients per pilot step and chain.
+Cost: about two gradients per pilot step and chain, and a few more on mini-batches.
+
+Shapes: E chains, P sampled parameters.
 """
 
 import math
@@ -27,8 +29,10 @@ from icl.sampling.noise import noise_blocks
 from icl.sampling.plan import Plan, StepData
 
 SAFETY = 0.7
-RELAXATIONS = 10.0
+SOFTEST = 44_100.0
+LEAST_GAMMA = 1.0
 NOISE_SHARE = 0.03
+STIFF_SHARE = 0.05
 PILOT_CHAINS = 4
 MIN_PILOT_STEPS = 300
 FORGET = 0.97
@@ -36,6 +40,9 @@ START_ITERATIONS = 10
 START_GAMMA = 100.0
 LOOSEN = 0.985
 NOISE_EVERY = 10
+REMEMBER = 0.9
+SLOWEST = 1.313
+"""ε'/h² at ηh = 2, the most friction that is asked for: more only slows a chain."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +51,24 @@ class Tuned:
 
     Attributes:
         epsilon: step size ε = h².
+        friction: η; None: critical damping of the localisation.
         gamma: localisation γ.
+        control: whether the control variate pays.
         curvature: λ_max.
-        noise_trace: tr C, the total variance of a batch's gradient (after control variates).
+        noise_trace: tr C, the total variance of a batch's gradient, with the control variate if that is used.
+        plain_noise_trace: tr C without it.
+        llc: λ̂ at the pilot's end, a first guess.
         gradients: gradient evaluations spent.
     """
 
     epsilon: float
+    friction: float | None
     gamma: float
+    control: bool
     curvature: float
     noise_trace: float
+    plain_noise_trace: float
+    llc: float
     gradients: int
 
 
@@ -64,14 +79,12 @@ def tune(plan: Plan, seed: int) -> Tuned:
     seeds = [seed + 7919 * (chain + 1) for chain in range(PILOT_CHAINS)]
     anchor = objective.anchor.expand(PILOT_CHAINS, -1)
     noises = noise_blocks(seeds, steps + 1, anchor, "chain/pilot")
-    # h √γ; with fewer draws than a few relaxations, γ would grow to the largest curvature and beyond.
-    relaxation = min(RELAXATIONS / (config.num_draws * config.num_steps_bw_draws), SAFETY / 4)
     nbeta = config.inverse_temperature
 
-    power = _PowerIteration(nbeta, anchor)
+    power = _PowerIteration(nbeta, anchor, noisy=not plan.constant)
+    noise = _BatchNoise(plan, seeds)
     gamma = START_GAMMA if config.gamma is None else config.gamma
-    largest, noise_trace, llc, spent = 0.0, 0.0, 1.0, 0
-    time = 0.0
+    largest, llc, spent, step_size = 0.0, 1.0, 0, 0.0
     state = langevin.init(langevin.LangevinConfig(nbeta=nbeta), anchor, torch.ones_like(anchor[:, :1]), next(noises))
     for step in range(steps):
         data = StepData(plan, step, seeds)
@@ -86,54 +99,137 @@ def tune(plan: Plan, seed: int) -> Tuned:
         largest = max(largest * (FORGET if step < steps // 2 else 1.0), curvature)
         spent += PILOT_CHAINS * (1 + repeats)
 
-        excess = nbeta * float((losses - data.anchor_losses()).mean())
-        llc = max(0.95 * llc + 0.05 * excess, 1.0) if math.isfinite(excess) else llc
-        if step % NOISE_EVERY == 0:
-            _, other = StepData(plan, step + 1, seeds).losses_and_gradients(state.position, None)
-            fresh = float((other - gradient).square().sum(dim=-1).mean()) / 2
-            noise_trace = fresh if step == 0 else 0.8 * noise_trace + 0.2 * fresh
-            spent += PILOT_CHAINS
+        driving = gradient if plan.constant else gradient - data.control()
+        excess = (losses - data.anchor_losses()).mean(dim=-1)
+        if not plan.constant:
+            excess = excess - (data.control() * (state.position - anchor)).sum(dim=-1)
+            if step % NOISE_EVERY == 0 and step >= steps // 4:
+                spent += noise.observe(step, data, state.position, gradient)
+        now = nbeta * float(excess.mean())
+        llc = max(0.95 * llc + 0.05 * now, 1.0) if math.isfinite(now) else llc
 
-        time = _time_step(largest + gamma, nbeta, noise_trace, llc, relaxation, config.gamma)
+        total = largest + gamma
+        step_size = SAFETY / math.sqrt(total) if plan.constant else _quiet_step(total)
         if config.gamma is None:
             # Loosened slowly: the curvature of a degenerate minimum shows only once the chains have spread out.
-            gamma = max((relaxation / time) ** 2, LOOSEN * gamma)
+            gamma = max(total / SOFTEST, LOOSEN * gamma, LEAST_GAMMA)
         constants = langevin.LangevinConfig(
-            nbeta=nbeta, gamma=gamma, weight_decay=config.weight_decay, bounding_box=config.bounding_box_size
-        )
-        state = langevin.step(
-            constants, replace(state, epsilon=torch.full_like(state.epsilon, time * time)), gradient, next(noises)
-        )
-    return Tuned(time * time, gamma, largest + gamma, noise_trace, spent)
+            nbeta=nbeta, gamma=gamma, weight_decay=config.weight_decay, bounding_box=config.bounding_box_size,
+            friction=None if plan.constant else 2.0 / step_size,
+        )  # fmt: skip
+        size = torch.full_like(state.epsilon, step_size**2)
+        state = langevin.step(constants, replace(state, epsilon=size), driving, next(noises))
+
+    if config.gamma is None:
+        gamma = localisation_for(largest)
+    total = largest + gamma
+    control = not plan.constant and config.control_variates != "off" and (
+        config.control_variates == "on" or noise.plain > (1 + _cost_of_control(plan)) * noise.controlled
+    )  # fmt: skip
+    trace, stiff = (noise.controlled, noise.stiff_controlled) if control else (noise.plain, noise.stiff_plain)
+    epsilon, friction = _chosen_step(total, gamma + config.weight_decay, nbeta, llc, trace, stiff)
+    return Tuned(epsilon, friction, gamma, control, total, trace, noise.plain, llc, spent)
 
 
-def _time_step(
-    curvature: float, nbeta: float, noise_trace: float, llc: float, relaxation: float, gamma: float | None
-) -> float:
-    """The largest h that both rules allow; `relaxation` is h √γ, which fixes γ where none is given."""
-    time = SAFETY / math.sqrt(curvature)
-    heating = nbeta**2 * noise_trace
-    if heating > 0:
-        allowed = NOISE_SHARE * llc
-        # tr-C rule with η = 2√γ: h heating / (8 √γ) ≤ allowed, where √γ = relaxation / h if γ follows h.
-        limit = (
-            math.sqrt(8 * relaxation * allowed / heating) if gamma is None else 8 * math.sqrt(gamma) * allowed / heating
-        )
-        time = min(time, max(limit, 1e-3 * time))
-    return time
+def localisation_for(curvature: float) -> float:
+    """γ by rule 1, to two digits."""
+    return float(f"{max(LEAST_GAMMA, curvature / SOFTEST):.2g}")
+
+
+def effective_step(epsilon: float, friction: float) -> float:
+    """ε' = h² coth(ηh/2), h = √ε: the step of SGLD that batch noise would heat as much."""
+    half = friction * math.sqrt(epsilon) / 2
+    return epsilon / math.tanh(half) if half > 0 else math.inf
+
+
+def _quiet_step(curvature: float) -> float:
+    """h of the pilot on mini-batches, with friction 2/h: a twentieth of the stable step of SGLD."""
+    return math.sqrt(0.05 / curvature / SLOWEST)
+
+
+def _chosen_step(
+    curvature: float, softest: float, nbeta: float, llc: float, noise_trace: float, stiff_share: float
+) -> tuple[float, float | None]:
+    """ε and η by rule 3; `stiff_share` is tr(HC) / tr H."""
+    longest = SAFETY / math.sqrt(curvature)
+    if noise_trace <= 0:
+        return longest**2, None
+    allowed = NOISE_SHARE * 8 * llc / (nbeta**2 * noise_trace)
+    if stiff_share > 0:
+        allowed = min(allowed, STIFF_SHARE * 4 / (nbeta**2 * stiff_share))
+    critical = 2 * math.sqrt(softest)
+    if effective_step(longest**2, critical) <= allowed:
+        return longest**2, None
+    if SLOWEST * longest**2 <= allowed:
+        # ε' = h² coth(ηh/2) = allowed, solved for η.
+        return longest**2, 2 * math.atanh(longest**2 / allowed) / longest
+    time = math.sqrt(allowed / SLOWEST)
+    return time**2, 2 / time
+
+
+def _cost_of_control(plan: Plan) -> float:
+    """Gradients at w* per gradient of a chain."""
+    return 1.0 if plan.config.independent_batches else 1.0 / plan.config.num_chains
+
+
+class _BatchNoise:
+    """The variance of a batch's gradient where the pilot chains are, with and without its control variate.
+
+    Attributes:
+        plain, controlled: tr C.
+        stiff_plain, stiff_controlled: tr(HC) / tr H, with H the Hessian of L.
+    """
+
+    def __init__(self, plan: Plan, seeds: list[int]) -> None:
+        self._plan, self._seeds = plan, seeds
+        self.plain = self.controlled = self.stiff_plain = self.stiff_controlled = 0.0
+        self._traces = torch.zeros(5, dtype=torch.float64)
+        self._count = 0
+
+    def observe(self, step: int, data: StepData, positions: Tensor, gradients: Tensor) -> int:
+        """One look, at the batches of this step and of the next two; returns the gradients that it took."""
+        other, third = (StepData(self._plan, step + ahead, self._seeds) for ahead in (1, 2))
+        others = other.losses_and_gradients(positions, None)[1]
+        plain = gradients - others
+        controlled = plain - (data.anchor_gradients() - other.anchor_gradients())
+        here = third.losses_and_gradients(positions, None)[1]
+        signs = torch.sign(torch.sin(torch.arange(positions.shape[1], device=positions.device) * 2.399963 + 0.5 + step))
+        directions = (plain, controlled, signs.to(positions).expand_as(positions))
+        nbeta = self._plan.config.inverse_temperature
+        bent = [_curvature_along(third, positions, here, each, nbeta) for each in directions]
+        values = [plain.square().sum(-1) / 2, controlled.square().sum(-1) / 2, bent[0] / 2, bent[1] / 2, bent[2]]
+        self._traces += torch.stack([value.double().mean().cpu() for value in values])
+        self._count += 1
+        self.plain, self.controlled, stiff_plain, stiff_controlled, trace = (self._traces / self._count).tolist()
+        if trace > 0:
+            self.stiff_plain, self.stiff_controlled = max(stiff_plain, 0.0) / trace, max(stiff_controlled, 0.0) / trace
+        return PILOT_CHAINS * 5
+
+
+def _curvature_along(data: StepData, positions: Tensor, gradients: Tensor, directions: Tensor, nbeta: float) -> Tensor:
+    """dᵀ ∇²L d (E,) for directions d (E, P), by a difference of gradients on one batch."""
+    length = directions.norm(dim=-1, keepdim=True).clamp(min=1e-30)
+    moved = 1e-2 * math.sqrt(positions.shape[1] / max(nbeta, 1.0))
+    shifted = data.losses_and_gradients(positions + moved * directions / length, None)[1]
+    return (directions * (shifted - gradients)).sum(dim=-1) * length[:, 0] / moved
 
 
 class _PowerIteration:
-    """The largest curvature of nβ L felt around moving chains (E, P)."""
+    """The largest curvature of nβ L felt around moving chains (E, P).
 
-    def __init__(self, nbeta: float, anchor: Tensor) -> None:
-        self._nbeta = nbeta
+    On batches that change, the product is averaged over steps and its curvature is a Rayleigh quotient, which the noise of a batch does
+    not raise.
+    """
+
+    def __init__(self, nbeta: float, anchor: Tensor, noisy: bool) -> None:
+        self._nbeta, self._noisy = nbeta, noisy
         # Any direction with weight on all coordinates will do; the irrational stride keeps it from aligning with structure.
         # Made on the host: not every device has float64.
         phases = torch.arange(anchor.shape[1], dtype=torch.float64) * 2.399963229728653
         direction = torch.sin(phases + 0.5).to(anchor.dtype).to(anchor.device)
         self._direction = (direction / direction.norm()).expand_as(anchor).clone()
         self._curvature = torch.zeros_like(anchor[:, :1])
+        self._product = torch.zeros_like(anchor)
 
     def observe(self, data: StepData, positions: Tensor, gradients: Tensor, gamma: float, repeats: int) -> float:
         """Iterate at the chains' positions, with their gradients (E, P) given; the largest curvature among them."""
@@ -141,8 +237,17 @@ class _PowerIteration:
             width = (self._curvature + gamma).rsqrt()
             _, shifted = data.losses_and_gradients(positions + width * self._direction, None)
             product = self._nbeta * (shifted - gradients) / width
+            if self._noisy:
+                product = self._averaged(product)
             norm = product.norm(dim=-1, keepdim=True)
             usable = torch.isfinite(norm) & (norm > 0)
+            along = (product * self._direction).sum(dim=-1, keepdim=True).clamp(min=0.0) if self._noisy else norm
             self._direction = torch.where(usable, product / norm, self._direction)
-            self._curvature = torch.where(usable, norm, self._curvature)
+            self._curvature = torch.where(usable, along, self._curvature)
         return float(self._curvature.max())
+
+    def _averaged(self, product: Tensor) -> Tensor:
+        empty = (self._product == 0).all(dim=-1, keepdim=True)
+        mixed = torch.where(empty, product, REMEMBER * self._product + (1 - REMEMBER) * product)
+        self._product = torch.where(torch.isfinite(mixed).all(dim=-1, keepdim=True), mixed, self._product)
+        return self._product

@@ -1,22 +1,74 @@
-"""What a run of chains is worth, in plain words."""
+"""What a run of chains is worth, in plain words: tests, each with its outcome and its remedy."""
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
+
+from icl.sampling.stein import UNKNOWN, Ratio
 
 RHAT_LIMIT = 1.1
 ESS_LIMIT = 100.0
 RISE_LIMIT = 3.0
 HEATING_LIMIT = 0.1
 BASIN_SLACK = 0.05
+TOLERANCE = 0.1
+"""How far a ratio that should be 1 may be from it. A test fails where it is further by more than ERRORS of its standard errors."""
+ERRORS = 3.0
+PASS = 0.2
+"""A ratio passes where it did not fail and lies within this of 1, two standard errors included. Else it was too noisy to say."""
+ERROR_SHARE, LEAST_ERROR = 0.1, 0.1
+COST_SHARE, LEAST_COST = 0.05, 0.1
+BALL_DECIDES = 0.5
+MOST_AT_BOX = 0.01
+
+Outcome = Literal["passed", "failed", "not tested"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One test: its name, its outcome, and for one that did not pass what was seen and what to do."""
+
+    name: str
+    outcome: Outcome
+    text: str = ""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an estimate may be trusted, and why not."""
+    """Whether an estimate may be trusted, and why not: every test must have passed."""
 
     trusted: bool
     text: str
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether no test failed; some may have been too noisy to say, as in a short run."""
+        return all(finding.outcome != "failed" for finding in self.findings)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the tests of the target found (`icl.sampling.stein`, `icl.sampling.checks`); each ratio is 1 for the target.
+
+    Attributes:
+        stiff, virial: the two Stein identities; NaN where they were not taken.
+        temperature: the kinetic temperature; NaN for kernels without momentum.
+        at_box: share of coordinates at the wall of the bounding box.
+        cost, twin: how much of λ̂ it costs that w* is not the minimum, by the loss at the chains' mean and by the gradient at w*.
+        sensitivity: −dλ̂/d log γ.
+    """
+
+    stiff: Ratio = UNKNOWN
+    virial: Ratio = UNKNOWN
+    temperature: Ratio = UNKNOWN
+    at_box: float = 0.0
+    cost: Ratio = UNKNOWN
+    twin: Ratio = UNKNOWN
+    sensitivity: Ratio = UNKNOWN
 
 
 def judge(
@@ -30,6 +82,7 @@ def judge(
     init_loss: float,
     reference_loss: float | None,
     noise_heating: float = 0.0,
+    evidence: Evidence,
 ) -> Verdict:
     """Judge the healthy chains' trace of nβ(L − L(w*)).
 
@@ -39,38 +92,140 @@ def judge(
         mean_loss, init_loss: E[L] and L(w*).
         reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin. Where
             w* is itself hardly better or worse, as early in training, chains may rise by BASIN_SLACK of it above w*, and a verdict cannot
-            tell whether they left. None leaves the question open everywhere.
+            tell whether they left.
         noise_heating: what the batches' noise adds to the mean.
+        evidence: of the tests of the target.
     """
-    lost = f"{num_lost} of {num_lost + len(excess)} chains diverged: smaller epsilon" if num_lost else ""
     if len(excess) == 0:
-        return Verdict(False, lost)
-    problems = [lost] if lost else []
-    if reference_loss is not None:
-        rim = max(reference_loss, init_loss + BASIN_SLACK * reference_loss)
-        if mean_loss > rim:
-            # A larger nbeta holds chains by the loss itself; a larger gamma holds them by force.
-            problems.append(
-                f"left the basin: the chain loss {mean_loss:.4g} is above {rim:.4g}, that of a model that has learnt nothing "
-                "(larger gamma or nbeta, smaller epsilon)"
-            )
+        lost = _finding("chains", f"{num_lost} of {num_lost} chains diverged: smaller epsilon")
+        return _verdict([lost])
+    chains = num_lost + len(excess)
     mean = float(excess.mean())
-    if mean < -2 * mcse:
-        problems.append("negative: the chains found lower loss than w*, which is no minimum")
-    if _rising(excess):
-        problems.append("still rising: more burn-in")
-    if rhat > RHAT_LIMIT:
-        problems.append(f"chains disagree: split R-hat {rhat:.3f} is above {RHAT_LIMIT} (more draws, more burn-in)")
-    elif not ess >= ESS_LIMIT:
-        problems.append(
-            f"too few independent draws: effective sample size {ess:.0f} is below {ESS_LIMIT:.0f} (more draws)"
+    findings = [
+        _finding("chains", f"{num_lost} of {chains} chains diverged: smaller epsilon" if num_lost else ""),
+        _basin(mean_loss, init_loss, reference_loss),
+        *_stationary(excess, rhat, ess, mcse),
+        *judge_target(evidence),
+        _heating(noise_heating, mean),
+        _minimum(evidence, mean),
+        _certainty(mean, mcse),
+        _ball(evidence.sensitivity, mean),
+    ]
+    return _verdict(findings)
+
+
+def _verdict(findings: list[Finding]) -> Verdict:
+    failed = [finding.text for finding in findings if finding.outcome == "failed"]
+    untested = [f"{finding.name} ({finding.text})" for finding in findings if finding.outcome == "not tested"]
+    parts = [*failed, *([f"not tested: {', '.join(untested)}"] if untested else [])]
+    return Verdict(not parts, "; ".join(parts) if parts else "healthy", tuple(findings))
+
+
+def _finding(name: str, problem: str) -> Finding:
+    return Finding(name, "failed" if problem else "passed", problem)
+
+
+def _basin(mean_loss: float, init_loss: float, reference_loss: float | None) -> Finding:
+    if reference_loss is None:
+        return Finding("basin", "not tested", "no weights that know nothing are worse than w*; give reference_loss")
+    rim = max(reference_loss, init_loss + BASIN_SLACK * abs(reference_loss))
+    if mean_loss <= rim:
+        return Finding("basin", "passed")
+    # A larger nbeta holds chains by the loss itself; a larger gamma holds them by force.
+    return _finding(
+        "basin",
+        f"left the basin: the chain loss {mean_loss:.4g} is above {rim:.4g}, that of a model that has learnt nothing "
+        "(larger gamma or nbeta, smaller epsilon)",
+    )
+
+
+def _stationary(excess: Tensor, rhat: float, ess: float, mcse: float) -> Iterator[Finding]:
+    negative = float(excess.mean()) < -2 * mcse
+    text = "negative: the chains found lower loss than w*, which is no minimum" if negative else ""
+    yield _finding("sign", text)
+    yield _finding("rise", "still rising: more burn-in" if _rising(excess) else "")
+    disagree = f"chains disagree: split R-hat {rhat:.3f} is above {RHAT_LIMIT} (more draws, more burn-in)"
+    few = f"too few independent draws: effective sample size {ess:.0f} is below {ESS_LIMIT:.0f} (more draws)"
+    yield _finding("agreement", disagree if rhat > RHAT_LIMIT else "" if ess >= ESS_LIMIT else few)
+
+
+def judge_target(evidence: Evidence) -> Iterator[Finding]:
+    """Whether the chains sample the target."""
+    stiff, virial = evidence.stiff, evidence.virial
+    yield _ratio(
+        "stiff directions", stiff,
+        "too hot where the loss is steep: the Stein ratio is {} (smaller epsilon, less noise by larger batches or control variates; "
+        "noise_level 1, no weight decay)",
+        "too cold where the loss is steep: the Stein ratio is {} (noise_level 1, no bounding box, more burn-in)",
+    )  # fmt: skip
+    share = max(virial.value, 1e-3)
+    yield _ratio(
+        "all directions", virial,
+        "too hot: the virial is {} (smaller epsilon, larger batches, no weight decay)",
+        f"not spread: the virial is {{}}, so the soft directions are not explored and λ̂ may be too small (about {1 / share:.2g} times the "
+        "steps, or a larger gamma)",
+    )  # fmt: skip
+    temperature = evidence.temperature
+    if temperature.value - ERRORS * temperature.error > 1 + TOLERANCE:
+        yield _finding(
+            "temperature",
+            f"too hot: the kinetic temperature is {temperature.value:.3g} (smaller epsilon, larger batches)",
         )
-    if noise_heating > HEATING_LIMIT * max(abs(mean), 1.0):
-        problems.append(
-            f"heated by its batches: their noise adds about {noise_heating:.3g} to the estimate "
-            "(larger batches, smaller epsilon or smaller nbeta)"
+    if evidence.at_box > MOST_AT_BOX:
+        yield _finding(
+            "box",
+            f"held by the box: {evidence.at_box:.0%} of the coordinates lie at its wall (no bounding box, or a larger one)",
         )
-    return Verdict(not problems, "; ".join(problems) if problems else "healthy")
+
+
+def _ratio(name: str, ratio: Ratio, above: str, below: str) -> Finding:
+    if math.isnan(ratio.value) or math.isnan(ratio.error):
+        return Finding(name, "not tested", "too few tested draws, or no clear curvature: more draws")
+    shown, off = f"{ratio.value:.2f} ± {ratio.error:.2f}", abs(ratio.value - 1)
+    if off - ERRORS * ratio.error > TOLERANCE:
+        return _finding(name, (above if ratio.value > 1 else below).format(shown))
+    if off + 2 * ratio.error > PASS:
+        return Finding(name, "not tested", f"too noisy to say: {shown}; more draws or larger batches")
+    return Finding(name, "passed")
+
+
+def _heating(noise_heating: float, mean: float) -> Finding:
+    hot = noise_heating > HEATING_LIMIT * max(abs(mean), 1.0)
+    text = (
+        f"heated by its batches: their noise adds about {noise_heating:.3g} to the estimate "
+        "(larger batches, control variates, smaller epsilon or smaller nbeta)"
+    )
+    return _finding("batch noise", text if hot else "")
+
+
+def _minimum(evidence: Evidence, mean: float) -> Finding:
+    known = [
+        each for each in (evidence.cost, evidence.twin) if not math.isnan(each.value) and not math.isnan(each.error)
+    ]
+    if not known:
+        return Finding("minimum", "not tested", "whether w* is a minimum of this loss")
+    worst = max(known, key=lambda each: each.value - ERRORS * each.error)
+    allowed = max(COST_SHARE * abs(mean), LEAST_COST)
+    text = (
+        f"w* is not the minimum of this loss, which lowers the estimate by about {worst.value:.2g} (train it further on these data, "
+        "or take another w*)"
+    )
+    return _finding("minimum", text if worst.value - ERRORS * worst.error > allowed else "")
+
+
+def _certainty(mean: float, mcse: float) -> Finding:
+    if math.isnan(mcse):
+        return Finding("error", "not tested", "too few draws for a standard error")
+    allowed = max(ERROR_SHARE * abs(mean), LEAST_ERROR)
+    times = (mcse / allowed) ** 2
+    text = f"too uncertain to say: the standard error {mcse:.2g} is above {allowed:.2g} (about {times:.2g} times the draws)"
+    return _finding("error", text if mcse > allowed else "")
+
+
+def _ball(sensitivity: Ratio, mean: float) -> Finding:
+    decides = sensitivity.value - ERRORS * sensitivity.error > BALL_DECIDES * abs(mean) and mean > 0
+    text = "the localisation decides, not the model: the estimate is nearly proportional to 1/gamma (smaller gamma)"
+    return _finding("localisation", text if decides else "")
 
 
 def _rising(excess: Tensor) -> bool:

@@ -11,8 +11,12 @@ import torch
 from torch import nn
 
 from icl.sampling import SamplerConfig, estimate_llc
-from icl.sampling.llc import Inputs, estimate_llc_of
+from icl.sampling.chains import run_chains
+from icl.sampling.llc import chain_seed
 from icl.sampling.objective import ModuleObjective
+from icl.sampling.plan import AnchorLosses, Plan, token_weights_of
+from icl.sampling.stein import Ratio
+from icl.sampling.verdict import Evidence, judge
 from icl.streams import Stream
 
 D = 5
@@ -74,12 +78,17 @@ def test_the_mean_of_the_token_estimates_is_the_estimate():
     assert scalar.llc_mean == pytest.approx(whole.llc_mean, rel=1e-5)
 
 
+def plan_of(model, batches, config) -> Plan:
+    objective = ModuleObjective(model, squares)
+    return Plan(config, objective, batches, AnchorLosses(objective))
+
+
 def test_a_chain_is_the_same_alone_in_company_and_in_threads():
     together = estimate_llc(linear(), squares, [INPUTS], SHORT)
-    alone = estimate_llc(linear(), squares, [INPUTS], SHORT.model_copy(update={"num_chains": 1, "init_seed": 8}))
+    alone = run_chains(plan_of(linear(), lambda step: INPUTS, SHORT), [chain_seed(7, 1)])
     threads = estimate_llc(linear(), squares, [INPUTS], SHORT.model_copy(update={"cores": 2}))
     small = estimate_llc(linear(), squares, [INPUTS], SHORT.model_copy(update={"max_memory_bytes": 1}))
-    torch.testing.assert_close(together.loss_trace[1:2], alone.loss_trace, rtol=1e-5, atol=0)
+    torch.testing.assert_close(together.run.losses[1:2], alone.losses, rtol=1e-5, atol=0)
     torch.testing.assert_close(together.loss_trace, threads.loss_trace, rtol=1e-5, atol=0)
     torch.testing.assert_close(together.loss_trace, small.loss_trace, rtol=1e-5, atol=0)
 
@@ -226,7 +235,6 @@ def test_paired_and_separate_initial_losses_agree_and_pairing_cancels_the_batche
 
 def test_subsequence_loss_has_the_intended_law():
     # L_t = g_t·w with T = 3 tokens: the driving gradient is the mean of the first k, k uniform on 1..3.
-    from icl.sampling.plan import AnchorLosses, Plan, token_weights_of
 
     config = SHORT.model_copy(update={"eval_loss_fn": "subsequence-mse"})
     objective = ModuleObjective(linear(), token_squares)
@@ -245,34 +253,30 @@ def test_independent_batches_are_functions_of_the_chains_own_seed():
 
     config = SHORT.model_copy(update={"independent_batches": True})
     together = estimate_llc(linear(), squares, batches, config)
-    alone = estimate_llc(linear(), squares, batches, config.model_copy(update={"num_chains": 1, "init_seed": 9}))
-    torch.testing.assert_close(together.loss_trace[2:], alone.loss_trace, rtol=1e-5, atol=0)
+    alone = run_chains(plan_of(linear(), batches, config), [chain_seed(7, 2)])
+    torch.testing.assert_close(together.run.losses[2:], alone.losses, rtol=1e-5, atol=0)
+
+
+def test_chains_of_neighbouring_seeds_share_nothing():
+    seeds = {chain_seed(seed, chain) for seed in range(50) for chain in range(100)}
+    assert len(seeds) == 5000
+    assert [chain_seed(0, chain) for chain in range(3)] == [0, 1, 2]
 
 
 def test_batch_noise_heats_the_chain_as_predicted():
     # Gradient noise c·z on a quadratic of curvature h: λ̂ rises by ε nβ² tr C / 8.
-    noise = Stream(0, "test/heat")
+    noise = [Stream(0, "test/heat").normal(step, (D,)) for step in range(2000)]
 
     def loss(predict, step):
         weights = predict(torch.eye(D))[:, 0]
-        return weights.square().sum() / 2 + 0.4 * (noise.normal(step, (D,)) * weights).sum()
+        errors = torch.zeros(D) if step is None else noise[step]
+        return weights.square().sum() / 2 + 0.4 * (errors * weights).sum()
 
     base = SamplerConfig(
         num_chains=64, num_draws=600, num_burnin_steps=200, epsilon=0.01, gamma=0.0, nbeta=10.0, init_seed=0,
         eval_method="fixed-minibatch",
     )  # fmt: skip
-    exact = ModuleObjective(linear(), lambda p, step: p(torch.eye(D)).square().sum() / 2)
-
-    class Noisy:
-        """Noisy gradients, exact losses."""
-
-        anchor = exact.anchor
-        losses = staticmethod(exact.losses)
-
-        def losses_and_gradients(self, positions, step, token_weights):
-            return ModuleObjective(linear(), loss).losses_and_gradients(positions, step)
-
-    result = estimate_llc_of(Noisy(), Inputs(lambda step: step), base)
+    result = estimate_llc(linear(), loss, lambda step: step, base, eval_batches=[None])
     predicted = 0.01 * 100 * 0.16 * D / 8
     assert result.noise_heating == pytest.approx(predicted, rel=0.6)
     discretisation = D / 2 / (1 - 0.1 / 4)
@@ -321,12 +325,14 @@ def test_singular_fluctuation_of_a_regular_model_is_half_its_dimension():
 
 
 def test_the_basin_is_judged_by_a_useless_model_and_by_w_star_itself_where_that_is_no_better():
-    from icl.sampling.verdict import judge
+    one, nothing = Ratio(1.0, 0.01), Ratio(0.0, 0.01)
+    sound = Evidence(stiff=one, virial=one, temperature=one, cost=nothing, twin=nothing, sensitivity=nothing)
 
     def text(mean_loss: float, init_loss: float) -> str:
         excess = torch.full((3, 40), mean_loss - init_loss).double()
         return judge(
-            excess, num_lost=0, rhat=1.0, ess=500.0, mcse=0.001, mean_loss=mean_loss, init_loss=init_loss, reference_loss=4.0
+            excess, num_lost=0, rhat=1.0, ess=500.0, mcse=0.001, mean_loss=mean_loss, init_loss=init_loss, reference_loss=4.0,
+            evidence=sound,
         ).text  # fmt: skip
 
     assert text(3.9, 1.0) == "healthy"

@@ -100,7 +100,9 @@ def test_a_regular_models_exact_value_is_half_its_dimension_less_the_localisatio
 
 def test_the_default_estimate_of_a_small_network_is_within_its_errors_of_the_truth():
     model = deep_linear((7, 5, 11), 2, 0)
-    config = AUTOMATIC.model_copy(update={"num_chains": 16, "num_draws": 800, "num_burnin_steps": 300})
+    config = AUTOMATIC.model_copy(
+        update={"num_chains": 16, "num_draws": 800, "num_burnin_steps": 300, "eval_dataset_size": 2**17}
+    )
     result = estimate_llc_of(model.objective(), Inputs([model.batch]), config)
     assert result.llc_ess > 100
     assert abs(result.llc_mean - model.coefficient) < 4 * result.llc_mcse + 0.03 * model.coefficient
@@ -110,7 +112,7 @@ def test_the_default_estimate_of_a_small_network_is_within_its_errors_of_the_tru
 def test_two_standard_errors_cover_the_long_run_mean():
     from benchmarks.llc.standard_errors import coverage
 
-    config = AUTOMATIC.model_copy(update={"num_draws": 1500, "num_burnin_steps": 500})
+    config = AUTOMATIC.model_copy(update={"num_draws": 1500, "num_burnin_steps": 500, "eval_dataset_size": 2**17})
     for model in (linear_regression(11, 0), deep_linear((7, 5, 11, 3), 1, 0)):
         row = coverage(model, config, repetitions=50)
         assert row["mean_within_2"] >= 0.85, row

@@ -1,0 +1,87 @@
+r"""Control variates: the gradient of a batch at w*, taken from its gradient at w.
+
+    g(w) = g_b(w) − g_b(w*) + ḡ,        L(w) − L(w*) = L_b(w) − L_b(w*) − (g_b(w*) − ḡ)·(w − w*)
+
+where ḡ is the mean gradient at w*. Both have the mean of the plain ones. Their noise vanishes as w approaches w*, so that mini-batches
+heat a chain far less (Baker, Fearnhead, Fox & Nemeth, Statistics and Computing 2019). The second gradient is one for all chains that
+share the batch.
+
+Shapes: C anchors (w* of one model, or of several), P sampled parameters.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from icl.sampling.objective import Batch, Objective
+from icl.sampling.supply import num_samples
+
+
+class AnchorGradients:
+    """Batch -> gradients (C, P) at every w*; the last batch's are remembered."""
+
+    def __init__(self, objective: Objective, anchors: Tensor) -> None:
+        self._objective = objective
+        self._anchors = anchors
+        self._last: tuple[Batch, Tensor] | None = None
+
+    def __call__(self, batch: Batch) -> Tensor:
+        last = self._last
+        if last is None or last[0] is not batch:
+            # One tuple, replaced at once: worker threads may race to write it and all read a matching pair.
+            _, gradients = self._objective.losses_and_gradients(self._anchors, batch, None)
+            last = self._last = (batch, gradients)
+        return last[1]
+
+
+@dataclass(frozen=True)
+class MeanGradient:
+    """ḡ at every w*, from all the data or from a sample of batches.
+
+    Attributes:
+        whole: (C, P) the mean.
+        halves: two means (C, P) over disjoint halves of the batches, whose errors are independent; twice the whole where it is exact.
+        gradients: gradients that it took, at each w*.
+    """
+
+    whole: Tensor
+    halves: tuple[Tensor, Tensor]
+    gradients: int
+
+    @property
+    def error(self) -> Tensor:
+        """(C, P) half the difference of the halves: of the size of the error of `whole`; 0 where it is exact."""
+        return (self.halves[0] - self.halves[1]) / 2
+
+
+def mean_gradient(
+    at_anchor: AnchorGradients,
+    everything: Sequence[Batch] | None,
+    batch: Callable[[int], Batch],
+    first: int,
+    samples: int,
+) -> MeanGradient:
+    """ḡ over the whole of a finite data set, else over batches number `first` on that hold at least so many samples."""
+    if everything is not None:
+        sizes = [num_samples(each) for each in everything]
+        total = sum(at_anchor(each) * size for each, size in zip(everything, sizes, strict=True)) / sum(sizes)
+        assert isinstance(total, Tensor)
+        return MeanGradient(total, (total, total), len(sizes))
+    sums, counts = [torch.zeros(()), torch.zeros(())], [0, 0]
+    index, seen = 0, 0
+    while seen < samples or index < 2:
+        each = batch(first + index)
+        sums[index % 2] = sums[index % 2] + at_anchor(each)
+        counts[index % 2] += 1
+        seen += num_samples(each)
+        index += 1
+        if index >= MOST_BATCHES:
+            break
+    halves = (sums[0] / counts[0], sums[1] / counts[1])
+    return MeanGradient((sums[0] + sums[1]) / sum(counts), halves, index)
+
+
+MOST_BATCHES = 256
+"""Batches that ḡ may take where the data have no end."""

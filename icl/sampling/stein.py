@@ -1,0 +1,139 @@
+r"""Tests of the target: do the chains sample exp(−U), U = nβ L + (γ/2)‖w − w*‖², the density that the question asks for?
+
+For any smooth field v, a chain that samples exp(−U) obeys E[v·∇U] = E[div v] (Stein 1972). Two fields:
+
+- v = w − w*: the **virial** E[(w − w*)·∇U] = P. It weighs all directions alike, so it sees directions that have not been explored
+  (a value below 1), and drowns the few stiff ones of a large model.
+- v = ∇L: the **stiff** identity E[∇L_b·∇U_b′] = E[tr ∇²L], with independent batches b and b′ and the trace by one random probe. It weighs
+  the stiff directions that carry λ̂, and sees a step that is too long, noise, another temperature, a box.
+
+Gradients carry their control variate (`icl.sampling.control`), with independent halves of ḡ in the two factors, whether or not the chain
+is driven so. Both ratios are 1 for the target. Neither is a correction: in singular models they need not move as λ̂ does.
+
+Shapes: E chains, P sampled parameters, D tested draws.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from icl.sampling.diagnostics import BATCHES, FEW_CHAINS, student_factor
+from icl.streams import Stream
+
+if TYPE_CHECKING:
+    from icl.sampling.plan import Plan, StepData
+
+SHARE = 0.18
+"""Most gradients that the tests may take, as a share of the chains' own."""
+
+
+class TestTerms(NamedTuple):
+    """One draw of every chain (E,)."""
+
+    stiff: Tensor
+    """∇L_b·∇U_b′"""
+    trace: Tensor
+    """z·(∇²L) z for random signs z, whose mean is the trace"""
+    virial: Tensor
+    """(w − w*)·∇U / P"""
+    temperature: Tensor
+    """kinetic temperature; NaN for a kernel without momentum"""
+    at_box: Tensor
+    """share of coordinates at the wall of the bounding box"""
+
+
+class Ratio(NamedTuple):
+    """An identity as a ratio that is 1 for the target, with its standard error."""
+
+    value: float
+    error: float
+
+
+UNKNOWN = Ratio(math.nan, math.nan)
+
+
+def stride_for(chains: int, constant: bool) -> int:
+    """Draws per tested draw that keep the tests within SHARE: on mini-batches a test takes two gradients of every chain, and two of w*
+    that all chains share; on data that never change, one of every chain."""
+    cost = 1.0 if constant else 2.0 + 2.0 / chains
+    return max(10, math.ceil(cost / SHARE))
+
+
+def test_terms(
+    plan: "Plan",
+    data: "StepData",
+    after: "StepData",
+    state: Any,
+    gradient: Tensor,
+    draw: int,
+    seeds: Sequence[int],
+    temperature: Callable[[Any], Tensor] | None,
+) -> TestTerms:
+    """The terms at one draw.
+
+    Args:
+        data, after: the batches of this step and of the next.
+        state: of the chains, at which `gradient` (E, P) was taken on `data`.
+        seeds: of the chains; their probes are streams of their own.
+    """
+    config, position = plan.config, state.position
+    assert plan.mean is not None
+    anchor = data.of_each_chain(plan.anchors)
+    away = position - anchor
+    first, second = (data.of_each_chain(half) for half in plan.mean.halves)
+    loss_gradient = gradient - data.anchor_gradients() + first
+    other = loss_gradient
+    if after is not data:
+        other = after.losses_and_gradients(position, None)[1] - after.anchor_gradients() + second
+    force = config.inverse_temperature * other + config.localization * away
+    signs = torch.stack([_signs(seed, draw, position) for seed in seeds])
+    width = _WIDTHS.get(position.dtype, 1e-2) / math.sqrt(max(config.inverse_temperature, 1.0))
+    shifted = data.losses_and_gradients(position + width * signs, None)[1]
+    none = torch.full_like(away[:, 0], torch.nan)
+    box = config.bounding_box_size
+    return TestTerms(
+        stiff=(loss_gradient * force).sum(dim=-1),
+        trace=(signs * (shifted - gradient)).sum(dim=-1) / width,
+        virial=(away * force).mean(dim=-1),
+        temperature=none if temperature is None else temperature(state),
+        at_box=torch.zeros_like(none) if box is None else (away.abs() >= box * (1 - 1e-6)).to(away).mean(dim=-1),
+    )
+
+
+_WIDTHS = {torch.float64: 1e-3}
+
+
+def _signs(seed: int, draw: int, like: Tensor) -> Tensor:
+    return torch.where(Stream(seed, "chain/probe").uniform(draw, like.shape[1:], like.device) < 0.5, -1.0, 1.0).to(like)
+
+
+def stiff_ratio(stiff: Tensor, trace: Tensor) -> Ratio:
+    """E[∇L·∇U] / E[tr ∇²L] from terms (E, D); NaN where the trace is not clearly positive."""
+    stiff, trace = stiff.double(), trace.double()
+    if stiff.numel() == 0 or not float(trace.mean()) > 3 * _error(trace):
+        return UNKNOWN
+    ratio = float(stiff.mean() / trace.mean())
+    return Ratio(ratio, _error(stiff - ratio * trace) / float(trace.mean()))
+
+
+def mean_ratio(terms: Tensor) -> Ratio:
+    """The mean of terms (E, D) with its error."""
+    terms = terms.double()
+    if terms.numel() == 0:
+        return UNKNOWN
+    return Ratio(float(terms.mean()), _error(terms))
+
+
+def _error(terms: Tensor) -> float:
+    """Standard error of the mean of terms (E, D), between chains, or between stretches of few chains; see `mcse_of_mean`."""
+    chains, count = terms.shape
+    if chains < FEW_CHAINS:
+        pieces = -(-BATCHES // chains)
+        if count < pieces:
+            return math.nan
+        terms = torch.cat([part.mean(dim=1, keepdim=True) for part in terms.tensor_split(pieces, dim=1)]).reshape(-1, 1)
+    means = terms.mean(dim=1)
+    return float(means.std()) / math.sqrt(len(means)) * student_factor(len(means) - 1)
