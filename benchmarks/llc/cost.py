@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.llc.accuracy import NUM_SAMPLES
+from benchmarks.llc import NUM_SAMPLES
 from benchmarks.llc.devinterp import GRIDS, devinterp_estimate
 from icl.engine import mse_loss
 from icl.model import InContextRegressionTransformer

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.llc.accuracy import NUM_SAMPLES
+from benchmarks.llc import NUM_SAMPLES
 from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.diagnostics import mcse_of_mean
 from icl.sampling.llc import Inputs, estimate_llc_of
