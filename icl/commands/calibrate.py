@@ -20,7 +20,7 @@ from icl.sampling import PRESETS
 from icl.sampling.calibration import Calibration, Cell, SearchGrid, Subject, calibrate
 from icl.sampling.transformer_objective import make_objective
 from icl.storage.files import write_table
-from icl.storage.jsonl import JsonLines, read_json_lines
+from icl.storage.jsonl import JsonLines, Row, read_json_lines
 from icl.storage.locks import exclusive
 from icl.tasks import zero_predictor_loss
 
@@ -64,6 +64,7 @@ def calibrate_command(
     """
     config = select([LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)], index)
     place = Surroundings.from_environment()
+    config = config.of(place.with_kept_seed(config.training))
     checkpoints = place.checkpoints(config.training)
     present = checkpoints.steps()
     missing = sorted(set(steps) - set(present))
@@ -94,7 +95,11 @@ def calibrate_command(
         f"{config.training.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
         f"{budget.gradients(cells):,} gradients of {sampler.grad_batch_size} sequences"
     )
-    made = {"run": config.training.name, "sampler": sampler.model_dump(mode="json", exclude={"cores"})}
+    made = {
+        "run": config.training.name,
+        "training": config.training.identity(),
+        "sampler": sampler.model_dump(mode="json", exclude={"cores"}),
+    }
     with exclusive(output / ".lock", f"the folder {output}"), progress_bar("calibrating", cells) as update:
         journal, known = _journal(output / "cells.jsonl", made)
         done = len(known)
@@ -140,9 +145,19 @@ def _draw(found: Calibration, output: Path) -> None:
 
 def _journal(path: Path, made: Mapping[str, Any]) -> tuple[JsonLines, list[Cell]]:
     """The file of finished cells, open, and the cells in it; its first line says what they are made with."""
-    stored, *cells = read_json_lines(path) or [{}]
-    kept = cells if stored == made else []
-    return JsonLines(path, [made, *kept]), [_cell(fields) for fields in kept]
+    rows = read_json_lines(path, _is_header_or_cell)
+    kept = rows[1:] if rows[:1] == [made] else []
+    return JsonLines(path, [made, *kept], _is_header_or_cell), [_cell(fields) for fields in kept]
+
+
+def _is_header_or_cell(row: Row) -> bool:
+    if "sampler" in row:
+        return True
+    try:
+        _cell(row)
+    except (TypeError, KeyError):
+        return False
+    return True
 
 
 def _cell(fields: Mapping[str, Any]) -> Cell:
