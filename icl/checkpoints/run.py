@@ -290,6 +290,16 @@ class Checkpoints:
         states = _numbers(_STATE, (key.removeprefix(f"{self.prefix}/") for key in sizes))
         return max(states, default=-1), sizes.get(self._record_keys[0], 0)
 
+    def history(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """How far the copy of this run with these files is: the updates made, then the length of its metrics."""
+        updates, metrics = self._progress(sizes)
+        steps = self.steps_among(key.removeprefix(f"{self.prefix}/") for key in sizes)
+        return max([updates, *(step + 1 for step in steps)]), metrics
+
+    def is_weights(self, key: str) -> bool:
+        """Whether weights of a step are stored under `key`."""
+        return bool(_WEIGHTS.match(key.removeprefix(f"{self.prefix}/")))
+
     def _numbers(self, pattern: re.Pattern[str]) -> list[int]:
         return _numbers(pattern, (key.removeprefix(f"{self.prefix}/") for key in self.store.list(self.prefix)))
 
