@@ -9,7 +9,7 @@ PACKAGE = ROOT / "icl"
 
 ROOMS = (
     *("__main__", "cli", "commands", "execution", "estimation", "training", "figures", "analysis", "sampling"),
-    *("tracking", "evals", "engine", "config", "checkpoints", "storage"),
+    *("tracking", "evals", "engine", "checkpoints", "config", "storage"),
     *("model", "baselines", "tasks", "streams", "devices", "native", "__init__"),
 )
 """From the top floor down: a room may import from those after it."""

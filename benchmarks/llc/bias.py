@@ -15,7 +15,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from benchmarks.llc import NUM_SAMPLES, zoo
+from benchmarks.llc import NUM_SAMPLES
+from benchmarks.llc.accuracy import zoo
 from icl.sampling import AUTOMATIC
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, normal_crossing_at

@@ -233,7 +233,9 @@ def _config_of(checkpoints: Checkpoints) -> TrainingConfig:
         raise ConfigError(
             f"the run {checkpoints.run_name} has no config.json beside its checkpoints; is this the name of a run?"
         )
-    return TrainingConfig.parse(stored).resolved()
+    config = TrainingConfig.parse(stored).resolved()
+    checkpoints.expect(config)  # what another run left in the folder is refused when it is read
+    return config
 
 
 def _chosen_steps(checkpoints: Checkpoints, steps: Sequence[int] | None) -> list[int]:

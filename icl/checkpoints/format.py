@@ -91,7 +91,7 @@ def decode(data: bytes, source: str, kind: str) -> Checkpoint:
 
 
 def check_layout(tensors: Mapping[str, Tensor], layout: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Check that `tensors` have exactly the names and shapes of `layout`.
+    """Check that `tensors` have exactly the names and shapes of `layout`, and are float32, as all that is trained is.
 
     Raises:
         CheckpointError: naming the first few differences; the file belongs to another architecture.
@@ -103,6 +103,7 @@ def check_layout(tensors: Mapping[str, Tensor], layout: Mapping[str, tuple[int, 
         for name, shape in layout.items()
         if name in tensors and tuple(tensors[name].shape) != tuple(shape)
     ]
+    faults += [f"{name} is {value.dtype}" for name, value in tensors.items() if value.dtype != torch.float32]
     if faults:
         more = f" and {len(faults) - 3} more differences" if len(faults) > 3 else ""
         raise CheckpointError(

@@ -10,18 +10,21 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
 from icl.checkpoints.format import Checkpoint, CheckpointError, DamagedCheckpointError, check_layout, decode, encode
-from icl.storage import History, InvalidKeyError, MissingKeyError, StorageError, Store, check_key
+from icl.config import ConfigError, Settings
+from icl.storage import History, InvalidKeyError, MirroredStore, MissingKeyError, StorageError, Store, check_key
+from icl.storage.jsonl import has_step, parse_lines, parse_object
 from icl.storage.locks import Holder, exclusive, holder_of
 
 FOLDER = "icl"
 SUFFIX = ".safetensors"
 STATES_KEPT = 2
 RECORDS = ("metrics.jsonl", "summary.json")  # that a tracker keeps beside the checkpoints
+ROWS = "rows"  # of metadata of a state: how many rows of metrics came before it
 _WEIGHTS = re.compile(r"(0|[1-9][0-9]*)\.safetensors\Z")
 _STATE = re.compile(r"state-(0|[1-9][0-9]*)\.safetensors\Z")
 
@@ -32,7 +35,7 @@ class Checkpoints:
     """The checkpoints of one run in a store.
 
     Writers hold `lock()`; readers need nothing. `layout` (name -> shape), where given, is demanded of every file of
-    weights that is loaded.
+    weights that is loaded, and so are the settings that `expect` was told.
     """
 
     def __init__(self, store: Store, run_name: str, layout: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -47,6 +50,63 @@ class Checkpoints:
         self.run_name = run_name
         self.layout = layout
         self._states: list[int] | None = None
+        self._expected: Settings | None = None
+        self._fitting = ""  # the last settings, as text, that were found to be the expected ones
+
+    # Whose run this is
+
+    def expect(self, settings: Settings) -> Self:
+        """Demand that this is the run of `settings`, whatever its name: what is stored now is compared, and every
+        checkpoint read from here on. A run begins with this, before it writes.
+
+        Raises:
+            CheckpointError: the run was made with other settings; the message names the first of them and both values.
+            StorageError: the store cannot be read.
+        """
+        self._expected = settings
+        config = self.settings()
+        if config is not None:
+            self._compare(config, f"the run {self.run_name}")
+        return self
+
+    def settings(self) -> dict[str, Any] | None:
+        """The settings that the run was made with: of its config.json, or where that is missing or damaged, of its
+        newest state or weights. None: there are none."""
+        config = self._config_at(self.store)
+        if config is not None:
+            return config
+        newest = [(self.state_key(step), step, "state") for step in reversed(self.states())]
+        newest += [(self.weights_key(step), step, "weights") for step in self.steps()[-1:]]
+        for key, step, kind in newest:
+            with contextlib.suppress(DamagedCheckpointError):
+                return _config_of(self._read(key, step, kind), key)
+        return None
+
+    def _config_at(self, store: Store) -> dict[str, Any] | None:
+        try:
+            config = parse_object(store.get(self._config_key))
+        except MissingKeyError:
+            return None
+        if config is None:
+            _log.warning(
+                "%s in %s is damaged; what the checkpoints say of their settings counts", self._config_key, store
+            )
+        return config
+
+    def _compare(self, config: Mapping[str, Any], source: str) -> None:
+        assert self._expected is not None
+        try:
+            self._expected.refuse_another(config, source)
+        except ConfigError as error:
+            raise CheckpointError(str(error)) from None
+
+    def _compare_remote(self) -> None:
+        """A bucket may hold another run under the name; one that cannot be reached is left as it is anyway."""
+        if self._expected is not None and isinstance(self.store, MirroredStore):
+            with contextlib.suppress(StorageError):
+                config = self._config_at(self.store.remote)
+                if config is not None:
+                    self._compare(config, f"the run {self.run_name} in {self.store.remote}")
 
     # Weights on the dense grid
 
@@ -114,12 +174,39 @@ class Checkpoints:
 
         Raises `CheckpointError` for a state that a newer version of this library wrote, rather than train over it.
         """
+        return next(self.whole_states(), None)
+
+    def whole_states(self) -> Iterator[Checkpoint]:
+        """The states that are whole, newest first; see `newest_state`."""
         for step in reversed(self.states()):
             try:
-                return self._read(self.state_key(step), step, "state")
+                state = self._read(self.state_key(step), step, "state")
             except DamagedCheckpointError as error:
                 _log.warning("%s; trying the state before it", error)
-        return None
+            else:
+                yield state
+
+    def has_metrics_of(self, state: Checkpoint) -> bool:
+        """Whether the metrics beside the checkpoints have all the rows before a state that were there when it was saved."""
+        key, rows = self._record_keys[0], state.metadata.get(ROWS)
+        if not isinstance(rows, int) or rows < 1:
+            return True
+        try:
+            data = self.store.get(key)
+        except MissingKeyError:
+            data = b""
+        recorded = sum(row["step"] < state.step for row in parse_lines(data, key, has_step))
+        if recorded >= rows:
+            return True
+        _log.warning(
+            "%s has %d rows before step %d, where %d were written; the run goes on from before them, to write them again",
+            key, recorded, state.step, rows,
+        )  # fmt: skip
+        return False
+
+    def keeps_metrics(self) -> bool:
+        """Whether a tracker keeps metrics beside the checkpoints."""
+        return self.store.exists(self._record_keys[0])
 
     def states(self) -> list[int]:
         """The steps whose full state is stored, ascending."""
@@ -129,7 +216,7 @@ class Checkpoints:
 
     def save_config(self, config: Mapping[str, Any]) -> None:
         """Write the resolved configuration as readable JSON beside the checkpoints."""
-        self.store.put(f"{self.prefix}/config.json", _readable(config))
+        self.store.put(self._config_key, _readable(config))
 
     def config(self) -> dict[str, Any] | None:
         """The configuration stored with the run, or None; raises `CheckpointError` if its file is not JSON."""
@@ -140,8 +227,12 @@ class Checkpoints:
         self.store.put(self.finished_key, _readable({"step": step}))
 
     def finished_step(self) -> int | None:
-        """The last step of a finished run, or None while it has more to do."""
-        step = (self._read_json("finished.json") or {}).get("step")
+        """The last step of a finished run, or None while it has more to do, or its mark is damaged."""
+        try:
+            step = (self._read_json("finished.json") or {}).get("step")
+        except CheckpointError as error:
+            _log.warning("%s", error)
+            return None
         return step if isinstance(step, int) else None
 
     @contextlib.contextmanager
@@ -156,6 +247,7 @@ class Checkpoints:
         """
         with exclusive(self.store.lock_path(self.prefix), f"the run {self.run_name}", wait_s):
             self._states = None
+            self._compare_remote()
             self.store.recover(self.prefix, History(self._progress, self._record_keys))
             yield
 
@@ -186,6 +278,10 @@ class Checkpoints:
         return f"{self.prefix}/finished.json"
 
     @property
+    def _config_key(self) -> str:
+        return f"{self.prefix}/config.json"
+
+    @property
     def _record_keys(self) -> list[str]:
         return [f"{self.prefix}/{name}" for name in RECORDS]
 
@@ -193,6 +289,16 @@ class Checkpoints:
         """How far a copy of this run is: its newest state, and for records without states the length of the metrics."""
         states = _numbers(_STATE, (key.removeprefix(f"{self.prefix}/") for key in sizes))
         return max(states, default=-1), sizes.get(self._record_keys[0], 0)
+
+    def history(self, sizes: Mapping[str, int]) -> tuple[int, int]:
+        """How far the copy of this run with these files is: the updates made, then the length of its metrics."""
+        updates, metrics = self._progress(sizes)
+        steps = self.steps_among(key.removeprefix(f"{self.prefix}/") for key in sizes)
+        return max([updates, *(step + 1 for step in steps)]), metrics
+
+    def is_weights(self, key: str) -> bool:
+        """Whether weights of a step are stored under `key`."""
+        return bool(_WEIGHTS.match(key.removeprefix(f"{self.prefix}/")))
 
     def _numbers(self, pattern: re.Pattern[str]) -> list[int]:
         return _numbers(pattern, (key.removeprefix(f"{self.prefix}/") for key in self.store.list(self.prefix)))
@@ -219,19 +325,32 @@ class Checkpoints:
             check_layout(checkpoint.tensors, self.layout, key)
         if checkpoint.step != step:
             raise DamagedCheckpointError(f"{key} holds step {checkpoint.step}; if it was renamed, rename it back")
+        text = checkpoint.metadata.get("config")
+        if self._expected is not None and text != self._fitting and (config := _config_of(checkpoint, key)) is not None:
+            self._compare(config, key)
+            self._fitting = text
         return checkpoint
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
         key = f"{self.prefix}/{name}"
         try:
-            value = json.loads(self.store.get(key))
+            value = parse_object(self.store.get(key))
         except MissingKeyError:
             return None
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{key} is not JSON; delete it, it is written anew when the run goes on") from error
-        if not isinstance(value, dict):
+        if value is None:
             raise CheckpointError(f"{key} is not a JSON object; delete it, it is written anew when the run goes on")
         return value
+
+
+def _config_of(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
+    """The settings stored with a checkpoint; None where its writer stored none, as one outside of training may."""
+    text = checkpoint.metadata.get("config")
+    if text is None:
+        return None
+    config = parse_object(text.encode()) if isinstance(text, str) else None
+    if config is None:
+        raise DamagedCheckpointError(f"{key} does not say with which settings it was made; use an earlier one")
+    return config
 
 
 def _numbers(pattern: re.Pattern[str], names: Iterable[str]) -> list[int]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from icl.checkpoints.format import CheckpointError
 from icl.checkpoints.run import FOLDER, SUFFIX, Checkpoints
+from icl.config import ConfigError, TrainingConfig
 from icl.storage import MissingKeyError, StorageError, Store
 
 Progress = Callable[[int, int], None]
@@ -44,12 +45,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a copy did: files written, files the destination had already, bytes written, and what failed."""
+    """What a copy did: files written, files the destination had already, bytes written, what failed, and whether the
+    destination's history was the longer one."""
 
     copied: int
     present: int
     size: int
     problems: tuple[Problem, ...]
+    longer: bool = False
 
 
 def list_runs(store: Store) -> list[RunSummary]:
@@ -67,9 +70,19 @@ def list_runs(store: Store) -> list[RunSummary]:
 
 
 def verify_run(store: Store, name: str, progress: Progress = lambda done, total: None) -> list[Problem]:
-    """Read every checkpoint and state of a run, and return those whose checksum, step or layout is wrong."""
+    """Read every checkpoint and state of a run, and return those whose checksum, step, layout or settings are wrong, and
+    the metrics if they lack rows that the newest state vouches for."""
     checkpoints = Checkpoints(store, name)
     problems: list[Problem] = []
+    try:
+        _training_of(checkpoints)
+        state = checkpoints.newest_state()
+        if state is not None and not checkpoints.has_metrics_of(state):
+            problems.append(
+                Problem(f"{checkpoints.prefix}/metrics.jsonl", f"{checkpoints.prefix}/metrics.jsonl lacks rows")
+            )
+    except (CheckpointError, ConfigError):
+        pass  # of a file that is named below
     keys = [key for key in store.list(checkpoints.prefix) if key.endswith(SUFFIX)]
     for done, key in enumerate(keys):
         progress(done, len(keys))
@@ -132,24 +145,29 @@ def prune_run(
 def copy_run(source: Store, destination: Store, name: str, progress: Progress = lambda done, total: None) -> CopyReport:
     """Copy a run; checkpoints that the destination has in full size are left as they are, damaged ones are not copied.
 
+    If the destination's history is the longer one, its states and records stay, and only missing weights are copied.
     The destination is locked meanwhile, the source may be growing. The mark of a finished run is copied last, and not
     at all after a problem, so that half a copy never looks complete.
 
     Raises:
+        CheckpointError: the destination has another run of this name.
         RunInUseError: the destination's run is being written now.
         StorageError: one of the stores cannot be listed.
     """
     reader, writer = Checkpoints(source, name), Checkpoints(destination, name)
+    _refuse_another(reader, writer)
     copied = present = size = 0
     problems: list[Problem] = []
     with writer.lock():
-        there = destination.sizes(writer.prefix)
-        here = source.sizes(reader.prefix)
-        keys = sorted(here, key=lambda key: (key == reader.finished_key, key))
+        here, there = source.sizes(reader.prefix), destination.sizes(writer.prefix)
+        longer = writer.history(there) > reader.history(here)
+        # Rows after states: whatever row a state of a growing run vouches for has been written by then.
+        keys = sorted(here, key=lambda key: (key == reader.finished_key, not key.endswith(SUFFIX), key))
         for done, key in enumerate(keys):
             progress(done, len(keys))
             is_checkpoint = key.endswith(SUFFIX)
-            if is_checkpoint and there.get(key) == here[key]:
+            stays = longer and not reader.is_weights(key)
+            if stays or (is_checkpoint and there.get(key) == here[key]):
                 present += 1
                 continue
             if key == reader.finished_key and problems:
@@ -166,7 +184,27 @@ def copy_run(source: Store, destination: Store, name: str, progress: Progress = 
                 continue
             copied, size = copied + 1, size + len(data)
         progress(len(keys), len(keys))
-    return CopyReport(copied, present, size, tuple(problems))
+    return CopyReport(copied, present, size, tuple(problems), longer)
+
+
+def _refuse_another(reader: Checkpoints, writer: Checkpoints) -> None:
+    """Refuse to mix two runs of one name."""
+    config, there = _training_of(reader), writer.settings()
+    if config is not None and there is not None and (difference := config.difference(there)):
+        raise CheckpointError(
+            f"the run {writer.run_name} in {writer.store} was made with {difference} as in {reader.store}; "
+            "move one of the two away"
+        )
+
+
+def _training_of(checkpoints: Checkpoints) -> TrainingConfig | None:
+    """What decides the weights of a run, as it is stored with it; from here on its checkpoints are compared with that."""
+    stored = checkpoints.settings()
+    if stored is None:
+        return None
+    config = TrainingConfig.parse({key: stored[key] for key in TrainingConfig.decides if key in stored})
+    checkpoints.expect(config)
+    return config
 
 
 def _summary(checkpoints: Checkpoints, sizes: dict[str, int]) -> RunSummary:

@@ -1,5 +1,7 @@
 """`icl calibrate`: the search for the sampler's constants on checkpoints of a trained run."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from icl.sampling import PRESETS
 from icl.sampling.calibration import Calibration, Cell, SearchGrid, Subject, calibrate
 from icl.sampling.transformer_objective import make_objective
 from icl.storage.files import write_table
-from icl.storage.jsonl import JsonLines, read_json_lines
+from icl.storage.jsonl import JsonLines, Row, read_json_lines
 from icl.storage.locks import exclusive
 from icl.tasks import zero_predictor_loss
 
@@ -30,6 +32,7 @@ SHOWN = {
     "excess": ".3g", "distance": ".3g", "lost": "d", "acceptance": ".2f", "heating": ".2g", "insensitive_epsilon": "", "insensitive": "",
     "verdict": "s",
 }  # fmt: skip
+NUMBERS = dict.fromkeys(("step", "epsilon", "gamma", "nbeta", "llc", "mcse", "rhat", "ess"), (int, float))
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def calibrate_command(
     """
     config = select([LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)], index)
     place = Surroundings.from_environment()
+    config = config.of(place.with_kept_seed(config.training))
     checkpoints = place.checkpoints(config.training)
     present = checkpoints.steps()
     missing = sorted(set(steps) - set(present))
@@ -94,18 +98,22 @@ def calibrate_command(
         f"{config.training.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
         f"{budget.gradients(cells):,} gradients of {sampler.grad_batch_size} sequences"
     )
-    made = {"run": config.training.name, "sampler": sampler.model_dump(mode="json", exclude={"cores"})}
+    made = {
+        "run": config.training.name,
+        "training": config.training.identity(),
+        "sampler": sampler.model_dump(mode="json", exclude={"cores"}),
+    }
     with exclusive(output / ".lock", f"the folder {output}"), progress_bar("calibrating", cells) as update:
-        journal, known = _journal(output / "cells.jsonl", made)
-        done = len(known)
+        journal = _Journal(output / "cells.jsonl", made)
+        done = len(journal.cells)
 
         def record(cell: Cell) -> None:
             nonlocal done
             done += 1
-            journal.append(asdict(cell))
+            journal.append(cell)
             update(done, f"step {cell.step}, ε {cell.epsilon:g}, γ {cell.gamma:g}, nβ {cell.nbeta:g}")
 
-        found = calibrate(subjects, sampler, grid, presets, done=known, record=record)
+        found = calibrate(subjects, sampler, grid, presets, done=journal.cells, record=record)
         write_table(found.table, output / "calibration.csv", digits=6)
     print(shown(found.table))
     _draw(found, output)
@@ -138,13 +146,34 @@ def _draw(found: Calibration, output: Path) -> None:
             print(path)
 
 
-def _journal(path: Path, made: Mapping[str, Any]) -> tuple[JsonLines, list[Cell]]:
-    """The file of finished cells, open, and the cells in it; its first line says what they are made with."""
-    stored, *cells = read_json_lines(path) or [{}]
-    kept = cells if stored == made else []
-    return JsonLines(path, [made, *kept]), [_cell(fields) for fields in kept]
+class _Journal:
+    """The file of finished cells: of every search, after a line that says what it is made with. Each cell says which
+    search it belongs to, so that a damaged line costs itself alone."""
+
+    def __init__(self, path: Path, made: Mapping[str, Any]) -> None:
+        self._search = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
+        head = {"search": self._search, **made}
+        rows = read_json_lines(path, _is_head_or_cell)
+        self.cells = [_cell(row) for row in rows if row.get("search") == self._search and "sampler" not in row]
+        self._lines = JsonLines(path, sound=_is_head_or_cell)
+        if head not in rows:
+            self._lines.append(head)
+
+    def append(self, cell: Cell) -> None:
+        """Add a cell of this search."""
+        self._lines.append({"search": self._search, **asdict(cell)})
 
 
-def _cell(fields: Mapping[str, Any]) -> Cell:
+def _is_head_or_cell(row: Row) -> bool:
+    try:
+        return "sampler" in row or all(
+            isinstance(getattr(_cell(row), name), kind) for name, kind in {**NUMBERS, "setting": str}.items()
+        )
+    except (TypeError, KeyError):
+        return False
+
+
+def _cell(row: Mapping[str, Any]) -> Cell:
+    fields = {name: value for name, value in row.items() if name != "search"}
     draws, running = tuple(fields["draws"]), tuple(tuple(chain) for chain in fields["running"])
     return Cell(**{**fields, "draws": draws, "running": running})

@@ -16,6 +16,7 @@ from icl.baselines import ridge_predictor, zero_predictor
 from icl.checkpoints import Checkpoints
 from icl.devices import available_cores
 from icl.estimation import LLCConfig
+from icl.estimation.traces import read_estimates
 from icl.evals import ValidationSet, validation_metrics, weight_norm
 from icl.execution.llc_run import run_llc
 from icl.execution.progress import progress_bar
@@ -27,7 +28,6 @@ from icl.model import predict
 from icl.sampling.presets import CALIBRATED
 from icl.storage import LocalStore
 from icl.storage.files import write_table
-from icl.tracking import read_metrics
 
 TASK: dict[str, Any] = {
     "task_size": 4, "max_examples": 8, "num_tasks": "inf", "noise_variance": 0.125, "embed_size": 64, "mlp_size": 64, "num_heads": 4,
@@ -71,7 +71,7 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     evals, references = evaluate_run(config, place.checkpoints(training))
     if run_llc(config, place):
         raise RuntimeError("the demo was stopped; start it again to go on")
-    estimates = pd.DataFrame(read_metrics(place.results / config.name))
+    estimates = pd.DataFrame(read_estimates(place.results / config.name))
     estimates["trusted"] = estimates["verdict"] == "healthy"
 
     write_table(evals, output / "evals.csv", digits=None)

@@ -6,9 +6,21 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
-from icl.checkpoints.runs import RunSummary, choose, copy_run, list_runs, prune_run, spread_in_log_time, verify_run
+from icl.checkpoints import CheckpointError
+from icl.checkpoints.runs import (
+    CopyReport,
+    Problem,
+    RunSummary,
+    choose,
+    copy_run,
+    list_runs,
+    prune_run,
+    spread_in_log_time,
+    verify_run,
+)
+from icl.config import ConfigError
 from icl.execution.progress import progress_bar
-from icl.storage import MirroredStore, Store, open_store, store_from_environment
+from icl.storage import MirroredStore, StorageError, Store, open_store, store_from_environment
 
 
 def runs_command(
@@ -60,8 +72,11 @@ def _verify(store: Store, name: str | None, console: Console) -> int:
         for run in list_runs(place):
             if name not in (None, run.name):
                 continue
-            with progress_bar(f"verify {run.name}") as update:
-                problems = verify_run(place, run.name, lambda done, total, update=update: update(done, total=total))
+            try:
+                with progress_bar(f"verify {run.name}") as update:
+                    problems = verify_run(place, run.name, lambda done, total, update=update: update(done, total=total))
+            except StorageError as error:  # it must not keep the others from being read
+                problems = [Problem(run.name, str(error))]
             for problem in problems:
                 console.print(f"damaged: {problem.reason}", style="red", highlight=False, soft_wrap=True)
             damaged += len(problems)
@@ -87,10 +102,15 @@ def _prune(store: Store, name: str | None, count: int, console: Console) -> int:
 def _copy(source: Store, destination: Store, name: str | None, console: Console) -> int:
     failed = 0
     for run in choose(list_runs(source), name):
-        with progress_bar(f"copy {run.name}") as update:
-            report = copy_run(
-                source, destination, run.name, lambda done, total, update=update: update(done, total=total)
-            )
+        try:
+            with progress_bar(f"copy {run.name}") as update:
+                report = copy_run(
+                    source, destination, run.name, lambda done, total, update=update: update(done, total=total)
+                )
+        except (CheckpointError, ConfigError, StorageError) as error:  # it must not keep the others from being copied
+            report = CopyReport(0, 0, 0, (Problem(run.name, str(error)),))
+        if report.longer:
+            console.print(f"{run.name} is further in {destination}: its states and records stay", soft_wrap=True)
         for problem in report.problems:
             console.print(f"not copied: {problem.reason}", style="red", highlight=False, soft_wrap=True)
         failed += len(report.problems)

@@ -9,7 +9,8 @@ from pathlib import Path
 from icl.config import ConfigError
 from icl.config.sweeps import expand, load_sweep, select
 from icl.devices import available_cores
-from icl.execution.run import CONFIGS, Command, RunConfig, run_point, training_of
+from icl.execution.names import RunConfig, training_of
+from icl.execution.run import CONFIGS, Command, run_point
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.storage import StorageError

@@ -33,6 +33,8 @@ class Settings(BaseModel):
     flattened: ClassVar[tuple[str, ...]] = ()
     later: ClassVar[tuple[str, ...]] = ()
     """Fields added after runs and tables were first named by their settings: `decisive` leaves them out at their default."""
+    decides: ClassVar[tuple[str, ...]] = ()
+    """Fields that decide what a run computes: it is named by them, and told by them from other runs (`difference`)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -79,6 +81,46 @@ class Settings(BaseModel):
         """Plain data of the given fields (all, if none is given) for names and comparisons that outlive new settings."""
         return self.model_dump(mode="json", include=set(fields) or None, context=_DECISIVE)
 
+    def identity(self) -> dict[str, Any]:
+        """Plain data of the fields that decide what a run computes."""
+        return self.model_dump(mode="json", include=set(self.decides))
+
+    def difference(self, stored: Mapping[str, Any]) -> str:
+        """What tells the run that was `stored` from the one of these settings: "key=1, not 2", or nothing.
+
+        Settings that decide nothing may differ, and a setting that is not stored counts as its default.
+
+        Args:
+            stored: a configuration as it was written with a run.
+
+        Raises:
+            ConfigError: what decides is not among the settings of this version.
+        """
+        own = self.identity()
+        kept = {key: value for key, value in stored.items() if key in own}
+        then, now = _dotted(type(self).parse(kept).identity()), _dotted(own)
+        differing = [key for key in {**now, **then} if then.get(key) != now.get(key)]
+        if not differing:
+            return ""
+        first, more = differing[0], f" (and {len(differing) - 1} more settings)" if len(differing) > 1 else ""
+        return f"{first}={_short(then.get(first))}, not {_short(now.get(first))}{more}"
+
+    def refuse_another(self, stored: Mapping[str, Any], what: str) -> None:
+        """Refuse what was made with other settings than these; `what` is its name in the message.
+
+        Raises:
+            ConfigError: naming the first setting that differs, both values, and what to do.
+        """
+        try:
+            difference = self.difference(stored)
+        except ConfigError as error:
+            difference = f"settings that this version of icl does not take ({error})"
+        if difference:
+            raise ConfigError(
+                f"{what} was made with {difference}; ask for the settings it was made with, or give this run a run_name of "
+                "its own"
+            )
+
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:
         """Validate plain data.
@@ -91,6 +133,19 @@ class Settings(BaseModel):
             return cls.model_validate(dict(data))
         except ValidationError as error:
             raise ConfigError(_one_line(cls, error)) from None
+
+
+def _dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested plain data as one mapping of dotted keys; a mapping that is a value itself is taken apart alike."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _one_line(settings: type[Settings], error: ValidationError) -> str:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import secrets
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
@@ -15,6 +16,7 @@ from pydantic import BeforeValidator, Field, field_serializer, field_validator, 
 from icl.config.settings import Settings
 from icl.config.steps import STEP_GRID, StepGrid, expand_steps
 from icl.model import TransformerShape
+from icl.storage.keys import MAX_SEGMENT_LENGTH, is_key
 from icl.streams import Stream
 from icl.tasks import TASKS, RegressionTask
 
@@ -188,6 +190,8 @@ class LoggerConfig(Settings):
 class TrainingConfig(Settings):
     """One training run. Defaults are the reference code's."""
 
+    decides = ("task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size")
+
     task_config: TaskConfig = Field(default=TaskConfig(), description="the task and the model")
     optimizer_config: OptimizerConfig = Field(default=OptimizerConfig(), description="how the weights are updated")
     scheduler_config: SchedulerConfig = Field(default=SchedulerConfig(), description="the course of the learning rate")
@@ -207,15 +211,38 @@ class TrainingConfig(Settings):
         if self.run_name is not None:
             return self.run_name
         task = self.task_config
-        decisive = self.decisive("task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size")
+        decisive = self.decisive(*self.decides)
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         tasks = "inf" if task.num_tasks is None else task.num_tasks
         seed = "none" if task.model_seed is None else task.model_seed
         return f"L{task.num_layers}H{task.num_heads}M{tasks}-K{task.max_examples}-seed{seed}-{digest}"
 
+    @field_validator("run_name")
+    @classmethod
+    def _names_one_folder(cls, value: str | None) -> str | None:
+        # The longest name that is made of it: that of estimates along the run.
+        if value is not None and ("/" in value or not is_key(f"llc-{value}-00000000") or not is_key(value)):
+            raise ValueError(
+                "a run's name is that of its folder: letters, digits and _ . , = + @ -, the first of them a letter, a "
+                f"digit or _, at most {MAX_SEGMENT_LENGTH - 13} in all"
+            )
+        return value
+
+    def identity(self) -> dict[str, Any]:
+        """Plain data of the settings that decide the weights, with the seeds that follow from the model's."""
+        task = self.task_config if self.task_config.model_seed is None else self.task_config.resolved()
+        return {**super().identity(), "task_config": task.model_dump(mode="json")}
+
     def resolved(self) -> Self:
         """The same with all seeds given; a drawn model seed becomes part of the name."""
         return self.model_copy(update={"task_config": self.task_config.resolved(), "run_name": self._resolved_name()})
+
+    def with_kept_seed(self, stored: Mapping[str, Any] | None) -> Self:
+        """The same, where a null model seed is the one that was drawn for the `stored` run."""
+        if stored is None or "task_config" not in stored or self.task_config.model_seed is not None:
+            return self
+        seed = type(self).parse({"task_config": stored["task_config"]}).task_config.model_seed
+        return self.model_copy(update={"task_config": self.task_config.model_copy(update={"model_seed": seed})})
 
     def _resolved_name(self) -> str | None:
         return self.name if self.task_config.model_seed is not None else self.run_name

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,9 @@ from icl.config.steps import STEP_GRID, nearest_step
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
+
+NOT_DECISIVE = ("cores", "max_memory_bytes")
+"""Settings of a sampler that say with what means it computes, not what."""
 
 
 class PlottingConfig(Settings):
@@ -33,6 +36,7 @@ class LLCConfig(Settings):
     """
 
     flattened = ("training",)
+    decides = ("sampler_config", "steps", "step", "checkpoint_idx", "testing")
 
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="the training run whose checkpoints these are"
@@ -67,16 +71,26 @@ class LLCConfig(Settings):
     def name(self) -> str:
         """The name of this estimate: the training run's, and a hash of the sampler's settings and the choice of
         steps."""
-        decisive = self.decisive("sampler_config", "steps", "step", "checkpoint_idx", "testing")
+        decisive = self.decisive(*self.decides)
         sampler = decisive["sampler_config"]
         # The names of results outlive defaults.
         sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         return f"llc-{self.training.name}-{digest}"
 
+    def identity(self) -> dict[str, Any]:
+        """Plain data of what decides the estimates: the training run, how it is sampled, and where."""
+        own = super().identity()
+        sampler = {name: value for name, value in own["sampler_config"].items() if name not in NOT_DECISIVE}
+        return {**self.training.identity(), **own, "sampler_config": sampler}
+
     def resolved(self) -> Self:
         """The same with all seeds of the training run given."""
-        return self.model_copy(update={"training": self.training.resolved()})
+        return self.of(self.training.resolved())
+
+    def of(self, training: TrainingConfig) -> Self:
+        """The same along another training run."""
+        return self.model_copy(update={"training": training})
 
     def chosen_steps(self, present: Sequence[int]) -> list[int]:
         """The checkpoints to sample at, out of those present (sorted).

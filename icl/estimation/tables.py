@@ -10,11 +10,12 @@ from icl.analysis.stages import PUBLISHED_STAGE_ENDS, boundary_table, find_bound
 from icl.analysis.tables import AnalysisTable, read_table
 from icl.config import ConfigError
 from icl.estimation.config import LLCConfig
-from icl.estimation.traces import read_traces
-from icl.storage.files import write_table
+from icl.estimation.traces import read_estimates, read_traces
+from icl.storage.files import read_file, write_table
+from icl.storage.jsonl import parse_object
 from icl.tasks import zero_predictor_loss
-from icl.tracking import read_metrics
 
+CONFIG = "config.json"
 ESTIMATES = ("llc", "llc_calibrated")
 """Tables of estimates that the stages are read from: under the published settings, and under calibrated ones."""
 
@@ -38,17 +39,22 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
         name: of the table.
 
     Raises:
-        ConfigError: no run of the sweep has estimates.
+        ConfigError: no run of the sweep has estimates, or one was made with other settings.
         ValueError: the table on disk was made with other settings.
     """
     written: list[AnalysisTable] = []
     for config in configs:
         folder = results / config.name
-        estimates, traces = pd.DataFrame(read_metrics(folder)), read_traces(folder)
+        estimates, traces = pd.DataFrame(read_estimates(folder)), read_traces(folder)
         if estimates.empty:
             continue
+        stored = parse_object(read_file(folder / CONFIG)) if (folder / CONFIG).exists() else None
+        if stored is not None:
+            config = config.of(config.training.with_kept_seed(stored))
+            config.refuse_another(stored, f"what {folder} holds")
         seed = config.training.task_config.model_seed
-        assert seed is not None, "without a seed the run would have no name to be found by"
+        if seed is None:
+            raise ConfigError(f"{folder} does not say its model_seed, and the sweep has none either; name the seed")
         estimates["chains"] = chains = config.sampler_config.num_chains
         estimates["loss/zero"] = zero_predictor_loss(config.training.task_config.resolved().pretrain_task())
         parts = {f"{name}.csv": estimates, f"{name}_traces.csv.gz": _trace_rows(traces)}

@@ -1,4 +1,4 @@
-"""The course of the chains of an estimate, thinned, kept beside its metrics.
+"""What `icl llc` leaves of each checkpoint: a row of metrics, and the course of its chains, thinned.
 
 One JSON line per checkpoint in `traces.jsonl` of the results folder. A line that was written twice, because a run was
 killed between its trace and its metrics, counts once: the last.
@@ -12,7 +12,10 @@ from typing import Any
 import torch
 
 from icl.sampling import LLCResult
-from icl.storage.jsonl import JsonLines, read_json_lines
+from icl.storage import StorageError
+from icl.storage.files import explain
+from icl.storage.jsonl import JsonLines, Row, has_step, read_json_lines
+from icl.tracking import read_metrics
 
 TRACES = "traces.jsonl"
 POINTS = 100
@@ -36,13 +39,35 @@ def thinned(result: LLCResult, points: int = POINTS) -> dict[str, Any]:
 
 def append_trace(folder: Path, step: int, result: LLCResult) -> None:
     """Add one checkpoint's trace to the results folder."""
-    JsonLines(folder / TRACES).append({"step": step, **thinned(result)})
+    JsonLines(folder / TRACES, sound=_is_trace).append({"step": step, **thinned(result)})
 
 
 def read_traces(folder: Path) -> list[dict[str, Any]]:
     """The traces of a results folder, one per checkpoint in order."""
-    found = {trace["step"]: trace for trace in read_json_lines(folder / TRACES)}
+    path = folder / TRACES
+    try:
+        found = {trace["step"]: trace for trace in read_json_lines(path, _is_trace)}
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {explain(error)}") from error
     return [found[step] for step in sorted(found)]
+
+
+def read_estimates(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of a results folder, one row per checkpoint in order: of those whose trace is there too, unless there
+    are no traces at all."""
+    rows = {row["step"]: row for row in read_metrics(folder)}
+    traced = {trace["step"] for trace in read_traces(folder)} or set(rows)
+    return [rows[step] for step in sorted(rows) if step in traced]
+
+
+def _is_trace(row: Row) -> bool:
+    """Whether a row is a trace: P draws, and P losses and distances of each of E chains."""
+    draws, chains = row.get("draw"), (row.get("loss"), row.get("distance"))
+    if not has_step(row) or not isinstance(draws, list) or not all(isinstance(values, list) for values in chains):
+        return False
+    loss, distance = chains
+    whole = all(isinstance(chain, list) and len(chain) == len(draws) for chain in [*loss, *distance])
+    return whole and len(loss) == len(distance)
 
 
 def _short(values: torch.Tensor) -> list[list[float]]:

@@ -7,14 +7,22 @@ from torch import Tensor
 from icl.checkpoints import Checkpoints
 from icl.estimation import LLCConfig, estimate_over_run
 from icl.estimation.estimate import hessian_at_checkpoint
-from icl.estimation.traces import append_trace
+from icl.estimation.traces import append_trace, read_estimates
 from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
 from icl.sampling import LLCResult
 from icl.storage.files import write_table
-from icl.tracking import read_metrics
 from icl.tracking.trackers import failures_recorded
+
+
+def estimates_of(config: LLCConfig, place: Surroundings) -> Checkpoints:
+    """The folder of the estimates.
+
+    Raises:
+        CheckpointError: those in it were made with other settings.
+    """
+    return Checkpoints(place.store, config.name).expect(config)
 
 
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
@@ -26,17 +34,19 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
 
     Raises:
         ConfigError: the training run has no checkpoints.
+        CheckpointError: the training run, or the estimates of this name, were made with other settings.
         RunInUseError: another process makes these estimates.
     """
     # Imported here: with it comes pandas, which training does without.
     from icl.estimation.record import figures_of, tables_of
 
+    config = config.of(place.with_kept_seed(config.training))
     checkpoints = place.checkpoints(config.training)
     name = config.name
-    estimates = Checkpoints(place.store, name)
+    estimates = estimates_of(config, place)
     with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
         config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
-        rows = read_metrics(place.results / name)
+        rows = read_estimates(place.results / name)
         done = [row["step"] for row in rows]
         estimates.save_config(config.model_dump(mode="json"))
         # Beside an accelerator several threads of chains would only wait for each other.

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from icl.config import ConfigError
-from icl.execution.run import CONFIGS, Command, RunConfig, run_point
+from icl.execution.names import RunConfig
+from icl.execution.run import CONFIGS, Command, run_point
 from icl.execution.schedule import Ended, Launch, ScheduledRun
 from icl.execution.surroundings import Surroundings
 from icl.native.allocator import keep_freed_memory

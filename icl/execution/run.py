@@ -3,26 +3,21 @@
 from collections.abc import Mapping
 from typing import Literal
 
+from icl.checkpoints import CheckpointError
 from icl.config import ConfigError, TrainingConfig
 from icl.estimation import LLCConfig
-from icl.execution.llc_run import run_llc
+from icl.estimation.traces import read_estimates
+from icl.execution.llc_run import estimates_of, run_llc
+from icl.execution.names import RunConfig, training_of
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
 from icl.storage import StorageError
-from icl.tracking import read_metrics
 from icl.tracking.wandb import RUN_ID
 from icl.training import first_missing_step
 
 Command = Literal["train", "llc"]
-RunConfig = TrainingConfig | LLCConfig
-
 CONFIGS: Mapping[Command, type[RunConfig]] = {"train": TrainingConfig, "llc": LLCConfig}
 """The settings that the sweep file of a command holds."""
-
-
-def training_of(config: RunConfig) -> TrainingConfig:
-    """The settings of the training run that a run does or looks at."""
-    return config.training if isinstance(config, LLCConfig) else config
 
 
 def run_point(config: RunConfig, place: Surroundings) -> str:
@@ -41,18 +36,20 @@ def run_point(config: RunConfig, place: Surroundings) -> str:
 
 def is_complete(config: RunConfig, place: Surroundings) -> bool:
     """Whether running this configuration would do nothing."""
-    training = training_of(config)
-    if training.task_config.model_seed is None:
-        return False
-    training = training.resolved()
     if place.tracking == "wandb" and not (place.results / config.name / RUN_ID).exists():
         return False  # what was recorded here alone is still to be sent
-    checkpoints = place.checkpoints(training)
     try:
+        training = place.with_kept_seed(training_of(config))
+        if training.task_config.model_seed is None:
+            return False
+        checkpoints = place.checkpoints(training)
         if isinstance(config, LLCConfig):
-            done = {row["step"] for row in read_metrics(place.results / config.name)}
+            config = config.of(training)
+            estimates_of(config, place)
+            done = {row["step"] for row in read_estimates(place.results / config.name)}
             return bool(done) and set(config.chosen_steps(checkpoints.steps())) <= done
+        training = training.resolved()
         finished = checkpoints.finished_step() is not None
         return finished and first_missing_step(training, checkpoints) == training.num_steps
-    except (ConfigError, StorageError):
+    except (ConfigError, CheckpointError, StorageError):
         return False  # the run itself will say what is wrong

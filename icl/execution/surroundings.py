@@ -67,9 +67,19 @@ class Surroundings:
         return cls(store, results, resolve_device(environ.get("DEVICE")), **overrides)
 
     def checkpoints(self, config: TrainingConfig) -> Checkpoints:
-        """The checkpoints of a training run."""
+        """The checkpoints of a training run.
+
+        Raises:
+            CheckpointError: what is stored under its name was made with other settings.
+        """
         layout = {name: size for name, (_, size) in parameter_layout(config.task_config.shape).items()}
-        return Checkpoints(self.store, config.name, layout)
+        return Checkpoints(self.store, config.name, layout).expect(config)
+
+    def with_kept_seed(self, config: TrainingConfig) -> TrainingConfig:
+        """The same, where a null model seed of a run that has a name is the one that was drawn when the run began."""
+        if config.run_name is None or config.task_config.model_seed is not None:
+            return config
+        return config.with_kept_seed(Checkpoints(self.store, config.run_name).settings())
 
     def open_tracker(self, name: str, config: Settings, logger: LoggerConfig, next_step: int) -> Tracker:
         """The tracker of a run that is about to do step `next_step`."""

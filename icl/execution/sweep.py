@@ -15,7 +15,8 @@ from icl.config import ConfigError
 from icl.devices import available_cores
 from icl.execution.display import runs_display
 from icl.execution.local import LocalProcess
-from icl.execution.run import Command, RunConfig, is_complete, training_of
+from icl.execution.names import RunConfig, by_name
+from icl.execution.run import Command, is_complete
 from icl.execution.schedule import Launch, ScheduledRun, State, run_all
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.storage.files import write_atomically
@@ -65,14 +66,10 @@ def run_sweep(
 
 def scheduled_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[ScheduledRun]:
     """The runs of a sweep, those that need nothing more marked so; points that are one and the same run appear once."""
-    runs: dict[str, ScheduledRun] = {}
-    for index, config in enumerate(configs):
-        name = config.name
-        if training_of(config).task_config.model_seed is None:
-            name = f"{name}-{index}"  # each draws a seed, and with it a name, of its own
-        if name not in runs:
-            runs[name] = ScheduledRun(name, index, State.SKIPPED if is_complete(config, place) else State.WAITING)
-    return list(runs.values())
+    return [
+        ScheduledRun(name, index, State.SKIPPED if is_complete(configs[index], place) else State.WAITING)
+        for name, index in by_name(configs).items()
+    ]
 
 
 def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:

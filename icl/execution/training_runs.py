@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from icl.config import TrainingConfig
+from icl.execution.names import by_name
 from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
@@ -28,9 +29,10 @@ def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> li
 
     Raises:
         RunInUseError: another process trains one of them.
+        CheckpointError: a run of this name was made with other settings; nothing is written.
         TrainingDiverged, CheckpointError, StorageError: see `icl.training.train_members`.
     """
-    configs = [config.resolved() for config in configs]
+    configs = [place.with_kept_seed(config).resolved() for config in configs]
     outcomes: dict[str, TrainingOutcome] = {}
     members: list[Member] = []
     with ExitStack() as stack:
@@ -62,8 +64,9 @@ def train_in_batches(configs: Sequence[TrainingConfig], place: Surroundings) -> 
     A group that was stopped is the last: none after it is begun.
     """
     groups: dict[str, list[TrainingConfig]] = {}
-    for config in {config.name: config for config in (each.resolved() for each in configs)}.values():
-        groups.setdefault(seeds_left_out(config), []).append(config)
+    resolved = [place.with_kept_seed(config).resolved() for config in configs]
+    for index in by_name(resolved).values():
+        groups.setdefault(seeds_left_out(resolved[index]), []).append(resolved[index])
     return all(all(outcome.finished for outcome in train_together(group, place)) for group in groups.values())
 
 

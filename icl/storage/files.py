@@ -1,10 +1,14 @@
-"""Files that are never half written: every file of the library goes through `replacing`, or grows by `JsonLines`."""
+"""Files that are never half written: every file of the library goes through `replacing`, or grows by `JsonLines`.
+
+And files that are looked at before they are read, for somebody else may have put them there: `read_file`.
+"""
 
 import contextlib
 import errno
 import gzip
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
@@ -13,6 +17,36 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPORARY_SUFFIX = ".tmp"
+
+LARGEST = 2 * 2**30
+"""Bytes of the largest file that is read; a run's are thousands of times smaller."""
+
+
+class UnfitFileError(OSError):
+    """What has this name is no file that could be read whole; the message says why and what to do."""
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a regular file of at most LARGEST bytes.
+
+    Raises:
+        UnfitFileError: it is a pipe, a socket or a device, which may never end, or it is larger.
+        OSError: there is none, or it cannot be read.
+    """
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(status.st_mode):
+        raise UnfitFileError("it is a pipe, a socket or a device, not a file; move it away")
+    if status.st_size > LARGEST:
+        raise UnfitFileError(f"its {status.st_size:,} bytes are more than a file of a run has; move it away")
+    # Should it have become a pipe since, the reading does not wait for a writer.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        with os.fdopen(descriptor, "rb") as file:
+            return file.read()
+    except MemoryError:
+        raise UnfitFileError(f"its {status.st_size:,} bytes do not fit into the memory; move it away") from None
 
 
 @contextlib.contextmanager
@@ -65,6 +99,8 @@ def write_table(table: "pd.DataFrame", path: Path, digits: int | None = 7, missi
 
 def explain(error: OSError) -> str:
     """What the operating system's refusal means and what to do about it."""
+    if isinstance(error, UnfitFileError):
+        return str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the disk is full; free some space or set LOCAL_ROOT to a folder on a larger disk"
     if error.errno == errno.EROFS:

@@ -1,12 +1,16 @@
 """A folder as a store: every write is atomic and durable."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
-from icl.storage.files import TEMPORARY_SUFFIX, explain, write_atomically
+from icl.storage.files import TEMPORARY_SUFFIX, explain, read_file, write_atomically
 from icl.storage.keys import History, MissingKeyError, StorageError, check_key, check_prefix, is_key
+
+_log = logging.getLogger(__name__)
 
 
 class LocalStore:
@@ -28,7 +32,7 @@ class LocalStore:
     def get(self, key: str) -> bytes:
         path = self._path(key)
         try:
-            return path.read_bytes()
+            return read_file(path)
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
             raise MissingKeyError(f"there is no {key} in {self}") from error
         except OSError as error:
@@ -81,6 +85,7 @@ class LocalStore:
         return self.root / check_prefix(prefix)
 
     def _files(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
+        """Keys and files below a folder. One below it that cannot be listed is passed over: it must not hide the rest."""
         folders = [(self._folder(prefix), prefix)]
         while folders:
             folder, name = folders.pop()
@@ -88,13 +93,27 @@ class LocalStore:
                 with os.scandir(folder) as entries:
                     for entry in entries:
                         key = f"{name}/{entry.name}" if name else entry.name
-                        if not is_key(key):
-                            continue
-                        if entry.is_dir():
+                        kind = self._kind(entry, key) if is_key(key) else None
+                        if kind == "folder":
                             folders.append((Path(entry.path), key))
-                        elif entry.is_file():
+                        elif kind == "file":
                             yield key, entry
             except (FileNotFoundError, NotADirectoryError):
                 continue
             except OSError as error:
-                raise StorageError(f"cannot list {folder}: {explain(error)}") from error
+                if name == prefix:
+                    raise StorageError(f"cannot list {folder}: {explain(error)}") from error
+                _log.warning("%s is passed over: %s", folder, explain(error))
+
+    def _kind(self, entry: os.DirEntry[str], key: str) -> Literal["folder", "file"] | None:
+        """What a listing does with an entry. Links may put folders of the store's first two floors on other disks, if
+        they do not lead up to the store itself; further down they could turn in circles."""
+        try:
+            if not entry.is_dir():
+                return "file" if entry.is_file() else None
+            if not entry.is_symlink():
+                return "folder"
+            upward = self.root.resolve().is_relative_to(Path(entry.path).resolve())
+            return "folder" if key.count("/") < 2 and not upward else None
+        except (OSError, RuntimeError):  # a link that leads to itself
+            return None

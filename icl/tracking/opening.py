@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,8 +72,9 @@ def replay(directory: str | Path, tracker: Tracker) -> None:
     images: dict[int, dict[str, Path]] = {}
     for path in sorted((folder / IMAGES).glob("*-*.png")):
         name, _, step = path.stem.rpartition("-")
-        images.setdefault(int(step), {})[name] = path
-    for row in read_metrics(folder):
+        if step.isdecimal():
+            images.setdefault(int(step), {})[name] = path
+    for row in sorted(read_metrics(folder), key=itemgetter("step")):
         step = row.pop("step")
         tracker.log(step, row, images.pop(step, None))
     tracker.summary({name: value for name, value in read_summary(folder).items() if name not in VERDICT})

@@ -10,13 +10,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from icl.storage import StorageError
-from icl.storage.files import explain, write_atomically
-from icl.storage.jsonl import JsonLines, read_json_lines
+from icl.storage.files import explain, read_file, write_atomically
+from icl.storage.jsonl import JsonLines, has_step, parse_object, read_json_lines
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +33,14 @@ _log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Where metrics go. Every method returns at once and never raises because of a network or a disk."""
+    """Where metrics go. Every method returns at once and never raises because of a network or a disk.
+
+    Attributes:
+        rows: of the local record, those that wait for the disk included; 0 where there is none.
+    """
+
+    @property
+    def rows(self) -> int: ...
 
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Record the metrics of one training step, and pictures by name; steps must not decrease."""
@@ -51,6 +57,8 @@ class Tracker(Protocol):
 
 class NullTracker:
     """Records nothing."""
+
+    rows = 0
 
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Do nothing."""
@@ -72,8 +80,8 @@ class LocalTracker:
     def __init__(self, directory: str | Path, next_step: int = 0) -> None:
         """Open the record of a run that is about to do step `next_step`.
 
-        The first row of such a step and all that follow it are dropped, in one atomic replacement: the run will log
-        them again. Torn lines go with them.
+        Rows of such steps are dropped, in one atomic replacement: the run will log them again. Damaged lines are set
+        aside.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -81,9 +89,10 @@ class LocalTracker:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / METRICS
-        kept = takewhile(lambda row: row["step"] < next_step, read_metrics(self.directory))
+        kept = [row for row in read_metrics(self.directory) if row["step"] < next_step]
+        self.rows = len(kept)
         try:
-            self._rows = JsonLines(path, kept)
+            self._rows = JsonLines(path, kept, has_step)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {explain(error)}") from error
         kept_summary = read_summary(self.directory) if next_step > 0 else {}
@@ -96,6 +105,7 @@ class LocalTracker:
         """
         for name, image in (images or {}).items():
             self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", _png(image))
+        self.rows += 1
         try:
             self._rows.append({"step": step, **{name: _number(value) for name, value in metrics.items()}})
         except OSError as error:
@@ -134,6 +144,11 @@ class TeeTracker:
     def __init__(self, *trackers: Tracker) -> None:
         self.trackers = trackers
 
+    @property
+    def rows(self) -> int:
+        """Of the one that keeps a local record."""
+        return max(tracker.rows for tracker in self.trackers)
+
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Record with each."""
         for tracker in self.trackers:
@@ -156,13 +171,23 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
     `pandas.DataFrame(read_metrics(directory))` is the table; `pandas.read_json(path, lines=True)` reads it too, but
     rounds the last digit of some numbers unless told `precise_float=True`.
     """
-    return [row for row in read_json_lines(Path(directory) / METRICS) if isinstance(row.get("step"), int)]
+    path = Path(directory) / METRICS
+    try:
+        return read_json_lines(path, has_step)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {explain(error)}") from error
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
-    """What `summary.json` holds, `status` included; empty where there is none."""
+    """What `summary.json` holds, `status` included; empty where there is none, or a damaged one."""
     path = Path(directory) / SUMMARY
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        values = parse_object(read_file(path)) if path.exists() else {}
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {explain(error)}") from error
+    if values is None:
+        _log.warning("%s is damaged and left out", path)
+    return values or {}
 
 
 def _png(image: "Path | Figure") -> bytes:

@@ -48,6 +48,8 @@ class WandbTracker:
     a function of the step, so they would be the same numbers.
     """
 
+    rows = 0
+
     def __init__(
         self,
         name: str | None,

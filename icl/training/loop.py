@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from icl.checkpoints import Checkpoints
+from icl.checkpoints.run import ROWS
 from icl.config import TrainingConfig
 from icl.devices import torch_threads
 from icl.engine import Predict, choose_path
@@ -168,6 +169,7 @@ def _train_group(
     shape, last_step, state_every = config.task_config.shape, config.num_steps, config.checkpointer_config.state_every
     evaluators = [make_evaluator(member.config, stepper.evaluated_on, stepper.predict) for member in members]
     metadata = [{"config": member.config.model_dump_json()} for member in members]
+    vouching = [member.checkpoints.keeps_metrics() for member in members]
     checkpoint_at, log_at = set(config.checkpoint_steps()), set(config.logging_steps())
     due = sorted(checkpoint_at | log_at)
 
@@ -181,8 +183,9 @@ def _train_group(
         return [of_weights(unflatten(shape, flat)) for of_weights, flat in zip(evaluators, flats, strict=True)]
 
     def save_states() -> None:
-        for member, state, about in zip(members, stepper.states(), metadata, strict=True):
-            member.checkpoints.save_state(stepper.step, state, about)
+        for member, state, about, counts in zip(members, stepper.states(), metadata, vouching, strict=True):
+            rows = {ROWS: member.tracker.rows} if counts else {}
+            member.checkpoints.save_state(stepper.step, state, about | rows)
 
     summaries: list[Mapping[str, float]] = [{} for _ in members]
     saved = stepper.step

@@ -3,12 +3,15 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from icl.checkpoints import Checkpoints
+from icl.checkpoints import Checkpoint, CheckpointError, Checkpoints
+from icl.checkpoints.format import check_layout
 from icl.config import TrainingConfig
 from icl.model import flatten, initial_parameters
 from icl.streams import Stream
+from icl.training.optimizers import FlatOptimizer
 
 Progress = Callable[[int, float], None]
 
@@ -54,14 +57,31 @@ def first_missing_step(config: TrainingConfig, checkpoints: Checkpoints) -> int:
 
 
 def starting_point(config: TrainingConfig, checkpoints: Checkpoints) -> tuple[int, dict[str, Tensor]]:
-    """The newest stored state that comes before every missing checkpoint.
+    """The newest stored state whose past is whole.
 
-    A state whose past lacks checkpoints of the grid (a denser grid was asked for, or files were deleted) is of no use:
-    data are a function of the step, so running again from an earlier point gives the same weights and fills the gaps.
+    A state whose past lacks checkpoints of the grid (a denser grid was asked for, or files were deleted) or rows of
+    metrics that were there when it was saved is of no use: data are a function of the step, so running again from an
+    earlier point gives the same weights and rows, and fills the gaps.
+
+    Raises:
+        CheckpointError: what is stored belongs to other settings, or is no state of such a run.
     """
+    checkpoints.expect(config)
     present = set(checkpoints.steps())
     missing = min((step for step in config.checkpoint_steps() if step not in present), default=config.num_steps)
-    state = checkpoints.newest_state()
-    if state is None or state.step > missing:
-        return 0, {}
-    return state.step, dict(state.tensors)
+    for state in checkpoints.whole_states():
+        _check_state(config, state, checkpoints.state_key(state.step))
+        if state.step <= missing and checkpoints.has_metrics_of(state):
+            return state.step, dict(state.tensors)
+    return 0, {}
+
+
+def _check_state(config: TrainingConfig, state: Checkpoint, source: str) -> None:
+    """Refuse a state with other tensors than such a run saves, before the optimiser takes them for its memory."""
+    flat = torch.zeros(config.task_config.shape.num_parameters)
+    own = {"flat": flat, **FlatOptimizer(config.optimizer_config, flat, fused=False).state(state.step)}
+    check_layout(state.tensors, {name: tuple(value.shape) for name, value in own.items()}, source)
+    if "step" in own and state.tensors["step"] != state.step:
+        raise CheckpointError(
+            f"{source} counts {float(state.tensors['step'])} updates; delete it to go on from an earlier one"
+        )

@@ -3,6 +3,9 @@
 import errno
 import itertools
 import os
+import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -119,3 +122,69 @@ def test_a_clock_that_jumps_changes_nothing(tmp_path, monkeypatch):
         store.put("a", str(jump).encode())
         assert store.get("a") == str(jump).encode()
     assert names(tmp_path) == ["a"]
+
+
+def test_links_reach_other_disks_but_never_turn_in_circles(tmp_path):
+    store, elsewhere = LocalStore(tmp_path / "root"), tmp_path / "elsewhere"
+    store.put("icl/a/1", b"x")
+    elsewhere.mkdir()
+    (elsewhere / "2").write_bytes(b"yy")
+    (store.root / "icl/b").symlink_to(elsewhere)
+    (store.root / "icl/up").symlink_to("..")
+    (store.root / "icl/top").symlink_to("/")
+    (store.root / "icl/self").symlink_to("self")
+    for name, target in {"loop": ".", "above": "..", "away": elsewhere, "gone": "nowhere", "self": "self"}.items():
+        (store.root / "icl/a" / name).symlink_to(target)
+    (store.root / "icl/a/linked").symlink_to(elsewhere / "2")
+    assert store.sizes("icl") == {"icl/a/1": 1, "icl/a/linked": 2, "icl/b/2": 2}
+    assert store.list("icl/a") == ["icl/a/1", "icl/a/linked"]
+
+
+def test_a_folder_that_cannot_be_listed_hides_itself_alone(tmp_path, monkeypatch, caplog):
+    store = LocalStore(tmp_path)
+    for name in "abc":
+        store.put(f"icl/{name}/1", b"x")
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("icl/b"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert store.list("icl") == ["icl/a/1", "icl/c/1"]
+    assert "icl/b is passed over: permission denied" in caplog.text
+    with pytest.raises(StorageError, match=r"cannot list .*icl/b: permission denied"):
+        store.list("icl/b")
+
+
+def odd_files(folder):
+    """Names under which no file lies that could be read whole."""
+    os.mkfifo(folder / "pipe")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(os.path.relpath(folder / "socket"))
+    (folder / "zero").symlink_to("/dev/zero")
+    with (folder / "sparse").open("wb") as file:
+        file.truncate(2**42)
+    return "pipe", "socket", "zero", "sparse"
+
+
+def test_what_is_no_file_of_reasonable_size_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = LocalStore(tmp_path)
+    for name in odd_files(tmp_path):
+        with pytest.raises(StorageError, match=f"cannot read .*{name}: it(s| is) .*; move it away"):
+            store.get(name)
+
+
+def test_a_file_beyond_the_memory_is_refused_too(tmp_path):
+    code = (
+        "import resource, sys; from icl.storage import LocalStore, StorageError\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30))\n"
+        "try: LocalStore(sys.argv[1]).get('large')\n"
+        "except StorageError as error: print(error)"
+    )
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**31)
+    told = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert told.stdout.endswith("do not fit into the memory; move it away\n")
