@@ -157,7 +157,7 @@ class Checkpoints:
 
     def keep_last_state(self) -> None:
         """Drop all states but the newest: what a finished run leaves does not depend on when it was interrupted."""
-        known = self.states()
+        known = self.states() if self._states is None else self._states
         self._keep_states(known, known[-1:])
 
     def _keep_states(self, known: Sequence[int], kept: Sequence[int]) -> None:
@@ -245,15 +245,31 @@ class Checkpoints:
         Raises:
             RunInUseError: naming the process that holds the run.
         """
-        with exclusive(self.store.lock_path(self.prefix), f"the run {self.run_name}", wait_s):
-            self._states = None
-            self._compare_remote()
+        subject = f"the run {self.run_name}"
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(exclusive(self.store.lock_path(self.prefix), subject, wait_s))
+            self._compare_remote()  # before the claim, which would be written into another run's folder
+            stack.enter_context(self.store.claim(self.prefix).held(subject, wait_s))
             self.store.recover(self.prefix, History(self._progress, self._record_keys))
-            yield
+            # What another machine may write later, should this one lose its claim, is not ours to drop.
+            self._states = self.states()
+            try:
+                yield
+            finally:
+                self._states = None
 
-    def holder(self) -> Holder | None:
-        """The process that is writing this run now, or None."""
-        return holder_of(self.store.lock_path(self.prefix))
+    def holder(self, everywhere: bool = True) -> Holder | None:
+        """The process that is writing this run now, or None; if `everywhere`, the bucket is asked about other machines.
+
+        Raises:
+            StorageError: it cannot be asked.
+        """
+        here = holder_of(self.store.lock_path(self.prefix))
+        return self.store.claim(self.prefix).holder() if here is None and everywhere else here
+
+    def confirm_lock(self) -> None:
+        """Raise `RunInUseError` if another machine is known to have taken the run over; costs nothing."""
+        self.store.claim(self.prefix).confirm()
 
     def flush(self, timeout_s: float | None = None) -> Sequence[str]:
         """Wait until all files of this run, those of other writers too, are sent; return the keys that are not.

@@ -57,9 +57,10 @@ def _table(runs: list[RunSummary], store: Store) -> Table:
     for heading in ("checkpoints", "newest step", "size"):
         table.add_column(heading, justify="right")
     table.add_column("state")
+    table.add_column("written by")
     for run in runs:
         newest = "-" if run.newest_step is None else f"{run.newest_step:,}"
-        table.add_row(run.name, f"{run.checkpoints:,}", newest, _size(run.size), run.state)
+        table.add_row(run.name, f"{run.checkpoints:,}", newest, _size(run.size), run.state, str(run.writer or ""))
     return table
 
 

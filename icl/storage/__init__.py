@@ -5,10 +5,11 @@
 
 from collections.abc import Mapping
 
-from icl.storage.keys import History, InvalidKeyError, MissingKeyError, StorageError, Store, check_key
+from icl.storage.keys import InvalidKeyError, MissingKeyError, StorageError, check_key
 from icl.storage.local import LocalStore
 from icl.storage.mirrored import MirroredStore
 from icl.storage.s3 import S3Store
+from icl.storage.store import History, Store
 
 __all__ = [
     "History",

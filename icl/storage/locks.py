@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from icl.storage import StorageError
 from icl.storage.files import explain
+from icl.storage.keys import StorageError
 
 
 class RunInUseError(StorageError):
