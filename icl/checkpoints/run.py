@@ -16,7 +16,7 @@ from torch import Tensor
 
 from icl.checkpoints.format import Checkpoint, CheckpointError, DamagedCheckpointError, check_layout, decode, encode
 from icl.storage import History, InvalidKeyError, MissingKeyError, StorageError, Store, check_key
-from icl.storage.locks import Holder, exclusive, holder_of
+from icl.storage.locks import Held, Holder, exclusive, holder_of
 
 FOLDER = "icl"
 SUFFIX = ".safetensors"
@@ -47,6 +47,7 @@ class Checkpoints:
         self.run_name = run_name
         self.layout = layout
         self._states: list[int] | None = None
+        self._held: Held | None = None
 
     # Weights on the dense grid
 
@@ -70,6 +71,10 @@ class Checkpoints:
         """
         return self._read(self.weights_key(step), step, "weights")
 
+    def read_state(self, step: int) -> Checkpoint:
+        """Return the full state of `step`; raises like `read`."""
+        return self._read(self.state_key(step), step, "state")
+
     def steps(self) -> list[int]:
         """The steps whose weights are stored, ascending."""
         return self._numbers(_WEIGHTS)
@@ -84,7 +89,10 @@ class Checkpoints:
         """Store everything that resuming after `step` needs, then drop all states but this and the one before it.
 
         States of later steps go too: a run that stands at `step` could not use them, so they were damaged.
+
+        Raises `RunInUseError`, and stores nothing, if the lock was taken away from this process.
         """
+        self.check_lock()
         data = encode(step, tensors, metadata or {}, "state")
         if self._states is None:
             self._states = self.states()
@@ -154,10 +162,19 @@ class Checkpoints:
         Raises:
             RunInUseError: naming the process that holds the run.
         """
-        with exclusive(self.store.lock_path(self.prefix), f"the run {self.run_name}", wait_s):
+        with exclusive(self.store.lock_path(self.prefix), f"the run {self.run_name}", wait_s) as held:
             self._states = None
             self.store.recover(self.prefix, History(self._progress, self._record_keys))
-            yield
+            self._held = held
+            try:
+                yield
+            finally:
+                self._held = None
+
+    def check_lock(self) -> None:
+        """Raises `RunInUseError` if the file of the lock that this process holds was removed: another may write too."""
+        if self._held is not None:
+            self._held.check()
 
     def holder(self) -> Holder | None:
         """The process that is writing this run now, or None."""

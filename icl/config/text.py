@@ -5,6 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
 
 from icl.config.settings import ConfigError
 
@@ -39,12 +42,12 @@ class _Loader(yaml.SafeLoader):
         mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
         self._depth += 1
         if self._depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", mark)
+            raise ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
         if node is None or is_alias:
             if id(node) not in self._extents:
-                raise yaml.composer.ComposerError(None, None, "the alias lies within what it stands for", mark)
+                raise ComposerError(None, None, "the alias lies within what it stands for", mark)
             return node
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
@@ -57,7 +60,7 @@ class _Loader(yaml.SafeLoader):
         levels = 1 + max((levels for _, levels in extents), default=0)
         if entries > MAX_ENTRIES or levels > MAX_DEPTH:
             reason = f"more than {MAX_ENTRIES:,} entries" if entries > MAX_ENTRIES else f"more than {MAX_DEPTH} levels"
-            raise yaml.composer.ComposerError(None, None, f"with its aliases written out this has {reason}", mark)
+            raise ComposerError(None, None, f"with its aliases written out this has {reason}", mark)
         self._extents[id(node)] = entries, levels
         return node
 
@@ -70,7 +73,7 @@ class _Loader(yaml.SafeLoader):
             tag, value = node.tag.rpartition(":")[2], node.value
             shown = f"{value!r} is" if isinstance(value, str) else "this is"
             problem = f"{shown} no valid {tag} ({error}); put text in quotes"
-            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+            raise ConstructorError(None, None, problem, node.start_mark) from None
 
 
 def _scientific(loader: _Loader, node: yaml.ScalarNode) -> float:
@@ -89,7 +92,7 @@ def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
         if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
             if (key.tag, key.value) in seen:
                 problem = f"the key {key.value!r} is given twice"
-                raise yaml.composer.ComposerError(None, None, problem, key.start_mark)
+                raise ComposerError(None, None, problem, key.start_mark)
             seen.add((key.tag, key.value))
 
 
@@ -126,7 +129,7 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{source}{place}: {_one_line(error.problem or error.context)}") from None
-    except yaml.reader.ReaderError as error:
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{source}, line {line}: the character {chr(error.character)!r} is not allowed") from None
     except RecursionError:
