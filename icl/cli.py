@@ -4,11 +4,12 @@ anything else."""
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 
 from icl import __version__
+from icl.execution.output import forgive_output
 
 app = typer.Typer(
     name="icl",
@@ -45,6 +46,7 @@ Tracking = Annotated[str, typer.Option(help="auto: files, and W&B where it is se
 
 def main() -> None:
     """Entry point of the command `icl`."""
+    results = forgive_output()
     try:
         status = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
@@ -58,10 +60,13 @@ def main() -> None:
         if not isinstance(error, (RuntimeError, OSError)):
             raise  # a fault of ours: the traceback is what a report needs
         _fail(str(error), 1)
+    results.flush()
+    if results.failure is not None:
+        _fail(f"the results could not be written to the standard output: {results.failure}", 1)
     sys.exit(status or 0)
 
 
-def _fail(message: str, status: int) -> None:
+def _fail(message: str, status: int) -> NoReturn:
     print(f"icl: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
@@ -73,12 +78,21 @@ def _before(
     if version:
         print(__version__)
         raise typer.Exit
-    from dotenv import load_dotenv
-
     from icl.native.allocator import keep_freed_memory
 
-    load_dotenv(Path.cwd() / ".env")
+    _read_env_file(Path(".env"))
     keep_freed_memory()
+
+
+def _read_env_file(path: Path) -> None:
+    """Take over the variables of the file, where there is one; those that are set already stay."""
+    from dotenv import load_dotenv
+
+    try:
+        load_dotenv(path.absolute())
+    except (OSError, ValueError) as error:  # not UTF-8, no text, not to be read
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read the settings in {path.absolute()}: {reason}; save it as text in UTF-8") from None
 
 
 @app.command()

@@ -12,19 +12,19 @@ from safetensors.torch import save
 from icl.checkpoints import CheckpointError, Checkpoints
 from icl.checkpoints.format import decode, encode
 from icl.config import ConfigError, TrainingConfig
-from icl.config.sweeps import expand, load_sweep
+from icl.config.sweeps import MAX_RUNS, expand, load_sweep
 from icl.storage import InvalidKeyError, LocalStore, check_key
 
 FAST, SLOW = 150, 4000
 
 
-def fuzz(strategy):
+def fuzz(strategy, slow=SLOW):
     """A property over random inputs: a few in the fast suite, thousands behind the marker `slow`."""
 
     def mark(test):
         quiet = {"deadline": None, "database": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
-        @pytest.mark.parametrize("count", [FAST, pytest.param(SLOW, marks=pytest.mark.slow)])
+        @pytest.mark.parametrize("count", [FAST, pytest.param(slow, marks=pytest.mark.slow)])
         def run(count, tmp_path_factory):
             folder, seen = tmp_path_factory.mktemp("fuzz"), 0
 
@@ -44,9 +44,11 @@ def fuzz(strategy):
     return mark
 
 
-def one_line(error):
+def one_line(error, *named):
     assert "\n" not in str(error)
-    assert str(error)
+    assert 0 < len(str(error)) < 1000
+    for text in named:
+        assert text in str(error)
 
 
 WHOLE = encode(3, {"a": torch.arange(15.0).view(5, 3), "b": torch.tensor(7)}, {"config": "{}"}, "weights")
@@ -187,3 +189,154 @@ def test_any_sweep_file_is_expanded_or_refused_in_one_line(folder, text):
     except ConfigError as error:
         one_line(error)
     assert {file.name for file in folder.iterdir()} == {"sweep.yaml"}
+
+
+SCALARS = [
+    *(
+        "1",
+        "0",
+        "-1",
+        "7",
+        "1e3",
+        "1e-5",
+        "-2.5E+1",
+        "1e999",
+        ".inf",
+        ".nan",
+        "1.5",
+        "0x1F",
+        "1_000",
+        "190:20:30",
+        "9" * 400,
+    ),
+    *(
+        "yes",
+        "no",
+        "on",
+        "true",
+        "False",
+        "null",
+        "~",
+        "",
+        "inf",
+        "Adam",
+        "x",
+        "'1e3'",
+        '"\\ud800"',
+        "é",
+        "<<",
+        "=",
+        "?",
+    ),
+    *(
+        "2020-02-30",
+        "2020-02-20",
+        "2020-13-45T99:00:00Z",
+        "!!int x",
+        "!!float ''",
+        "!!bool z",
+        "!!binary é",
+        "!!timestamp t",
+    ),
+    *(
+        "!!set {a, b}",
+        "!!omap [a: 1]",
+        "!!omap [a]",
+        "!!pairs 3",
+        "!!null x",
+        "!!python/name:os.system x",
+        "!own 1",
+        "!!str [1]",
+    ),
+    *("*a", "*b", "*c", "&a 1", "&b [*a, *a]", "&c {value: *b}", "&a {<<: *b}", "[*b, *b]", "&a [*a]"),
+]
+
+
+def flow_mapping(pairs):
+    return "{" + ", ".join(f"{key}: {value}" for key, value in pairs) + "}"
+
+
+flow_values = st.recursive(
+    st.sampled_from(SCALARS) | st.integers().map(str) | st.floats().map(str),
+    lambda inner: (
+        st.lists(inner, max_size=4).map(lambda parts: f"[{', '.join(parts)}]")
+        | st.lists(st.tuples(st.sampled_from([*KEYS, "<<", "1", "[a]"]), inner), max_size=3).map(flow_mapping)
+    ),
+    max_leaves=6,
+)
+ENTRY_KEYS = [
+    "value",
+    "values",
+    "parameters",
+    "min",
+    "max",
+    "q",
+    "mu",
+    "sigma",
+    "a",
+    "distribution",
+    "probabilities",
+    "<<",
+]
+DISTRIBUTIONS = [
+    "uniform",
+    "int_uniform",
+    "log_uniform_values",
+    "q_uniform",
+    "normal",
+    "q_log_normal",
+    "beta",
+    "constant",
+    "[x]",
+]
+
+
+ranges = st.tuples(st.sampled_from(DISTRIBUTIONS), st.sampled_from(SCALARS[:15]), st.sampled_from(SCALARS[:15])).map(
+    lambda three: flow_mapping(zip(("distribution", "min", "max"), three, strict=True))
+)
+leaves = (
+    flow_values.map(lambda value: f"{{value: {value}}}")
+    | st.lists(flow_values, max_size=40).map(lambda parts: f"{{values: [{', '.join(parts)}]}}")
+    | ranges
+    | st.lists(st.tuples(st.sampled_from(ENTRY_KEYS), flow_values), max_size=4).map(flow_mapping)
+    | flow_values
+)
+names = st.sampled_from(
+    [*KEYS, "optimizer_config", "optimizer_config.lr", "sampler_config", "1", "yes", "<<", "? [a]\n  "]
+)
+entries = leaves | st.lists(st.tuples(names, leaves), max_size=4).map(
+    lambda pairs: f"{{parameters: {flow_mapping(pairs)}}}"
+)
+anchors = st.sampled_from(["", "", "&a ", "&b ", "&c "])
+
+
+@st.composite
+def sweep_files(draw):
+    """Nearly sweep files: right in most places, with everything that YAML and W&B allow and a good deal that they do not."""
+    head = [f"method: {draw(st.sampled_from(['grid', 'random', 'bayes', 'yes']))}"]
+    if draw(st.booleans()):
+        head.append(f"run_cap: {draw(st.sampled_from([*SCALARS, '3', '1e1', '1e9']))}")
+    if draw(st.integers(0, 9)) == 0:
+        head.append(f"{draw(st.sampled_from(['name', 'project', 'command', 'method', 'x']))}: {draw(flow_values)}")
+    pairs = draw(st.lists(st.tuples(names, anchors, entries), min_size=1, max_size=6))
+    body = [f"  {name}: {anchor}{entry}" for name, anchor, entry in pairs]
+    return "\n".join([*head, "parameters:", *body])
+
+
+@fuzz(sweep_files(), slow=20_000)
+def test_nearly_any_sweep_file_gives_configurations_or_one_line_with_its_name(folder, text):
+    path = folder / "sweep.yaml"
+    path.write_text(text, encoding="utf-8")
+    try:
+        configs = expand(load_sweep(path))
+    except ConfigError as error:
+        one_line(error, "sweep.yaml")
+        return
+    assert 1 <= len(configs) <= MAX_RUNS
+    for data in configs[:3]:
+        try:
+            config = TrainingConfig.parse(data)
+        except ConfigError as error:
+            one_line(error)
+        else:
+            assert TrainingConfig.parse(config.model_dump(mode="json")) == config

@@ -18,7 +18,7 @@ from icl.checkpoints.format import Checkpoint, CheckpointError, DamagedCheckpoin
 from icl.config import ConfigError, Settings
 from icl.storage import History, InvalidKeyError, MirroredStore, MissingKeyError, StorageError, Store, check_key
 from icl.storage.jsonl import has_step, parse_lines, parse_object
-from icl.storage.locks import Holder, exclusive, holder_of
+from icl.storage.locks import Held, Holder, exclusive, holder_of
 
 FOLDER = "icl"
 SUFFIX = ".safetensors"
@@ -50,6 +50,7 @@ class Checkpoints:
         self.run_name = run_name
         self.layout = layout
         self._states: list[int] | None = None
+        self._held: Held | None = None
         self._expected: Settings | None = None
         self._fitting = ""  # the last settings, as text, that were found to be the expected ones
 
@@ -130,6 +131,10 @@ class Checkpoints:
         """
         return self._read(self.weights_key(step), step, "weights")
 
+    def read_state(self, step: int) -> Checkpoint:
+        """Return the full state of `step`; raises like `read`."""
+        return self._read(self.state_key(step), step, "state")
+
     def steps(self) -> list[int]:
         """The steps whose weights are stored, ascending."""
         return self._numbers(_WEIGHTS)
@@ -144,7 +149,10 @@ class Checkpoints:
         """Store everything that resuming after `step` needs, then drop all states but this and the one before it.
 
         States of later steps go too: a run that stands at `step` could not use them, so they were damaged.
+
+        Raises `RunInUseError`, and stores nothing, if the lock was taken away from this process.
         """
+        self.confirm_lock()
         data = encode(step, tensors, metadata or {}, "state")
         if self._states is None:
             self._states = self.states()
@@ -247,16 +255,17 @@ class Checkpoints:
         """
         subject = f"the run {self.run_name}"
         with contextlib.ExitStack() as stack:
-            stack.enter_context(exclusive(self.store.lock_path(self.prefix), subject, wait_s))
+            held = stack.enter_context(exclusive(self.store.lock_path(self.prefix), subject, wait_s))
             self._compare_remote()  # before the claim, which would be written into another run's folder
             stack.enter_context(self.store.claim(self.prefix).held(subject, wait_s))
             self.store.recover(self.prefix, History(self._progress, self._record_keys))
             # What another machine may write later, should this one lose its claim, is not ours to drop.
             self._states = self.states()
+            self._held = held
             try:
                 yield
             finally:
-                self._states = None
+                self._states = self._held = None
 
     def holder(self, everywhere: bool = True) -> Holder | None:
         """The process that is writing this run now, or None; if `everywhere`, the bucket is asked about other machines.
@@ -268,7 +277,10 @@ class Checkpoints:
         return self.store.claim(self.prefix).holder() if here is None and everywhere else here
 
     def confirm_lock(self) -> None:
-        """Raise `RunInUseError` if another machine is known to have taken the run over; costs nothing."""
+        """Raise `RunInUseError` if the lock is known to be lost: its file was removed, or another machine took the run over. Costs
+        nothing."""
+        if self._held is not None:
+            self._held.check()
         self.store.claim(self.prefix).confirm()
 
     def flush(self, timeout_s: float | None = None) -> Sequence[str]:

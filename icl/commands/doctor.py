@@ -11,7 +11,7 @@ from icl import __version__
 from icl.devices import resolve_device
 from icl.engine import choose_path
 from icl.model import TransformerShape
-from icl.storage import store_from_environment
+from icl.storage import local_root, store_from_environment
 from icl.tracking.wandb import wandb_is_set_up
 
 PAPER_SHAPE = TransformerShape(task_size=4, max_examples=8, embed_size=64, mlp_size=64, num_heads=4, num_layers=2)
@@ -63,7 +63,7 @@ def _storage(environ: Mapping[str, str]) -> str:
         store.delete(PROBE)
     store.flush(30.0)
     bucket = environ.get("AWS_BUCKET_NAME")
-    folder = environ.get("LOCAL_ROOT") or "./checkpoints"
+    folder = local_root(environ)
     return f"folder {folder}" + (f" and bucket {bucket}" if bucket else " (AWS_BUCKET_NAME adds a bucket)")
 
 

@@ -2,9 +2,10 @@
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from icl.config import ConfigError
 from icl.config.sweeps import expand, load_sweep, select
@@ -14,7 +15,8 @@ from icl.execution.run import CONFIGS, Command, run_point
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.storage import StorageError
-from icl.tracking.agent import agent_run, reject_agent_run
+from icl.tracking.agent import RUN_ID_VARIABLE, agent_run, reject_agent_run
+from icl.tracking.wandb import say
 
 
 def run_sweep_command(
@@ -36,9 +38,11 @@ def run_sweep_command(
     if sweep is None:
         return _run_for_agent(command)
     definition = load_sweep(sweep)
-    configs = [CONFIGS[command].parse(data) for data in expand(definition, overrides)]
+    configs = [_parse(command, data, str(sweep)) for data in expand(definition, overrides)]
     if index is not None:
         configs = [select(configs, index)]
+    if len(configs) > 1 and os.environ.pop(RUN_ID_VARIABLE, None):
+        say(f"{RUN_ID_VARIABLE} names one W&B run, and {sweep} has {len(configs)}: each gets an id of its own")
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
     if len(configs) == 1 and executor == "local":
         return _run(configs[0], replace(place, threads=jobs or available_cores(place.device)))
@@ -50,6 +54,18 @@ def run_sweep_command(
     return run_sweep(command, configs, place, jobs, executor)
 
 
+def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
+    try:
+        return CONFIGS[command].parse(data)
+    except ConfigError as error:
+        unknown = data.keys() - CONFIGS[command].user_fields().keys()
+        for other in CONFIGS:
+            if foreign := sorted(unknown & CONFIGS[other].user_fields().keys()):
+                text = f"{source} is a sweep of `icl {other}`, as its key {foreign[0]} says; start icl {other} {source}"
+                raise ConfigError(text) from None
+        raise ConfigError(f"{source}: {error}") from None
+
+
 def _run_for_agent(command: Command) -> int:
     run = agent_run()
     if run is None:
@@ -57,7 +73,7 @@ def _run_for_agent(command: Command) -> int:
             f"give a sweep file: icl {command} SWEEP.yaml (without one, `wandb agent` must start this command)"
         )
     try:
-        config = CONFIGS[command].parse(run.config)
+        config = _parse(command, run.config, "the configuration from W&B")
     except ConfigError as error:
         reject_agent_run(run, str(error))
         print(f"icl: {error}", file=sys.stderr)

@@ -1,8 +1,9 @@
 """What every configuration of the library is: a frozen, typed record whose errors are one readable line."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar, Self
+from functools import cache
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -10,6 +11,8 @@ from pydantic import (
     SerializationInfo,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
+    field_validator,
     model_serializer,
     model_validator,
 )
@@ -46,6 +49,15 @@ class Settings(BaseModel):
             own = {key: rest.pop(key) for key in cls._record(name).model_fields if key in rest}
             rest.setdefault(name, own)
         return rest
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        if not _takes_booleans(cls, str(info.field_name)) and any(isinstance(each, bool) for each in _leaves(value)):
+            raise ValueError(
+                "true and false are no value of it; YAML reads yes, no, on and off as them, unless in quotes"
+            )
+        return value
 
     @model_serializer(mode="wrap")
     def _spread(self, handler: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
@@ -155,17 +167,64 @@ def _one_line(settings: type[Settings], error: ValidationError) -> str:
     place = first["loc"][1:] if first["loc"][:1] and first["loc"][0] in settings.flattened else first["loc"]
     key = ".".join(str(part) for part in place)
     if first["type"] == "extra_forbidden":
-        known = _known_keys(settings, place[:-1])
-        near = get_close_matches(str(place[-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-        text = f"unknown key {key!r}: {hint}"
+        text = f"unknown key {key!r}: {_hint(settings, place)}"
     else:
         message = first["msg"].removeprefix("Value error, ")
         given = first.get("input")
-        shown = f" (got {given!r})" if isinstance(given, (str, int, float, bool, list, tuple, type(None))) else ""
+        shown = f" (got {_shown(given)})" if isinstance(given, (str, int, float, bool, list, tuple, type(None))) else ""
         text = f"{key}: {message}{shown}" if key else message
     more = len(problems) - 1
     return text + (f" [and {more} more problem{'s' if more > 1 else ''}]" if more else "")
+
+
+@cache
+def _takes_booleans(settings: type[BaseModel], name: str) -> bool:
+    """Whether true and false are for the type of a field to judge: it has them, takes anything, or is a record."""
+
+    def kinds(annotation: Any) -> Iterator[Any]:
+        yield annotation
+        for inner in get_args(annotation):
+            yield from kinds(inner)
+
+    own = (bool, Any, object)
+    return any(
+        kind in own or isinstance(kind, bool) or (isinstance(kind, type) and issubclass(kind, BaseModel))
+        for kind in kinds(settings.model_fields[name].annotation)
+    )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _leaves(each)
+    else:
+        yield value
+
+
+def _hint(settings: type[Settings], place: tuple[int | str, ...]) -> str:
+    """Where an unknown key belongs, or which known one it may stand for."""
+    name = str(place[-1])
+    outer, dot, inner = name.partition(".")
+    if dot:  # as Hydra and --set write it
+        return f"write {inner} below {outer}, as {outer}: {{parameters: {{{inner}: ...}}}} in a sweep file"
+    known = _known_keys(settings, place[:-1])
+    near = get_close_matches(name, known, n=1, cutoff=0.8)
+    elsewhere = [key for key in _all_keys(settings) if key.rpartition(".")[2] == name]
+    if elsewhere and not near:
+        return f"it belongs in another place: {' or '.join(elsewhere)}"
+    near = near or get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+
+
+def _all_keys(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """The dotted keys of all settings, those of parts included."""
+    for name, field in _user_fields(settings).items():
+        yield f"{prefix}{name}"
+        for kind in (field.annotation, *get_args(field.annotation)):
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                yield from _all_keys(kind, f"{prefix}{name}.")
 
 
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
@@ -178,6 +237,11 @@ def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[
             return []
         settings = inner[0]
     return list(_user_fields(settings))
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "..."
 
 
 def _user_fields(settings: type[BaseModel]) -> dict[str, FieldInfo]:

@@ -9,6 +9,12 @@ from pydantic import BeforeValidator
 
 from icl.config.settings import ConfigError
 
+MAX_COUNT = 1_000_000
+"""Steps of one grid, before those that coincide are dropped."""
+
+STEP_GRID = "a list, or {log_space: ..., linear_space: ...} with a count or [first, last, count]"
+"""What a setting of steps may be, in the words of its description."""
+
 Steps = tuple[int, ...] | Mapping[str, Any] | None
 
 
@@ -28,10 +34,13 @@ def expand_steps(steps: Steps | list[int], num_steps: int) -> list[int]:
     """
     if steps is None:
         return []
+    if not isinstance(steps, (list, tuple, Mapping)):
+        raise ConfigError(f"steps are {STEP_GRID}, got {steps!r}")
     if not isinstance(steps, Mapping):
-        if any(isinstance(step, bool) or not isinstance(step, int) or step < 0 for step in steps):
-            raise ConfigError(f"explicit steps must be integers from 0 on, got {list(steps)!r}")
-        return sorted({step for step in steps if step < num_steps})
+        wrong = [step for step in steps if not _is_whole(step) or step < 0]
+        if wrong:
+            raise ConfigError(f"explicit steps must be integers from 0 on, got {wrong[0]!r}")
+        return sorted({int(step) for step in steps if step < num_steps})
     known = {"log_space", "linear_space", "log_subsample", "linear_subsample"}
     unknown = sorted(set(steps) - known)
     if unknown:
@@ -49,36 +58,43 @@ def expand_steps(steps: Steps | list[int], num_steps: int) -> list[int]:
         )
         every = steps.get(f"{kind}_subsample")
         every = 1 if every is None else every
-        if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        if not _is_whole(every) or every < 1:
             raise ConfigError(f"{kind}_subsample must be an integer from 1 on, got {every!r}")
-        reached.update(sorted({int(value) for value in values})[::every])
+        reached.update(sorted({int(value) for value in values})[:: int(every)])
     return sorted(step for step in reached if step < num_steps)
 
 
 def _grid_triple(name: str, spec: Any, first: int, last: int) -> tuple[float, float, int]:
-    triple = (first, last, spec) if isinstance(spec, int) else spec
+    triple = (first, last, spec) if _is_whole(spec) else spec
     if not (
         isinstance(triple, (list, tuple))
         and len(triple) == 3
-        and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in triple)
+        and all(type(value) in (int, float) and abs(value) < 2**63 for value in triple)  # false for inf and nan, too
         and triple[0] >= first
         and triple[1] >= triple[0]
-        and isinstance(triple[2], int)
+        and _is_whole(triple[2])
         and triple[2] >= 0
     ):
         raise ConfigError(f"{name} must be a count or a triple [first >= {first}, last, count], got {spec!r}")
-    return triple[0], triple[1], triple[2]
+    if triple[2] > MAX_COUNT:
+        raise ConfigError(f"{name} asks for {int(triple[2]):,} steps, and at most {MAX_COUNT:,} are possible; lower it")
+    return float(triple[0]), float(triple[1]), int(triple[2])
+
+
+def _is_whole(value: Any) -> bool:
+    """An integer, also one written as 1e3."""
+    return type(value) is int or (type(value) is float and value.is_integer())
 
 
 def _checked_steps(value: Any) -> Any:
     # A run of any length must accept the grid: only its form is checked here.
     expand_steps(value, 1)
+    if isinstance(value, Mapping):
+        return {key: int(entry) if _is_whole(entry) else entry for key, entry in value.items()}
     return tuple(value) if isinstance(value, list) else value
 
 
 StepGrid = Annotated[Steps, BeforeValidator(_checked_steps)]
-STEP_GRID = "a list, or {log_space: ..., linear_space: ...} with a count or [first, last, count]"
-"""What a setting of this type may be, in the words of its description."""
 
 
 def nearest_step(steps: Iterable[int], step: int) -> int:

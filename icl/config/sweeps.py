@@ -6,20 +6,20 @@ Nothing here knows what a configuration means: `icl.config.training` turns the p
 """
 
 import json
+import math
 import random
-import re
 import sys
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-import yaml
-
 from icl.config.settings import ConfigError
+from icl.config.text import SCIENTIFIC, Scientific, parse_yaml, read_yaml
 
 Config = dict[str, Any]
 ConfigT = TypeVar("ConfigT")
@@ -31,8 +31,11 @@ _SWEEP_KEYS = (
 _PARAMETER_KEYS = (
     *("a", "b", "distribution", "max", "min", "mu", "parameters", "probabilities", "q", "sigma", "value", "values"),
 )
-# YAML 1.1 reads 1e-4 and 1.5e4 as text, as it wants both the point and the sign; whoever writes them means numbers.
-_SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
+_NUMBER_KEYS = ("a", "b", "max", "min", "mu", "q", "sigma")
+
+MAX_RUNS = 10_000
+MAX_ENTRIES = 10_000_000
+"""Entries of all configurations of a sweep together."""
 
 
 @dataclass(frozen=True)
@@ -52,22 +55,6 @@ class Sweep:
     """The most runs that this sweep may have; a random sweep needs one."""
 
 
-class _StrictLoader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error, not a silent choice of the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Hashable] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if isinstance(key, Hashable) and key != "<<":
-                if key in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"the key {key!r} is given twice", key_node.start_mark
-                    )
-                seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
 def load_sweep(path: str | Path) -> Sweep:
     """Read a sweep file without running anything of it.
 
@@ -76,12 +63,7 @@ def load_sweep(path: str | Path) -> Sweep:
             twice, an unknown key.
     """
     source = str(path)
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
-        raise ConfigError(f"cannot read the sweep file {source}: {reason}") from None
-    data = _parse_yaml(text, source)
+    data = read_yaml(path, "sweep file")
     if not isinstance(data, dict) or "parameters" not in data:
         raise ConfigError(f"{source}: a sweep file is a mapping with the keys 'method' and 'parameters'")
     for key in data:
@@ -90,17 +72,19 @@ def load_sweep(path: str | Path) -> Sweep:
     method = data.get("method")
     if method not in ("grid", "random"):
         raise ConfigError(f"{source}: method {method!r} is not one that runs offline; use 'grid' or 'random'")
-    run_cap = data.get("run_cap")
+    run_cap = _whole(data.get("run_cap"))
     if run_cap is not None and (type(run_cap) is not int or run_cap < 1):
-        raise ConfigError(f"{source}: run_cap must be a whole number above zero (got {run_cap!r})")
+        raise ConfigError(f"{source}: run_cap must be a whole number above zero (got {_shown(run_cap)})")
     command = data.get("command") or []
     if not isinstance(command, list):
-        raise ConfigError(f"{source}: command must be a list of words (got {command!r})")
-    _check_parameters(data["parameters"], "parameters", source)
+        raise ConfigError(f"{source}: command must be a list of words (got {_shown(command)})")
+    for key in ("name", "project", "entity"):
+        if not isinstance(data.get(key), str | None):
+            raise ConfigError(f"{source}: {key} must be a text; put it in quotes (got {_shown(data[key])})")
     return Sweep(
         source,
         method,
-        data["parameters"],
+        _checked_parameters(data["parameters"], "parameters", source),
         tuple(map(str, command)),
         data.get("name"),
         data.get("project"),
@@ -125,6 +109,7 @@ def expand(sweep: Sweep, overrides: Iterable[str] = (), *, count: int | None = N
         raise ConfigError(f"the number of runs must be above zero (got {cap})")
     if sweep.method == "random" and cap is None:
         raise ConfigError(f"{sweep.source}: a random sweep never ends; give 'run_cap' in the file, or a count")
+    _check_size(sweep, cap)
     assignments = [parse_override(text) for text in overrides]
     configs: dict[str, Config] = {}
     for config in _draw(sweep, sys.maxsize if cap is None else cap, seed):
@@ -148,7 +133,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     path = tuple(key.strip().split("."))
     if not equals or not all(path):
         raise ConfigError(f"--set {text}: write it as key.subkey=value")
-    return path, _plain(_parse_yaml(value, f"--set {text}"))
+    return path, _plain(parse_yaml(value, f"--set {text}"))
 
 
 def override(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> Config:
@@ -204,24 +189,19 @@ def _draw(sweep: Sweep, count: int, seed: int) -> list[Config]:
         return configs
     except Exception as error:  # the engine raises assertions, ValueErrors and jsonschema errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if reason.startswith("invalid hyperparameter"):
+            reason += "; look at its distribution, and which keys and values that takes"
         raise ConfigError(f"{sweep.source}: {reason}") from None
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_StrictLoader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{source}{place}: {error.problem or error.context}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: {str(error).splitlines()[0]}") from None
 
 
 def _plain(value: Any) -> Any:
     """Python's own types throughout: NumPy's scalars unpacked, `1e-4` a number whoever parsed the YAML."""
     if isinstance(value, str):
-        return float(value) if _SCIENTIFIC.fullmatch(value) else value
+        return float(value) if SCIENTIFIC.match(value) else value
+    if isinstance(value, Scientific):
+        return float(value)
+    if isinstance(value, date):  # which YAML makes of 2024-01-31
+        return str(value)
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
     if isinstance(value, Mapping):
@@ -229,23 +209,122 @@ def _plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _check_parameters(tree: Any, path: str, source: str) -> None:
-    """Refuse, by name, what the engine would refuse without saying where."""
+def _checked_parameters(tree: Any, path: str, source: str) -> dict[str, Any]:
+    """The parameters in plain types; refuses, by name, what the engine would refuse without saying where."""
     if not isinstance(tree, dict) or not tree:
-        raise ConfigError(f"{source}: {path} must be a mapping of parameters (got {tree!r})")
+        raise ConfigError(f"{source}: {path} must be a mapping of parameters (got {_shown(tree)})")
+    checked = {}
     for name, entry in tree.items():
         place = f"{path}.{name}"
+        if not isinstance(name, str):
+            raise ConfigError(f"{source}: {place}: the name of a parameter is a text (got {name!r})")
+        if "." in name:
+            outer, inner = name.split(".", 1)
+            nested = f"{outer}: {{parameters: {{{inner}: ...}}}}"
+            raise ConfigError(f"{source}: {place}: a sweep file nests its keys; write {nested}")
         if not isinstance(entry, dict):
-            raise ConfigError(f"{source}: {place}: write 'value: {entry}' below it (got {entry!r})")
-        for key in entry:
-            if key not in _PARAMETER_KEYS:
-                raise ConfigError(f"{source}: {place}: unknown key {key!r}: {_nearest(key, _PARAMETER_KEYS)}")
+            raise ConfigError(f"{source}: {place}: write 'value: {_shown(entry)}' below it (got {_shown(entry)})")
+        checked[name] = _checked_parameter(entry, place, source)
+    return checked
+
+
+def _checked_parameter(entry: Mapping[Any, Any], place: str, source: str) -> dict[str, Any]:
+    for key in entry:
+        if key not in _PARAMETER_KEYS:
+            raise ConfigError(f"{source}: {place}: unknown key {key!r}: {_nearest(key, _PARAMETER_KEYS)}")
+    given = [key for key in ("value", "values", "parameters") if key in entry]
+    given += [" and ".join(ends)] if (ends := [key for key in _NUMBER_KEYS if key in entry]) else []
+    if len(given) > 1:
+        raise ConfigError(f"{source}: {place} has both {given[0]} and {given[1]}; keep one of them")
+    if not given and "distribution" not in entry:
+        raise ConfigError(f"{source}: {place} is empty; give it value, values, parameters, or min and max")
+    if "parameters" in entry:
+        inner = _checked_parameters(entry["parameters"], f"{place}.parameters", source)
+        return {**_plain(entry), "parameters": inner}
+    if "values" in entry and (not isinstance(entry["values"], list) or not entry["values"]):
+        raise ConfigError(
+            f"{source}: {place}.values must be a list with at least one entry (got {_shown(entry['values'])})"
+        )
+    if "probabilities" in entry and not _are_probabilities(entry["probabilities"], entry.get("values", ())):
+        text = (
+            f"probabilities must be one number of at least 0 per value, 1 in all (got {_shown(entry['probabilities'])})"
+        )
+        raise ConfigError(f"{source}: {place}.{text}")
+    for key in _NUMBER_KEYS:
+        if key in entry and not (type(entry[key]) in (int, float, Scientific) and abs(entry[key]) < 1e300):
+            raise ConfigError(f"{source}: {place}.{key} must be a number (got {_shown(entry[key])})")
+    return _plain(_whole_ends(entry))
+
+
+def _are_probabilities(shares: Any, values: Sequence[Any]) -> bool:
+    return (
+        isinstance(shares, list)
+        and len(shares) == len(values)
+        and all(type(share) in (int, float, Scientific) and share >= 0 for share in shares)
+        and math.isclose(sum(shares), 1.0, rel_tol=1e-6)
+    )
+
+
+def _whole_ends(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A range of integers with ends that are integers, also where one was written as 1e3."""
+    ends = {key: entry[key] for key in ("min", "max") if key in entry}
+    meant = entry.get("distribution") == "int_uniform" or (
+        "distribution" not in entry and any(type(end) is int for end in ends.values())
+    )
+    return {**entry, **{key: _whole(end) for key, end in ends.items()}} if meant else entry
+
+
+def _whole(value: Any) -> Any:
+    """The integer that was written as 1e3; anything else as it is."""
+    return int(value) if isinstance(value, Scientific) and value.is_integer() else value
+
+
+def _check_size(sweep: Sweep, cap: int | None) -> None:
+    """Refuse a sweep that no machine could hold, before it is expanded."""
+    runs = _grid_size(sweep.parameters) if sweep.method == "grid" else cap or 0
+    if runs > MAX_RUNS:
+        remedy = (
+            "take fewer values, or `method: random` with a run_cap" if sweep.method == "grid" else "lower its run_cap"
+        )
+        raise ConfigError(
+            f"{sweep.source}: this sweep has {runs:,} runs, and at most {MAX_RUNS:,} are possible; {remedy}"
+        )
+    entries = runs * _most_entries(sweep.parameters)
+    if entries > MAX_ENTRIES:
+        raise ConfigError(
+            f"{sweep.source}: its {runs:,} runs have {entries:,} entries in all, and at most {MAX_ENTRIES:,} are possible; "
+            "shorten its lists, or split the file"
+        )
+
+
+def _grid_size(parameters: Mapping[str, Any]) -> int:
+    """The number of points of a grid."""
+    size = 1
+    for entry in parameters.values():
         if "parameters" in entry:
-            _check_parameters(entry["parameters"], f"{place}.parameters", source)
-        if "values" in entry and (not isinstance(entry["values"], list) or not entry["values"]):
-            raise ConfigError(
-                f"{source}: {place}.values must be a list with at least one entry (got {entry['values']!r})"
-            )
+            size *= _grid_size(entry["parameters"])
+        elif "values" in entry:
+            size *= len(entry["values"])
+        elif "min" in entry and "max" in entry:
+            # Of integers, or of steps of q; other ranges have no place in a grid, as the engine will say.
+            step = max(entry.get("q", 1), 1e-300)
+            size *= max(math.ceil(min((entry["max"] - entry["min"]) / step, 1e18)) + 1, 1)
+    return size
+
+
+def _most_entries(value: Any) -> int:
+    """Entries of the largest configuration of a tree of parameters, or of one value."""
+    if isinstance(value, Mapping):
+        if isinstance(choices := value.get("values"), list):
+            return max(map(_most_entries, choices), default=1)
+        return 1 + sum(map(_most_entries, value.values()))
+    return 1 + sum(map(_most_entries, value)) if isinstance(value, list) else 1
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut where nobody reads on."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 def _nearest(key: object, known: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
 """One run as a process on this machine."""
 
+import logging
 import os
 import re
 import signal
@@ -12,35 +13,46 @@ from contextlib import suppress
 from pathlib import Path
 
 from icl.execution.schedule import Ended
+from icl.storage.files import explain
 
 DRAIN_S = 5.0  # for the last words of a process; one that it started itself may hold its output open for longer
 
 
+_log = logging.getLogger(__name__)
 _PROGRESS = re.compile(r": (\d+/\S+(?:, \d+ s left)?.*)")
+
+
+def _opened(log: Path) -> int:
+    """A descriptor that appends to the log; where it cannot be, one that drops what it gets, and a warning."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # Without waiting: somebody may have put a pipe there that nobody reads.
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o666)
+    except OSError as error:
+        _log.warning("what the run prints is not kept: cannot write %s: %s", log, explain(error))
+        return os.open(os.devnull, os.O_WRONLY)
 
 
 class LocalProcess:
     """One run as a process in a group of its own, so that Ctrl-C reaches it from the schedule alone, and once."""
 
     def __init__(self, command: Sequence[str], log: Path, environment: dict[str, str]) -> None:
-        """Start the command; all it prints is appended to `log`.
+        """Start the command; all it prints is appended to `log`, where that can be written.
 
         Raises:
-            OSError: it cannot be started, or the log cannot be written.
+            OSError: it cannot be started.
         """
-        log.parent.mkdir(parents=True, exist_ok=True)
         self._lines: deque[str] = deque(maxlen=50)
         self._ended_at: float | None = None
-        with log.open("ab") as file:
-            self._process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-            self._reader = threading.Thread(target=self._read, args=(os.dup(file.fileno()),), daemon=True)
+        self._process = subprocess.Popen(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, args=(_opened(log),), daemon=True)
         self._reader.start()
 
     def _read(self, log: int) -> None:

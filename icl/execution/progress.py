@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Protocol
 
 from rich.console import Console
@@ -57,6 +57,7 @@ def _plain_lines(description: str, expected: int | None, console: Console) -> Up
         last = now
         rate = (done - first) / max(now - start, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and total and done < total else ""
-        console.print(f"{description}: {done}/{total or '?'}{left} {note}", highlight=False, soft_wrap=True)
+        with suppress(OSError):  # the work goes on where nobody reads
+            console.print(f"{description}: {done}/{total or '?'}{left} {note}", highlight=False, soft_wrap=True)
 
     return update

@@ -10,7 +10,6 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from icl.config import ConfigError
@@ -19,7 +18,7 @@ from icl.execution.run import CONFIGS, Command, run_point
 from icl.execution.schedule import Ended, Launch, ScheduledRun
 from icl.execution.surroundings import Surroundings
 from icl.native.allocator import keep_freed_memory
-from icl.storage import DEFAULT_ROOT
+from icl.storage import local_root
 from icl.tracking.opening import Wanted
 
 # How often Ray starts a run again whose worker was lost.
@@ -91,7 +90,7 @@ def ray_cluster(
         resources = {"num_gpus": 1} if place.device.type == "cuda" else {"num_cpus": 1}
         room = ray.cluster_resources().get("GPU" if "num_gpus" in resources else "CPU", 1)
         variables = {key: value for key, value in environ.items() if key.startswith(_PASSED_ON)}
-        variables["LOCAL_ROOT"] = str(Path(environ.get("LOCAL_ROOT") or DEFAULT_ROOT).absolute())
+        variables["LOCAL_ROOT"] = str(local_root(environ).absolute())
         remote = ray.remote(_run_on_worker).options(
             max_retries=RETRIES, runtime_env={"env_vars": variables}, **resources
         )

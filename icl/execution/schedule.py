@@ -13,9 +13,10 @@ from typing import Protocol
 from icl.execution.signals import stop_requests
 
 POLL_S = 0.05
-# From the request to stop: when a run that has not stopped is told again, and when it is ended for good.
-TELL_AGAIN_S = 6.0
-END_S = 8.0
+# From the request to stop: when a run that has not stopped is told again, and when it is ended for good. A step may take
+# seconds, and who is in a hurry asks twice.
+TELL_AGAIN_S = 60.0
+END_S = 62.0
 
 
 class State(StrEnum):
@@ -77,10 +78,11 @@ Show = Callable[[Sequence[ScheduledRun]], None]
 def run_all(runs: Sequence[ScheduledRun], launch: Launch, jobs: int, show: Show = lambda runs: None) -> bool:
     """Run everything that waits, `jobs` at a time; returns whether all of it is done.
 
-    The first SIGINT or SIGTERM asks the running ones to save and end, and starts no other.
+    The first signal to stop asks the running ones to save and end, and starts no other; a person's second Ctrl-C tells them
+    again, and ends those that do not listen.
     """
     active: dict[int, Running] = {}
-    with stop_requests() as asked_at:
+    with stop_requests() as asked:
         stopping, told_again = False, False
         while True:
             now = time.monotonic()
@@ -92,13 +94,15 @@ def run_all(runs: Sequence[ScheduledRun], launch: Launch, jobs: int, show: Show 
                     del active[position]
                     run.state = State.DONE if ended.ok else State.STOPPED if stopping else State.FAILED
                     run.reason = ended.reason
-            if asked_at() is not None and not stopping:
+            if asked.first is not None and not stopping:
                 stopping = True
                 for running in active.values():
                     running.stop()
             if stopping:
-                waited = now - (asked_at() or now)
-                if waited > TELL_AGAIN_S and not told_again:
+                waited = now - (asked.first or now)
+                if asked.impatient is not None:
+                    waited = max(waited, TELL_AGAIN_S + now - asked.impatient)
+                if waited >= TELL_AGAIN_S and not told_again:
                     told_again = True
                     for running in active.values():
                         running.stop()

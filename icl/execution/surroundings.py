@@ -17,7 +17,7 @@ from icl.config.settings import Settings
 from icl.config.training import LoggerConfig
 from icl.devices import resolve_device
 from icl.model import parameter_layout
-from icl.storage import DEFAULT_ROOT, Store, store_from_environment
+from icl.storage import Store, local_root, store_from_environment
 from icl.tracking import Tracker
 from icl.tracking.opening import Wanted, open_tracker
 
@@ -63,7 +63,7 @@ class Surroundings:
         supervisor = environ.get(SUPERVISOR)
         if supervisor is not None:
             overrides.setdefault("supervisor", int(supervisor))
-        results = Path(environ.get("LOCAL_ROOT") or DEFAULT_ROOT) / "icl"
+        results = local_root(environ) / "icl"
         return cls(store, results, resolve_device(environ.get("DEVICE")), **overrides)
 
     def checkpoints(self, config: TrainingConfig) -> Checkpoints:

@@ -3,26 +3,47 @@
 The library's file name is a hash of source, macros, flags, compiler and CPU, so that a changed source, or another
 machine on a shared home directory, never meets a wrong file; a lock keeps two processes from compiling the same
 file, and a rename makes it appear whole.
+
+Nothing here is needed: every caller has a PyTorch form. So nothing here may end a run or hold it up for long, and code
+that somebody else could have put into the cache is not loaded: the folder and its files belong to this user (or to root),
+nobody else may write to them, and a library is what its checksum says.
 """
 
+import contextlib
 import ctypes
 import hashlib
+import logging
 import os
 import platform
+import re
 import shutil
+import signal
+import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
+
+VERSION_S = 10.0
+COMPILE_S = 60.0
+"""The most that a compiler may take; the kernel takes some five seconds."""
 
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-shared", "-fPIC", "-pthread")
 # The first that the compiler accepts; the last is slow but valid everywhere.
 _CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())
+
+
+_OWN_FILE = re.compile(r"\w+-[0-9a-f]{20}\.so(\.sha256)?")
+
+_given_up: dict[str, str] = {}  # compilers of which one call did not end: none of the others waits as long
+
+_log = logging.getLogger(__name__)
 
 
 class NativeUnavailable(RuntimeError):
@@ -37,73 +58,216 @@ def load_library(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
         macros: -D definitions.
 
     Raises:
-        NativeUnavailable: ICL_NATIVE=0 is set, there is no compiler, or it failed.
+        NativeUnavailable: ICL_NATIVE=0 is set, there is no compiler, it failed, or its results cannot be kept safely.
     """
     if os.environ.get("ICL_NATIVE") == "0":
         raise NativeUnavailable("turned off by ICL_NATIVE=0")
-    return _load(source, tuple(sorted(macros.items())))
+    found = _load(source, tuple(sorted(macros.items())))
+    if isinstance(found, str):
+        _tell(found)
+        raise NativeUnavailable(found)
+    return found
 
 
 @cache
-def _load(path: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL:
-    compiler = find_compiler()
-    definitions = [f"-D{name}={value}" for name, value in macros]
-    key = "\n".join((path.read_text(), *definitions, *_FLAGS, compiler, _version(compiler), _cpu()))
-    library = cache_folder() / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+def _tell(reason: str) -> None:
+    _log.warning("PyTorch does the work of the compiled code, more slowly (ICL_NATIVE=0 asks for that): %s", reason)
+
+
+@cache
+def _load(path: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL | str:
+    """The library, or why there is none; either is found out once."""
     try:
-        if not library.exists():
-            library.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{library}.lock"):
-                if not library.exists():
-                    _compile(compiler, path, definitions, library)
-        return ctypes.CDLL(str(library))
+        compiler = _compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+        if isinstance(compiler, str):
+            return compiler
+        definitions = [f"-D{name}={value}" for name, value in macros]
+        key = "\n".join((path.read_text(), *definitions, *_FLAGS, compiler.path, compiler.version, _cpu()))
+        library = _private_folder() / f"{path.stem}-{hashlib.sha256(key.encode()).hexdigest()[:20]}.so"
+    except NativeUnavailable as error:
+        return str(error)
     except OSError as error:
-        raise NativeUnavailable(f"cannot use {library}: {error}") from error
+        return f"cannot use {cache_folder()}: {error}; set XDG_CACHE_HOME to a folder of your own"
+    try:
+        if not _is_sound(library):
+            if compiler.path in _given_up:
+                return _given_up[compiler.path]
+            with _one_at_a_time(library):
+                if not _is_sound(library):
+                    _compile(compiler.path, path, definitions, library)
+        return ctypes.CDLL(str(library))
+    except NativeUnavailable as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot use {library}: {error}"
 
 
 def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/icl, or the platform's usual place."""
+    """$XDG_CACHE_HOME/icl, or the platform's usual place.
+
+    Raises:
+        NativeUnavailable: this user has no home folder.
+    """
     if base := os.environ.get("XDG_CACHE_HOME"):
         return Path(base) / "icl"
-    return Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "icl"
+    try:
+        home = Path.home()
+    except (RuntimeError, KeyError):
+        raise NativeUnavailable("there is no home folder; set XDG_CACHE_HOME to a folder of your own") from None
+    return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "icl"
+
+
+class Compiler(NamedTuple):
+    """A program that answered when it was asked for its version."""
+
+    path: str
+    version: str
+
+
+@cache
+def _compiler(chosen: str | None, path: str | None) -> Compiler | str:
+    """The first of $CXX, c++, g++ and clang++ on PATH that can be started, or why there is none."""
+    reasons = []
+    for name in (chosen, *_COMPILERS):
+        if name and (found := shutil.which(name, path=path)):
+            try:
+                return Compiler(found, _run([found, "--version"], VERSION_S).stdout)
+            except NativeUnavailable as error:
+                reasons.append(str(error))
+    missing = f"no C++ compiler: none of {', '.join(_COMPILERS)} is on PATH (install g++, or set CXX)"
+    return reasons[0] if reasons else missing
 
 
 def find_compiler() -> str:
-    """Path of $CXX, c++, g++ or clang++, whichever is found first.
+    """Path of $CXX, c++, g++ or clang++, whichever is found first and can be started.
 
     Raises:
         NativeUnavailable: there is none.
     """
-    for name in (os.environ.get("CXX"), *_COMPILERS):
-        if name and (found := shutil.which(name)):
-            return found
-    raise NativeUnavailable(f"no C++ compiler: none of {', '.join(_COMPILERS)} is on PATH (install g++, or set CXX)")
+    compiler = _compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+    if isinstance(compiler, str):
+        raise NativeUnavailable(compiler)
+    return compiler.path
+
+
+def _private_folder() -> Path:
+    """The cache, made so that nobody else can write to it.
+
+    Raises:
+        NativeUnavailable: it belongs to somebody else.
+        OSError: it cannot be made.
+    """
+    folder = cache_folder()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    about = folder.stat()
+    if not _is_ours(about):
+        raise NativeUnavailable(f"{folder} belongs to another user; set XDG_CACHE_HOME to a folder of your own")
+    if _others_write(about):
+        # Whoever could write there until now may have left something.
+        folder.chmod(stat.S_IMODE(about.st_mode) & ~0o022)
+        for path in folder.iterdir():
+            if _OWN_FILE.fullmatch(path.name):
+                path.unlink()
+    return folder
+
+
+def _is_sound(library: Path) -> bool:
+    """Whether a library is there that nobody else could have written, whole as it was compiled."""
+    try:
+        for path in (library, _checksum_file(library)):
+            about = path.lstat()
+            if not stat.S_ISREG(about.st_mode) or not _is_ours(about) or _others_write(about):
+                return False
+        return _checksum_file(library).read_text() == _checksum(library)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _is_ours(about: os.stat_result) -> bool:
+    return os.name != "posix" or about.st_uid in (os.geteuid(), 0)
+
+
+def _others_write(about: os.stat_result) -> bool:
+    return os.name == "posix" and bool(about.st_mode & 0o022)
+
+
+def _checksum_file(library: Path) -> Path:
+    return library.with_suffix(".so.sha256")
+
+
+def _checksum(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@contextlib.contextmanager
+def _one_at_a_time(library: Path) -> Iterator[None]:
+    """Waits for another process that compiles the same; goes on without it where it hangs, or where nothing locks."""
+    lock = FileLock(f"{library}.lock", timeout=COMPILE_S, fallback_to_soft=False)
+    with contextlib.suppress(Timeout, OSError):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release(force=True)
 
 
 def _compile(compiler: str, source: Path, definitions: list[str], library: Path) -> None:
-    handle, temporary = tempfile.mkstemp(dir=library.parent, suffix=".so")
+    handle, name = tempfile.mkstemp(dir=library.parent, suffix=".so")
     os.close(handle)
+    temporary = Path(name)
     try:
         message = ""
         for cpu_flags in _CPU_FLAGS:
-            command = [compiler, *_FLAGS, *cpu_flags, *definitions, str(source), "-o", temporary]
-            try:
-                done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-            except subprocess.TimeoutExpired as error:
-                raise NativeUnavailable(f"{compiler} did not finish {source.name} in 10 minutes") from error
+            command = [compiler, *_FLAGS, *cpu_flags, *definitions, str(source), "-o", name]
+            done = _run(command, COMPILE_S)
             if done.returncode == 0:
+                temporary.chmod(0o700)
+                library.unlink(missing_ok=True)  # a damaged one; its checksum must not meet the new one either
+                _checksum_file(library).unlink(missing_ok=True)
+                checksum = temporary.with_suffix(".sha256")
+                checksum.touch(mode=0o600)
+                checksum.write_text(_checksum(temporary))
                 os.replace(temporary, library)
+                os.replace(checksum, _checksum_file(library))
                 return
             errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit {done.returncode}"]
             message = message or errors[0]
         raise NativeUnavailable(f"{compiler} failed on {source.name}: {message}")
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        for path in (temporary, temporary.with_suffix(".sha256")):
+            path.unlink(missing_ok=True)
 
 
-@cache
-def _version(compiler: str) -> str:
-    return subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout
+def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
+    """Run a program and everything that it starts, no longer than `seconds`.
+
+    Raises:
+        NativeUnavailable: it cannot be started, does not end, or was killed.
+    """
+    try:
+        # A group of its own: a compiler is several programs, and one that stays behind would hold the pipes open.
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            errors="replace", start_new_session=True,
+        )  # fmt: skip
+    except (OSError, ValueError) as error:
+        raise NativeUnavailable(f"the compiler {command[0]} cannot be started: {error}") from None
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except BaseException as error:
+        with contextlib.suppress(OSError, AttributeError):  # no groups on Windows
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        reason = _given_up[command[0]] = f"the compiler {command[0]} did not end within {seconds:.0f} seconds"
+        raise NativeUnavailable(reason) from None
+    if process.returncode < 0:
+        name = signal.Signals(-process.returncode).name
+        raise NativeUnavailable(f"the compiler {command[0]} was ended by {name}")
+    return subprocess.CompletedProcess(command, process.returncode, output, errors)
 
 
 @cache

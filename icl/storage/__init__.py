@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from icl.storage.keys import InvalidKeyError, MissingKeyError, StorageError, check_key
 from icl.storage.local import LocalStore
@@ -21,6 +22,7 @@ __all__ = [
     "StorageError",
     "Store",
     "check_key",
+    "local_root",
     "open_store",
     "store_from_environment",
 ]
@@ -28,9 +30,26 @@ __all__ = [
 DEFAULT_ROOT = "./checkpoints"
 
 
+def local_root(env: Mapping[str, str]) -> Path:
+    """The folder of this machine in which everything is stored: LOCAL_ROOT, where ~ is the home folder, or the default.
+
+    Raises:
+        InvalidKeyError: there is no home folder.
+    """
+    text = env.get("LOCAL_ROOT") or DEFAULT_ROOT
+    return _folder(text, f"LOCAL_ROOT={text}")
+
+
+def _folder(text: str, source: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise InvalidKeyError(f"{source}: there is no such home folder; write the path in full") from None
+
+
 def store_from_environment(env: Mapping[str, str]) -> Store:
     """Return the store that `env` asks for: the folder `LOCAL_ROOT`, mirrored to `AWS_BUCKET_NAME` if that is set."""
-    local = LocalStore(env.get("LOCAL_ROOT") or DEFAULT_ROOT)
+    local = LocalStore(local_root(env))
     bucket = env.get("AWS_BUCKET_NAME")
     return MirroredStore(local, S3Store(bucket)) if bucket else local
 
@@ -45,7 +64,7 @@ def open_store(location: str) -> LocalStore | S3Store:
     if not separator:
         if not location:
             raise InvalidKeyError("a storage location must be a folder or s3://bucket/prefix, not the empty text")
-        return LocalStore(location)
+        return LocalStore(_folder(location, location))
     bucket, _, prefix = rest.partition("/")
     if scheme != "s3" or not bucket:
         raise InvalidKeyError(f"{location!r} is no storage location; write s3://bucket/prefix or the path of a folder")

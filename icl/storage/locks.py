@@ -1,9 +1,12 @@
 """One writer per run: a file lock that the operating system frees when its holder dies."""
 
 import contextlib
+import errno
 import json
+import logging
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,8 +14,13 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from icl.storage.files import explain
+from icl.storage.files import explain, write_atomically
 from icl.storage.keys import StorageError
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
+_NOTE_BYTES = 4096
+
+_log = logging.getLogger(__name__)
 
 
 class RunInUseError(StorageError):
@@ -30,19 +38,39 @@ class Holder(NamedTuple):
         return f"process {self.pid} on {self.host} since {self.since}"
 
 
+class Held:
+    """A lock that this process holds, unless somebody takes its file away."""
+
+    def __init__(self, path: Path, subject: str, descriptor: int | None) -> None:
+        """`descriptor`: of the open file, None where there are no locks."""
+        self._path, self._subject, self._descriptor = path, subject, descriptor
+
+    def check(self) -> None:
+        """Raises `RunInUseError` if the lock's file was removed or replaced: another process may have locked a new one."""
+        if self._descriptor is None:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._descriptor), self._path.lstat()):
+                return
+        raise RunInUseError(
+            f"the lock {self._path} was removed while this process wrote {self._subject}, so that another may write it "
+            "too; start it again, it goes on from its last state, and leave the lock's file alone"
+        )
+
+
 @contextlib.contextmanager
-def exclusive(path: Path, subject: str, wait_s: float = 1.0) -> Iterator[None]:
+def exclusive(path: Path, subject: str, wait_s: float = 1.0) -> Iterator[Held]:
     """Hold the lock file `path` for the length of a `with` block.
 
     The lock itself is the kernel's, so a dead holder frees it and there is nothing stale to judge. A file beside it
     says who the holder is; it informs people and decides nothing. Waiting `wait_s` seconds lets a short look at the
-    lock (`holder_of`) pass unnoticed.
+    lock (`holder_of`) pass unnoticed. On a file system without locks the work is done without one, and one line says so.
 
     Raises:
         RunInUseError: another process still has the lock after `wait_s` seconds.
         StorageError: the lock file cannot be created.
     """
-    lock = FileLock(path, timeout=wait_s)
+    lock = FileLock(path, timeout=wait_s, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
@@ -52,11 +80,20 @@ def exclusive(path: Path, subject: str, wait_s: float = 1.0) -> Iterator[None]:
             f"{subject} is in use by {holder}; wait for it, stop it, or choose another run name"
         ) from None
     except OSError as error:
-        raise StorageError(f"cannot lock {path}: {explain(error)}") from error
+        if error.errno not in _NO_LOCKS:
+            raise StorageError(f"cannot lock {path}: {explain(error)}") from error
+        _log.warning(
+            "the file system of %s has no locks (%s): nothing keeps a second process from writing %s; start it once only",
+            path.parent, error.strerror, subject,
+        )  # fmt: skip
+    # Opened once more, because the lock does not show its own; held open, the file keeps its number.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)) if lock.is_locked else None
     try:
         _write_holder(path)
-        yield
+        yield Held(path, subject, descriptor)
     finally:
+        if descriptor is not None:
+            os.close(descriptor)
         # A missing or unwritable note must never keep a run from starting or ending.
         with contextlib.suppress(OSError):
             _note(path).unlink()
@@ -67,7 +104,7 @@ def holder_of(path: Path) -> Holder | None:
     """Return who holds the lock file `path`, or None if nobody does."""
     if not path.exists():
         return None
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
     try:
         with lock:
             return None
@@ -84,12 +121,18 @@ def _note(path: Path) -> Path:
 def _write_holder(path: Path) -> None:
     holder = Holder(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
     with contextlib.suppress(OSError):
-        _note(path).write_text(json.dumps(holder._asdict()))
+        # A new file that takes the name: what stands there, a link of somebody else's perhaps, is not written through.
+        write_atomically(_note(path), json.dumps(holder._asdict()).encode())
 
 
 def _read_holder(path: Path) -> Holder | None:
     try:
-        fields = json.loads(_note(path).read_text())
+        # Neither a link of somebody else's nor a pipe that never ends is read.
+        descriptor = os.open(_note(path), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return None
+            fields = json.loads(file.read(_NOTE_BYTES))
         return Holder(str(fields["host"]), int(fields["pid"]), str(fields["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-
-import yaml
 
 from icl.config import ConfigError
 from icl.config.sweeps import Config, plain_config
+from icl.config.text import read_yaml
 from icl.tracking.wandb import WandbTracker, is_offline
+
+RUN_ID_VARIABLE = "WANDB_RUN_ID"
+"""The environment variable that says which W&B run a process continues."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +29,13 @@ def agent_run(environ: Mapping[str, str] = os.environ) -> AgentRun | None:
     Raises:
         ConfigError: the agent's file cannot be read.
     """
-    path, run_id = environ.get("WANDB_SWEEP_PARAM_PATH"), environ.get("WANDB_RUN_ID")
+    path, run_id = environ.get("WANDB_SWEEP_PARAM_PATH"), environ.get(RUN_ID_VARIABLE)
     if not path or not run_id:
         return None
-    try:
-        config = yaml.safe_load(Path(path).read_text())
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the configuration that the W&B agent left in {path}: {error}") from None
-    return AgentRun(run_id, plain_config(config or {}))
+    config = read_yaml(path, "configuration that the W&B agent left in") or {}
+    if not isinstance(config, dict):
+        raise ConfigError(f"cannot read the configuration that the W&B agent left in {path}: it is no mapping")
+    return AgentRun(run_id, plain_config(config))
 
 
 def reject_agent_run(run: AgentRun, reason: str, environ: Mapping[str, str] = os.environ) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -49,7 +50,7 @@ def open_tracker(
     if wanted == "local" or disabled or (wanted == "auto" and not set_up):
         return local
     note = local.directory / RUN_ID
-    run_id = environ.get("WANDB_RUN_ID") or (note.read_text() if next_step > 0 and note.exists() else None)
+    run_id = environ.get("WANDB_RUN_ID") or (_noted(note) if next_step > 0 else None)
     wandb_tracker = WandbTracker(
         name,
         config,
@@ -60,10 +61,19 @@ def open_tracker(
         notify=notify,
     )
     if wandb_tracker.run_id is not None:
-        write_atomically(note, wandb_tracker.run_id.encode())
+        with suppress(OSError):  # then a later attempt is a W&B run of its own
+            write_atomically(note, wandb_tracker.run_id.encode())
     # A run that began elsewhere, or while W&B was silent, appears there whole; what the server has is not sent twice.
     replay(local.directory, wandb_tracker)
     return TeeTracker(local, wandb_tracker)
+
+
+def _noted(note: Path) -> str | None:
+    """The id that an earlier attempt of this run had on W&B."""
+    try:
+        return note.read_text().strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def replay(directory: str | Path, tracker: Tracker) -> None:

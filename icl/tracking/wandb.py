@@ -160,10 +160,16 @@ def wandb_is_set_up(environ: Mapping[str, str] = os.environ) -> bool:
     if environ.get("WANDB_SWEEP_ID") or environ.get("WANDB_API_KEY") or is_offline(environ):
         return True
     host = urlparse(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
-    path = Path(environ.get("NETRC") or Path.home() / ".netrc")
     try:
+        path = Path(environ.get("NETRC") or Path.home() / ".netrc")
         return netrc.netrc(path).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (
+        OSError,
+        RuntimeError,
+        KeyError,
+        ValueError,
+        netrc.NetrcParseError,
+    ):  # no home, no such file, not one of keys
         return False
 
 

@@ -52,6 +52,7 @@ class AcceleratorStepper:
     ) -> None:
         config = configs[0]
         self._shape, self._device = config.task_config.shape, device
+        self.engine = f"torch in batches on {device.type}"
         # A lazy device would compile the metrics into a graph of their own for every block: they are made on the host.
         self.evaluated_on = torch.device("cpu") if device.type == "xla" else device
         streams = [data_stream(each) for each in configs]

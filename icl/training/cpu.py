@@ -28,6 +28,7 @@ class CpuStepper:
 
     def __init__(self, config: TrainingConfig, step: int, state: Mapping[str, Tensor], path: Path) -> None:
         self._config, self._path, self.step = config, path, step
+        self.engine = path.name
         self._law, self._stream = config.task_config.pretrain_task(), data_stream(config)
         self._flat = initial_flat(config, state).clone()
         self._optimizer = FlatOptimizer(config.optimizer_config, self._flat, state)

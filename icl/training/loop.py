@@ -2,11 +2,11 @@
 
 One loop trains one run or several that differ in their seeds alone. A stepper does the steps: on a CPU that of one
 member, a step at a time (`icl.training.cpu`); on an accelerator all members at once, in blocks that the host only
-launches (`icl.training.accelerator`). Files do not tell which: a run begun by one can go on in the other.
+launches (`icl.training.accelerator`). A run begun by one can go on in the other.
 
 Checkpoint "t" is written after update number t, so it holds t + 1 updates, as in the reference code. Batch t is a
 function of (sampling seed, t) alone and every state is saved whole. A run that was killed at any moment and started
-again ends in the same bytes.
+again ends in the same bytes; where it goes on with another engine it says so (`icl.training.engines`).
 
 Shapes: E members, P parameters.
 """
@@ -31,6 +31,7 @@ from icl.model import unflatten
 from icl.tracking import Tracker
 from icl.training.accelerator import AcceleratorStepper
 from icl.training.cpu import CpuStepper
+from icl.training.engines import ENGINES, engines_with
 from icl.training.standing import Progress, TrainingDiverged, TrainingOutcome, starting_point
 
 _SEEDS = {"model_seed", "pretrain_seed", "true_seed", "sampling_seed"}
@@ -55,12 +56,14 @@ class Stepper(Protocol):
     """What the loop asks of a step.
 
     Attributes:
+        engine: which code computes; another one rounds differently.
         step: the number of updates done.
         block: most steps of one call of `run`.
         predict: how to run the model for the metrics; None: by PyTorch.
         evaluated_on: the device of the metrics.
     """
 
+    engine: str
     step: int
     block: int
     predict: Predict | None
@@ -170,6 +173,7 @@ def _train_group(
     evaluators = [make_evaluator(member.config, stepper.evaluated_on, stepper.predict) for member in members]
     metadata = [{"config": member.config.model_dump_json()} for member in members]
     vouching = [member.checkpoints.keeps_metrics() for member in members]
+    engines = [{ENGINES: engines_with(stepper.engine, stepper.step, member.checkpoints)} for member in members]
     checkpoint_at, log_at = set(config.checkpoint_steps()), set(config.logging_steps())
     due = sorted(checkpoint_at | log_at)
 
@@ -183,9 +187,11 @@ def _train_group(
         return [of_weights(unflatten(shape, flat)) for of_weights, flat in zip(evaluators, flats, strict=True)]
 
     def save_states() -> None:
-        for member, state, about, counts in zip(members, stepper.states(), metadata, vouching, strict=True):
+        for member, state, about, counts, by in zip(
+            members, stepper.states(), metadata, vouching, engines, strict=True
+        ):
             rows = {ROWS: member.tracker.rows} if counts else {}
-            member.checkpoints.save_state(stepper.step, state, about | rows)
+            member.checkpoints.save_state(stepper.step, state, about | rows | by)
 
     summaries: list[Mapping[str, float]] = [{} for _ in members]
     saved = stepper.step

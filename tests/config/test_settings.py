@@ -1,6 +1,7 @@
 """What every configuration can do: nested records that are written flat, names that outlive new settings."""
 
-from typing import ClassVar
+import re
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import Field
@@ -45,3 +46,53 @@ def test_an_error_names_the_key_as_the_user_wrote_it(data, message):
 def test_a_later_field_enters_a_name_only_where_it_has_another_value():
     assert "colour" not in Outer().decisive()
     assert Outer.parse({"colour": "blue"}).decisive("name", "colour") == {"name": "a", "colour": "blue"}
+
+
+class Part(Settings):
+    rate: float = 1.0
+    flag: bool = False
+
+
+class Whole(Settings):
+    part: Part = Part()
+    pair: tuple[float, float] = (0.0, 1.0)
+    count: int | None = None
+    constants: dict[str, float] = Field(default_factory=dict)
+    name: str | None = None
+    anything: dict[str, Any] = Field(default_factory=dict)
+
+
+@pytest.mark.parametrize(
+    ("data", "key"),
+    [
+        ({"count": True}, "count"),
+        ({"part": {"rate": False}}, "part.rate"),
+        ({"pair": [True, 0.5]}, "pair"),
+        ({"constants": {"a": True}}, "constants"),
+        ({"name": False}, "name"),
+    ],
+)
+def test_true_and_false_are_no_numbers_and_no_texts(data, key):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: true and false are no value of it"):
+        Whole.parse(data)
+
+
+def test_true_and_false_are_taken_where_they_belong():
+    whole = Whole.parse({"part": {"flag": True}, "anything": {"a": [True]}})
+    assert whole.part.flag
+    assert whole.anything == {"a": [True]}
+
+
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ({"rate": 3}, "unknown key 'rate': it belongs in another place: part.rate"),
+        ({"part": {"count": 3}}, "unknown key 'part.count': it belongs in another place: count"),
+        ({"part.rate": 3}, "unknown key 'part.rate': write rate below part, as part: {parameters: {rate: ...}}"),
+        ({"part": {"rates": 3}}, "unknown key 'part.rates': did you mean 'rate'?"),
+        ({"part": {"zzz": 3}}, "unknown key 'part.zzz': known keys: flag, rate"),
+    ],
+)
+def test_the_hint_for_an_unknown_key_says_where_it_belongs(data, hint):
+    with pytest.raises(ConfigError, match=f"^{re.escape(hint)}"):
+        Whole.parse(data)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from icl.config import ConfigError
+from icl.config import ConfigError, TrainingConfig
 from icl.config.sweeps import expand, load_sweep, override, parse_override, plain_config, select
 
 GRID = """
@@ -172,6 +172,24 @@ def test_select():
         ("method: bayes\nparameters: {a: {value: 1}}", "method 'bayes' is not one that runs offline"),
         ("method: grid\nparamters: {a: {value: 1}}", "'method' and 'parameters'"),
         ("method: grid\nprogam: x\nparameters: {a: {value: 1}}", "unknown key 'progam': did you mean 'program'"),
+        ("method: grid\nrun_cap: true\nparameters: {a: {value: 1}}", "run_cap must be"),
+        ("method: grid\nproject: 7\nparameters: {a: {value: 1}}", "project must be a text"),
+        ("method: grid\nparameters: {1: {value: 1}}", r"parameters\.1: the name of a parameter is a text"),
+        ("method: grid\nparameters: {a: {}}", r"parameters\.a is empty"),
+        ("method: grid\nparameters: {a: {value: 1, values: [2]}}", r"parameters\.a has both value and values"),
+        (
+            "method: grid\nparameters: {a: {parameters: {b: {min: true, max: 3}}}}",
+            r"a\.parameters\.b\.min must be a number",
+        ),
+        ("method: grid\nparameters: {a: {min: 1, max: x}}", r"parameters\.a\.max must be a number \(got 'x'"),
+        ("method: grid\nparameters: {a: {min: 0, max: .inf}}", r"parameters\.a\.max must be a number"),
+        (f"method: grid\nparameters: {{a: {{min: 1, max: 1{'0' * 400}}}}}", r"parameters\.a\.max must be a number"),
+        ("method: grid\nparameters: {a: {values: [1, 2], probabilities: [1]}}", r"parameters\.a\.probabilities"),
+        ("method: grid\nparameters: {a.b: {value: 1}}", r"nests its keys; write a: \{parameters: \{b: \.\.\.\}\}"),
+        (
+            "method: random\nrun_cap: 2\nparameters: {a: {distribution: foo, min: 1, max: 3}}",
+            "a; look at its distribution",
+        ),
         ("method: grid\nrun_cap: 0\nparameters: {a: {value: 1}}", "run_cap must be"),
         ("- a\n- b\n", "a sweep file is a mapping"),
         ("", "a sweep file is a mapping"),
@@ -183,6 +201,138 @@ def test_every_fault_of_a_file_is_one_readable_line(tmp_path, text, expected):
     assert re.search(expected, str(error.value))
     assert "sweep.yaml" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+MERGED = """
+method: grid
+parameters:
+  a: &whole {value: 8}
+  b: {<<: *whole}
+  c: &more {<<: *whole, value: 3}
+  d: {<<: [*more, *whole]}
+  e: {<<: *more}
+"""
+
+
+def test_merge_keys_mean_what_yaml_says(tmp_path):
+    assert expand(load_sweep(write(tmp_path, MERGED))) == [{"a": 8, "b": 8, "c": 3, "d": 3, "e": 3}]
+
+
+SCIENTIFIC = """
+method: random
+run_cap: 1e1
+parameters:
+  lr: {distribution: log_uniform_values, min: 1e-5, max: 1E-2}
+  real: {min: 1e0, max: 2.5}
+  one_end: {min: 2, max: 1e3}
+  both_ends: {distribution: int_uniform, min: 1e0, max: 1e3}
+  choice: {values: [1e3, 2e3], probabilities: [1e-1, 9e-1]}
+"""
+
+
+def test_numbers_may_be_written_like_1e3_wherever_a_number_stands(tmp_path):
+    configs = expand(load_sweep(write(tmp_path, SCIENTIFIC)))
+    assert len(configs) == 10
+    for config in configs:
+        assert 1e-5 <= config["lr"] <= 1e-2
+        assert [type(config[name]) for name in ("real", "one_end", "both_ends")] == [float, int, int]
+        assert config["choice"] in (1000, 2000)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("num_steps: {value: 1e3}", {"num_steps": 1000}),
+        ("batch_size: {value: 1.6e1}", {"batch_size": 16}),
+        ("checkpointer_config: {value: {checkpoint_steps: [1e1, 2e1]}}", {"checkpoint_steps": [10, 20]}),
+        (
+            "checkpointer_config: {value: {checkpoint_steps: {log_space: 1e2}}}",
+            {"checkpoint_steps": {"log_space": 100}},
+        ),
+        ("checkpointer_config: {value: {checkpoint_steps: {linear_space: [0, 1e2, 1e1]}}}", {}),
+        ("run_name: {value: 2024-01-31}", {"run_name": "2024-01-31"}),
+    ],
+)
+def test_whole_numbers_written_like_1e3_are_integers(tmp_path, setting, expected):
+    (data,) = expand(load_sweep(write(tmp_path, f"method: grid\nparameters:\n  {setting}\n")))
+    config = TrainingConfig.parse(data).model_dump(mode="json")
+    assert (config | config["checkpointer_config"]) | expected == config | config["checkpointer_config"]
+
+
+def laughs(levels):
+    """Lists of ten aliases to lists of ten aliases."""
+    lines = [f"  k{i}: {{value: &a{i} [{','.join([f'*a{i - 1}' if i else 'x'] * 10)}]}}\n" for i in range(levels)]
+    return "method: grid\nparameters:\n" + "".join(lines)
+
+
+THOUSAND = f"{{values: [{','.join(map(str, range(1000)))}]}}"
+GRID_OF = "method: grid\nparameters:\n  "
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (laughs(30), r"line 8: .*aliases.*more than 1,000,000 entries"),
+        (f"{GRID_OF}a: {{value: {'[' * 5000}{']' * 5000}}}", "line 3: nested more than 50 deep"),
+        ("method: grid\nparameters: &a\n  x: {parameters: *a}\n", "line 3: the alias lies within"),
+        (f"{GRID_OF}a: {{value: &q [*q]}}", "line 3: the alias lies within"),
+        (
+            GRID_OF + "\n  ".join(f"a{i}: {{value: &a{i} [{f'*a{i - 1}' if i else 'x'}]}}" for i in range(999)),
+            "line 51: .*more than 50 levels",
+        ),
+        (f"{GRID_OF}a: {THOUSAND}\n  b: {THOUSAND}\n  c: {THOUSAND}", "this sweep has 1,000,000,000 runs"),
+        (f"{GRID_OF}a: {{min: 1, max: 1e9}}", "this sweep has 1,000,000,000 runs"),
+        (
+            f"{GRID_OF}a: {{parameters: {{b: {{distribution: q_uniform, min: 0, max: 1, q: 1e-9}}}}}}",
+            "1,000,000,001 runs",
+        ),
+        ("method: random\nrun_cap: 1e9\nparameters: {a: {min: 1, max: 3}}", "1,000,000,000 runs, .* lower its run_cap"),
+        (f"{GRID_OF}a: {THOUSAND}\n  b: {{value: [{'1,' * 20000}]}}", "its 1,000 runs have 20,004,000 entries in all"),
+    ],
+)
+def test_the_size_of_a_sweep_is_known_before_it_is_expanded(tmp_path, text, expected):
+    with pytest.raises(ConfigError) as error:
+        expand(load_sweep(write(tmp_path, text)))
+    assert re.search(expected, str(error.value))
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 300
+
+
+def test_a_file_larger_than_any_sweep_is_not_read(tmp_path):
+    path = write(tmp_path, GRID)
+    with path.open("r+b") as file:
+        file.truncate(10 * 2**30)
+    with pytest.raises(ConfigError, match=r"sweep\.yaml: it is larger than"):
+        load_sweep(path)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "2020-13-45",
+        "2020-02-30",
+        "!!int x",
+        "!!float ''",
+        "!!bool 3",
+        "!!timestamp x",
+        "!!binary é",
+        "!!omap [a]",
+        "!foo 3",
+    ],
+)
+def test_what_yamls_constructors_raise_is_one_line_with_its_place(tmp_path, value):
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"{GRID_OF}a: {{value: {value}}}", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"sweep\.yaml, line 3: ") as error:
+        load_sweep(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_line_of_a_character_that_is_not_allowed_is_named(tmp_path):
+    for text in (b"a: 1\nb: \x00", b"a: 1\nb: \xf6"):
+        (tmp_path / "sweep.yaml").write_bytes(text)
+        with pytest.raises(ConfigError, match=r"sweep\.yaml, line 2: "):
+            load_sweep(tmp_path / "sweep.yaml")
 
 
 def test_missing_and_binary_files(tmp_path):

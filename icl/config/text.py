@@ -1,0 +1,140 @@
+"""Text in YAML in, plain values out. What is wrong with it is one line that names the file and the line."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+from yaml.reader import ReaderError
+
+from icl.config.settings import ConfigError
+
+MAX_BYTES = 4 * 2**20
+MAX_DEPTH = 50
+MAX_ENTRIES = 1_000_000
+"""Entries of a file with its aliases written out: a few lines of aliases to aliases can stand for billions."""
+
+_MERGE = "tag:yaml.org,2002:merge"
+_FLOAT = "tag:yaml.org,2002:float"
+# YAML 1.1 wants both the point and the sign in 1.0e+3; whoever writes 1e-4 or 1.5e4 means numbers too.
+SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
+
+
+class Scientific(float):
+    """A number that was written like 1e3: a whole one serves where an integer is meant."""
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader for what strangers write.
+
+    A key given twice is an error, not a silent choice of the last. Depth and size, aliases included, are known and
+    limited before any value is made.
+    """
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._depth = 0
+        self._extents: dict[int, tuple[int, int]] = {}  # of complete nodes: entries and levels, aliases written out
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise ComposerError(None, None, f"nested more than {MAX_DEPTH} deep", mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if node is None or is_alias:
+            if id(node) not in self._extents:
+                raise ComposerError(None, None, "the alias lies within what it stands for", mark)
+            return node
+        children: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            _refuse_repeated_keys(node)
+            children = [child for pair in node.value for child in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            children = node.value
+        extents = [self._extents[id(child)] for child in children]
+        entries = 1 + sum(entries for entries, _ in extents)
+        levels = 1 + max((levels for _, levels in extents), default=0)
+        if entries > MAX_ENTRIES or levels > MAX_DEPTH:
+            reason = f"more than {MAX_ENTRIES:,} entries" if entries > MAX_ENTRIES else f"more than {MAX_DEPTH} levels"
+            raise ComposerError(None, None, f"with its aliases written out this has {reason}", mark)
+        self._extents[id(node)] = entries, levels
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (yaml.YAMLError, RecursionError):
+            raise
+        except Exception as error:  # the constructors of tags raise whatever Python does: ValueError, KeyError, ...
+            tag, value = node.tag.rpartition(":")[2], node.value
+            shown = f"{value!r} is" if isinstance(value, str) else "this is"
+            problem = f"{shown} no valid {tag} ({error}); put text in quotes"
+            raise ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _scientific(loader: _Loader, node: yaml.ScalarNode) -> float:
+    if SCIENTIFIC.match(node.value):
+        return Scientific(node.value)
+    return loader.construct_yaml_float(node)
+
+
+_Loader.add_implicit_resolver(_FLOAT, SCIENTIFIC, list("-+.0123456789"))
+_Loader.add_constructor(_FLOAT, _scientific)
+
+
+def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
+    seen: set[tuple[str, str]] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
+            if (key.tag, key.value) in seen:
+                problem = f"the key {key.value!r} is given twice"
+                raise ComposerError(None, None, problem, key.start_mark)
+            seen.add((key.tag, key.value))
+
+
+def read_yaml(path: str | Path, what: str) -> Any:
+    """The values of a YAML file; `what` it is, for messages.
+
+    Raises:
+        ConfigError: as `parse_yaml`, or the file cannot be read, is no text or is larger than any that a person wrote.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read the {what} {path}: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"cannot read the {what} {path}: it is larger than {MAX_BYTES // 2**20} MiB")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"cannot read the {what} {path}, line {line}: it is not text in UTF-8; save it so") from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The values of a text in YAML; no code of it can run.
+
+    Raises:
+        ConfigError: one line with the source and, where it is known, the line.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # type: ignore[arg-type]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{source}{place}: {_one_line(error.problem or error.context)}") from None
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ConfigError(f"{source}, line {line}: the character {chr(error.character)!r} is not allowed") from None
+    except RecursionError:
+        raise ConfigError(f"{source}: its mappings are merged from one another too deeply") from None
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
