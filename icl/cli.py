@@ -244,7 +244,7 @@ def figures(
     import torch
 
     from icl.devices import available_cores
-    from icl.figures.recipes import build_figures
+    from icl.figures.build import build_figures
 
     jobs = jobs or available_cores(torch.device("cpu"))
     for path in build_figures(data, output, report=lambda line: print(line, file=sys.stderr), jobs=jobs):

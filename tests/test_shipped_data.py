@@ -17,7 +17,7 @@ from icl.config import TrainingConfig, expand_steps
 from icl.config.sweeps import expand, load_sweep
 from icl.estimation import LLCConfig
 from icl.estimation.tables import write_stages
-from icl.figures.recipes import read_table, table_names
+from icl.figures.families import read_table, table_names
 from icl.storage import LocalStore
 
 ROOT = Path(__file__).parent.parent

@@ -30,9 +30,9 @@ from benchmarks.reproduction.stages import (
     missed,
     titles,
 )
+from icl.analysis.forms import forms_of, functional_trajectory
 from icl.baselines import ridge_predictor
 from icl.figures.attention import find_roles
-from icl.figures.recipes import forms_of, functional_trajectory
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = Path(__file__).with_name("page.md")
@@ -228,7 +228,7 @@ def _forms(runs: Sequence[Shipped]) -> str:
         trajectory = run.table("essential_dynamics")
         if trajectory is None:
             continue
-        found = forms_of(functional_trajectory({"essential_dynamics": trajectory}))
+        found = forms_of(functional_trajectory(trajectory))
         if found is None or found.empty:
             remarks.append(f"The detector finds no form in seed {run.seed}.")
             continue

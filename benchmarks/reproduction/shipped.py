@@ -19,7 +19,7 @@ from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.evals import ValidationSet
-from icl.figures.recipes import read_table, table_names
+from icl.figures.families import read_table, table_names
 from icl.model import parameter_layout
 from icl.sampling import SamplerConfig
 from icl.sampling.verdict import RHAT_LIMIT
