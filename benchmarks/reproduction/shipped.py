@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from icl.analysis.climb import crossing_draws, estimates_within
-from icl.analysis.measures import AnalysisData
+from icl.analysis.data import AnalysisData
 from icl.analysis.run import load_model
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.checkpoints import Checkpoints

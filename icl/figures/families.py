@@ -16,6 +16,8 @@ COMMANDS = {
     "llc_long": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
     "rllc": "icl llc SWEEP, then icl tabulate SWEEP --name rllc --output data/FAMILY; "
     "SWEEP is sweeps/analysis/2-L2H4-rllcs-inclusions.yaml",
+    "transient_llc": "icl llc SWEEP, then icl tabulate SWEEP --name transient_llc --output data/FAMILY; "
+    "SWEEP is over task_config.num_tasks",
     "stages": "icl stages data/FAMILY",
     "boundaries": "icl stages data/FAMILY",
 }
@@ -24,8 +26,9 @@ COMMANDS = {
 
 def command_for(table: str) -> str:
     """The command that makes a table of a family."""
-    default = f"icl analyse RUN --only {table} --output data/FAMILY"
-    return COMMANDS.get(table.removesuffix("_traces"), default)
+    if table.startswith("transient_") and table not in COMMANDS:
+        return "icl analyse --family SWEEP --output data/FAMILY"
+    return COMMANDS.get(table.removesuffix("_traces"), f"icl analyse RUN --only {table} --output data/FAMILY")
 
 
 def table_names(family: Path) -> Iterator[str]:

@@ -142,7 +142,10 @@ def task_colours(table: pd.DataFrame) -> dict[float, Colour]:
         ValueError: the table does not say M.
     """
     if "num_tasks" not in table.columns:
-        raise ValueError("the table has no column num_tasks; it is of models of one number of tasks")
+        raise ValueError(
+            "the table has no column num_tasks, so it is of one number of tasks; make a table of several with: "
+            "icl analyse --family SWEEP --output data/FAMILY"
+        )
     counts = sorted({float(value) for value in numbers(table, "num_tasks")})
     return dict(zip(counts, shades("viridis", len(counts)), strict=True))
 
