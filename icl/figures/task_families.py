@@ -30,7 +30,7 @@ def task_prior(table: pd.DataFrame) -> Figure:
             one = one[one["step"] > 0]
             axis.plot(one["step"], one[column], color=colour, lw=0.9, label=task_label(tasks))
         axis.set(xscale="log", yscale="log", xlabel="training step $t$", title=title)
-    axes[0].set_ylabel(r"$\mathrm{E}\,\sum_k (\hat y_k - p_k)^2$")
+    axes[0].set_ylabel(r"$\mathrm{E}\,\Sigma_k\,(\hat y_k - p_k)^2$")
     axes[1].legend(ncols=2, fontsize=6)
     return figure
 
