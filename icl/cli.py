@@ -198,8 +198,15 @@ def calibrate(
 @app.command()
 def analyse(
     run: Annotated[
-        str, typer.Argument(help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints.")
-    ],
+        str | None,
+        typer.Argument(help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints."),
+    ] = None,
+    family: Annotated[
+        Path | None,
+        typer.Option(
+            help="In place of a run: the sweep file of training runs that differ in num_tasks, to analyse together."
+        ),
+    ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
@@ -207,15 +214,29 @@ def analyse(
             "A wrong name lists them."
         ),
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the tables. Default: data/<run>.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the tables. Default: data/<run>, or data/<name of the sweep file>.")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Measure every checkpoint of a run: evaluations, Hessian, spectra, attention and more, as tidy tables.
 
+    With --family: the runs of a training sweep over the number of tasks, in tables with a column num_tasks. They hold the
+    task prior, distances to ridge and dMMSE, and the joint principal components of all runs' predictions.
+
     Checkpoints that a table has already are not measured again.
     """
-    from icl.commands.analyse import analyse_command
+    from icl.commands.analyse import analyse_command, analyse_family_command
 
-    analyse_command(run, only, output)
+    if (run is None) == (family is None):
+        raise ValueError("give a run, or --family and the sweep file of several")
+    if family is not None:
+        analyse_family_command(family, overrides or [], only, output)
+    elif overrides:
+        raise ValueError("--set chooses among the runs of a sweep file; give it with --family")
+    else:
+        assert run is not None
+        analyse_command(run, only, output)
 
 
 @app.command()
@@ -258,7 +279,7 @@ def figures(
     import torch
 
     from icl.devices import available_cores
-    from icl.figures.recipes import build_figures
+    from icl.figures.build import build_figures
 
     jobs = jobs or available_cores(torch.device("cpu"))
     for path in build_figures(data, output, report=lambda line: print(line, file=sys.stderr), jobs=jobs):

@@ -11,8 +11,8 @@ from benchmarks.pages import markdown_table
 from benchmarks.reproduction import published
 from benchmarks.reproduction.comparison import LOG_TOLERANCE, Comparison
 from benchmarks.reproduction.shipped import Shipped
+from icl.analysis.forms import forms_of, functional_trajectory
 from icl.analysis.geometry import MIN_MOTION
-from icl.figures.recipes import forms_of, functional_trajectory
 
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:

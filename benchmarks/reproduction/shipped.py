@@ -14,13 +14,13 @@ from torch import Tensor
 
 from benchmarks.reproduction.published import LOW_NOISE
 from icl.analysis.climb import crossing_draws, estimates_within
-from icl.analysis.measures import AnalysisData
+from icl.analysis.data import AnalysisData
 from icl.analysis.run import load_model
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig
 from icl.evals import ValidationSet
-from icl.figures.recipes import read_table, table_names
+from icl.figures.families import read_table, table_names
 from icl.model import parameter_layout
 from icl.sampling import SamplerConfig
 from icl.storage import LocalStore

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from icl.analysis.measures import MEASURES, AnalysisData
+from icl.analysis.data import AnalysisData
+from icl.analysis.measures import MEASURES
 from icl.analysis.run import TRAJECTORY_ROWS, load_model
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig

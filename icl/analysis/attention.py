@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from icl.analysis.data import AnalysisData
 from icl.model import InContextRegressionTransformer, predict_with_activations
 
 NEGLIGIBLE = 1e-3
@@ -100,3 +101,8 @@ def _at(mean: Tensor, keys: Tensor) -> Tensor:
     """mean[h, q, keys[q]] as (H, T), 0 where the key lies before the sequence."""
     gathered = mean.gather(-1, keys.clamp(min=0).expand(mean.shape[0], -1)[..., None]).squeeze(-1)
     return torch.where(keys >= 0, gathered, torch.zeros_like(gathered))
+
+
+def measure_attention(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row per block, head and query token: `attention_table` on the validation set."""
+    return attention_table(model, data.validation.xs, data.validation.ys)

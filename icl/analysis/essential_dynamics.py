@@ -7,7 +7,8 @@ S²/(N-1), shares S²/ΣS².
 
 With few rows and many columns (5000 checkpoints × 81,920 outputs) the N × N Gram matrix of the centred rows holds all
 that is needed: its eigenvalues are S² and its eigenvectors U. It is accumulated over blocks of columns, so that only
-N² numbers and one block are in memory, and the rows may stay in a float16 file.
+N² numbers and one block are in memory, and the rows may stay in a float16 file. With more rows than columns the P × P
+matrix XᵀX takes its place, whose eigenvectors are V.
 
 Shapes: N checkpoints, P features, V components.
 """
@@ -61,8 +62,8 @@ class TrajectoryPCA:
 def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPCA:
     """PCA of a trajectory (N, P), an array or a memory-mapped file of any float type, in blocks of columns.
 
-    Memory: about N² + 2·N·block numbers besides `rows`. Time: N²·P multiplications, in float32 where the rows are no
-        wider than that.
+    With n the smaller and m the larger of N and P, it takes about n² + 2·n·block numbers of memory besides `rows`, and the
+    time of n²·m multiplications, in float32 where the rows are no wider than that.
 
     Raises:
         ValueError: fewer than two rows, components that cannot exist, or numbers that are not finite.
@@ -73,14 +74,14 @@ def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPC
     num, size = matrix.shape
     if not 1 <= num_components <= min(num, size):
         raise ValueError(f"num_components must lie in 1..{min(num, size)}, got {num_components}")
+    if num > size:
+        return _pca_by_covariance(matrix, num_components, block)
     mean, gram = _centred_gram(matrix, block)
     values, vectors = eigh(gram, subset_by_index=(num - num_components, num - 1))
     values, vectors = np.clip(values[::-1], 0, None), vectors[:, ::-1]
     total = float(np.trace(gram))
     components = np.empty((num_components, size))
-    # Rows that vary in fewer directions than were asked for have zero singular values, whose components are zero, not noise.
-    tiny = max(num, size) * np.finfo(np.float32).eps ** 2 * max(total, np.finfo(float).tiny)
-    scale = np.where(values > tiny, 1 / np.sqrt(np.maximum(values, np.finfo(float).tiny)), 0.0)
+    scale = np.where(values > _negligible(matrix, total), 1 / np.sqrt(np.maximum(values, np.finfo(float).tiny)), 0.0)
     for columns in _blocks(size, block):
         components[:, columns] = (vectors.T @ (matrix[:, columns] - mean[columns])) * scale[:, None]
     largest = np.argmax(np.abs(components), axis=1)
@@ -91,6 +92,34 @@ def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPC
         explained_variance_ratio=values / total if total > 0 else np.zeros(num_components),
         total_variance=total / (num - 1),
         scores=vectors * np.sqrt(values) * signs,
+    )
+
+
+def _pca_by_covariance(matrix: NDArray[np.floating], num_components: int, block: int) -> TrajectoryPCA:
+    """`pca` of more rows than columns, in blocks of rows."""
+    num, size = matrix.shape
+    working = _working_type(matrix)
+    blocks = _blocks(num, block)
+    mean = sum((np.asarray(matrix[rows], dtype=float).sum(axis=0) for rows in blocks), np.zeros(size)) / num
+    products = np.zeros((size, size))
+    for rows in blocks:
+        centred = (np.asarray(matrix[rows], dtype=float) - mean).astype(working)
+        products += centred.T @ centred
+    if not np.isfinite(products).all():
+        raise ValueError("the trajectory holds values that are not finite")
+    values, vectors = eigh(products, subset_by_index=(size - num_components, size - 1))
+    values, components = np.clip(values[::-1], 0, None), vectors[:, ::-1].T
+    largest = np.argmax(np.abs(components), axis=1)
+    components = components * np.where(components[np.arange(num_components), largest] < 0, -1.0, 1.0)[:, None]
+    total = float(np.trace(products))
+    components[values <= _negligible(matrix, total)] = 0
+    scores = [(np.asarray(matrix[rows], dtype=float) - mean) @ components.T for rows in blocks]
+    return TrajectoryPCA(
+        mean=mean,
+        components=components,
+        explained_variance_ratio=values / total if total > 0 else np.zeros(num_components),
+        total_variance=total / (num - 1),
+        scores=np.concatenate(scores),
     )
 
 
@@ -133,7 +162,7 @@ def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, dtype: str = "fl
 def _centred_gram(matrix: NDArray[np.floating], block: int) -> tuple[Array, Array]:
     """Column means (P,) and the Gram matrix (N, N) of the centred rows."""
     num, size = matrix.shape
-    working = np.float64 if matrix.dtype == np.float64 or not np.issubdtype(matrix.dtype, np.floating) else np.float32
+    working = _working_type(matrix)
     mean = np.empty(size)
     gram = np.zeros((num, num))
     for columns in _blocks(size, block):
@@ -145,6 +174,16 @@ def _centred_gram(matrix: NDArray[np.floating], block: int) -> tuple[Array, Arra
     if not np.isfinite(gram).all():
         raise ValueError("the trajectory holds values that are not finite")
     return mean, gram
+
+
+def _negligible(matrix: NDArray[np.floating], total: float) -> float:
+    """Rows that vary in fewer directions than were asked for have eigenvalues below this; their components are zero, not noise."""
+    return float(max(matrix.shape) * np.finfo(np.float32).eps ** 2 * max(total, np.finfo(float).tiny))
+
+
+def _working_type(matrix: NDArray[np.floating]) -> type[np.floating]:
+    """Of products of rows: no wider than the rows need."""
+    return np.float64 if matrix.dtype == np.float64 or not np.issubdtype(matrix.dtype, np.floating) else np.float32
 
 
 def _blocks(size: int, block: int) -> list[slice]:

@@ -24,8 +24,12 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
+from icl.analysis.data import AnalysisData
 from icl.model import InContextRegressionTransformer, flatten, predict, unflatten
 from icl.streams import Stream
+
+NUM_SEQUENCES = 1024
+"""Sequences of the Hessian's loss, as in arXiv 2402.02364."""
 
 Loss = Callable[[Tensor], Tensor]
 MatVec = Callable[[Tensor], Tensor]
@@ -173,3 +177,8 @@ def hessian_table(
     row |= {"hessian/trace": estimate.trace, "hessian/trace_std_error": estimate.trace_std_error}
     row |= {"hessian/num_probes": estimate.num_probes, "hessian/num_products": estimate.num_products}
     return pd.DataFrame([row])
+
+
+def measure_hessian(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row: `hessian_table` on the first 1024 validation sequences."""
+    return hessian_table(model, data.validation.xs[:NUM_SEQUENCES], data.validation.ys[:NUM_SEQUENCES])

@@ -10,8 +10,13 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from icl.analysis.data import AnalysisData
 from icl.baselines import Predictor
+from icl.model import InContextRegressionTransformer
 from icl.tasks import label
+
+NUM_SEQUENCES = 256
+"""Of the gain sweep and of the effective task vectors."""
 
 GAINS = tuple(float(gain) for gain in np.logspace(-2.5, 4.5, 29))
 """Four gains per decade, from far below the training distribution to far above."""
@@ -81,3 +86,17 @@ def effective_task_table(predictor: Predictor, xs: Tensor, ys: Tensor, tasks: Te
     return pd.DataFrame(
         {"position": np.arange(xs.shape[1]), "cosine": cosine.cpu().numpy(), "relative_norm": relative.cpu().numpy()}
     )
+
+
+def measure_gain_sweep(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row per version and gain: `gain_sweep` on 256 validation sequences."""
+    validation = data.validation
+    xs, tasks = validation.xs[:NUM_SEQUENCES], validation.tasks[:NUM_SEQUENCES]
+    return gain_sweep(model, xs, tasks, validation.ys[:NUM_SEQUENCES] - label(xs, tasks, torch.zeros_like(xs[..., :1])))
+
+
+def measure_effective_task(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row per position: `effective_task_table` on 256 validation sequences."""
+    validation = data.validation
+    parts = (part[:NUM_SEQUENCES] for part in (validation.xs, validation.ys, validation.tasks))
+    return effective_task_table(model, *parts)

@@ -1,10 +1,12 @@
 """Run analyses over the checkpoints of a run: resumable, with progress, one table per analysis."""
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -12,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from icl import __version__
+from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.essential_dynamics import NUM_EQUAL_STEPS, pca, trajectory_table, write_rows
-from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
-from icl.analysis.tables import AnalysisTable
+from icl.analysis.measures import MANY_ROWS, MEASURES, OF_FAMILIES
+from icl.analysis.tables import RUN, AnalysisTable
 from icl.analysis.trajectories import gradient_row, output_row, weight_row
 from icl.checkpoints import Checkpoints
 from icl.config import ConfigError, TrainingConfig, expand_steps
@@ -27,8 +30,11 @@ Progress = Callable[[int, str, int], None]
 TRAJECTORY, ESSENTIAL_DYNAMICS = "trajectory", "essential_dynamics"
 ANALYSES = (*MEASURES, TRAJECTORY)
 """What is run by default: analyses of single checkpoints (`measures.MEASURES`), and `trajectory`."""
-ON_REQUEST = (ESSENTIAL_DYNAMICS,)
-"""What `only` may list besides: it needs a dense run."""
+ON_REQUEST = (ESSENTIAL_DYNAMICS, *(name for name in OF_FAMILIES if name not in MEASURES))
+"""What `only` may list besides: what needs a dense run, or says something about families of runs alone."""
+
+Key = Literal["model_seed", "num_tasks"]
+"""The setting that tells the runs of a folder apart."""
 
 RowOf = Callable[[InContextRegressionTransformer, torch.Tensor, torch.Tensor], torch.Tensor]
 TRAJECTORY_ROWS: Mapping[str, RowOf] = {
@@ -39,7 +45,6 @@ TRAJECTORY_ROWS: Mapping[str, RowOf] = {
 }
 _VARIANTS = {TRAJECTORY: tuple(TRAJECTORY_ROWS), ESSENTIAL_DYNAMICS: ("tokens", "predictions")}
 NUM_COMPONENTS = 4
-_LONG = ("attention", "layer_norm", "gain_sweep", ESSENTIAL_DYNAMICS)  # many rows: compressed
 _WRITE_EVERY_S = 30.0
 
 
@@ -52,6 +57,7 @@ def analyse(
     settings: DataSettings | None = None,
     device: torch.device | str = "cpu",
     progress: Progress = lambda done, note, total: None,
+    key: Key = "model_seed",
 ) -> dict[str, Path]:
     """Measure a run's checkpoints and keep the tables in a folder.
 
@@ -68,6 +74,7 @@ def analyse(
         settings: which sequences to measure on.
         device: where models and sequences live.
         progress: called before every measurement and at the end; those that a table has already do not count.
+        key: the column that tells the folder's runs apart; they share all other settings, besides seeds for "model_seed".
 
     Returns:
         Analysis -> its table's file.
@@ -83,24 +90,24 @@ def analyse(
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ConfigError(f"no analysis {unknown[0]!r}; there are: {', '.join(known)}")
-    config = _config_of(checkpoints)
+    config = config_of(checkpoints)
     chosen = _chosen_steps(checkpoints, steps)
     data = AnalysisData(config, settings or DataSettings(), device)
-    seed = _seed_of(config)
+    run = key_of(config, key)
     trajectory_steps = {TRAJECTORY: chosen}
     if ESSENTIAL_DYNAMICS in names:
         trajectory_steps[ESSENTIAL_DYNAMICS] = equal_steps(chosen, config.num_steps)
     with exclusive(output / ".lock", f"the folder {output}"):
-        tables = {name: AnalysisTable(table_path(output, name), _provenance(data)) for name in names}
+        tables = {name: AnalysisTable(table_path(output, name), provenance(data, key), key) for name in names}
         for table in tables.values():
-            table.begin_run(seed, checkpoints.run_name)
+            table.begin_run(run, checkpoints.run_name)
         trajectories = {name: tables.pop(name) for name in trajectory_steps if name in tables}
         trajectories = {
-            name: table for name, table in trajectories.items() if table.steps(seed) != set(trajectory_steps[name])
+            name: table for name, table in trajectories.items() if table.steps(run) != set(trajectory_steps[name])
         }
-        todo = _missing(tables, chosen, seed)
+        todo = _missing(tables, chosen, run)
         rows = sum(len(_VARIANTS[name]) * len(trajectory_steps[name]) for name in trajectories)
-        count = _Counter(sum(map(len, todo.values())) + rows, progress)
+        count = Counter(sum(map(len, todo.values())) + rows, progress)
         _measure_each(checkpoints, todo, tables, data, count)
         for name, table in trajectories.items():
             _trajectory(checkpoints, trajectory_steps[name], _VARIANTS[name], table, data, count)
@@ -143,10 +150,10 @@ def load_model(
 
 def table_path(output: Path, name: str) -> Path:
     """Where an analysis keeps its table."""
-    return output / f"{name}.csv{'.gz' if name in _LONG else ''}"
+    return output / f"{name}.csv{'.gz' if name in (*MANY_ROWS, ESSENTIAL_DYNAMICS) else ''}"
 
 
-class _Counter:
+class Counter:
     """Counts measurements, each announced before it begins."""
 
     def __init__(self, total: int, progress: Progress) -> None:
@@ -160,9 +167,9 @@ class _Counter:
         self._progress(self._total, "", self._total)
 
 
-def _missing(tables: Mapping[str, AnalysisTable], steps: Sequence[int], seed: int) -> dict[int, list[str]]:
+def _missing(tables: Mapping[str, AnalysisTable], steps: Sequence[int], run: float) -> dict[int, list[str]]:
     """Step -> the analyses whose table does not have it."""
-    present = {name: table.steps(seed) for name, table in tables.items()}
+    present = {name: table.steps(run) for name, table in tables.items()}
     missing = {step: [name for name in tables if step not in present[name]] for step in steps}
     return {step: names for step, names in missing.items() if names}
 
@@ -172,16 +179,17 @@ def _measure_each(
     todo: Mapping[int, Sequence[str]],
     tables: Mapping[str, AnalysisTable],
     data: AnalysisData,
-    count: _Counter,
+    count: Counter,
 ) -> None:
     """Fill the tables checkpoint by checkpoint; what is measured is kept, however this ends."""
     written = time.monotonic()
+    measures = {**OF_FAMILIES, **MEASURES}
     try:
         for step, names in todo.items():
             model = load_model(checkpoints, data.config, step, data.device)
             for name in names:
                 count.begin(f"{name} at step {step}")
-                tables[name].add(_seed_of(data.config), step, MEASURES[name](model, data))
+                tables[name].add(key_of(data.config, tables[name].key), step, measures[name](model, data))
             if time.monotonic() - written > _WRITE_EVERY_S:
                 for table in tables.values():
                     table.write()
@@ -197,11 +205,11 @@ def _trajectory(
     variants: Sequence[str],
     table: AnalysisTable,
     data: AnalysisData,
-    count: _Counter,
+    count: Counter,
 ) -> None:
     """Principal components of the run's trajectories, made afresh because they change with every new checkpoint.
 
-    Columns: `model_seed`, `variant` (what a row of the matrix is), `step`, `pc/i`, and `explained_variance_ratio/i`,
+    Columns: the run's key, `variant` (what a row of the matrix is), `step`, `pc/i`, and `explained_variance_ratio/i`,
     the same for all steps of a variant.
     """
     if len(steps) < 2:
@@ -223,11 +231,16 @@ def _trajectory(
         shares = {f"explained_variance_ratio/{i}": share for i, share in enumerate(fitted.explained_variance_ratio)}
         parts.append(trajectory_table(list(steps), fitted.scores, variant=variant).assign(**shares))
     rows_of_run: pd.DataFrame = pd.concat(parts, ignore_index=True)
-    table.replace_run(_seed_of(data.config), rows_of_run)
+    table.replace_run(key_of(data.config, table.key), rows_of_run)
     table.write()
 
 
-def _config_of(checkpoints: Checkpoints) -> TrainingConfig:
+def config_of(checkpoints: Checkpoints) -> TrainingConfig:
+    """The settings that training stored beside the checkpoints, seeds resolved.
+
+    Raises:
+        ConfigError: there are none.
+    """
     stored = checkpoints.config()
     if stored is None:
         raise ConfigError(
@@ -248,15 +261,17 @@ def _chosen_steps(checkpoints: Checkpoints, steps: Sequence[int] | None) -> list
     return present if steps is None else sorted(set(steps))
 
 
-def _seed_of(config: TrainingConfig) -> int:
-    assert config.task_config.model_seed is not None, "seeds are resolved before use"
-    return config.task_config.model_seed
+def key_of(config: TrainingConfig, key: str = RUN) -> float:
+    """A run's value of the setting that tells runs apart; infinity for Gaussian tasks."""
+    value = getattr(config.task_config, key)
+    return math.inf if value is None else value
 
 
-def _provenance(data: AnalysisData) -> dict[str, object]:
-    """What rows of one table share: the run's settings besides its seeds, the kind of sequences measured on, and the
-    library's version."""
+def provenance(data: AnalysisData, key: str = RUN) -> dict[str, object]:
+    """What rows of one table share: the run's settings besides the key (and its seeds, where seeds tell runs apart), the kind
+    of sequences measured on, and the library's version."""
     shared = set(TrainingConfig.model_fields) - {"checkpointer_config", "logger_config", "run_name"}
     config = data.config.decisive(*shared)
-    task = {name: value for name, value in config.pop("task_config").items() if not name.endswith("_seed")}
+    varies = "_seed" if key == RUN else key
+    task = {name: value for name, value in config.pop("task_config").items() if not name.endswith(varies)}
     return {**config, "task_config": task, "data": data.settings.model_dump(mode="json"), "icl_version": __version__}

@@ -16,6 +16,9 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from icl.analysis.data import AnalysisData
+from icl.model import InContextRegressionTransformer
+
 Array = NDArray[np.float64]
 
 OFF = 0.1
@@ -136,3 +139,13 @@ def layer_norm_statistics(coordinates: pd.DataFrame) -> pd.DataFrame:
 
 def _array(parameters: Mapping[str, Tensor], name: str) -> Array:
     return parameters[name].detach().to("cpu").double().numpy()
+
+
+def measure_spectra(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row: `embedding_spectra`."""
+    return embedding_spectra(dict(model.named_parameters()))
+
+
+def measure_layer_norm(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row per coordinate: `layer_norm_coordinates`."""
+    return layer_norm_coordinates(dict(model.named_parameters()))

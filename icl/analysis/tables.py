@@ -1,6 +1,7 @@
 """Tables of analyses on disk: CSV files that grow by whole checkpoints and are never half written.
 
-A table holds rows of any number of runs, told apart by `model_seed`, and any number of rows per (model_seed, step).
+A table holds rows of any number of runs and any number of rows per run and step. Runs are told apart by `model_seed`, or by another
+column, such as `num_tasks`, where they share their seed.
 Beside it lies a JSON file of the same name that says with which settings and by which version of the library its rows
 were made; rows of other settings are refused.
 """
@@ -14,7 +15,8 @@ import pandas as pd
 
 from icl.storage.files import write_atomically, write_table
 
-KEYS = ["model_seed", "step"]
+RUN = "model_seed"
+"""The column that tells runs apart, unless another is named."""
 
 
 class AnalysisTable:
@@ -22,62 +24,64 @@ class AnalysisTable:
 
     Attributes:
         path: the CSV file; a name in `.gz` is compressed.
-        rows: all rows so far, by model seed and step.
+        key: the column that tells runs apart. A method's `run` is a value of it.
+        rows: all rows so far, by run and step.
     """
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, settings: Mapping[str, Any], key: str = RUN) -> None:
         """Open or begin a table.
 
         Raises:
             ValueError: the file on disk is not such a table, or was made with other settings.
         """
         self.path = path
+        self.key = key
         self._settings = json.loads(json.dumps(settings, sort_keys=True))
         self._new: list[pd.DataFrame] = []
-        self.rows = pd.DataFrame(columns=pd.Index(KEYS))
+        self.rows = pd.DataFrame(columns=pd.Index([key, "step"]))
         if path.exists():
             self._settings["runs"] = self._checked_runs()
-            self.rows = read_table(path)
+            self.rows = read_table(path, key)
 
     @property
     def settings_path(self) -> Path:
         """The JSON file beside the table."""
         return self.path.with_name(self.path.name.split(".")[0] + ".json")
 
-    def steps(self, model_seed: int) -> set[int]:
+    def steps(self, run: float) -> set[int]:
         """The steps of a run that the table has, written or not."""
-        known = {int(step) for step in self.rows.loc[self.rows["model_seed"] == model_seed, "step"]}
-        return known | {int(part["step"].iloc[0]) for part in self._new if part["model_seed"].iloc[0] == model_seed}
+        known = {int(step) for step in self.rows.loc[self.rows[self.key] == run, "step"]}
+        return known | {int(part["step"].iloc[0]) for part in self._new if part[self.key].iloc[0] == run}
 
-    def rows_of(self, model_seed: int) -> pd.DataFrame:
-        """The rows of a run that are on disk, without their `model_seed`."""
-        return pd.DataFrame(self.rows.loc[self.rows["model_seed"] == model_seed].drop(columns="model_seed"))
+    def rows_of(self, run: float) -> pd.DataFrame:
+        """The rows of a run that are on disk, without the column that names it."""
+        return pd.DataFrame(self.rows.loc[self.rows[self.key] == run].drop(columns=self.key))
 
-    def begin_run(self, model_seed: int, run_name: str) -> None:
-        """Say which run the rows of a seed come from.
+    def begin_run(self, run: float, run_name: str) -> None:
+        """Say which run the rows of a seed, or of another value of the key, come from.
 
         Raises:
-            ValueError: the table has rows of this seed from another run.
+            ValueError: the table has rows of this value from another run.
         """
-        known = self._settings.setdefault("runs", {}).setdefault(str(model_seed), run_name)
+        known = self._settings.setdefault("runs", {}).setdefault(str(run), run_name)
         if known != run_name:
             raise ValueError(
-                f"{self.path} has model_seed {model_seed} from the run {known}, not {run_name}; "
+                f"{self.path} has {self.key} {run} from the run {known}, not {run_name}; "
                 "choose another output folder for this run"
             )
 
-    def add(self, model_seed: int, step: int, rows: pd.DataFrame) -> None:
+    def add(self, run: float, step: int, rows: pd.DataFrame) -> None:
         """Add the rows of one checkpoint; `write` makes them permanent."""
         part = rows.copy()
         part.insert(0, "step", step)
-        part.insert(0, "model_seed", model_seed)
+        part.insert(0, self.key, run)
         self._new.append(part)
 
-    def replace_run(self, model_seed: int, rows: pd.DataFrame) -> None:
+    def replace_run(self, run: float, rows: pd.DataFrame) -> None:
         """Put rows, with their column `step`, in place of all rows of a run; `write` makes them permanent."""
-        self.rows = self.rows.loc[self.rows["model_seed"] != model_seed]
+        self.rows = self.rows.loc[self.rows[self.key] != run]
         part = rows.copy()
-        part.insert(0, "model_seed", model_seed)
+        part.insert(0, self.key, run)
         self._new.append(part)
 
     def write(self) -> None:
@@ -86,7 +90,7 @@ class AnalysisTable:
             return
         old = [self.rows] if len(self.rows) else []
         rows = pd.DataFrame(pd.concat([*old, *self._new], ignore_index=True))
-        self.rows = rows.sort_values(by=KEYS, kind="stable", ignore_index=True)
+        self.rows = rows.sort_values(by=[self.key, "step"], kind="stable", ignore_index=True)
         self._new = []
         write_table(self.rows, self.path)
         write_atomically(self.settings_path, (json.dumps(self._settings, indent=1, sort_keys=True) + "\n").encode())
@@ -111,16 +115,16 @@ class AnalysisTable:
         return runs
 
 
-def read_table(path: Path) -> pd.DataFrame:
+def read_table(path: Path, key: str = RUN) -> pd.DataFrame:
     """Read a table of analyses.
 
     Raises:
-        ValueError: the file is not a CSV table with columns model_seed and step.
+        ValueError: the file is not a CSV table with the columns that tell runs and steps apart.
     """
     try:
         table = pd.read_csv(path)
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, EOFError) as error:
         raise ValueError(f"{path} is not a readable table ({error}); delete it to make it again") from error
-    if not set(KEYS) <= set(table.columns):
-        raise ValueError(f"{path} has no columns {' and '.join(KEYS)}; it is not a table of an analysis")
+    if not {key, "step"} <= set(table.columns):
+        raise ValueError(f"{path} has no columns {key} and step; it is not a table of an analysis")
     return table

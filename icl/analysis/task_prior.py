@@ -11,7 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from icl.analysis.data import AnalysisData
 from icl.baselines import Predictor
+from icl.model import InContextRegressionTransformer
 
 
 def prior_distances(predictions: Tensor, xs: Tensor, tasks: Tensor | None = None) -> pd.DataFrame:
@@ -32,3 +34,8 @@ def task_prior_table(predictor: Predictor, xs: Tensor, ys: Tensor, tasks: Tensor
     """`prior_distances` of a predictor on sequences xs (B, K, D), ys (B, K, 1) of the training distribution."""
     with torch.no_grad():
         return prior_distances(predictor(xs, ys), xs, tasks)
+
+
+def measure_task_prior(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row: `task_prior_table` on the evaluator's training sequences."""
+    return task_prior_table(model, *data.training_sequences, data.training_tasks)

@@ -17,8 +17,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import lambertw
 from torch import Tensor
 
+from icl.analysis.data import AnalysisData, FamilyRun
 from icl.analysis.essential_dynamics import TrajectoryPCA, pca
+from icl.analysis.trajectories import output_row
 from icl.baselines import Predictor, dmmse_predictor, ridge_predictor
+from icl.model import InContextRegressionTransformer
+
+NUM_COMPONENTS = 4
+"""Of the joint trajectory PCA; the paper shows 2 and 4."""
 
 Array = NDArray[np.float64]
 
@@ -144,3 +150,32 @@ def crossover_samples(delta_loss: float, delta_llc: float) -> float:
     if ratio >= np.exp(-1):
         return 0.0
     return float(-lambertw(-ratio, k=-1).real / ratio)
+
+
+def measure_distances(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
+    """One row: `checkpoint_distances` on the evaluator's sequences of the training distribution and of Gaussian tasks."""
+    noise = data.config.task_config.noise_variance
+    return checkpoint_distances(model, data.training_sequences, data.gaussian_sequences, data.training_tasks, noise)
+
+
+def measure_scores(runs: Mapping[float, FamilyRun]) -> dict[str, pd.DataFrame]:
+    """Two tables: `transient_scores`, the joint PCA of all checkpoints' predictions on sequences of the first task, and
+    `transient_references`, where the optimal predictors lie in it (`joint_trajectory_pca`, `reference_coordinates`)."""
+    trajectories = {}
+    for tasks, run in runs.items():
+        xs, ys = run.data.root_sequences
+        rows = np.empty(
+            (len(run.steps), ys.numel()), dtype=np.float16
+        )  # rounds far below the differences of checkpoints
+        for row, step in zip(rows, run.steps, strict=True):
+            row[:] = output_row(run.model(step), xs, ys, "predictions").cpu().numpy()
+        trajectories[tasks] = (run.steps, rows)
+    num = sum(len(run.steps) for run in runs.values())
+    fitted, scores = joint_trajectory_pca(trajectories, min(NUM_COMPONENTS, num - 1))
+    shares = {f"explained_variance_ratio/{i}": share for i, share in enumerate(fitted.explained_variance_ratio)}
+    counts = [int(tasks) for tasks in runs if np.isfinite(tasks)]
+    data = runs[max(counts, default=np.inf)].data
+    listed = data.training_tasks if data.training_tasks is not None else torch.empty(0)
+    noise = data.config.task_config.noise_variance
+    references = reference_coordinates(fitted, *data.root_sequences, listed, counts, noise)
+    return {"transient_scores": scores.assign(**shares), "transient_references": references}

@@ -1,13 +1,16 @@
-"""`icl analyse`: the tables of one run."""
+"""`icl analyse`: the tables of one run, or of the runs of a training sweep together."""
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from icl.analysis.family import FAMILY_ANALYSES, analyse_family
 from icl.analysis.run import ANALYSES, analyse
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import FOLDER
-from icl.config import ConfigError
+from icl.config import ConfigError, TrainingConfig
+from icl.config.sweeps import expand, load_sweep
 from icl.devices import resolve_device
 from icl.execution.progress import progress_bar
 from icl.storage import LocalStore, store_from_environment
@@ -33,12 +36,43 @@ def analyse_command(
     target = output or Path("data") / checkpoints.run_name
     with progress_bar("analysing") as update:
         paths = analyse(
-            checkpoints,
-            target,
-            only or ANALYSES,
-            device=resolve_device(environ.get("DEVICE")),
-            progress=lambda done, note, total: update(done, note, total),
+            checkpoints, target, only or ANALYSES, device=resolve_device(environ.get("DEVICE")), progress=update
         )
     for path in paths.values():
+        print(path)
+    return paths
+
+
+def analyse_family_command(
+    sweep: Path,
+    overrides: Sequence[str],
+    only: Sequence[str] | None,
+    output: Path | None,
+    environ: Mapping[str, str] = os.environ,
+) -> list[Path]:
+    """Run the analyses of the runs of a training sweep together; returns the tables.
+
+    Runs without checkpoints are left out, with a line that says so.
+
+    Raises:
+        ConfigError: a wrong file or analysis, no run with checkpoints, or runs that differ in more than num_tasks.
+    """
+    store = store_from_environment(environ)
+    configs = [TrainingConfig.parse(data) for data in expand(load_sweep(sweep), overrides)]
+    runs = []
+    for name in dict.fromkeys(config.name for config in configs):
+        run = Checkpoints(store, name)
+        if run.steps():
+            runs.append(run)
+        else:
+            print(f"icl: left out {name}: it has no checkpoints", file=sys.stderr)
+    if not runs:
+        raise ConfigError(f"no run of {sweep} has checkpoints; make them with: icl train {sweep}")
+    target = output or Path("data") / sweep.stem
+    with progress_bar("analysing") as update:
+        paths = analyse_family(
+            runs, target, only or FAMILY_ANALYSES, device=resolve_device(environ.get("DEVICE")), progress=update
+        )
+    for path in paths:
         print(path)
     return paths

@@ -72,7 +72,7 @@ def prior_distance(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -
         axis.plot(table["step"], table[column], color=colour, label=title)
         lowest = table.loc[table[column].idxmin()]
         axis.plot(lowest["step"], lowest[column], "o", ms=4, color=colour)
-    axis.set_ylabel(r"$\mathrm{E}\,\sum_k (\hat y_k - p_k)^2$")
+    axis.set_ylabel(r"$\mathrm{E}\,\Sigma_k\,(\hat y_k - p_k)^2$")
     log_y(axis)
     step_axis(axis, stages, last_step(table, stages=stages))
     axis.legend()
@@ -108,7 +108,7 @@ def icl_scores(
     height = 0.92 * (high - low)  # below the stages' names
     box = Rectangle((zoom[0], low), zoom[1] - zoom[0], height, fill=False, ls="--", lw=0.8)
     whole.add_patch(box)
-    whole.legend(loc="upper left")
+    whole.legend(loc="upper left", bbox_to_anchor=(0, 0.94))  # below the stages' names
     stage_legend(figure, stages)
     return figure
 

@@ -68,4 +68,4 @@ def draw_hessian(axis: Axes, table: pd.DataFrame) -> None:
     axis.fill_between(table["step"], trace - error, trace + error, color=MEAN, alpha=0.2, lw=0)
     axis.set_ylabel("Hessian of the loss")
     log_y(axis)
-    axis.legend(ncols=2)
+    axis.legend(ncols=2, loc="upper left", bbox_to_anchor=(0, 0.95))  # below the stages' names

@@ -12,6 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from icl.analysis.curves import fitted_curves, ridge_loss
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
     Stages,
@@ -87,7 +88,7 @@ def loss_and_llc_of_seeds(evals: pd.DataFrame, llc: pd.DataFrame, loss: str = "l
 
 
 @page()
-def llc_against_loss(llc: pd.DataFrame, optimum: float) -> Figure:
+def llc_against_loss(llc: pd.DataFrame, evals: pd.DataFrame) -> Figure:
     """The learning coefficient against the loss of the weights it belongs to, and against that loss above its optimum on a
     logarithmic axis; one line per `model_seed`, bars of ±2 Monte-Carlo standard errors.
 
@@ -96,8 +97,10 @@ def llc_against_loss(llc: pd.DataFrame, optimum: float) -> Figure:
 
     Args:
         llc: `model_seed`, `step`, `llc/mean`, `llc/mcse`, `loss/init` and `loss/mean`.
-        optimum: the loss of ridge on the same sequences, subtracted in the lower panel.
+        evals: `model_seed`, `step`, `pretrain/delta_ridge`. The optimum is the loss of ridge on the same sequences
+            (`icl.analysis.curves.ridge_loss`).
     """
+    optimum = ridge_loss(llc, evals)
     figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT)
     losses = numbers(llc, "loss/init")
     seeds = sorted(set(llc["model_seed"]))
@@ -120,15 +123,15 @@ def llc_against_loss(llc: pd.DataFrame, optimum: float) -> Figure:
 
 
 @page()
-def behavioural_detail(curves: Mapping[str, pd.DataFrame], stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def behavioural_detail(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
     """Loss, λ̂ and weight norm above, their derivatives below, with the Gaussian-process fit and its derivative.
 
     Args:
-        curves: "loss", "llc", "norm" -> tables of `icl.analysis.gaussian_process.smooth_curve`: `step`, `value`,
-            `spline`, `spline_std`,
-            `d_dlogt`, `d_dlogt_std`, `d_dt`. A curve that is missing leaves its two panels out.
+        evals: one run: `step`, `loss/mean`, `weight/norm`.
+        llc: the same run: `step`, `llc/mean`, `llc/mcse`. A curve that is missing or too short leaves its two panels out.
         stages: their ends.
     """
+    curves = fitted_curves(evals, llc)
     labels = {"loss": r"test loss $\ell$", "llc": r"$\hat\lambda$", "norm": r"weight norm $\|w\|$"}
     shown = {name: in_order(curves[name]) for name in labels if name in curves}
     figure, axes = panels(2, len(shown), FULL_WIDTH * len(shown) / 3 * 1.1, FULL_HEIGHT)
@@ -158,6 +161,14 @@ def _fit(axis: Axes, curve: pd.DataFrame, raw: str | None, mean: str, deviation:
     axis.plot(curve["step"], curve[mean], color=MEAN, ls="--", lw=0.9, label="fit (±2 s.d.)")
     low, high = curve[mean] - 2 * curve[deviation], curve[mean] + 2 * curve[deviation]
     axis.fill_between(curve["step"], low, high, color=MEAN, alpha=0.2, lw=0)
+
+
+def published_and_calibrated(
+    llc: pd.DataFrame, calibrated: pd.DataFrame, evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS
+) -> Figure:
+    """`settings_compared` of one run: the published and the calibrated settings."""
+    zero = float(numbers(llc, "loss/zero")[0]) if "loss/zero" in llc.columns else None
+    return settings_compared({"published": llc, "calibrated": calibrated}, evals, zero, stages)
 
 
 @page()

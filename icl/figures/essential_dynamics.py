@@ -1,7 +1,6 @@
 """Essential dynamics: the trajectory of the model's outputs in its principal components, its evolute, and its forms (arXiv 2402.02364).
 
-Tables: a trajectory has `step`, `pc/0`, `pc/1`, ...; circles are those of `icl.analysis.geometry.geometry_table` of the smoothed
-trajectory; forms those of `icl.analysis.geometry.detect_forms`.
+A trajectory has `step`, `pc/0`, `pc/1`, ... Its circles and forms are those of `icl.analysis.forms`.
 """
 
 from itertools import combinations
@@ -11,11 +10,18 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from icl.analysis.forms import circles_of, forms_of, functional_trajectory
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import Stages, in_order, last_step, numbers, rows_where, stage_colours, step_axis, token_count
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, page, panels, shades
 
 _SHOWN_CIRCLES = 120
+_SHOWN_SHARE = 0.6  # of the trajectory, in the figure of its geometry: published are 3000 of 5000 checkpoints
+
+
+def planes_of_outputs(essential_dynamics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+    """`planes` of the trajectory that the paper shows."""
+    return planes(functional_trajectory(essential_dynamics), stages)
 
 
 @page()
@@ -56,20 +62,24 @@ def planes(trajectories: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, nu
 
 @page()
 def evolutes(
-    trajectory: pd.DataFrame,
-    circles: pd.DataFrame,
-    forms: pd.DataFrame | None = None,
-    stages: Stages = PUBLISHED_STAGE_ENDS,
+    essential_dynamics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3
 ) -> Figure:
     """The smoothed trajectory with its osculating circles, their centres (the evolute), sharpest points and forms.
 
+    The raw trajectory is drawn as grey points. A form has a cross where the trajectory turns, and another at the point round which it turns
+    in this plane; planes need not agree on that point (`spread` of `icl.analysis.geometry.detect_forms`). The figure ends where the
+    published one does. Later the evolute is that of noise about a resting point.
+
     Args:
-        trajectory: raw, drawn as grey points.
-        circles: of the smoothed trajectory.
-        forms: detected ones, a cross where the trajectory turns and another at the point round which it turns in this plane. Planes need
-            not agree on that point (`spread` of the table).
+        essential_dynamics: one run: `variant`, `step`, `pc/i`.
         stages: their ends.
+        num_components: how many components.
     """
+    raw = in_order(functional_trajectory(essential_dynamics))
+    forms, circles = forms_of(raw, num_components), circles_of(raw, num_components)
+    end = float(raw["step"].iloc[round(_SHOWN_SHARE * (len(raw) - 1))])
+    trajectory, circles = _until(raw, end), _until(circles, end)
+    forms = None if forms is None else _until(forms, end)
     planes_there = list(dict.fromkeys(zip(circles["pc_x"].tolist(), circles["pc_y"].tolist(), strict=True)))
     figure, axes = panels(1, len(planes_there), FULL_WIDTH * len(planes_there) / 2.5, 2 * HEIGHT)
     for axis, (x, y) in zip(axes, planes_there, strict=True):
@@ -106,13 +116,11 @@ def evolutes(
 
 @page()
 def components_over_time(
-    trajectory: pd.DataFrame,
-    forms: pd.DataFrame | None = None,
-    stages: Stages = PUBLISHED_STAGE_ENDS,
-    num_components: int = 3,
+    essential_dynamics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3
 ) -> Figure:
     """The first components against the step, with dotted lines at the detected forms."""
-    trajectory = in_order(trajectory)
+    trajectory = in_order(functional_trajectory(essential_dynamics))
+    forms = forms_of(trajectory)
     count = min(num_components, token_count(trajectory, "pc"))
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.9, 1.3 * HEIGHT)
     for i, colour in enumerate(shades("magma", count + 1)[:count]):
@@ -123,6 +131,10 @@ def components_over_time(
     axis.set_ylabel("score")
     axis.legend()
     return figure
+
+
+def _until(table: pd.DataFrame, end: float) -> pd.DataFrame:
+    return table.loc[numbers(table, "step") <= end]
 
 
 def _by_stage(axis: Axes, table: pd.DataFrame, x: int, y: int, stages: Stages) -> None:

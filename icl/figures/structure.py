@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.analysis.structure import OFF
+from icl.analysis.structure import OFF, layer_norm_statistics
 from icl.figures.curvature import draw_hessian
 from icl.figures.elements import (
     Stages,
@@ -79,14 +79,14 @@ def unembed_collapse(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE
 
 
 @page()
-def norm_collapse(statistics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def norm_collapse(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
     """Mean of gain and shift over coordinates, one line per layer norm, ± one standard deviation over coordinates.
 
     Args:
-        statistics: `layer_norm_statistics`: `layer`, `parameter`, `mean`, `std`.
+        coordinates: `layer`, `parameter`, `step`, `index`, `value`.
         stages: their ends.
     """
-    statistics = in_order(statistics)
+    statistics = in_order(layer_norm_statistics(coordinates))
     layers = norm_layers(statistics)
     figure, axes = panels(2, 1, FULL_WIDTH * 0.8, 2 * HEIGHT, sharex=True)
     for axis, parameter in zip(axes, ("weight", "bias"), strict=True):

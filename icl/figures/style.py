@@ -1,14 +1,18 @@
 """The look of every figure: page sizes, fonts, colours, deterministic files."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, LogFormatterMathtext
+from PIL import Image
 from seaborn import color_palette
+
+from icl.figures.palette import with_palette
 
 Colour = tuple[float, float, float, float]
 LineStyle = str | tuple[int, tuple[float, ...]]
@@ -16,6 +20,12 @@ LineStyle = str | tuple[int, tuple[float, ...]]
 WIDTH, FULL_WIDTH = 3.25, 6.75
 """A column and a page, in inches."""
 HEIGHT, FULL_HEIGHT = 0.618 * WIDTH, 0.618 * FULL_WIDTH
+
+PNG_DPI = 130
+"""Crisp on a page; print has the PDF."""
+
+# Dates and versions in the files would make every rebuild differ.
+_METADATA = {"CreationDate": None, "Producer": None, "Creator": None}
 
 # Colours that differ in lightness too, so that they survive grey printing and colour blindness (Okabe & Ito).
 MODEL, OPTIMAL, ZERO, OTHER, MEAN = "#0072B2", "#009E73", "#D55E00", "#999999", "#B2182B"
@@ -99,18 +109,20 @@ def token_colours(count: int) -> list[Colour]:
 def save(figure: Figure, folder: Path, name: str, kinds: tuple[str, ...] = ("png", "pdf")) -> list[Path]:
     """Write `<name>.<kind>` for each kind, so that equal figures are equal files."""
     folder.mkdir(parents=True, exist_ok=True)
-    # Dates and versions in the files would make every rebuild differ.
-    metadata: Mapping[str, dict[str, None]] = {
-        "png": {"Software": None},
-        "pdf": {"CreationDate": None, "Producer": None, "Creator": None},
-    }
-    paths = []
+    paths = [folder / f"{name}.{kind}" for kind in kinds]
     with page():
         # Laying out once, and not again for each kind, takes two thirds of the time and gives every kind the same layout.
         figure.draw_without_rendering()
         figure.set_layout_engine(None)
-        for kind in kinds:
-            path = folder / f"{name}.{kind}"
-            figure.savefig(path, metadata=metadata[kind])
-            paths.append(path)
+        for path, kind in zip(paths, kinds, strict=True):
+            if kind == "png":
+                _save_png(figure, path)
+            else:
+                figure.savefig(path, metadata=_METADATA)
     return paths
+
+
+def _save_png(figure: Figure, path: Path) -> None:
+    full = BytesIO()
+    figure.savefig(full, format="png", dpi=PNG_DPI)
+    with_palette(Image.open(full)).save(path, "PNG", optimize=True, dpi=(PNG_DPI, PNG_DPI))

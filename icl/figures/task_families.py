@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from icl.analysis.transient_ridge import critical_steps
 from icl.figures.elements import in_order, numbers, rows_where
 from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, Colour, page, panels, shades
 
@@ -29,19 +30,19 @@ def task_prior(table: pd.DataFrame) -> Figure:
             one = one[one["step"] > 0]
             axis.plot(one["step"], one[column], color=colour, lw=0.9, label=task_label(tasks))
         axis.set(xscale="log", yscale="log", xlabel="training step $t$", title=title)
-    axes[0].set_ylabel(r"$\mathrm{E}\,\sum_k (\hat y_k - p_k)^2$")
+    axes[0].set_ylabel(r"$\mathrm{E}\,\Sigma_k\,(\hat y_k - p_k)^2$")
     axes[1].legend(ncols=2, fontsize=6)
     return figure
 
 
 @page()
-def transient_losses(distances: pd.DataFrame, critical: pd.DataFrame) -> Figure:
+def transient_losses(distances: pd.DataFrame) -> Figure:
     """Loss on Gaussian tasks over training, one line per M, with a circle at its smallest value.
 
     Args:
         distances: one row per `num_tasks`, `step`: `ood/mse`.
-        critical: `icl.analysis.transient_ridge.critical_steps` of it: `num_tasks`, `t_crit`, `ood/mse`.
     """
+    critical = critical_steps(distances)
     figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.5 * HEIGHT)
     for tasks, colour in task_colours(distances).items():
         one = in_order(rows_where(distances, num_tasks=tasks))
@@ -55,14 +56,15 @@ def transient_losses(distances: pd.DataFrame, critical: pd.DataFrame) -> Figure:
 
 
 @page()
-def transient_trajectories(scores: pd.DataFrame, references: pd.DataFrame, critical: pd.DataFrame) -> Figure:
+def transient_trajectories(scores: pd.DataFrame, references: pd.DataFrame, distances: pd.DataFrame) -> Figure:
     """Joint trajectory PCA: each model's path, a circle at its smallest loss on Gaussian tasks, a star at its end; diamonds are dMMSE.
 
     Args:
         scores: one row per `num_tasks`, `step`: `pc/0`, `pc/1`.
         references: `predictor` ("dmmse" or "ridge"), `num_tasks`, `pc/0`, `pc/1`.
-        critical: `num_tasks`, `t_crit`.
+        distances: `num_tasks`, `step`, `ood/mse`.
     """
+    critical = critical_steps(distances)
     figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 2 * HEIGHT)
     crit = dict(zip(numbers(critical, "num_tasks"), numbers(critical, "t_crit"), strict=True))
     for tasks, colour in task_colours(scores).items():
@@ -81,13 +83,13 @@ def transient_trajectories(scores: pd.DataFrame, references: pd.DataFrame, criti
 
 
 @page()
-def transient_distances(distances: pd.DataFrame, critical: pd.DataFrame) -> Figure:
+def transient_distances(distances: pd.DataFrame) -> Figure:
     """Distance of the predictions to ridge and to dMMSE against M: circles at the smallest loss on Gaussian tasks, stars at the end.
 
     Args:
-        distances: one row per `num_tasks`, `step`: `delta_ridge`, `delta_dmmse`.
-        critical: `num_tasks`, `t_crit`, `delta_ridge`, `delta_dmmse`.
+        distances: one row per `num_tasks`, `step`: `ood/mse`, `delta_ridge`, `delta_dmmse`.
     """
+    critical = critical_steps(distances)
     figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.4 * HEIGHT)
     final = in_order(distances).groupby("num_tasks", as_index=False).last()
     for table, marker, style, when in ((final, "*", "-", "end"), (critical, "o", ":", "smallest OOD loss")):
@@ -140,7 +142,10 @@ def task_colours(table: pd.DataFrame) -> dict[float, Colour]:
         ValueError: the table does not say M.
     """
     if "num_tasks" not in table.columns:
-        raise ValueError("the table has no column num_tasks; it is of models of one number of tasks")
+        raise ValueError(
+            "the table has no column num_tasks, so it is of one number of tasks; make a table of several with: "
+            "icl analyse --family SWEEP --output data/FAMILY"
+        )
     counts = sorted({float(value) for value in numbers(table, "num_tasks")})
     return dict(zip(counts, shades("viridis", len(counts)), strict=True))
 

@@ -31,6 +31,17 @@ def test_a_line_has_one_component():
     assert pca(np.ones((4, 3)), 2).explained_variance_ratio.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("block", [3, 100])
+def test_more_rows_than_columns_have_the_same_components(block):
+    rows = np.random.default_rng(3).normal(size=(29, 7)) * np.arange(1, 8)
+    tall, wide = pca(rows, 3, block), pca(np.hstack((rows, np.zeros((29, 30)))), 3)
+    np.testing.assert_allclose(tall.components, wide.components[:, :7], atol=1e-9)
+    np.testing.assert_allclose(tall.scores, wide.scores, atol=1e-9)
+    np.testing.assert_allclose(tall.explained_variance_ratio, wide.explained_variance_ratio)
+    np.testing.assert_allclose(tall.total_variance, wide.total_variance)
+    np.testing.assert_allclose(tall.transform(rows, block), tall.scores, atol=1e-9)
+
+
 def test_other_rows_are_projected_not_fitted():
     fitted = pca(ROWS, 2)
     np.testing.assert_allclose(fitted.transform(fitted.mean[None]), 0, atol=1e-10)

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 import torch
 
+from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.essential_dynamics import pca
-from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
+from icl.analysis.measures import MEASURES
 from icl.analysis.run import (
     ANALYSES,
     ESSENTIAL_DYNAMICS,

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from icl.analysis.measures import DataSettings
+from icl.analysis.data import DataSettings
 from icl.cli import main
 from icl.commands.config import COMMANDS, config_command, settings_of
 from icl.config import ConfigError, Settings

@@ -7,8 +7,9 @@ import pandas as pd
 import pytest
 import torch
 
+from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.essential_dynamics import pca, trajectory_table
-from icl.analysis.measures import MEASURES, AnalysisData, DataSettings
+from icl.analysis.measures import MEASURES
 from icl.analysis.run import table_path
 from icl.config import TrainingConfig
 from icl.model import InContextRegressionTransformer

@@ -7,10 +7,11 @@ import pytest
 from matplotlib.collections import FillBetweenPolyCollection
 from matplotlib.figure import Figure
 
+from icl.analysis.curves import ridge_loss
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
 from icl.figures.elements import estimate_line, last_step, step_colours, token_count
-from icl.figures.recipes import read_tables, ridge_loss, tables_of_seed
+from icl.figures.families import read_tables, tables_of_seed
 
 
 @pytest.fixture(scope="module")
@@ -103,13 +104,10 @@ def test_families_are_coloured_by_number_of_tasks():
             for step in (1, 100, 10_000)
         ]
     )
-    critical = pd.DataFrame(
-        {"num_tasks": [4.0, 6.0, np.inf], "t_crit": 100, "ood/mse": 1.0, "delta_ridge": 0.1, "delta_dmmse": 0.2}
-    )
-    figure = task_families.transient_losses(table, critical)
+    figure = task_families.transient_losses(table)
     labels = [one.get_label() for one in figure.axes[0].get_lines() if not str(one.get_label()).startswith("_")]
     assert labels == ["$M=2^{2}$", "$M=6$", r"$M=\infty$"]
-    task_families.transient_distances(table, critical).draw_without_rendering()
+    task_families.transient_distances(table).draw_without_rendering()
     prior = table.rename(columns={"ood/mse": "task_prior/zero", "delta_dmmse": "task_prior/mean_task"})
     task_families.task_prior(prior).draw_without_rendering()
     llc = pd.DataFrame({"num_tasks": [4.0, 6.0, np.inf], "llc/mean": [3.0, 5.0, 4.0], "llc/mcse": 0.1})
@@ -118,7 +116,7 @@ def test_families_are_coloured_by_number_of_tasks():
     references = pd.DataFrame(
         {"predictor": ["dmmse", "ridge"], "num_tasks": [4.0, np.inf], "pc/0": [0.0, 1.0], "pc/1": [1.0, 0.0]}
     )
-    task_families.transient_trajectories(scores, references, critical).draw_without_rendering()
+    task_families.transient_trajectories(scores, references, table).draw_without_rendering()
 
 
 def test_figures_of_chains():
@@ -189,7 +187,7 @@ def test_step_0_is_not_drawn_on_a_logarithmic_axis():
 def test_the_loss_of_ridge_is_the_models_less_its_distance_to_it():
     llc = pd.DataFrame({"model_seed": [1, 1, 2, 2], "step": [10, 20, 10, 20], "loss/init": [3.0, 2.0, 3.0, 2.2]})
     evals = llc.assign(**{"pretrain/delta_ridge": [1.5, 0.5, 1.5, 0.9]}).drop(columns="loss/init")
-    np.testing.assert_allclose(ridge_loss({"llc": llc, "evals": evals}), (1.5 + 1.3) / 2)
+    np.testing.assert_allclose(ridge_loss(llc, evals), (1.5 + 1.3) / 2)
 
 
 def test_drawing_leaves_the_global_style_alone(tables):

@@ -6,15 +6,9 @@ import pytest
 from matplotlib.figure import Figure
 
 from icl.figures import build
-from icl.figures.recipes import (
-    FAMILY_RECIPES,
-    build_figures,
-    draw,
-    read_table,
-    read_tables,
-    run_recipes,
-    tables_of_seed,
-)
+from icl.figures.build import build_figures, draw
+from icl.figures.families import read_table, read_tables, tables_of_seed
+from icl.figures.recipes import FAMILY_RECIPES, RUN_RECIPES
 
 
 @pytest.fixture
@@ -37,7 +31,7 @@ def test_every_figure_of_a_run_is_drawn_from_its_tables(family, drawn, tmp_path,
     # Both seeds are in the figures of the family; one is enough for those of a run.
     monkeypatch.setattr(build, "seeds_of", lambda tables: [3])
     written = build_figures(family.parent, tmp_path, lines.append)
-    expected = {f"tiny-seed-3/{recipe.name}" for recipe in run_recipes()}
+    expected = {f"tiny-seed-3/{recipe.name}" for recipe in RUN_RECIPES}
     left_out = {line.split(":")[0].removeprefix("left out ") for line in lines if line.startswith("left out")}
     # A random model has no head with a role, and one number of tasks is no family of them.
     allowed = {

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 from matplotlib.image import imread
 
-from icl.figures.recipes import FAMILY_RECIPES, build_figures, read_tables, run_recipes, seeds_of, tables_of_seed
+from icl.figures.build import build_figures
+from icl.figures.families import read_tables, seeds_of, tables_of_seed
+from icl.figures.recipes import FAMILY_RECIPES, RUN_RECIPES
 
 ROOT = Path(__file__).parents[2]
 FAMILY = ROOT / "data" / "L2H4Minf"
@@ -18,7 +20,7 @@ def names(folder: Path) -> set[str]:
 def test_every_figure_of_the_repository_is_one_that_the_data_gives():
     tables = read_tables(FAMILY)
     sources = {"L2H4Minf": (FAMILY_RECIPES, tables)} | {
-        f"L2H4Minf-seed-{seed}": (run_recipes(), tables_of_seed(tables, seed)) for seed in seeds_of(tables)
+        f"L2H4Minf-seed-{seed}": (RUN_RECIPES, tables_of_seed(tables, seed)) for seed in seeds_of(tables)
     }
     possible = {
         f"{folder}/{recipe.name}.{kind}"

@@ -1,0 +1,128 @@
+"""Run analyses over the runs of a family, which differ in the number of training tasks M alone."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from icl.analysis.data import AnalysisData, DataSettings, FamilyRun
+from icl.analysis.measures import JOINT, OF_FAMILIES
+from icl.analysis.run import Counter, Key, Progress, analyse, config_of, key_of, load_model, provenance, table_path
+from icl.analysis.tables import AnalysisTable, write_table
+from icl.checkpoints import Checkpoints
+from icl.config import ConfigError, TrainingConfig
+from icl.model import InContextRegressionTransformer
+from icl.storage.locks import exclusive
+
+FAMILY_ANALYSES = (*OF_FAMILIES, *JOINT)
+KEY: Key = "num_tasks"
+
+
+def analyse_family(
+    runs: Sequence[Checkpoints],
+    output: Path,
+    only: Iterable[str] = FAMILY_ANALYSES,
+    *,
+    settings: DataSettings | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda done, note, total: None,
+) -> list[Path]:
+    """Measure the checkpoints of several runs and keep tables with the rows of all of them, told apart by `num_tasks`.
+
+    Checkpoints that a table has already are not measured again. What all runs decide together is made afresh where a checkpoint is new.
+
+    Args:
+        runs: each with checkpoints, and with the configuration that training stored beside them.
+        output: the folder of the tables.
+        only: analyses to run, out of `FAMILY_ANALYSES`.
+        settings: which sequences to measure on.
+        device: where models and sequences live.
+        progress: called before every measurement and at the end.
+
+    Returns:
+        The tables' files.
+
+    Raises:
+        ConfigError: an unknown analysis, or runs that are no family.
+        ValueError: a table in the folder was made with other settings.
+        RunInUseError: another process writes to the folder.
+    """
+    names = list(dict.fromkeys(only))
+    unknown = [name for name in names if name not in FAMILY_ANALYSES]
+    if unknown:
+        raise ConfigError(f"no analysis {unknown[0]!r} of a family; there are: {', '.join(FAMILY_ANALYSES)}")
+    configs = [config_of(run) for run in runs]
+    family = dict(sorted(zip((key_of(config, KEY) for config in configs), runs, strict=True), key=lambda item: item[0]))
+    _check_family(configs, len(family))
+    measured = [name for name in names if name in OF_FAMILIES]
+    written: dict[str, Path] = {}
+    for tasks, run in family.items():
+        said = partial(_said, progress, f"M={tasks}")
+        written |= analyse(run, output, measured, settings=settings, device=device, progress=said, key=KEY)
+    paths = list(written.values())
+    for name in (name for name in names if name in JOINT):
+        paths += _joint(name, family, output, settings or DataSettings(), device, progress)
+    return paths
+
+
+def _joint(
+    name: str,
+    family: Mapping[float, Checkpoints],
+    output: Path,
+    settings: DataSettings,
+    device: torch.device | str,
+    progress: Progress,
+) -> list[Path]:
+    """The tables of one analysis of all runs together."""
+    data = {tasks: AnalysisData(config_of(run), settings, device) for tasks, run in family.items()}
+    steps = {tasks: run.steps() for tasks, run in family.items()}
+    with exclusive(output / ".lock", f"the folder {output}"):
+        table = AnalysisTable(table_path(output, name), provenance(next(iter(data.values())), KEY), KEY)
+        for tasks, run in family.items():
+            table.begin_run(tasks, run.run_name)
+        if set(table.rows[KEY]) == set(family) and all(table.steps(tasks) == set(steps[tasks]) for tasks in family):
+            return [table.path]
+        count = Counter(sum(map(len, steps.values())), progress)
+
+        def model(tasks: float, step: int) -> InContextRegressionTransformer:
+            count.begin(f"{name} of M={tasks} at step {step}")
+            return load_model(family[tasks], data[tasks].config, step, device)
+
+        made = JOINT[name]({tasks: FamilyRun(data[tasks], steps[tasks], partial(model, tasks)) for tasks in family})
+        paths = [table.path]
+        for other, rows in made.items():
+            if other != name:
+                write_table(rows, table_path(output, other))
+                paths.append(table_path(output, other))
+        table.rows = table.rows.iloc[:0]  # a run that is no longer there goes too
+        for tasks in family:
+            table.replace_run(tasks, made[name].loc[made[name][KEY] == tasks].drop(columns=KEY))
+        table.write()  # last: it says that the others are complete
+    count.finish()
+    return paths
+
+
+def _said(progress: Progress, run: str, done: int, note: str, total: int) -> None:
+    """Progress of one run of several."""
+    progress(done, f"{run}, {note}" if note else run, total)
+
+
+def _check_family(configs: Sequence[TrainingConfig], num_different: int) -> None:
+    """Runs differ in the number of tasks, and in nothing else.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    if not configs:
+        raise ConfigError("a family needs at least one run with checkpoints")
+    shared = [provenance(AnalysisData(config), KEY) for config in configs]
+    for other in shared[1:]:
+        for name, value in shared[0].items():
+            if other[name] != value:
+                raise ConfigError(
+                    f"the runs of a family differ in num_tasks alone, and these differ in {name}: {value} and {other[name]}; "
+                    "choose some of them with --set"
+                )
+    if num_different < len(configs):
+        raise ConfigError("two runs of the family have the same num_tasks; choose one of them with --set")

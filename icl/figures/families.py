@@ -1,0 +1,75 @@
+"""The tables of a family, and the commands that make them.
+
+A family is a folder of tables, such as data/L2H4Minf with `evals.csv` or `evals.csv.gz`.
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+Tables = Mapping[str, pd.DataFrame]
+
+COMMANDS = {
+    "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
+    "llc_calibrated": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
+    "llc_long": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
+    "rllc": "icl llc SWEEP, then icl tabulate SWEEP --name rllc --output data/FAMILY; "
+    "SWEEP is sweeps/analysis/2-L2H4-rllcs-inclusions.yaml",
+    "transient_llc": "icl llc SWEEP, then icl tabulate SWEEP --name transient_llc --output data/FAMILY; "
+    "SWEEP is over task_config.num_tasks",
+    "stages": "icl stages data/FAMILY",
+    "boundaries": "icl stages data/FAMILY",
+}
+"""The commands of tables that no analysis makes. Traces of chains come with their estimates."""
+
+
+def command_for(table: str) -> str:
+    """The command that makes a table of a family."""
+    if table.startswith("transient_") and table not in COMMANDS:
+        return "icl analyse --family SWEEP --output data/FAMILY"
+    return COMMANDS.get(table.removesuffix("_traces"), f"icl analyse RUN --only {table} --output data/FAMILY")
+
+
+def table_names(family: Path) -> Iterator[str]:
+    """The names of the tables in a folder."""
+    for path in sorted(family.glob("*.csv*")):
+        if path.name.endswith((".csv", ".csv.gz")):
+            yield path.name.split(".csv")[0]
+
+
+def read_tables(family: Path) -> dict[str, pd.DataFrame]:
+    """All tables of a family by name."""
+    return {name: read_table(family, name) for name in table_names(family)}
+
+
+def read_table(family: Path, name: str) -> pd.DataFrame:
+    """One table of a family.
+
+    Raises:
+        ValueError: it is not there; the message has the command that makes it.
+    """
+    for path in (family / f"{name}.csv", family / f"{name}.csv.gz"):
+        if path.is_file():
+            return pd.read_csv(path)
+    raise ValueError(f"{family / name}.csv is missing; make it with: {command_for(name)}")
+
+
+def seeds_of(tables: Tables) -> list[int]:
+    """The model seeds that any table has."""
+    found = (set(table["model_seed"]) for table in tables.values() if "model_seed" in table.columns)
+    return sorted(int(seed) for seed in set().union(*found))
+
+
+def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
+    """The rows of one run, of every table that has any, in order of steps where there are steps."""
+    chosen = {}
+    for name, table in tables.items():
+        if "model_seed" not in table.columns:
+            continue
+        rows = pd.DataFrame(table.loc[table["model_seed"] == seed])
+        if "step" in rows.columns:
+            rows = rows.sort_values("step", kind="stable")
+        if len(rows):
+            chosen[name] = rows if "step" in rows.columns else rows.reset_index(drop=True)
+    return chosen
