@@ -23,7 +23,7 @@ def with_palette(picture: Image.Image) -> Image.Image:
         order = np.argsort(-counts.astype(np.int64), kind="stable")
         exact, others = colours[order[:_EXACT]], colours[order[_EXACT:]]
         palette = np.concatenate([exact, _median_cut(others, NUM_COLOURS - _EXACT)])
-    nearest = KDTree(palette.astype(float)).query(colours.astype(float))[1].astype(np.uint8)
+    nearest = np.asarray(KDTree(palette.astype(float)).query(colours.astype(float))[1], dtype=np.uint8)
     result = Image.fromarray(nearest[index].reshape(codes.shape), "P")
     result.putpalette(palette.tobytes())
     return result

@@ -73,7 +73,8 @@ def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -
 def cost_of_w_star(plan: Plan, run: ChainRun, batches: Sequence[Batch]) -> tuple[Ratio, Ratio]:
     r"""How much λ̂ loses because w* is not the minimum, in two ways, each with its standard error.
 
-    The loss at the chains' mean weights w̄ against that of w*, jack-knifed over chains, and half of what the gradient at w* promises:
+    The loss at the chains' mean weights w̄ against that of w*, its error by the jack-knife over chains, and half of what the gradient at
+    w* promises:
 
         nβ (L(w*) − L(w̄)),        −nβ ḡ·(w̄ − w*) / 2.
 
@@ -99,6 +100,4 @@ def cost_of_w_star(plan: Plan, run: ChainRun, batches: Sequence[Batch]) -> tuple
     cost, left_out = float(gains[:, 0].mean()), gains[:, 1:].mean(dim=0)
     spread = math.sqrt((count - 1) / count * float((left_out - left_out.mean()).square().sum()))
     sampled = float(gains[:, 0].std()) / math.sqrt(len(batches)) if len(batches) > 1 else 0.0
-    if spread < abs(cost):
-        cost = count * cost - (count - 1) * float(left_out.mean())
     return Ratio(cost, math.hypot(spread, sampled) * student_factor(count - 1)), twin

@@ -5,7 +5,7 @@ largest curvature of U that it meets, by one step of power iteration per step, w
 current direction is a difference of two gradients on one batch over the thermal width 1/√λ_max: the curvature that a chain
 feels, not the one at a point.
 
-1. **Localisation**, if none is given: γ = max(1, λ_max / SOFTEST), to two digits. A direction counts as flat that is SOFTEST
+1. **Localisation**, if none is given: γ = max(1, λ_max / SOFTEST), to three digits. A direction counts as flat that is SOFTEST
    times softer than the stiffest one. The rule looks at the model alone, not at noise, step or budget, and a run resolves it
    once for all its checkpoints.
 2. **Gradient.** On mini-batches the control variate (`icl.sampling.control`) is used where it makes less noise than it costs.
@@ -132,8 +132,8 @@ def tune(plan: Plan, seed: int) -> Tuned:
 
 
 def localisation_for(curvature: float) -> float:
-    """γ by rule 1, to two digits."""
-    return float(f"{max(LEAST_GAMMA, curvature / SOFTEST):.2g}")
+    """γ by rule 1, to three digits."""
+    return float(f"{max(LEAST_GAMMA, curvature / SOFTEST):.3g}")
 
 
 def effective_step(epsilon: float, friction: float) -> float:
