@@ -21,7 +21,8 @@ PASS = 0.2
 """A ratio passes where it did not fail and lies within this of 1, two standard errors included. Else it was too noisy to say."""
 ERROR_SHARE, LEAST_ERROR = 0.1, 0.1
 COST_SHARE, LEAST_COST = 0.05, 0.1
-BALL_DECIDES = 0.5
+BALL_DECIDES = 0.75
+"""−dλ̂/d log γ in units of λ̂ from which the ball decides: 1 where λ̂ is proportional to 1/γ."""
 MOST_AT_BOX = 0.01
 
 Outcome = Literal["passed", "failed", "not tested"]
@@ -223,7 +224,7 @@ def _certainty(mean: float, mcse: float) -> Finding:
 
 
 def _ball(sensitivity: Ratio, mean: float) -> Finding:
-    decides = sensitivity.value - ERRORS * sensitivity.error > BALL_DECIDES * abs(mean) and mean > 0
+    decides = sensitivity.value - 2 * sensitivity.error > BALL_DECIDES * abs(mean) and mean > 0
     text = "the localisation decides, not the model: the estimate is nearly proportional to 1/gamma (smaller gamma)"
     return _finding("localisation", text if decides else "")
 
