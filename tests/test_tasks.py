@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from icl.streams import Stream
-from icl.tasks import RegressionTask, encode_tokens, label, regression_sequences
+from icl.tasks import RegressionTask, encode_tokens, label
 
 D, K, B = 3, 5, 7
 
@@ -42,7 +42,7 @@ def test_labels_follow_the_formula():
 
 def test_noise_has_the_stated_variance():
     variance = 0.125
-    _, ys = regression_sequences(torch.zeros(20_011, D), variance, K, Stream(0, "noise"), 0)
+    _, ys = RegressionTask(D, K, variance).sequences(torch.zeros(20_011, D), Stream(0, "noise"), 0)
     n = ys.numel()
     assert abs(float(ys.mean())) < 4 * math.sqrt(variance / n)
     assert abs(float((ys**2).mean()) - variance) < 4 * variance * math.sqrt(2 / n)

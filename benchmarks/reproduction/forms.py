@@ -18,8 +18,7 @@ from icl.analysis.geometry import MIN_MOTION
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     """What the placeholders of the section stand for; the dense run is one."""
     (dense,) = (run for run in runs if run.table("essential_dynamics") is not None)
-    tables = {"essential_dynamics": dense.needed("essential_dynamics")}
-    trajectory = functional_trajectory(tables)
+    trajectory = functional_trajectory(dense.needed("essential_dynamics"))
     found = forms_of(trajectory)
     if found is None:
         raise ValueError(f"the trajectory of seed {dense.seed} is too coarse for forms")

@@ -88,6 +88,10 @@ class Checkpoints:
             config = parse_object(store.get(self._config_key))
         except MissingKeyError:
             return None
+        except StorageError:
+            if not isinstance(store, MirroredStore):
+                raise
+            return None  # not in the folder, and the bucket does not answer: `lock` looks again once it does
         if config is None:
             _log.warning(
                 "%s in %s is damaged; what the checkpoints say of their settings counts", self._config_key, store
