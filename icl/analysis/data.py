@@ -120,7 +120,17 @@ class FamilyRun:
 
 
 FamilyMeasure = Callable[[Mapping[float, FamilyRun]], Mapping[str, pd.DataFrame]]
-"""The analysis of a family: M (infinity for Gaussian tasks) -> its run in, tables by name out.
+"""M (infinity for Gaussian tasks) -> its run in, tables by name out."""
 
-The first table has the columns `num_tasks` and `step`.
-"""
+
+@dataclass(frozen=True)
+class JointMeasure:
+    """The analysis of all runs of a family together.
+
+    Attributes:
+        measure: what it does. The table of the analysis' own name has the columns `num_tasks` and `step`.
+        beside: the names of the other tables that it makes.
+    """
+
+    measure: FamilyMeasure
+    beside: tuple[str, ...] = ()

@@ -89,7 +89,9 @@ def _joint(
             count.begin(f"{name} of M={tasks} at step {step}")
             return load_model(family[tasks], data[tasks].config, step, device)
 
-        made = JOINT[name]({tasks: FamilyRun(data[tasks], steps[tasks], partial(model, tasks)) for tasks in family})
+        made = JOINT[name].measure(
+            {tasks: FamilyRun(data[tasks], steps[tasks], partial(model, tasks)) for tasks in family}
+        )
         paths = [table.path]
         for other, rows in made.items():
             if other != name:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from icl.analysis import attention, evaluations, hessian, ood, structure, task_prior, transient_ridge
-from icl.analysis.data import FamilyMeasure, Measure
+from icl.analysis.data import JointMeasure, Measure
 
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
@@ -29,8 +29,15 @@ OF_FAMILIES: Mapping[str, Measure] = MappingProxyType(
 )
 """The same, for what `icl analyse --family SWEEP` makes: the table has the rows of all runs."""
 
-JOINT: Mapping[str, FamilyMeasure] = MappingProxyType({"transient_scores": transient_ridge.measure_scores})
-"""Name (also of the first table's file) -> the analysis of all runs of a family together."""
+JOINT: Mapping[str, JointMeasure] = MappingProxyType(
+    {"transient_scores": JointMeasure(transient_ridge.measure_scores, ("transient_references",))}
+)
+"""Name (also of the table's file) -> the analysis of all runs of a family together."""
+
+ONLY_OF_FAMILIES = frozenset(
+    {*OF_FAMILIES, *JOINT, *(name for joint in JOINT.values() for name in joint.beside)} - {*MEASURES}
+)
+"""The tables that no single run has."""
 
 MANY_ROWS = frozenset({"attention", "layer_norm", "gain_sweep"})
 """Tables with many rows per checkpoint, which are compressed."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from icl.analysis.measures import ONLY_OF_FAMILIES
+
 Tables = Mapping[str, pd.DataFrame]
 
 COMMANDS = {
@@ -26,7 +28,7 @@ COMMANDS = {
 
 def command_for(table: str) -> str:
     """The command that makes a table of a family."""
-    if table.startswith("transient_") and table not in COMMANDS:
+    if table in ONLY_OF_FAMILIES:
         return "icl analyse --family SWEEP --output data/FAMILY"
     return COMMANDS.get(table.removesuffix("_traces"), f"icl analyse RUN --only {table} --output data/FAMILY")
 

@@ -23,7 +23,9 @@ def with_palette(picture: Image.Image) -> Image.Image:
         order = np.argsort(-counts.astype(np.int64), kind="stable")
         exact, others = colours[order[:_EXACT]], colours[order[_EXACT:]]
         palette = np.concatenate([exact, _median_cut(others, NUM_COLOURS - _EXACT)])
-    nearest = np.asarray(KDTree(palette.astype(float)).query(colours.astype(float))[1], dtype=np.uint8)
+    # The size of a leaf decides between colours that are equally near, and so the bytes.
+    places = KDTree(palette.astype(float), leafsize=16).query(colours.astype(float))[1]
+    nearest = np.asarray(places, dtype=np.uint8)
     result = Image.fromarray(nearest[index].reshape(codes.shape), "P")
     result.putpalette(palette.tobytes())
     return result
