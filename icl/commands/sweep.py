@@ -39,6 +39,8 @@ def run_sweep_command(
     configs = [CONFIGS[command].parse(data) for data in expand(definition, overrides)]
     if index is not None:
         configs = [select(configs, index)]
+    if len(configs) > 1 and os.environ.pop("WANDB_RUN_ID", None):
+        print(f"icl: WANDB_RUN_ID is one run's; it is not used for the {len(configs)} runs of {sweep}", file=sys.stderr)
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
     if len(configs) == 1 and executor == "local":
         return _run(configs[0], replace(place, threads=jobs or available_cores(place.device)))
