@@ -90,7 +90,7 @@ def starting_point(config: TrainingConfig, checkpoints: Checkpoints) -> tuple[in
 
 def _check_state(config: TrainingConfig, state: Checkpoint, source: str) -> None:
     """Refuse a state with other tensors than such a run saves, before the optimiser takes them for its memory."""
-    if "config" not in state.metadata:
+    if state.metadata.get("config") is None:
         raise CheckpointError(f"{source} does not say with which settings it was made; delete it to go on without it")
     flat = torch.zeros(config.task_config.shape.num_parameters)
     own = {"flat": flat, **FlatOptimizer(config.optimizer_config, flat, fused=False).state(state.step)}
