@@ -13,7 +13,12 @@ from icl.checkpoints import CheckpointError, Checkpoints
 from icl.checkpoints.format import decode, encode
 from icl.config import ConfigError, TrainingConfig
 from icl.config.sweeps import MAX_RUNS, expand, load_sweep
+from icl.estimation.traces import read_estimates, read_traces
 from icl.storage import InvalidKeyError, LocalStore, check_key
+from icl.storage.jsonl import JsonLines, has_step
+from icl.tracking import LocalTracker, read_metrics, read_summary
+from icl.training import first_missing_step
+from icl.training.standing import starting_point
 
 FAST, SLOW = 150, 4000
 
@@ -340,3 +345,123 @@ def test_nearly_any_sweep_file_gives_configurations_or_one_line_with_its_name(fo
             one_line(error)
         else:
             assert TrainingConfig.parse(config.model_dump(mode="json")) == config
+
+
+ROWS = [{"step": step, "x": [1.5, None, "λ\n"]} for step in range(6)]
+LINES = [json.dumps(row).encode() for row in ROWS]
+
+
+@st.composite
+def spoilt_records(draw):
+    """A record with lines overwritten, inserted or cut, and which of its rows nothing touched."""
+    lines = [(line, step) for step, line in enumerate(LINES)]
+    junk = st.binary(max_size=30).map(lambda data: data.replace(b"\n", b"")) | json_values.map(
+        lambda value: json.dumps(value).encode("utf-8", "surrogatepass")
+    )
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(lines)))
+        lines[place : place + draw(st.integers(0, 1))] = [(draw(junk), None)]
+    tail = draw(st.binary(max_size=20))
+    return b"".join(line + b"\n" for line, _ in lines) + tail, [step for _, step in lines if step is not None]
+
+
+@fuzz(spoilt_records())
+def test_no_line_of_a_record_costs_another(folder, record):
+    data, untouched = record
+    for name in ("metrics.jsonl", "traces.jsonl", "metrics.jsonl.damaged"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("metrics.jsonl", "traces.jsonl", "summary.json"):
+        (folder / name).write_bytes(data)
+    rows = read_metrics(folder)
+    kept = iter(rows)
+    assert all(ROWS[step] in kept for step in untouched)  # in their order
+    assert all(has_step(row) for row in rows)
+    read_traces(folder)
+    read_estimates(folder)
+    assert isinstance(read_summary(folder), dict)
+    tracker = LocalTracker(folder, 6)
+    tracker.log(6, {"x": 0.5})
+    again = read_metrics(folder)
+    assert again == [*(row for row in rows if row["step"] < 6), {"step": 6, "x": 0.5}]
+    assert tracker.rows == len(again)
+    before = (folder / "metrics.jsonl").read_bytes()
+    JsonLines(folder / "metrics.jsonl")
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+SMALL = TrainingConfig.parse(
+    {
+        "task_config": {"task_size": 2, "max_examples": 3, "embed_size": 4, "mlp_size": 5, "num_heads": 1, "num_layers": 1},
+        "num_steps": 9, "checkpointer_config": {"checkpoint_steps": [8]}, "run_name": "run",
+    }
+).resolved()  # fmt: skip
+P = SMALL.task_config.shape.num_parameters
+STATE = {"flat": torch.zeros(P), "exp_avg": torch.ones(P), "exp_avg_sq": torch.ones(P), "step": torch.tensor(5.0)}
+
+shapes = st.sampled_from([(), (0,), (1,), (5,), (P,), (P - 1,), (P + 1,), (1, P), (P, 1), (2, P // 2)])
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool])
+
+
+@st.composite
+def forged_states(draw):
+    """A whole file of a state whose names, shapes, dtypes, count or settings are nearly right."""
+    tensors, metadata = dict(STATE), {"config": SMALL.model_dump_json(), "rows": 0}
+    for _ in range(draw(st.integers(0, 3))):
+        name = draw(st.sampled_from([*STATE, "exp_avg ", "momentum_buffer", "", "Flat"]))
+        if draw(st.booleans()):
+            tensors.pop(name, None)
+        else:
+            tensors[name] = torch.full(draw(shapes), 5).to(draw(dtypes))
+    if draw(st.booleans()):
+        metadata["rows"] = draw(json_values)
+    if draw(st.integers(0, 3)) == 0:
+        metadata["config"] = draw(json_values | json_values.map(json.dumps))
+    return tensors, metadata
+
+
+@fuzz(forged_states())
+def test_no_state_reaches_the_optimiser_unless_it_is_one_of_this_run(folder, state):
+    tensors, metadata = state
+    run = Checkpoints(LocalStore(folder), "run")
+    try:
+        data = encode(5, tensors, metadata, "state")
+    except CheckpointError:
+        return  # of metadata that are no JSON
+    run.store.put(run.state_key(5), data)
+    try:
+        step, taken = starting_point(SMALL, run)
+    except CheckpointError as error:
+        one_line(error)
+        return
+    assert step in (0, 5)
+    if step == 5:
+        assert {name: (value.shape, value.dtype) for name, value in taken.items()} == {
+            name: (value.shape, value.dtype) for name, value in STATE.items()
+        }
+        assert taken["step"] == 5
+        assert metadata["config"] == SMALL.model_dump_json()
+
+
+@st.composite
+def other_settings(draw):
+    """The settings of a run, some of them changed, in the form in which they are stored."""
+    stored = SMALL.model_dump(mode="json")
+    for _ in range(draw(st.integers(0, 2))):
+        part = draw(st.sampled_from([stored, *(value for value in stored.values() if isinstance(value, dict))]))
+        name = draw(st.sampled_from([*part, "new"]) if part else st.just("new"))
+        part[name] = draw(json_values | st.sampled_from([1, 2, 3, 0.5, "Adam", "single", True, "inf"]))
+    return draw(st.just(stored) | json_values) if draw(st.integers(0, 9)) == 0 else stored
+
+
+@fuzz(other_settings())
+def test_stored_settings_are_those_of_the_run_or_refused_in_one_line(folder, stored):
+    run = Checkpoints(LocalStore(folder), "run")
+    run.store.put("icl/run/config.json", json.dumps(stored).encode())
+    try:
+        first_missing_step(SMALL, run)
+    except CheckpointError as error:
+        one_line(error)
+    else:
+        if isinstance(stored, dict):
+            kept = {name: stored[name] for name in SMALL.decides if name in stored}
+            assert TrainingConfig.parse(kept).identity() == SMALL.identity()

@@ -66,14 +66,15 @@ def decode(data: bytes, source: str, kind: str) -> Checkpoint:
         DamagedCheckpointError: truncated, altered, or written by another program.
         CheckpointError: written by a newer version of this library, or of the other kind.
     """
-    if data[:1] == b"\x80" or data[:4] == b"PK\x03\x04":
-        raise DamagedCheckpointError(
-            f"{source} is a pickle or PyTorch file, which could run code when opened, and was not read; "
-            "load_reference_checkpoint reads the weights of the reference code's files safely"
-        )
     try:
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        # Only now: a checkpoint of ours may begin like a pickle, with the length of its header.
+        if data[:1] == b"\x80" or data[:4] == b"PK\x03\x04":
+            raise DamagedCheckpointError(
+                f"{source} is a pickle or PyTorch file, which could run code when opened, and was not read; "
+                "load_reference_checkpoint reads the weights of the reference code's files safely"
+            ) from error
         raise DamagedCheckpointError(
             f"{source} is truncated or not a checkpoint ({len(data)} bytes: {_one_line(error)}); use an earlier one"
         ) from error

@@ -207,14 +207,7 @@ class Checkpoints:
             data = self.store.get(key)
         except MissingKeyError:
             data = b""
-        recorded = sum(row["step"] < state.step for row in parse_lines(data, key, has_step))
-        if recorded >= rows:
-            return True
-        _log.warning(
-            "%s has %d rows before step %d, where %d were written; the run goes on from before them, to write them again",
-            key, recorded, state.step, rows,
-        )  # fmt: skip
-        return False
+        return sum(row["step"] < state.step for row in parse_lines(data, key, has_step)) >= rows
 
     def keeps_metrics(self) -> bool:
         """Whether a tracker keeps metrics beside the checkpoints."""
@@ -357,10 +350,11 @@ class Checkpoints:
             check_layout(checkpoint.tensors, self.layout, key)
         if checkpoint.step != step:
             raise DamagedCheckpointError(f"{key} holds step {checkpoint.step}; if it was renamed, rename it back")
-        text = checkpoint.metadata.get("config")
-        if self._expected is not None and text != self._fitting and (config := _config_of(checkpoint, key)) is not None:
-            self._compare(config, key)
-            self._fitting = text
+        if self._expected is not None and checkpoint.metadata.get("config") != self._fitting:
+            config = _config_of(checkpoint, key)
+            if config is not None:
+                self._compare(config, key)
+                self._fitting = checkpoint.metadata["config"]
         return checkpoint
 
     def _read_json(self, name: str) -> dict[str, Any] | None:
@@ -379,7 +373,7 @@ def _config_of(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
     text = checkpoint.metadata.get("config")
     if text is None:
         return None
-    config = parse_object(text.encode()) if isinstance(text, str) else None
+    config = parse_object(text) if isinstance(text, str) else None
     if config is None:
         raise DamagedCheckpointError(f"{key} does not say with which settings it was made; use an earlier one")
     return config

@@ -114,7 +114,7 @@ class Settings(BaseModel):
         differing = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if not differing:
             return ""
-        first, more = differing[0], f" (and {len(differing) - 1} more settings)" if len(differing) > 1 else ""
+        first, more = differing[0], f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         return f"{first}={_short(then.get(first))}, not {_short(now.get(first))}{more}"
 
     def refuse_another(self, stored: Mapping[str, Any], what: str) -> None:
@@ -129,8 +129,8 @@ class Settings(BaseModel):
             difference = f"settings that this version of icl does not take ({error})"
         if difference:
             raise ConfigError(
-                f"{what} was made with {difference}; ask for the settings it was made with, or give this run a run_name of "
-                "its own"
+                f"{what} was made with {difference}; ask for the settings it was made with, give this run another run_name, "
+                "or delete the one that is there"
             )
 
     @classmethod

@@ -62,11 +62,11 @@ def read_estimates(folder: Path) -> list[dict[str, Any]]:
 
 def _is_trace(row: Row) -> bool:
     """Whether a row is a trace: P draws, and P losses and distances of each of E chains."""
-    draws, loss, distance = (row.get(name) for name in ("draw", "loss", "distance"))
-    if not (has_step(row) and isinstance(draws, list) and isinstance(loss, list) and isinstance(distance, list)):
+    draws, chains = row.get("draw"), [row.get("loss"), row.get("distance")]
+    if not has_step(row) or not isinstance(draws, list) or not all(isinstance(values, list) for values in chains):
         return False
-    whole = all(isinstance(chain, list) and len(chain) == len(draws) for chain in [*loss, *distance])
-    return whole and len(loss) == len(distance)
+    lengths = [[len(chain) if isinstance(chain, list) else None for chain in values or []] for values in chains]
+    return lengths[0] == lengths[1] == [len(draws)] * len(lengths[0])
 
 
 def _short(values: torch.Tensor) -> list[list[float]]:

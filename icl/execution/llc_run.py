@@ -45,7 +45,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     name = config.name
     estimates = estimates_of(config, place)
     with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
-        config.chosen_steps(checkpoints.steps())  # what cannot be met is an error before anything is recorded
+        # What cannot be met, and weights of another run, are errors before anything is recorded.
+        checkpoints.read(config.chosen_steps(checkpoints.steps())[0])
         rows = read_estimates(place.results / name)
         done = [row["step"] for row in rows]
         estimates.save_config(config.model_dump(mode="json"))

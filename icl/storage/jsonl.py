@@ -27,7 +27,7 @@ def has_step(row: Row) -> bool:
     return type(row.get("step")) is int and row["step"] >= 0
 
 
-def parse_object(data: bytes) -> Row | None:
+def parse_object(data: bytes | str) -> Row | None:
     """The JSON object in `data`, or None if it is none."""
     try:
         value = json.loads(data)

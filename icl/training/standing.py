@@ -1,5 +1,6 @@
 """Where a run stands, and how a call of `train` ended."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from icl.config import TrainingConfig
 from icl.model import flatten, initial_parameters
 from icl.streams import Stream
 from icl.training.optimizers import FlatOptimizer
+
+_log = logging.getLogger(__name__)
 
 Progress = Callable[[int, float], None]
 
@@ -69,15 +72,26 @@ def starting_point(config: TrainingConfig, checkpoints: Checkpoints) -> tuple[in
     checkpoints.expect(config)
     present = set(checkpoints.steps())
     missing = min((step for step in config.checkpoint_steps() if step not in present), default=config.num_steps)
+    start: tuple[int, dict[str, Tensor]] = 0, {}
+    incomplete = 0
     for state in checkpoints.whole_states():
         _check_state(config, state, checkpoints.state_key(state.step))
         if state.step <= missing and checkpoints.has_metrics_of(state):
-            return state.step, dict(state.tensors)
-    return 0, {}
+            start = state.step, dict(state.tensors)
+            break
+        incomplete = incomplete or (state.step if state.step <= missing else 0)
+    if incomplete:
+        _log.warning(
+            "%s lacks rows of metrics before step %d and goes on from step %d, to write them again",
+            config.name, incomplete, start[0],
+        )  # fmt: skip
+    return start
 
 
 def _check_state(config: TrainingConfig, state: Checkpoint, source: str) -> None:
     """Refuse a state with other tensors than such a run saves, before the optimiser takes them for its memory."""
+    if state.metadata.get("config") is None:
+        raise CheckpointError(f"{source} does not say with which settings it was made; delete it to go on without it")
     flat = torch.zeros(config.task_config.shape.num_parameters)
     own = {"flat": flat, **FlatOptimizer(config.optimizer_config, flat, fused=False).state(state.step)}
     check_layout(state.tensors, {name: tuple(value.shape) for name, value in own.items()}, source)

@@ -79,6 +79,17 @@ def test_what_is_saved_is_loaded_bit_for_bit(run):
     assert equal(run.load(3), example())
 
 
+def test_a_checkpoint_may_begin_like_a_pickle():
+    """The first byte of a pickle, 0x80, is the first of a header's length once in 32 lengths."""
+    begun = set()
+    for length in range(300):
+        metadata = {"config": "x" * length}
+        data = encode(3, example(), metadata, "state")
+        begun.add(data[:1])
+        assert decode(data, "file", "state").metadata == metadata
+    assert b"\x80" in begun
+
+
 def test_equal_contents_give_equal_bytes_in_every_process(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import test_checkpoints as t;"

@@ -3,6 +3,7 @@
 import io
 import itertools
 import math
+import os
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from rich.console import Console
 from icl.checkpoints import CheckpointError, Checkpoints
 from icl.checkpoints.runs import choose, copy_run, list_runs, prune_run, spread_in_log_time, verify_run
 from icl.commands.runs import runs_command
-from icl.storage import LocalStore, MirroredStore
+from icl.storage import LocalStore, MirroredStore, StorageError
 from icl.storage.locks import RunInUseError
 
 
@@ -157,3 +158,88 @@ def test_the_command_refuses_what_makes_no_sense(store):
             show(store, **options)
     with pytest.raises(CheckpointError, match="must not contain a slash"):
         Checkpoints(store, "a/b")
+
+
+def history(store, name, states, rows, steps=()):
+    """A run that stands at `states`, with so many rows of metrics."""
+    run = Checkpoints(store, name)
+    for step in steps:
+        run.save(step, {"w": torch.full((3,), float(step))})
+    for step in states:
+        run.save_state(step, {"w": torch.full((3,), float(step))})
+    store.put(f"icl/{name}/metrics.jsonl", b"".join(b'{"step": %d}\n' % step for step in range(rows)))
+    store.put(f"icl/{name}/summary.json", b'{"rows": %d}' % rows)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "longer"),
+    [
+        (([5], 6), ([10, 11], 11), True),
+        (([5], 6, (0, 3)), ([], 20, (0, 9)), True),  # the destination's states are lost
+        (([], 6), ([], 20), True),
+        (([10, 11], 11), ([5], 6), False),
+        (([10], 11), ([10], 6), False),
+        (([], 20), ([], 6), False),
+    ],
+)
+def test_a_copy_never_replaces_a_longer_history_by_a_shorter_one(tmp_path, here, there, longer):
+    source, destination = LocalStore(tmp_path / "source"), LocalStore(tmp_path / "destination")
+    history(source, "a", *here)
+    history(destination, "a", *there)
+    before = {key: destination.get(key) for key in destination.list()}
+    report = copy_run(source, destination, "a")
+    after = {key: destination.get(key) for key in destination.list()}
+    assert report.longer is longer
+    if longer:
+        assert {key: after[key] for key in before} == before
+        assert {key.rpartition("/")[2] for key in after.keys() - before.keys()} <= {"3.safetensors"}
+    else:
+        assert after["icl/a/metrics.jsonl"] == source.get("icl/a/metrics.jsonl")
+        assert after["icl/a/summary.json"] == source.get("icl/a/summary.json")
+        assert max(Checkpoints(destination, "a").states(), default=-1) == max(here[0], default=-1)
+
+
+def test_one_run_that_fails_does_not_keep_the_others_from_being_copied_or_verified(tmp_path, store, monkeypatch):
+    for name in "abc":
+        fill(store, name)
+    target = LocalStore(tmp_path / "target")
+    other = fill(target, "b")
+    other.save_config({"num_steps": 7})
+    status, text = show(store, copy=(str(store.root), str(target.root)))
+    assert status == 1
+    assert "num_steps=7, not 500000" in text
+    assert Checkpoints(target, "c").steps() == [0, 1, 10, 100]
+    assert other.config() == {"num_steps": 7}
+
+    def refuse(place, name, *_):
+        if name == "a":
+            raise StorageError("cannot list a")
+        return []
+
+    monkeypatch.setattr("icl.commands.runs.verify_run", refuse)
+    status, text = show(store, verify=True)
+    assert status == 1
+    assert "damaged: cannot list a" in text
+    assert text.count("all sound") == 2
+
+
+def test_huge_and_odd_files_are_named_and_do_not_end_the_command(store):
+    run = fill(store, "a")
+    with (store.root / "icl/a/1000.safetensors").open("wb") as file:
+        file.truncate(10 * 2**30)
+    os.mkfifo(store.root / "icl/a/7.safetensors")
+    (store.root / "icl/b").mkdir()
+    (store.root / "icl/b/loop").symlink_to(".")
+    assert [summary.name for summary in list_runs(store)] == ["a"]
+    assert [problem.key for problem in verify_run(store, "a")] == ["icl/a/1000.safetensors"]
+    with pytest.raises(StorageError, match="a pipe, a socket or a device"):
+        run.load(7)
+
+
+def test_verify_names_metrics_that_lack_rows(store):
+    run = history(store, "a", [], 5)
+    run.save_state(5, {"w": torch.zeros(3)}, {"rows": 5})
+    assert verify_run(store, "a") == []
+    run.save_state(7, {"w": torch.zeros(3)}, {"rows": 7})
+    assert [problem.reason for problem in verify_run(store, "a")] == ["icl/a/metrics.jsonl lacks rows"]

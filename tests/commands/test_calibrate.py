@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from icl.checkpoints import Checkpoints
-from icl.commands.calibrate import Budget, calibrate_command
+from icl.commands.calibrate import Budget, _Journal, calibrate_command
 from icl.config import ConfigError
 from icl.config.sweeps import expand, load_sweep
 from icl.estimation import LLCConfig
@@ -84,6 +84,31 @@ def test_an_interrupted_search_goes_on_and_another_budget_starts_afresh(sweep, t
     assert (out / "cells.jsonl").read_text().splitlines() == journal
     other = calibrate_command(sweep, 0, [], [59], GRID, Budget(2, 3, 10), out)
     assert not other.table["llc"].equals(first.table["llc"])
+    both = (out / "cells.jsonl").read_bytes()
+    calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
+    assert (out / "cells.jsonl").read_bytes() == both  # the cells of neither search are lost
+    noisier = [
+        "task_config.noise_variance=9",
+        "run_name=" + LLCConfig.parse(expand(load_sweep(sweep), [])[0]).training.name,
+    ]
+    another = calibrate_command(sweep, 0, noisier, [59], GRID, BUDGET, out)  # on other data, under the same name
+    assert not another.table["llc"].equals(first.table["llc"])
+
+
+@pytest.mark.parametrize("line", [0, 2])
+@pytest.mark.parametrize("spoilt", [b"\0" * 9, b'{"setting": "", "st', b'{"setting": "", "draws": [], "running": []}'])
+def test_a_damaged_line_of_a_search_costs_itself_alone(sweep, tmp_path, monkeypatch, line, spoilt):
+    out = tmp_path / "out"
+    first = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
+    lines = (out / "cells.jsonl").read_bytes().split(b"\n")
+    lines[line] = spoilt
+    (out / "cells.jsonl").write_bytes(b"\n".join(lines))
+    made = []
+    monkeypatch.setattr(_Journal, "append", lambda self, cell: made.append(cell))
+    again = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
+    assert len(made) == (line > 0)
+    pd.testing.assert_frame_equal(again.table, first.table)
+    assert (out / "cells.jsonl.damaged").read_bytes() == spoilt + b"\n"
 
 
 def test_by_default_four_checkpoints_are_searched_and_unknown_ones_are_refused(sweep, tmp_path):

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from icl.storage.jsonl import JsonLines, read_json_lines
+from icl.storage.files import UnfitFileError
+from icl.storage.jsonl import JsonLines, has_step, read_json_lines
 
 ROWS = [{"step": step, "loss": math.sin(step) / 3, "name": "λ\n"} for step in range(5)]
 
@@ -108,3 +109,38 @@ def test_a_row_that_was_read_is_written_as_it_was(tmp_path_factory, rows):
     assert b"".join(json.dumps(row).encode() + b"\n" for row in read_json_lines(path)) == before
     JsonLines(path, read_json_lines(path))
     assert path.read_bytes() == before
+
+
+def test_damaged_lines_are_set_aside_once_and_told(tmp_path, caplog):
+    path = file_of(tmp_path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    spoilt = [b'{"torn\n', b"\0\0\0\n", b'{"no": "step"}\n', b'{"step": true}\n', b'{"step": -1}\n']
+    path.write_bytes(b"".join([lines[0], *spoilt[:2], *lines[1:4], *spoilt[2:], lines[4], b'{"step": 9, "cut']))
+    assert read_json_lines(path, has_step) == ROWS
+    assert read_json_lines(path, has_step) == ROWS
+    assert [record.message for record in caplog.records] == [
+        f"{path}: line 2 and 4 more is damaged and left out; all others count"
+    ]
+    for _ in range(2):
+        JsonLines(path, sound=has_step).append(ROWS[0])
+    assert path.read_bytes() == b"".join([*lines, lines[0], lines[0]])
+    assert (tmp_path / "rows.jsonl.damaged").read_bytes() == b"".join(spoilt)
+    path.write_bytes(b"".join([lines[0], b"later\n", lines[1]]))
+    JsonLines(path, read_json_lines(path), has_step)
+    assert (tmp_path / "rows.jsonl.damaged").read_bytes() == b"".join([*spoilt, b"later\n"])
+
+
+def test_empty_lines_are_no_damage(tmp_path):
+    path = file_of(tmp_path)
+    path.write_bytes(b"\n\n" + path.read_bytes().replace(b"\n", b"\r\n\n"))
+    assert read_json_lines(path) == ROWS
+    JsonLines(path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+def test_a_pipe_is_refused_before_it_is_read(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    os.mkfifo(path)
+    for call in (read_json_lines, JsonLines):
+        with pytest.raises(UnfitFileError, match="a pipe, a socket or a device"):
+            call(path)
