@@ -33,7 +33,16 @@ def accuracy() -> str:
             *key, f"{row['models']:.0f}", percent(row["median"]), percent(row["p90"]), percent(row["bias"], "+"),
             "" if pd.isna(row["kendall"]) else f"{row['kendall']:.3g}", "" if key[1] == "icl" else percent(row["icl_no_worse"], digits=0),
         ])  # fmt: skip
-    head = ("models", "sampler", "number", "median error", "90th percentile", "bias", "Kendall τ", "icl no worse")
+    head = (
+        "family",
+        "sampler",
+        "number of models",
+        "median error",
+        "90th percentile",
+        "bias",
+        "Kendall τ",
+        "icl no worse",
+    )
     return markdown_table(head, rows)
 
 
@@ -61,7 +70,10 @@ def standard_errors() -> str:
         ]
         for row in pd.read_csv(DATA / "standard_errors.csv").itertuples()
     ]  # fmt: skip
-    return markdown_table(("model", "λ", "long-run mean", "spread", "reported", "of the mean", "of the truth"), rows)
+    head = (
+        "model", "λ", "long-run mean", "spread of λ̂", "reported error", "within 2 errors of the mean", "within 2 errors of the truth",
+    )  # fmt: skip
+    return markdown_table(head, rows)
 
 
 def calibration() -> str:
@@ -71,7 +83,7 @@ def calibration() -> str:
     rows = []
     for (setting, epsilon, gamma, nbeta), group in cells.groupby(["setting", "epsilon", "gamma", "nbeta"], sort=False):
         at = group.set_index("step")
-        row = [setting, f"{epsilon:.2g}", f"{gamma:.4g}", f"{nbeta:.3g}"]
+        row = [setting or "grid", f"{epsilon:.2g}", f"{gamma:.4g}", f"{nbeta:.3g}"]
         rows.append(
             row + [f"{at.loc[s, 'llc']:.1f} ± {at.loc[s, 'mcse']:.1f}, {short(at.loc[s, 'verdict'])}" for s in steps]
         )

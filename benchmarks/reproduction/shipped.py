@@ -1,17 +1,18 @@
-"""The runs that data/L2H4Minf ships: their rows of the tables, their checkpoints, and what changes over the paper's stages."""
+"""The runs that data/L2H4Minf ships: their rows of the tables, and their checkpoints."""
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from benchmarks.reproduction.published import LOW_NOISE
 from icl.analysis.climb import crossing_draws, estimates_within
 from icl.analysis.measures import AnalysisData
 from icl.analysis.run import load_model
@@ -22,33 +23,12 @@ from icl.evals import ValidationSet
 from icl.figures.recipes import read_table, table_names
 from icl.model import parameter_layout
 from icl.sampling import SamplerConfig
-from icl.sampling.verdict import RHAT_LIMIT
 from icl.storage import LocalStore
 
-LOW_NOISE = 0.125
-"""Standard deviation of the label noise of the reference code's validation set; its training noise has the variance 0.125."""
-
 PUBLISHED_SEED = 1
-"""The model seed of the published figures and stage table."""
+"""The model seed of the published figures and table of stages."""
 
-
-@dataclass(frozen=True)
-class Change:
-    """Of λ̂ over a stage.
-
-    Attributes:
-        value: of the change.
-        error: its standard error.
-        disagree: whether chains disagree at an end of the stage (split R̂), which leaves the error without meaning.
-    """
-
-    value: float
-    error: float
-    disagree: bool = False
-
-
-Changes = dict[str, Change | None]
-"""By stage; None where an end has no estimate."""
+_read = cache(read_table)
 
 
 @dataclass(frozen=True)
@@ -65,9 +45,9 @@ class Shipped:
 
     @classmethod
     def runs(cls, folder: Path) -> list["Shipped"]:
-        """All there are, that of the published seed first."""
+        """All there are, in the order of their seeds."""
         found = [cls(folder, path.parent.name) for path in folder.glob("checkpoints/icl/*/config.json")]
-        return sorted(found, key=lambda run: (run.seed != PUBLISHED_SEED, run.seed))
+        return sorted(found, key=lambda run: run.seed)
 
     @property
     def seed(self) -> int:
@@ -95,7 +75,7 @@ class Shipped:
         """The run's rows of a table, sorted by step where it has one; None if there are none."""
         if name not in set(table_names(self.folder)):
             return None
-        table = read_table(self.folder, name)
+        table = _read(self.folder, name)
         table = table[table["model_seed"] == self.seed]
         if table.empty:
             return None
@@ -130,6 +110,19 @@ class Shipped:
         """Of the model."""
         return sum(math.prod(size) for _, size in parameter_layout(self.config.task_config.shape).values())
 
+    @property
+    def norms(self) -> pd.Series:
+        """‖w_t‖ by step."""
+        return self.needed("evals").set_index("step")["weight/norm"]
+
+    def free_distance(self, table: str) -> float:
+        """√(P/γ): how far the localisation alone lets the chains behind a table diffuse."""
+        return math.sqrt(self.num_parameters / self.sampler(table).localization)
+
+    def last_draw(self, traces: str = "llc_traces") -> int:
+        """How many draws each chain of a table of traces has."""
+        return int(self.needed(traces)["draw"].max())
+
     def sampler(self, table: str) -> SamplerConfig:
         """The settings behind a table of estimates."""
         made = json.loads((self.folder / f"{table}.json").read_text())
@@ -137,29 +130,12 @@ class Shipped:
 
     @cached_property
     def low_noise(self) -> ValidationSet:
-        """Sequences of the reference code's validation law."""
+        """Sequences with the label noise of the reference code's validation set."""
         return ValidationSet.draw(self.config.task_config.true_task(), noise_std=LOW_NOISE)
 
     def low_noise_errors(self, step: int) -> Tensor:
         """(B,) `squared_errors` on `low_noise`."""
         return self.squared_errors(step, self.low_noise.xs, self.low_noise.ys)
-
-    def loss_changes(self) -> list[float]:
-        """Of the evaluator's loss, stage by stage."""
-        losses = self.needed("evals").set_index("step")["pretrain/mse"]
-        return np.diff(losses.loc[list(self.boundaries().values())]).tolist()
-
-    def low_noise_loss_changes(self) -> list[float]:
-        """The same on the reference code's validation law."""
-        return np.diff([float(self.low_noise_errors(step).mean()) for step in self.boundaries().values()]).tolist()
-
-    def llc_changes(self, name: str) -> Changes:
-        """Of a table's estimates between the checkpoints nearest to the published stage ends."""
-        return self._changes(self.table(name), name)
-
-    def late_llc_changes(self) -> Changes:
-        """The same under the published settings, from the second half of the draws alone."""
-        return self._changes(self.second_half, "llc")
 
     @cached_property
     def second_half(self) -> pd.DataFrame:
@@ -170,33 +146,18 @@ class Shipped:
         """How far the loss of the published chains climbs, and when (`icl.analysis.climb.crossing_draws`)."""
         return crossing_draws(self.needed("llc_traces"), self.needed("llc"), fraction)
 
-    def _changes(self, table: pd.DataFrame | None, name: str) -> Changes:
-        """Between the rows of a table; chains disagree where those of all draws do, in the table called `name`."""
-        changes: Changes = dict.fromkeys(PUBLISHED_STAGE_ENDS)
-        if table is None:
-            return changes
-        rows, rhat = table.set_index("step"), self.needed(name).set_index("step")["llc/rhat"]
-        for stage, ends in zip(PUBLISHED_STAGE_ENDS, self.spans(), strict=True):
-            if rows.index.isin(ends).sum() == 2:
-                both = rows.loc[list(ends)]
-                change = float(both["llc/mean"].iloc[1] - both["llc/mean"].iloc[0])
-                changes[stage] = Change(
-                    change, float(np.hypot(*both["llc/mcse"])), bool((rhat[list(ends)] > RHAT_LIMIT).any())
-                )
-        return changes
 
-    def smooth_llc_changes(self, name: str) -> Changes:
-        """Of a smooth fit to all estimates of the run (`icl.analysis.stages.stage_table`)."""
-        changes: Changes = dict.fromkeys(PUBLISHED_STAGE_ENDS)
-        table = self.table("stages")
-        rows = pd.DataFrame() if table is None else table[table["setting"] == name]
-        for row in rows.itertuples(index=False):
-            raw = self.llc_changes(name)[row.stage]
-            changes[row.stage] = Change(row.delta_llc, row.delta_llc_std, raw is not None and raw.disagree)
-        return changes
+def detailed(runs: Sequence[Shipped]) -> Shipped:
+    """The run that the page shows in detail: it has the most chains, the longest ones, and the number of the published seed."""
+    (run,) = (run for run in runs if run.seed == PUBLISHED_SEED)
+    return run
 
-    def kinds(self, name: str) -> dict[str, tuple[str, float]]:
-        """Stage -> its kind in a table of estimates, and the share of posterior draws that have it."""
-        table = self.table("stages")
-        rows = pd.DataFrame() if table is None else table[table["setting"] == name]
-        return {row.stage: (row.type, row.type_probability) for row in rows.itertuples(index=False)}
+
+def estimate(row: pd.Series) -> str:
+    """λ̂ with its standard error."""
+    return f"{row['llc/mean']:.1f} ± {row['llc/mcse']:.1f}"
+
+
+def titles(runs: Sequence[Shipped]) -> list[str]:
+    """One column per run."""
+    return [f"seed {run.seed}" for run in runs]

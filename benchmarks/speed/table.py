@@ -13,14 +13,28 @@ MARK = mark("python -m benchmarks.speed --table")
 HEADLINES = {
     ("training step, B = 256", "native, E = 1, one process"): "training step, one process",
     ("training step, B = 256", "native, E = 10, a worker per core"): "training step per seed, one worker per core",
-    ("training step, B = 256", "no compiler, E = 1, one process"): "the same without a compiler: one process",
-    ("training step, B = 256", "no compiler, E = 10, a worker per core"): "without a compiler: one worker per core",
+    ("training step, B = 256", "no compiler, E = 1, one process"): "training step without a compiler, one process",
+    (
+        "training step, B = 256",
+        "no compiler, E = 10, a worker per core",
+    ): "training step without a compiler, one worker per core",
     ("SGLD step, B = 1024", "native, C = 1"): "SGLD step, one chain",
     ("SGLD step, B = 1024", "native, C = 4"): "SGLD step per chain, four chains",
     ("SGLD step, B = 1024", "native, C = 10"): "SGLD step per chain, ten chains",
     ("dMMSE, M = 4096, B = 1024", "native"): "dMMSE, 4096 tasks",
     ("dMMSE, M = 1048576, B = 1024", "native"): "dMMSE, 2^20 tasks",
 }
+
+RESULTS_HEAD = """# Speed: all measurements
+
+For readers who want every number behind docs/speed.md. `python -m benchmarks.speed` makes this page from the CSV files here; do not edit
+it.
+
+The textbook is a plain PyTorch loop of the same model. In each group of rows the first row is the baseline. All rows of a group are timed
+by turns in one run. A time is the median over rounds. 'Times as fast' is the median of the rounds' ratios, with quartiles in brackets. E
+is the number of seeds trained together, C the number of chains, B the batch size, M the number of tasks. `benchmarks/speed/cases.py` says
+what each row does.
+"""
 
 
 def duration(seconds: float) -> str:
@@ -53,11 +67,7 @@ def markdown(results: pd.DataFrame, columns: Sequence[str]) -> str:
 
 def results_page(folder: Path) -> str:
     """The text of benchmarks/results/README.md: every result file under `folder`, in full."""
-    parts = [
-        "# Speed\n\nMade by `python -m benchmarks.speed` from the CSV files here; do not edit.\n\nEvery row is timed in turn "
-        "with its section's baseline, the first row. Times are medians over rounds; ratios are medians of\nthe rounds' ratios, "
-        "with quartiles. What each row does is in `benchmarks/speed/cases.py`.\n"
-    ]
+    parts = [RESULTS_HEAD]
     for path in sorted(folder.glob("speed-*.csv")):
         results = read(path)
         parts.append(f"## {results['device'].iloc[0]}\n\n{markdown(results, SHOWN)}")
@@ -73,7 +83,7 @@ def headlines(path: Path) -> str:
         spread = f"{row['speedup']:.1f} ({row['speedup_low']:.1f} to {row['speedup_high']:.1f})"
         rows.append([title, spread, duration(row["seconds"]), duration(textbook["seconds"])])
     device = results["device"].iloc[0]
-    caption = f"{device}; medians and quartiles over rounds, all of it in `benchmarks/results/`."
+    caption = f"{device}. Medians over rounds, quartiles in brackets. All results are in `benchmarks/results/`."
     head = ("against a textbook PyTorch loop in the same run", "times as fast", "time", "textbook")
     return f"{markdown_table(head, rows)}\n\n{caption}"
 

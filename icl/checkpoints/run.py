@@ -92,7 +92,7 @@ class Checkpoints:
 
         Raises `RunInUseError`, and stores nothing, if the lock was taken away from this process.
         """
-        self.check_lock()
+        self.confirm_lock()
         data = encode(step, tensors, metadata or {}, "state")
         if self._states is None:
             self._states = self.states()
@@ -105,7 +105,7 @@ class Checkpoints:
 
     def keep_last_state(self) -> None:
         """Drop all states but the newest: what a finished run leaves does not depend on when it was interrupted."""
-        known = self.states()
+        known = self.states() if self._states is None else self._states
         self._keep_states(known, known[-1:])
 
     def _keep_states(self, known: Sequence[int], kept: Sequence[int]) -> None:
@@ -162,23 +162,35 @@ class Checkpoints:
         Raises:
             RunInUseError: naming the process that holds the run.
         """
-        with exclusive(self.store.lock_path(self.prefix), f"the run {self.run_name}", wait_s) as held:
-            self._states = None
+        subject = f"the run {self.run_name}"
+        with (
+            exclusive(self.store.lock_path(self.prefix), subject, wait_s) as held,
+            self.store.claim(self.prefix).held(subject, wait_s),
+        ):
             self.store.recover(self.prefix, History(self._progress, self._record_keys))
+            # What another machine may write later, should this one lose its claim, is not ours to drop.
+            self._states = self.states()
             self._held = held
             try:
                 yield
             finally:
-                self._held = None
+                self._states = self._held = None
 
-    def check_lock(self) -> None:
-        """Raises `RunInUseError` if the file of the lock that this process holds was removed: another may write too."""
+    def holder(self, everywhere: bool = True) -> Holder | None:
+        """The process that is writing this run now, or None; if `everywhere`, the bucket is asked about other machines.
+
+        Raises:
+            StorageError: it cannot be asked.
+        """
+        here = holder_of(self.store.lock_path(self.prefix))
+        return self.store.claim(self.prefix).holder() if here is None and everywhere else here
+
+    def confirm_lock(self) -> None:
+        """Raise `RunInUseError` if another machine is known to have taken the run over, or the lock's file was taken away
+        so that another process may have."""
         if self._held is not None:
             self._held.check()
-
-    def holder(self) -> Holder | None:
-        """The process that is writing this run now, or None."""
-        return holder_of(self.store.lock_path(self.prefix))
+        self.store.claim(self.prefix).confirm()
 
     def flush(self, timeout_s: float | None = None) -> Sequence[str]:
         """Wait until all files of this run, those of other writers too, are sent; return the keys that are not.

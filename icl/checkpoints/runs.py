@@ -10,6 +10,7 @@ import numpy as np
 from icl.checkpoints.format import CheckpointError
 from icl.checkpoints.run import FOLDER, SUFFIX, Checkpoints
 from icl.storage import MissingKeyError, StorageError, Store
+from icl.storage.locks import Holder
 
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all)."""
@@ -24,7 +25,8 @@ class RunSummary:
         checkpoints: how many steps have stored weights.
         newest_step: the largest of them; None if there is only a state.
         size: of all its files, in bytes.
-        state: running (a process of this machine holds its lock), finished, or interrupted.
+        state: running (a process holds it, on this machine or, in a bucket, on any), finished, or interrupted.
+        writer: that process.
     """
 
     name: str
@@ -32,6 +34,7 @@ class RunSummary:
     newest_step: int | None
     size: int
     state: Literal["running", "finished", "interrupted"]
+    writer: Holder | None = None
 
 
 @dataclass(frozen=True)
@@ -59,11 +62,21 @@ def list_runs(store: Store) -> list[RunSummary]:
         _, name, *rest = key.split("/", 2)
         if rest:
             files[name][rest[0]] = size
-    return [
-        _summary(Checkpoints(store, name), sizes)
-        for name, sizes in sorted(files.items())
-        if any(file.endswith(SUFFIX) for file in sizes)
-    ]
+    runs = []
+    answers = True
+    for name, sizes in sorted(files.items()):
+        if not any(file.endswith(SUFFIX) for file in sizes):
+            continue
+        checkpoints = Checkpoints(store, name)
+        finished = checkpoints.finished_key.removeprefix(f"{checkpoints.prefix}/") in sizes
+        try:
+            writer = checkpoints.holder(everywhere=answers and not finished)
+        except StorageError:  # a bucket that is silent for one run is so for all
+            answers, writer = False, None
+        steps = checkpoints.steps_among(sizes)
+        state = "running" if writer else "finished" if finished else "interrupted"
+        runs.append(RunSummary(name, len(steps), max(steps, default=None), sum(sizes.values()), state, writer))
+    return runs
 
 
 def verify_run(store: Store, name: str, progress: Progress = lambda done, total: None) -> list[Problem]:
@@ -167,13 +180,6 @@ def copy_run(source: Store, destination: Store, name: str, progress: Progress = 
             copied, size = copied + 1, size + len(data)
         progress(len(keys), len(keys))
     return CopyReport(copied, present, size, tuple(problems))
-
-
-def _summary(checkpoints: Checkpoints, sizes: dict[str, int]) -> RunSummary:
-    steps = checkpoints.steps_among(sizes)
-    finished = checkpoints.finished_key.removeprefix(f"{checkpoints.prefix}/") in sizes
-    state = "running" if checkpoints.holder() else "finished" if finished else "interrupted"
-    return RunSummary(checkpoints.run_name, len(steps), max(steps, default=None), sum(sizes.values()), state)
 
 
 def choose(runs: Sequence[RunSummary], name: str | None) -> list[RunSummary]:

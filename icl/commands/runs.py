@@ -45,9 +45,10 @@ def _table(runs: list[RunSummary], store: Store) -> Table:
     for heading in ("checkpoints", "newest step", "size"):
         table.add_column(heading, justify="right")
     table.add_column("state")
+    table.add_column("written by")
     for run in runs:
         newest = "-" if run.newest_step is None else f"{run.newest_step:,}"
-        table.add_row(run.name, f"{run.checkpoints:,}", newest, _size(run.size), run.state)
+        table.add_row(run.name, f"{run.checkpoints:,}", newest, _size(run.size), run.state, str(run.writer or ""))
     return table
 
 
@@ -86,7 +87,10 @@ def _prune(store: Store, name: str | None, count: int, console: Console) -> int:
 
 def _copy(source: Store, destination: Store, name: str | None, console: Console) -> int:
     failed = 0
-    for run in choose(list_runs(source), name):
+    chosen = choose(list_runs(source), name)
+    if not chosen:
+        raise ValueError(f"there are no runs in {source}; name the folder or bucket that holds the folder icl")
+    for run in chosen:
         with progress_bar(f"copy {run.name}") as update:
             report = copy_run(
                 source, destination, run.name, lambda done, total, update=update: update(done, total=total)

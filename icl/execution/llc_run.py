@@ -26,7 +26,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
 
     Raises:
         ConfigError: the training run has no checkpoints.
-        RunInUseError: another process makes these estimates.
+        RunInUseError: another process makes these estimates, or has taken them over.
     """
     # Imported here: with it comes pandas, which training does without.
     from icl.estimation.record import figures_of, tables_of
@@ -44,7 +44,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         tracker = place.open_tracker(name, config, config.training.logger_config, max(done, default=-1) + 1)
 
         def record(step: int, weights: Mapping[str, Tensor], result: LLCResult) -> None:
-            estimates.check_lock()
+            estimates.confirm_lock()
             row = result.summary()
             if "hessian" in config.sampler_config.eval_metrics:
                 row |= hessian_at_checkpoint(config, weights, place.device)

@@ -1,9 +1,6 @@
-"""What a store is: keys, errors and the protocol that every store follows."""
+"""Keys, and what goes wrong with them and their values."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple, Protocol
 
 MAX_KEY_LENGTH = 900  # S3 allows 1024 bytes, the prefix of the bucket included
 MAX_SEGMENT_LENGTH = 200  # file systems allow 255 bytes, and a temporary name is longer than the final one
@@ -56,66 +53,3 @@ def is_key(text: str) -> bool:
     except InvalidKeyError:
         return False
     return True
-
-
-class History(NamedTuple):
-    """How two copies of one folder are compared, so that the shorter history never replaces the longer.
-
-    Attributes:
-        progress: sizes of a copy's files by key -> how far that copy is, as a tuple that grows with it.
-        records: keys of the files that grow with the history under one name.
-    """
-
-    progress: Callable[[Mapping[str, int]], tuple[int, ...]]
-    records: Sequence[str]
-
-
-class Store(Protocol):
-    """Bytes under keys. A key is a relative path such as `icl/run/100.safetensors`; a prefix is a folder of keys.
-
-    A value is visible whole or not at all, and a later `put` replaces it. Every method raises `InvalidKeyError` for an
-    unsafe key and `StorageError` for what went wrong outside.
-    """
-
-    def put(self, key: str, data: bytes) -> None:
-        """Store `data` under `key`; when this returns, the value survives the death of this process."""
-        ...
-
-    def get(self, key: str) -> bytes:
-        """Return what is stored under `key`; raises `MissingKeyError` if nothing is."""
-        ...
-
-    def list(self, prefix: str = "") -> list[str]:
-        """Return all keys below the folder `prefix`, sorted."""
-        ...
-
-    def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Return the size in bytes of every key below the folder `prefix`."""
-        ...
-
-    def delete(self, key: str) -> None:
-        """Remove `key`; removing what is not there is no error."""
-        ...
-
-    def exists(self, key: str) -> bool:
-        """Whether something is stored under `key`."""
-        ...
-
-    def recover(self, prefix: str, history: History | None = None) -> None:
-        """Put right what a killed writer left below `prefix`, and settle which copy of it is continued if there are two.
-
-        Only the holder of that folder's lock may call this.
-        """
-        ...
-
-    def send(self, key: str) -> None:
-        """Send what another writer has put under `key`, a file or a folder, if there is more than this machine's copy."""
-        ...
-
-    def flush(self, timeout_s: float | None = None) -> Sequence[str]:
-        """Wait for background work, at most `timeout_s` seconds; return the keys that are not yet everywhere."""
-        ...
-
-    def lock_path(self, prefix: str) -> Path:
-        """The file on this machine whose lock guards the folder `prefix`."""
-        ...

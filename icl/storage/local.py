@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from icl.storage.claims import NoClaim
 from icl.storage.files import TEMPORARY_SUFFIX, explain, write_atomically
-from icl.storage.keys import History, MissingKeyError, StorageError, check_key, check_prefix, is_key
+from icl.storage.keys import MissingKeyError, StorageError, check_key, check_prefix, is_key
+from icl.storage.store import History
 
 
 class LocalStore:
@@ -68,11 +70,20 @@ class LocalStore:
     def send(self, key: str) -> None:
         check_key(key)
 
+    def put_longer(self, key: str, data: bytes) -> None:
+        path = self._path(key)
+        if not path.is_file() or path.stat().st_size <= len(data):
+            self.put(key, data)
+
     def flush(self, timeout_s: float | None = None) -> tuple[str, ...]:
         return ()
 
     def lock_path(self, prefix: str) -> Path:
         return self._folder(prefix) / ".lock"
+
+    def claim(self, prefix: str) -> NoClaim:
+        """None is needed: whoever shares the folder shares its locks."""
+        return NoClaim()
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)

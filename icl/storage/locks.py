@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-from icl.storage import StorageError
 from icl.storage.files import explain, write_atomically
+from icl.storage.keys import StorageError
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK}
 _NOTE_BYTES = 4096

@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from icl.storage.keys import History, InvalidKeyError, MissingKeyError, StorageError, Store
+from icl.storage.claims import Claim, NoClaim
+from icl.storage.keys import InvalidKeyError, MissingKeyError, StorageError
 from icl.storage.local import LocalStore
+from icl.storage.locks import RunInUseError
+from icl.storage.store import History, Store
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +46,9 @@ class MirroredStore:
     `recover` continues the copy with the longer history. If the remote cannot be reached then, the folder alone counts
     until it can be, and the remote's copy is only replaced or added to once the folder's is at least as long: work may
     be done twice, but none is lost.
+
+    Whoever claims a folder (`claim`) and loses it to another machine may write it no more: every later `put` or
+    `delete` there raises `RunInUseError`, and what was not sent stays in the local folder.
     """
 
     def __init__(
@@ -75,6 +81,7 @@ class MirroredStore:
         return f"{self.local} and {self.remote}"
 
     def put(self, key: str, data: bytes) -> None:
+        self._confirm(key)
         try:
             self.local.put(key, data)
         except InvalidKeyError:
@@ -121,6 +128,7 @@ class MirroredStore:
         return {key: size for key, size in sorted((there | here).items()) if key not in deleted}
 
     def delete(self, key: str) -> None:
+        self._confirm(key)
         try:
             self.local.delete(key)
         except InvalidKeyError:
@@ -157,6 +165,11 @@ class MirroredStore:
                     self.local.put(key, data)
         # Not a valid key, so it is no value's place in the queue.
         self._enqueue(f"/{prefix}", _Task("complete"))
+
+    def put_longer(self, key: str, data: bytes) -> None:
+        here = self._sizes_here(key.rpartition("/")[0])
+        if here.get(key, 0) <= len(data):
+            self.put(key, data)
 
     def send(self, key: str) -> None:
         if self.local.exists(key):
@@ -196,6 +209,12 @@ class MirroredStore:
 
     def lock_path(self, prefix: str) -> Path:
         return self.local.lock_path(prefix)
+
+    def claim(self, prefix: str) -> Claim | NoClaim:
+        return self.remote.claim(prefix)
+
+    def _confirm(self, key: str) -> None:
+        self.remote.claim(key.rpartition("/")[0]).confirm()
 
     # Two copies of a folder
 
@@ -291,6 +310,8 @@ class MirroredStore:
             key, task = chosen
             try:
                 done = self._do(key, task)
+            except RunInUseError:
+                self._abandon(key)
             # Anything at all: a thread that dies silently would be a mirror that silently stops.
             except Exception as error:
                 self._failed(key, task, error)
@@ -308,7 +329,8 @@ class MirroredStore:
             data = self.local.get(key) if task.data is None else task.data
         except MissingKeyError:
             return True  # deleted since
-        self.remote.put(key, data)
+        # Files of lines grow, whoever writes them.
+        self.remote.put_longer(key, data) if key.endswith(".jsonl") else self.remote.put(key, data)
         return True
 
     def _succeeded(self, key: str, task: _Task) -> None:
@@ -318,6 +340,14 @@ class MirroredStore:
             if self._failures:
                 _log.warning("uploads to %s work again", self.remote)
             self._failures = 0
+            self._changed.notify_all()
+
+    def _abandon(self, key: str) -> None:
+        """Another machine writes this folder now; whoever puts or deletes here next is told."""
+        folder = key.removeprefix("/") if key.startswith("/") else key.rpartition("/")[0]
+        with self._changed:
+            for name in [name for name in self._tasks if f"{name.removeprefix('/')}/".startswith(f"{folder}/")]:
+                del self._tasks[name]
             self._changed.notify_all()
 
     def _postpone(self, key: str, task: _Task) -> None:

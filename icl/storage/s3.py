@@ -4,31 +4,47 @@ Credentials, region and endpoint come from boto3's own chain and appear in no me
 request, so that importing this module costs nothing.
 """
 
+import base64
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import tempfile
 import threading
 import time
+import zlib
+from collections.abc import Callable, Mapping
+from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from icl.storage.keys import History, MissingKeyError, StorageError, check_key, check_prefix, is_key
+from icl.storage.claims import CLAIM, Claim, Seen
+from icl.storage.deadline import Deadline
+from icl.storage.keys import MissingKeyError, StorageError, check_key, check_prefix, is_key
+from icl.storage.refusals import DAMAGED, EXPIRED, MISSING, REFUSED, NotS3Error, code_of, explain, status_of
+from icl.storage.store import History
 
-_MISSING = {"NoSuchKey", "404", "NotFound"}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
-_REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "403", "Forbidden"}
-_DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"}
-_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+T = TypeVar("T")
+
+_PART_BYTES = 8 * 2**20
+_CHUNK_BYTES = 2**16
+_SLOWEST = 100_000.0
+"""Bytes a second below which a transfer is ended once its deadline is over."""
+_LARGEST_BYTES = 4 * 2**30
+_CONFLICT = (409, 412)
+
+_log = logging.getLogger(__name__)
 
 
 class S3Store:
     """Values as objects of `bucket`, below `prefix`.
 
-    Objects are visible whole or not at all, multipart uploads included. Every upload carries a checksum that the
-    service verifies, and every download is verified against it. Requests are retried in botocore's standard mode; one
-    request takes at most `attempts` (connect + read timeout) and some seconds of backoff: two minutes by default.
+    Objects are visible whole or not at all, multipart uploads included. An answer of success is believed when it shows
+    what was sent: by its checksum, by its ETag, or else by reading the value back. Every download is verified against
+    its checksum. Requests are retried in botocore's standard mode; one operation takes at most `attempts` (connect +
+    read timeout) and some seconds of backoff, 108 s by default; a transfer of more than that, as long as it makes
+    100 kB a second, and a listing three times as long. All that fails is a `StorageError`.
 
     Args:
         bucket: its name.
@@ -38,6 +54,7 @@ class S3Store:
         multipart_bytes: larger values are sent in parts of 8 MiB.
         listing_lifetime_s: how long a listing is remembered. This store's own writes and deletes are seen at once,
             those of others after this time. 1000 keys cost one request.
+        claim_lifetime_s: see `icl.storage.claims.Claim`.
     """
 
     def __init__(
@@ -50,52 +67,54 @@ class S3Store:
         attempts: int = 4,
         multipart_bytes: int = 16 * 2**20,
         listing_lifetime_s: float = 60.0,
+        claim_lifetime_s: float = 60.0,
     ) -> None:
         self.bucket = bucket
         self.prefix = check_prefix(prefix.strip("/"))
         self._timeouts = (connect_timeout_s, read_timeout_s)
         self._attempts = attempts
+        self._deadline_s = attempts * (connect_timeout_s + read_timeout_s) + 2.0 ** (attempts - 1)
         self._multipart_bytes = multipart_bytes
         self._listing_lifetime_s = listing_lifetime_s
+        self._claim_lifetime_s = claim_lifetime_s
         self._lock = threading.Lock()
+        self._making_client = threading.Lock()
         self._cached_client: Any = None
         self._listings: dict[str, tuple[float, dict[str, int]]] = {}
         self._changes = 0
+        self._claims: dict[str, Claim] = {}
+        self._versions: dict[str, tuple[str, int]] = {}
+        self._conditional: bool | None = None  # None: not tried yet
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
 
     def put(self, key: str, data: bytes) -> None:
         name = self._name(key)
-        send = self._put_whole if len(data) <= self._multipart_bytes else self._put_in_parts
-        for attempt in range(self._attempts):
-            try:
-                send(name, data)
-                break
-            except _boto_errors() as error:
-                # botocore repeats requests, but not one whose body arrived damaged.
-                if _code(error) not in _DAMAGED or attempt + 1 == self._attempts:
-                    raise self._failure("write", key, error) from error
-                time.sleep(_pause_s(attempt))
+        send = _put_whole if len(data) <= self._multipart_bytes else _put_in_parts
+        with self.claim(_folder_of(key)).writing():
+            self._ask("write", key, lambda client: self._send(lambda: send(client, self.bucket, name, data)), len(data))
         self._remember(key, len(data))
+
+    def put_longer(self, key: str, data: bytes) -> None:
+        """`put` a file that only grows, unless a longer one is there; never over one that this store has not seen."""
+        self._name(key)
+        with self.claim(_folder_of(key)).writing():
+            for _ in range(3):
+                version, length = self._versions.pop(key, None) or self._version(key)
+                if length > len(data):
+                    return
+                put = self.put_if(key, data, version)
+                if put is not None:
+                    self._versions[key] = (put, len(data))
+                    self._remember(key, len(data))
+                    return
+        raise StorageError(f"cannot write {key} in {self}: another process writes it too; stop one of them")
 
     def get(self, key: str) -> bytes:
         name = self._name(key)
-        for attempt in range(self._attempts):
-            try:
-                body = self._client().get_object(Bucket=self.bucket, Key=name)["Body"]
-            except _boto_errors() as error:
-                raise self._failure("read", key, error) from error
-            try:
-                return body.read()
-            # botocore repeats requests, but not the reading of an answer that broke off or has a wrong checksum.
-            except _boto_errors() as error:
-                if attempt + 1 == self._attempts:
-                    raise self._failure("read", key, error) from error
-                time.sleep(_pause_s(attempt))
-            finally:
-                body.close()
-        raise AssertionError("the last attempt returns or raises")
+        deadline = Deadline(self._deadline_s)
+        return self._ask("read", key, lambda client: self._receive(client, name, deadline), deadline=deadline)
 
     def list(self, prefix: str = "") -> list[str]:
         return sorted(self.sizes(prefix))
@@ -107,10 +126,10 @@ class S3Store:
             if time.monotonic() < deadline:
                 return dict(listing)
             changes = self._changes
-        try:
-            listing = self._list_pages(prefix)
-        except _boto_errors() as error:
-            raise self._failure("list", prefix or "everything", error) from error
+        listing = self._ask(
+            "list", prefix or "everything", lambda client: self._list_pages(client, prefix),
+            deadline=Deadline(3 * self._deadline_s),
+        )  # fmt: skip
         with self._lock:
             # A write of another thread may have been too late for the pages and too early for the memory.
             if changes == self._changes:
@@ -118,31 +137,37 @@ class S3Store:
         return listing
 
     def delete(self, key: str) -> None:
-        try:
-            self._client().delete_object(Bucket=self.bucket, Key=self._name(key))
-        except _boto_errors() as error:
-            raise self._failure("delete", key, error) from error
+        name = self._name(key)
+
+        def remove(client: Any) -> None:
+            answer = client.delete_object(Bucket=self.bucket, Key=name)
+            if answer["ResponseMetadata"]["HTTPStatusCode"] != 204:
+                raise NotS3Error("the service does not confirm that it deleted")
+
+        with self.claim(_folder_of(key)).writing():
+            self._ask("delete", key, remove)
+        self._versions.pop(key, None)
         self._remember(key, None)
 
     def exists(self, key: str) -> bool:
+        name = self._name(key)
         try:
-            self._client().head_object(Bucket=self.bucket, Key=self._name(key))
-        except _boto_errors() as error:
-            failure = self._failure("find", key, error)
-            if isinstance(failure, MissingKeyError):
-                return False
-            raise failure from error
+            self._ask("find", key, lambda client: _tagged(client.head_object(Bucket=self.bucket, Key=name)))
+        except MissingKeyError:
+            return False
         return True
 
     def recover(self, prefix: str, history: History | None = None) -> None:
         """Abort uploads in parts that a killed writer left; they are invisible but cost money."""
         where = self._folder(prefix)
+
+        def abort(client: Any) -> None:
+            for upload in client.list_multipart_uploads(Bucket=self.bucket, Prefix=where).get("Uploads", []):
+                client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+
         # Not every account may list uploads, and what is left behind harms no reader.
-        with contextlib.suppress(*_boto_errors()):
-            for upload in self._client().list_multipart_uploads(Bucket=self.bucket, Prefix=where).get("Uploads", []):
-                self._client().abort_multipart_upload(
-                    Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                )
+        with contextlib.suppress(StorageError):
+            self._ask("clear", prefix, abort)
 
     def send(self, key: str) -> None:
         check_key(key)
@@ -151,21 +176,102 @@ class S3Store:
         return ()
 
     def lock_path(self, prefix: str) -> Path:
-        """A bucket has no locks: this one excludes the other processes of this machine and user."""
+        """This one excludes the other processes of this machine and user; `claim` excludes those of all machines."""
         user = os.getuid() if hasattr(os, "getuid") else "user"
         digest = hashlib.sha256(f"{self}/{check_prefix(prefix)}".encode()).hexdigest()[:32]
         return Path(tempfile.gettempdir()) / f"icl-locks-{user}" / digest
 
+    def claim(self, prefix: str) -> Claim:
+        with self._lock:
+            if prefix not in self._claims:
+                name = f"{prefix}/{CLAIM}" if prefix else CLAIM
+                self._claims[prefix] = Claim(self, name, self._claim_lifetime_s)
+            return self._claims[prefix]
+
+    # Versions of objects (`icl.storage.claims.VersionedObjects`)
+
+    def look(self, name: str) -> Seen | None:
+        """Raises `StorageError`; see `VersionedObjects`, as for the two after it."""
+        deadline = Deadline(self._deadline_s)
+        try:
+            return self._ask("read", name, lambda client: self._look(client, name, deadline), deadline=deadline)
+        except MissingKeyError:
+            return None
+
+    def put_if(self, name: str, data: bytes, version: str | None) -> str | None:
+        """Where the service knows no conditions, it is asked what is there before: better than nothing, and told."""
+        condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
+
+        def put(client: Any) -> str | None:
+            whole = self._object(name)
+            if self._conditional is not False:
+                try:
+                    return self._send(lambda: _put_whole(client, self.bucket, whole, data, **condition))
+                except Exception as error:
+                    if status_of(error) in _CONFLICT or (version is not None and code_of(error) in MISSING):
+                        return None
+                    if self._conditional or not _knows_no_conditions(error):
+                        raise
+            current = self._look_if_there(client, name)
+            if (current and current.version) != version:
+                return None
+            put = self._send(lambda: _put_whole(client, self.bucket, whole, data))
+            self._set_conditional(False)
+            return put
+
+        return self._ask("write", name, put, len(data))
+
+    def forget(self) -> None:
+        """Forget all listings."""
+        with self._lock:
+            self._changes += 1
+            self._listings.clear()
+            self._versions.clear()
+
+    def try_conditions(self, name: str, data: bytes) -> bool:
+        """By two writes that must fail."""
+
+        def refuses(client: Any, **condition: str) -> bool:
+            try:
+                client.put_object(Bucket=self.bucket, Key=self._object(name), Body=data, **condition)
+            except Exception as error:
+                if status_of(error) in _CONFLICT:
+                    return True
+                if not _knows_no_conditions(error):
+                    raise
+            return False
+
+        def refuses_both(client: Any) -> bool:
+            return refuses(client, IfNoneMatch="*") and refuses(client, IfMatch='"0"')
+
+        if self._conditional is None:
+            self._set_conditional(self._ask("write", name, refuses_both))
+        return bool(self._conditional)
+
+    def _set_conditional(self, able: bool) -> None:
+        if self._conditional is None and not able:
+            _log.warning(
+                "%s makes no conditional writes: two machines that start the same run at the same moment may both write it",
+                self,
+            )
+        self._conditional = able
+
+    # Names
+
     def _name(self, key: str) -> str:
-        check_key(key)
-        return f"{self.prefix}/{key}" if self.prefix else key
+        return self._object(check_key(key))
+
+    def _object(self, name: str) -> str:
+        return f"{self.prefix}/{name}" if self.prefix else name
 
     def _folder(self, prefix: str) -> str:
         """What all names of objects below `prefix` begin with; the slash keeps run 1 from covering run 10."""
         return "".join(f"{part}/" for part in (self.prefix, check_prefix(prefix)) if part)
 
+    # Requests
+
     def _client(self) -> Any:
-        with self._lock:
+        with self._making_client:
             if self._cached_client is None:
                 _import_boto3()
                 from boto3.session import Session
@@ -181,22 +287,72 @@ class S3Store:
                 self._cached_client = Session().client("s3", config=config)
             return self._cached_client
 
-    def _put_whole(self, name: str, data: bytes) -> None:
-        self._client().put_object(Bucket=self.bucket, Key=name, Body=data)
+    def _ask(
+        self, verb: str, key: str, act: Callable[[Any], T], sent_bytes: int = 0, deadline: Deadline | None = None
+    ) -> T:
+        """What `act` makes of the client, in bounded time; whatever it raises becomes a `StorageError`."""
+        deadline = deadline or Deadline(self._deadline_s + sent_bytes / _SLOWEST)
+        try:
+            return deadline.run(lambda: act(self._client()))
+        # Of any class: the client's own, those of what it is made of, and plain ones for settings that are none.
+        except Exception as error:
+            raise self._failure(verb, key, error) from None  # whose text may hold an address with its password
 
-    def _put_in_parts(self, name: str, data: bytes) -> None:
-        from boto3.s3.transfer import TransferConfig
+    def _send(self, send: Callable[[], str]) -> str:
+        """botocore repeats requests, but not one whose body arrived damaged."""
+        return self._repeated(send, lambda error: code_of(error) in DAMAGED)
 
-        # Without threads: uploads already run beside the training, and the cores are its own.
-        config = TransferConfig(multipart_threshold=self._multipart_bytes, use_threads=False)
-        self._client().upload_fileobj(io.BytesIO(data), self.bucket, name, Config=config)
+    def _repeated(self, act: Callable[[], T], again: Callable[[Exception], bool]) -> T:
+        for attempt in range(self._attempts - 1):
+            try:
+                return act()
+            except Exception as error:
+                if not again(error):
+                    raise
+            time.sleep(min(0.1 * 2**attempt, 2.0))
+        return act()
 
-    def _list_pages(self, prefix: str) -> dict[str, int]:
-        pages = (
-            self._client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder(prefix))
-        )
+    def _receive(self, client: Any, name: str, deadline: Deadline) -> bytes:
+        # Nor does botocore repeat the reading of an answer that broke off or has a wrong checksum.
+        def read() -> bytes:
+            return _body(client.get_object(Bucket=self.bucket, Key=name), deadline)
+
+        return self._repeated(read, lambda error: not status_of(error) and not isinstance(error, NotS3Error))
+
+    def _look(self, client: Any, name: str, deadline: Deadline) -> Seen:
+        answer = client.get_object(Bucket=self.bucket, Key=self._object(name))
+        data = _body(answer, deadline)
+        try:
+            served = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
+            age_s = (served - answer["LastModified"]).total_seconds() - 1.0  # both are cut to whole seconds
+        except (KeyError, ValueError, TypeError):
+            age_s = None
+        return Seen(data, answer["ETag"], age_s)
+
+    def _look_if_there(self, client: Any, name: str) -> Seen | None:
+        try:
+            return self._look(client, name, Deadline(self._deadline_s))
+        except Exception as error:
+            if code_of(error) in MISSING:
+                return None
+            raise
+
+    def _version(self, key: str) -> tuple[str | None, int]:
+        try:
+            answer = self._ask(
+                "find", key, lambda client: _tagged(client.head_object(Bucket=self.bucket, Key=self._name(key)))
+            )
+        except MissingKeyError:
+            return None, 0
+        return answer["ETag"], answer["ContentLength"]
+
+    def _list_pages(self, client: Any, prefix: str) -> dict[str, int]:
+        found: dict[str, int] = {}
         start = len(self._folder(""))
-        found = {entry["Key"][start:]: entry["Size"] for page in pages for entry in page.get("Contents", [])}
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder(prefix)):
+            if "IsTruncated" not in page:
+                raise NotS3Error("the answer is no listing")
+            found |= {entry["Key"][start:]: entry["Size"] for entry in page.get("Contents", [])}
         return {key: size for key, size in found.items() if is_key(key)}
 
     def _remember(self, key: str, size: int | None) -> None:
@@ -209,14 +365,15 @@ class S3Store:
                         listing[key] = size
 
     def _failure(self, verb: str, key: str, error: Exception) -> StorageError:
-        code = _code(error)
-        if code in _MISSING:
+        if isinstance(error, StorageError):
+            return error
+        code = code_of(error)
+        if verb in ("read", "find") and code in MISSING:
             return MissingKeyError(f"there is no {key} in {self}")
-        if code in _EXPIRED | _REFUSED or "Credential" in type(error).__name__:
+        if code in EXPIRED | REFUSED or "Credential" in type(error).__name__:
             # The next request looks for credentials again, and finds those that were renewed in the meantime.
-            with self._lock:
-                self._cached_client = None
-        return StorageError(f"cannot {verb} {key} in {self}: {_explain(error, code)}")
+            self._cached_client = None
+        return StorageError(f"cannot {verb} {key} in {self}: {explain(error)}")
 
 
 _importing = threading.Lock()
@@ -228,49 +385,60 @@ def _import_boto3() -> None:
         import boto3.s3.transfer  # noqa: F401
 
 
-def _boto_errors() -> tuple[type[Exception], ...]:
-    _import_boto3()
-    from boto3.exceptions import Boto3Error
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    return BotoCoreError, ClientError, Boto3Error
+def _knows_no_conditions(error: Exception) -> bool:
+    return status_of(error) in (405, 501) or code_of(error) in ("InvalidArgument", "InvalidRequest", "400")
 
 
-def _code(error: Exception) -> str:
-    """The service's name of the error; empty if the service did not answer."""
-    # Some botocore errors have the attribute without a response in it.
-    return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+def _folder_of(key: str) -> str:
+    return key.rpartition("/")[0]
 
 
-def _pause_s(attempt: int) -> float:
-    return min(0.1 * 2**attempt, 2.0)
+def _put_whole(client: Any, bucket: str, name: str, data: bytes, **condition: str) -> str:
+    """The object's version."""
+    answer = _tagged(client.put_object(Bucket=bucket, Key=name, Body=data, **condition))
+    _demand_stored(client, bucket, name, data, answer, hashlib.md5(data, usedforsecurity=False).hexdigest())
+    return answer["ETag"]
 
 
-def _explain(error: Exception, code: str) -> str:
-    """What happened and what to do, in words that are ours alone: the service's own may quote keys or addresses."""
-    name = type(error).__name__
-    if code == "NoSuchBucket":
-        return "there is no such bucket; create it or correct AWS_BUCKET_NAME"
-    if code in _EXPIRED:
-        return "the credentials have expired; renew them"
-    if code in _REFUSED:
-        return (
-            f"the service refuses these credentials ({code}); check AWS_ACCESS_KEY_ID, its secret and its permissions"
-        )
-    if code == "RequestTimeTooSkewed":
-        return "this machine's clock is wrong; set it"
-    if code in _BUSY:
-        return f"the service is overloaded ({code}); try again later"
-    if code in _DAMAGED:
-        return f"the data arrive damaged ({code}); check the network"
-    if "Credential" in name or name == "TokenRetrievalError":
-        return (
-            "no usable credentials were found; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run `aws configure`"
-        )
-    if name in ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ProxyConnectionError"):
-        return f"the service cannot be reached ({name}); check the network and AWS_ENDPOINT_URL"
-    if name == "ReadTimeoutError":
-        return "the service did not answer in time; try again later"
-    if name == "ParamValidationError":
-        return "this is no valid bucket name; correct AWS_BUCKET_NAME"
-    return f"{code or name}; try again, and ask `icl doctor` whether the bucket works"
+def _put_in_parts(client: Any, bucket: str, name: str, data: bytes) -> str:
+    from boto3.s3.transfer import TransferConfig
+
+    # Without threads: uploads already run beside the training, and the cores are its own.
+    config = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, use_threads=False)
+    client.upload_fileobj(io.BytesIO(data), bucket, name, Config=config)
+    parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
+    digests = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in parts)
+    tag = f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
+    answer = _tagged(client.head_object(Bucket=bucket, Key=name))
+    _demand_stored(client, bucket, name, data, answer, tag)
+    return answer["ETag"]
+
+
+def _tagged(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The answer about an object, if it is one: every object has an ETag."""
+    if not answer.get("ETag"):
+        raise NotS3Error("the service answers without an ETag")
+    return answer
+
+
+def _demand_stored(client: Any, bucket: str, name: str, data: bytes, answer: Mapping[str, Any], tag: str) -> None:
+    """Believe an answer of success that shows what was sent; else, as under some encryptions, read it back."""
+    checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+    if answer["ETag"].strip('"') == tag or answer.get("ChecksumCRC32") == checksum:
+        return
+    if client.get_object(Bucket=bucket, Key=name)["Body"].read() != data:
+        raise NotS3Error("the service answers with success, but does not have what was sent")
+
+
+def _body(answer: Mapping[str, Any], deadline: Deadline) -> bytes:
+    """What comes with an answer; time is given for what arrives, so that a large value has enough and a trickle ends."""
+    chunks, length = [], 0
+    with contextlib.closing(answer["Body"]) as body:
+        _tagged(answer)
+        while chunk := body.read(_CHUNK_BYTES):
+            chunks.append(chunk)
+            length += len(chunk)
+            deadline.extend(len(chunk) / _SLOWEST)
+            if length > _LARGEST_BYTES:
+                raise NotS3Error("the value is larger than any of ours")
+    return b"".join(chunks)

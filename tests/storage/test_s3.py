@@ -207,7 +207,7 @@ def test_a_service_that_never_answers_takes_bounded_time(s3_server, s3_through):
         ("AccessDenied", 403, "the service refuses these credentials"),
         ("RequestTimeTooSkewed", 403, "this machine's clock is wrong; set it"),
         ("NoSuchBucket", 404, "there is no such bucket; create it or correct AWS_BUCKET_NAME"),
-        ("Strange", 400, "Strange; try again, and ask `icl doctor`"),
+        ("Strange", 400, "the request failed (Strange, HTTP 400); check the network, AWS_ENDPOINT_URL"),
     ],
 )
 def test_refusals_are_explained(s3_server, s3_through, monkeypatch, code, status, remedy):

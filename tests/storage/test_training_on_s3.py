@@ -119,7 +119,7 @@ def interrupted_at(config, store, root, step):
     checkpoints = place.checkpoints(config)
     with checkpoints.lock():
         checkpoints.save_config(config.model_dump(mode="json"))
-        tracker = place.open_tracker(config.name, config, first_missing_step(config, checkpoints))
+        tracker = place.open_tracker(config.name, config, config.logger_config, first_missing_step(config, checkpoints))
         done = 0
 
         def count(steps, loss):
