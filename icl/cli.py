@@ -53,6 +53,9 @@ def main() -> None:
         _fail("interrupted", 1)
     except ValueError as error:
         _fail(str(error), 2)
+    except MemoryError as error:
+        reason = " ".join(str(error).split())
+        _fail(f"there is not enough memory here ({reason}); make the model, the batches or num_chains smaller", 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's usage errors; their class differs between its versions
         if usage is not None:

@@ -1,7 +1,9 @@
 """What is in force here, and whether each thing works."""
 
 import platform
+import secrets
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 
 import torch
 from rich.console import Console
@@ -11,11 +13,12 @@ from icl import __version__
 from icl.devices import resolve_device
 from icl.engine import choose_path
 from icl.model import TransformerShape
-from icl.storage import local_root, store_from_environment
+from icl.storage import LocalStore, MirroredStore, S3Store, StorageError, Store, store_from_environment
 from icl.tracking.wandb import wandb_is_set_up
 
 PAPER_SHAPE = TransformerShape(task_size=4, max_examples=8, embed_size=64, mlp_size=64, num_heads=4, num_layers=2)
-PROBE = "icl/doctor-probe"
+PROBES = "icl/doctor-probes"
+PROBE = b"icl doctor was here; this may be deleted"
 
 
 def report(environ: Mapping[str, str], console: Console | None = None) -> bool:
@@ -53,18 +56,34 @@ def _engine(environ: Mapping[str, str]) -> str:
 
 def _storage(environ: Mapping[str, str]) -> str:
     store = store_from_environment(environ)
-    store.put(PROBE, b"probe")
+    if not isinstance(store, MirroredStore):
+        return f"{_tried_out(store)} (AWS_BUCKET_NAME adds a bucket)"
+    # Each by itself: the pair reads from the folder what the bucket may lack.
+    return f"{_tried_out(store.local)} and {_tried_out(store.remote)}"
+
+
+def _tried_out(store: Store) -> str:
+    """Write, list, read and delete a value, as a run does; returns what the store is.
+
+    Raises:
+        StorageError: one of them does not work.
+    """
+    key = f"{PROBES}/{secrets.token_hex(4)}"
+    store.put(key, PROBE)
     try:
-        if store.get(PROBE) != b"probe":
-            raise RuntimeError("what was written is not what is read back")
-        if store.flush(30.0):
-            raise RuntimeError("the bucket does not take what the folder holds; the lines above say why")
+        if store.sizes(PROBES).get(key) != len(PROBE):
+            raise StorageError(f"{store} takes a value but does not list it; no run could go on from there")
+        if store.get(key) != PROBE:
+            raise StorageError(f"what was written to {store} is not what is read back")
+        excludes = not isinstance(store, S3Store) or store.try_conditions(key, PROBE)
     finally:
-        store.delete(PROBE)
-    store.flush(30.0)
-    bucket = environ.get("AWS_BUCKET_NAME")
-    folder = local_root(environ)
-    return f"folder {folder}" + (f" and bucket {bucket}" if bucket else " (AWS_BUCKET_NAME adds a bucket)")
+        store.delete(key)
+    if store.exists(key):
+        raise StorageError(f"{store} does not delete; old states would fill it")
+    if isinstance(store, LocalStore):
+        with suppress(OSError):
+            (store.root / PROBES).rmdir()
+    return str(store) if excludes else f"{store}, which cannot keep two machines from writing the same run"
 
 
 def _wandb(environ: Mapping[str, str]) -> str:

@@ -102,7 +102,10 @@ def _prune(store: Store, name: str | None, count: int, console: Console) -> int:
 
 def _copy(source: Store, destination: Store, name: str | None, console: Console) -> int:
     failed = 0
-    for run in choose(list_runs(source), name):
+    chosen = choose(list_runs(source), name)
+    if not chosen:
+        raise ValueError(f"there are no runs in {source}; name the folder or bucket that holds the folder icl")
+    for run in chosen:
         try:
             with progress_bar(f"copy {run.name}") as update:
                 report = copy_run(

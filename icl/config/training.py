@@ -37,16 +37,18 @@ class TaskConfig(Settings):
     later = ("task_type",)
 
     task_type: str = Field(default="linear", description="the law of a sequence, a name in icl.tasks.TASKS")
-    task_size: int = Field(default=8, ge=1, description="D, the dimension of inputs and tasks")
-    max_examples: int = Field(default=16, ge=1, description="K, the number of (x, y) pairs of a sequence")
+    task_size: int = Field(default=8, ge=1, le=2**16, description="D, the dimension of inputs and tasks")
+    max_examples: int = Field(default=16, ge=1, le=2**16, description="K, the number of (x, y) pairs of a sequence")
     num_tasks: NumTasks = Field(default=64, description="M, the number of pretraining tasks; inf: Gaussian tasks")
     noise_variance: float = Field(
         default=0.25, ge=0, allow_inf_nan=False, description="σ², the variance of the labels' noise"
     )
-    embed_size: int = Field(default=128, ge=1, description="C, the width of the residual stream")
-    mlp_size: int = Field(default=128, ge=1, description="width of the hidden layer of each block's MLP")
-    num_heads: int = Field(default=2, ge=1, description="H, attention heads of a block; it divides embed_size")
-    num_layers: int = Field(default=8, ge=1, description="number of transformer blocks")
+    embed_size: int = Field(default=128, ge=1, le=2**16, description="C, the width of the residual stream")
+    mlp_size: int = Field(default=128, ge=1, le=2**16, description="width of the hidden layer of each block's MLP")
+    num_heads: int = Field(
+        default=2, ge=1, le=2**16, description="H, attention heads of a block; it divides embed_size"
+    )
+    num_layers: int = Field(default=8, ge=1, le=2**10, description="number of transformer blocks")
     model_seed: Seed = Field(default=0, description="seed of the initial weights; null: drawn, and kept with the run")
     pretrain_seed: Seed = Field(default=1, description="seed of the list of tasks; null: derived from model_seed")
     true_seed: Seed = Field(default=2, description="seed of the evaluation batches; null: derived from model_seed")
@@ -198,8 +200,8 @@ class TrainingConfig(Settings):
     checkpointer_config: CheckpointerConfig = Field(default=CheckpointerConfig(), description="when weights are kept")
     logger_config: LoggerConfig = Field(default=LoggerConfig(), description="when metrics are taken")
     num_steps: int = Field(default=500_000, ge=1, lt=2**31, description="training steps, each one update")
-    batch_size: int = Field(default=256, ge=1, description="B, sequences of a training batch")
-    eval_batch_size: int = Field(default=2048, ge=1, description="sequences that the model is evaluated on")
+    batch_size: int = Field(default=256, ge=1, le=2**24, description="B, sequences of a training batch")
+    eval_batch_size: int = Field(default=2048, ge=1, le=2**24, description="sequences that the model is evaluated on")
     run_name: str | None = Field(default=None, description="the run's name; null: made from the settings")
 
     @property

@@ -35,7 +35,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     Raises:
         ConfigError: the training run has no checkpoints.
         CheckpointError: the training run, or the estimates of this name, were made with other settings.
-        RunInUseError: another process makes these estimates.
+        RunInUseError: another process makes these estimates, or has taken them over.
     """
     # Imported here: with it comes pandas, which training does without.
     from icl.estimation.record import figures_of, tables_of

@@ -61,7 +61,7 @@ class Surroundings:
         """
         store = overrides.pop("store", None) or store_from_environment(environ)
         supervisor = environ.get(SUPERVISOR)
-        if supervisor is not None:
+        if supervisor is not None and supervisor.isdecimal():
             overrides.setdefault("supervisor", int(supervisor))
         results = local_root(environ) / "icl"
         return cls(store, results, resolve_device(environ.get("DEVICE")), **overrides)

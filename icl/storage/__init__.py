@@ -3,6 +3,7 @@
 `store_from_environment` chooses by `LOCAL_ROOT` and `AWS_BUCKET_NAME`; boto3 is imported at the first request to S3.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ __all__ = [
     "store_from_environment",
 ]
 
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}|arn:.+")  # as boto3 takes them: a name, or an access point
 DEFAULT_ROOT = "./checkpoints"
 
 
@@ -48,9 +50,17 @@ def _folder(text: str, source: str) -> Path:
 
 
 def store_from_environment(env: Mapping[str, str]) -> Store:
-    """Return the store that `env` asks for: the folder `LOCAL_ROOT`, mirrored to `AWS_BUCKET_NAME` if that is set."""
+    """Return the store that `env` asks for: the folder `LOCAL_ROOT`, mirrored to `AWS_BUCKET_NAME` if that is set.
+
+    Raises:
+        InvalidKeyError: one of them is no name of a folder or a bucket.
+    """
     local = LocalStore(local_root(env))
     bucket = env.get("AWS_BUCKET_NAME")
+    if bucket and not _BUCKET.fullmatch(bucket):
+        raise InvalidKeyError(
+            f"AWS_BUCKET_NAME={bucket!r} is no name of a bucket; write the name alone, as in my-bucket"
+        )
     return MirroredStore(local, S3Store(bucket)) if bucket else local
 
 

@@ -26,6 +26,9 @@ from icl.storage.locks import Holder, RunInUseError
 CLAIM = ".claim"
 """The claim's name in its folder; not a key, so that no listing shows it."""
 
+_tokens: set[str] = set()
+"""Of the claims of this process."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -52,8 +55,8 @@ class VersionedObjects(Protocol):
         """Forget what was listed while others could write."""
         ...
 
-    def try_conditions(self, name: str, data: bytes) -> None:
-        """Find out once whether `put_if` excludes others here, and tell if it cannot."""
+    def try_conditions(self, name: str, data: bytes) -> bool:
+        """Whether `put_if` excludes others here; tried once on an object that is there, and told if it cannot."""
         ...
 
 
@@ -80,6 +83,7 @@ class Claim:
         self._name = name
         self._lifetime_s = lifetime_s
         self._token = secrets.token_hex(8)
+        _tokens.add(self._token)
         self._since = datetime.now(UTC).isoformat(timespec="seconds")
         self._subject = ""  # set once held
         self._held = False
@@ -192,7 +196,8 @@ class Claim:
                         return
                     continue
                 holder = record.holder if record else "another process"
-                if renewed and now - began >= wait_s:
+                lives = renewed or (record is not None and _is_alive(record) is True)
+                if lives and now - began >= wait_s:
                     self._lost = (
                         f"{self._subject} is in use by {holder}; wait for it, stop it, or choose another run name"
                     )
@@ -207,9 +212,9 @@ class Claim:
 
     def _may_be_taken(self, seen: Seen, record: _Record | None, watched_s: float) -> bool:
         silent_s = max(watched_s, seen.age_s or 0.0)
-        if record is None:
+        if record is None:  # not written by this library
             return silent_s >= self._lifetime_s
-        return record.free or record.token == self._token or silent_s >= self._lifetime_s or _is_dead(record)
+        return record.free or record.token == self._token or silent_s >= self._lifetime_s or _is_alive(record) is False
 
     def _renew(self) -> None:
         for _ in range(3):
@@ -287,13 +292,18 @@ def _place() -> str | None:
         return None
 
 
-def _is_dead(record: _Record) -> bool:
+def _is_alive(record: _Record) -> bool | None:
+    """Whether the process lives; None if nothing here can tell."""
+    if record.token in _tokens:
+        return True
     if record.place is None or record.place != _place():
-        return False
+        return None
+    if record.holder.pid == os.getpid():
+        return False  # an earlier process with our number
     try:
         os.kill(record.holder.pid, 0)
     except ProcessLookupError:
-        return True
+        return False
     except (OSError, OverflowError):
-        pass  # alive, or no process number at all
-    return False
+        pass  # another user's, or no number at all
+    return True

@@ -11,7 +11,7 @@ MISSING = {"NoSuchKey", "404", "NotFound"}
 EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken"}
 REFUSED = {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "AllAccessDisabled", "403", "Forbidden"}
 DAMAGED = {"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch"}
-_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504"}
+_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout"}
 _ELSEWHERE = {
     *("AuthorizationHeaderMalformed", "InvalidRegionName", "IllegalLocationConstraintException", "InvalidRegionError"),
     *("PermanentRedirect", "TemporaryRedirect", "Redirect", "301", "302", "307", "308", "NoRegionError"),
@@ -68,6 +68,8 @@ def explain(error: BaseException) -> str:
         return "it was archived; restore it from the archive first"
     if code == "RequestTimeTooSkewed":
         return "this machine's clock is wrong; set it"
+    if code.isdigit() or (name == "ClientError" and not code):  # what an answer is called that is not worded as S3's
+        return f"the service does not answer as S3 does (HTTP {status_of(error)}); try again later, or {NOT_S3}"
     if code in _BUSY:
         return f"the service is overloaded ({code}); try again later"
     if code in DAMAGED:
@@ -86,7 +88,11 @@ def explain(error: BaseException) -> str:
         return "the service did not answer in time; try again later"
     if name == "ParamValidationError":
         return "this is no valid bucket name; correct AWS_BUCKET_NAME"
-    if name in ("ResponseParserError", "PaginationError", "RecursionError", "KeyError"):
+    if name == "RecursionError":
+        return (
+            "the service leads in a circle; set AWS_DEFAULT_REGION to the bucket's region, or correct AWS_ENDPOINT_URL"
+        )
+    if name in ("ResponseParserError", "PaginationError", "KeyError"):
         return f"the answer is none of an S3 service ({name}); {NOT_S3}"
     if isinstance(error, ValueError) and not code:  # InvalidEndpoint and its like
         return "AWS_ENDPOINT_URL is no address; write http://host:port or https://host"

@@ -228,8 +228,8 @@ class S3Store:
             self._listings.clear()
             self._versions.clear()
 
-    def try_conditions(self, name: str, data: bytes) -> None:
-        """Two writes that must fail."""
+    def try_conditions(self, name: str, data: bytes) -> bool:
+        """By two writes that must fail."""
 
         def refuses(client: Any, **condition: str) -> bool:
             try:
@@ -246,6 +246,7 @@ class S3Store:
 
         if self._conditional is None:
             self._set_conditional(self._ask("write", name, refuses_both))
+        return bool(self._conditional)
 
     def _set_conditional(self, able: bool) -> None:
         if self._conditional is None and not able:
@@ -314,18 +315,19 @@ class S3Store:
     def _receive(self, client: Any, name: str, deadline: Deadline) -> bytes:
         # Nor does botocore repeat the reading of an answer that broke off or has a wrong checksum.
         def read() -> bytes:
-            return _body(_tagged(client.get_object(Bucket=self.bucket, Key=name)), deadline)
+            return _body(client.get_object(Bucket=self.bucket, Key=name), deadline)
 
         return self._repeated(read, lambda error: not status_of(error) and not isinstance(error, NotS3Error))
 
     def _look(self, client: Any, name: str, deadline: Deadline) -> Seen:
-        answer = _tagged(client.get_object(Bucket=self.bucket, Key=self._object(name)))
+        answer = client.get_object(Bucket=self.bucket, Key=self._object(name))
+        data = _body(answer, deadline)
         try:
             served = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
             age_s = (served - answer["LastModified"]).total_seconds() - 1.0  # both are cut to whole seconds
         except (KeyError, ValueError, TypeError):
             age_s = None
-        return Seen(_body(answer, deadline), answer["ETag"], age_s)
+        return Seen(data, answer["ETag"], age_s)
 
     def _look_if_there(self, client: Any, name: str) -> Seen | None:
         try:
@@ -432,6 +434,7 @@ def _body(answer: Mapping[str, Any], deadline: Deadline) -> bytes:
     """What comes with an answer; time is given for what arrives, so that a large value has enough and a trickle ends."""
     chunks, length = [], 0
     with contextlib.closing(answer["Body"]) as body:
+        _tagged(answer)
         while chunk := body.read(_CHUNK_BYTES):
             chunks.append(chunk)
             length += len(chunk)

@@ -158,6 +158,42 @@ def test_an_llc_sweep_without_its_training_run_says_so(trained):
     )
 
 
+def test_a_sweep_of_the_other_command_is_named(trained):
+    assert_refused(icl(trained, "train", "llc.yaml"), "llc.yaml", "start icl llc llc.yaml")
+
+
+@pytest.mark.parametrize("text", [b"LOCAL_ROOT=./ck\n# gr\xf6\xdfe\n", b"A=\x00b\n"])
+def test_settings_that_are_no_text_are_refused_by_the_name_of_their_file(tmp_path, text):
+    (tmp_path / ".env").write_bytes(text)
+    assert_refused(icl(tmp_path, "runs"), str(tmp_path / ".env"), "UTF-8")
+
+
+def test_a_tilde_in_the_root_is_the_home_folder(tmp_path, monkeypatch):
+    (tmp_path / "train.yaml").write_text(TRAIN)
+    done = icl(tmp_path, "train", "train.yaml", LOCAL_ROOT="~/kept", HOME=str(tmp_path / "home"))
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "~").exists()
+    assert list((tmp_path / "home" / "kept" / "icl").glob("*/finished.json"))
+    assert_refused(
+        icl(tmp_path, "runs", LOCAL_ROOT="~nobody-of-this-name/kept"), "LOCAL_ROOT=~nobody-of-this-name/kept"
+    )
+
+
+def test_the_id_of_one_wandb_run_does_not_serve_a_grid(trained, monkeypatch):
+    from icl.commands import sweep
+
+    seen = []
+    monkeypatch.setattr(sweep, "_run", lambda config, place: seen.append(os.environ.get("WANDB_RUN_ID")) or 0)
+    monkeypatch.setattr("icl.execution.sweep.run_sweep", lambda *rest: seen.append(os.environ.get("WANDB_RUN_ID")) or 0)
+    text = (trained / "train.yaml").read_text().replace("model_seed: {value: 1}", "model_seed: {values: [1, 2, 3]}")
+    (trained / "grid.yaml").write_text(text)
+    one = icl(trained, "train", "grid.yaml", "--index", "1", WANDB_RUN_ID="x")
+    assert "WANDB_RUN_ID" not in one.stderr
+    all_of_them = icl(trained, "train", "grid.yaml", WANDB_RUN_ID="x")
+    assert seen == ["x", None]
+    assert "WANDB_RUN_ID names one W&B run, and grid.yaml has 3" in all_of_them.stderr
+
+
 def test_unknown_devices_and_commands_are_refused(trained):
     assert_refused(icl(trained, "train", "train.yaml", DEVICE="quantum"), "quantum", "cpu")
     assert_refused(icl(trained, "trian"), "trian")

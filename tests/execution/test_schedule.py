@@ -134,6 +134,32 @@ def test_who_does_not_listen_is_told_again_and_then_ended(monkeypatch):
     assert deaf.asked == 2
 
 
+def test_a_persons_second_ctrl_c_ends_who_does_not_listen(monkeypatch):
+    monkeypatch.setattr("icl.execution.signals.PATIENCE_S", 0.05)
+    monkeypatch.setattr("icl.execution.schedule.END_S", 60.05)
+
+    class Deaf(Scripted):
+        def stop(self):
+            self.asked += 1
+
+    deaf = Deaf(10**9, Ended(False, "ended by SIGKILL"))
+
+    def launch(run):
+        for delay, number in (
+            (0.02, signal.SIGINT),
+            (0.04, signal.SIGTERM),
+            (0.2, signal.SIGTERM),
+            (0.3, signal.SIGINT),
+        ):
+            threading.Timer(delay, os.kill, (os.getpid(), number)).start()
+        return deaf
+
+    began = time.monotonic()
+    assert not run_all(runs_of(1), launch, 1)
+    assert deaf.asked == 2
+    assert time.monotonic() - began > 0.3
+
+
 def test_time_left_is_the_mean_length_of_what_is_done():
     runs = runs_of(5)
     assert seconds_left(runs, 2) is None

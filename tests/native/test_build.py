@@ -1,8 +1,11 @@
 """Compiling: into the user's cache, once, whole, and never at import."""
 
+import errno
+import hashlib
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -61,6 +64,156 @@ def test_a_failing_compiler_is_one_line(tmp_path, monkeypatch):
         load_library(THREEFRY, {"BROKEN": 1})
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "icl").glob("*.so"))
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+BROKEN = {
+    "no program": ("\0\1junk", "cannot be started"),
+    "of another processor": ("\x7fELF\2\1\1\0not for this machine", "cannot be started"),
+    "hangs": ("#!/bin/sh\nsleep 1000", "did not end within 0 seconds"),
+    "hangs in a child that holds its output": ("#!/bin/sh\nsleep 1000 & sleep 1000", "did not end within"),
+    "hangs when it compiles": ("#!/bin/sh\n[ $1 = --version ] || sleep 1000", "did not end within"),
+    "killed": ("#!/bin/sh\n[ $1 = --version ] || kill -9 $$", "was ended by SIGKILL"),
+    "killed at once": ("#!/bin/sh\nkill -15 $$", "was ended by SIGTERM"),
+    "speaks no UTF-8": ("#!/bin/sh\nprintf '\\377 error \\377' >&2; exit 3", "failed on threefry.cpp"),
+    "makes nothing": ("#!/bin/sh\nexit 0", "cannot use"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_compiler_that_does_not_work_costs_seconds_and_a_line(tmp_path, monkeypatch, caplog, name):
+    text, reason = BROKEN[name]
+    compiler = tmp_path / "broken"
+    compiler.write_text(text, encoding="latin-1")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setattr(build, "_COMPILERS", ())
+    monkeypatch.setattr(build, "VERSION_S", 0.4)
+    monkeypatch.setattr(build, "COMPILE_S", 0.4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    build._tell.cache_clear()
+    began = time.monotonic()
+    for repetition in range(3):
+        with pytest.raises(NativeUnavailable, match=reason) as caught:
+            load_library(THREEFRY, {f"BROKEN{list(BROKEN).index(name)}": repetition})
+        assert "\n" not in str(caught.value)
+    assert time.monotonic() - began < 20
+    assert len({record.getMessage() for record in caplog.records}) == len(caplog.records) > 0
+    if reason != "cannot use":
+        assert not list((tmp_path / "icl").glob("*.so"))
+
+
+def test_a_compiler_that_cannot_be_started_leaves_the_next_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", script(tmp_path / "killed", "kill -9 $$"))
+    assert find_compiler() != str(tmp_path / "killed")
+
+
+PLANTED = """
+#include <stdio.h>
+__attribute__((constructor)) void planted(void) { fclose(fopen("PLANTED", "w")); }
+"""
+
+
+@pytest.fixture
+def cached(tmp_path) -> Path:
+    """A library in a cache below tmp_path, and beside it one of a stranger, `planted.so`."""
+    python(LOAD, XDG_CACHE_HOME=str(tmp_path))
+    (tmp_path / "planted.c").write_text(PLANTED)
+    command = [
+        find_compiler(),
+        "-x",
+        "c",
+        "-shared",
+        "-fPIC",
+        str(tmp_path / "planted.c"),
+        "-o",
+        str(tmp_path / "planted.so"),
+    ]
+    subprocess.run(command, check=True)
+    (library,) = (tmp_path / "icl").glob("*.so")
+    return library
+
+
+def swapped(cached: Path, data: bytes) -> None:
+    cached.unlink()
+    cached.write_bytes(data)
+
+
+def as_link(cached: Path, planted: Path) -> None:
+    cached.unlink()
+    cached.symlink_to(planted)
+
+
+DAMAGE = {
+    "empty": lambda cached, planted: swapped(cached, b""),
+    "cut short": lambda cached, planted: os.truncate(cached, cached.stat().st_size // 2),
+    "no library": lambda cached, planted: swapped(cached, b"text"),
+    "foreign": lambda cached, planted: swapped(cached, planted.read_bytes()),
+    "a link": as_link,
+    "writable": lambda cached, planted: (swapped(cached, planted.read_bytes()), cached.chmod(0o777)),
+    "without its checksum": lambda cached, planted: cached.with_suffix(".so.sha256").unlink(),
+    "in a folder for all": lambda cached, planted: (
+        swapped(cached, planted.read_bytes()),
+        cached.with_suffix(".so.sha256").write_text(hashlib.sha256(planted.read_bytes()).hexdigest()),
+        cached.parent.chmod(0o777),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_a_damaged_or_planted_library_is_not_loaded_but_made_anew(cached, tmp_path, monkeypatch, name):
+    whole = cached.read_bytes()
+    DAMAGE[name](cached, tmp_path / "planted.so")
+    monkeypatch.chdir(tmp_path)
+    python(LOAD, XDG_CACHE_HOME=str(tmp_path))
+    assert not (tmp_path / "PLANTED").exists()
+    assert len(cached.read_bytes()) == len(whole)
+    assert not cached.is_symlink()
+    assert not (cached.parent.stat().st_mode | cached.stat().st_mode) & 0o022
+
+
+def test_the_cache_of_another_user_is_not_used(cached, tmp_path, monkeypatch):
+    before = {path: path.read_bytes() for path in cached.parent.iterdir()}
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    about = cached.stat()
+    monkeypatch.setattr(build, "_is_ours", lambda about: about.st_uid == os.geteuid())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(NativeUnavailable, match=r"belongs to another user; set XDG_CACHE_HOME"):
+        load_library(THREEFRY, {"COPY": 2})
+    assert {path: path.read_bytes() for path in cached.parent.iterdir()} == before
+    assert about.st_uid != 12345
+
+
+def test_files_that_are_not_ours_stay_in_a_folder_that_is_made_private(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "icl").mkdir()
+    (tmp_path / "icl" / "mine.so").touch()
+    (tmp_path / "icl").chmod(0o770)
+    load_library(THREEFRY, {"COPY": 3})
+    assert (tmp_path / "icl" / "mine.so").exists()
+    assert not (tmp_path / "icl").stat().st_mode & 0o022
+
+
+def test_without_a_home_folder_there_is_no_cache(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: {}["uid"])
+    with pytest.raises(NativeUnavailable, match="no home folder; set XDG_CACHE_HOME"):
+        load_library(THREEFRY, {"HOMELESS": 1})
+
+
+def test_where_nothing_locks_it_compiles_all_the_same(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    load_library(THREEFRY, {"LOCKLESS": 1})
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path, monkeypatch):
