@@ -166,7 +166,7 @@ class S3Store:
                 client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
         # Not every account may list uploads, and what is left behind harms no reader.
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError), self.claim(prefix).writing():
             self._ask("clear", prefix, abort)
 
     def send(self, key: str) -> None:
