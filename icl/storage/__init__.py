@@ -3,6 +3,7 @@
 `store_from_environment` chooses by `LOCAL_ROOT` and `AWS_BUCKET_NAME`; boto3 is imported at the first request to S3.
 """
 
+import re
 from collections.abc import Mapping
 
 from icl.storage.keys import InvalidKeyError, MissingKeyError, StorageError, check_key
@@ -41,6 +42,7 @@ def open_store(location: str) -> LocalStore | S3Store:
     Raises:
         InvalidKeyError: `location` is empty, or names no bucket or an unsafe prefix.
     """
+    location = re.sub(r"//[^/]*@", "//", location)  # a password has no place here, nor in a message
     scheme, separator, rest = location.partition("://")
     if not separator:
         if not location:
