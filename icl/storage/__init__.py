@@ -70,6 +70,7 @@ def open_store(location: str) -> LocalStore | S3Store:
     Raises:
         InvalidKeyError: `location` is empty, or names no bucket or an unsafe prefix.
     """
+    location = re.sub(r"//[^/]*@", "//", location)  # a password has no place here, nor in a message
     scheme, separator, rest = location.partition("://")
     if not separator:
         if not location:

@@ -85,7 +85,7 @@ def explain(error: BaseException) -> str:
     if name in ("EndpointConnectionError", "ConnectTimeoutError", "ConnectionClosedError", "ProxyConnectionError"):
         return f"the service cannot be reached ({name}); check the network and AWS_ENDPOINT_URL"
     if name in ("ReadTimeoutError", "DeadlineError"):
-        return "the service did not answer in time; try again later"
+        return "the service did not answer in time; try again later, or check the network and AWS_ENDPOINT_URL"
     if name == "ParamValidationError":
         return "this is no valid bucket name; correct AWS_BUCKET_NAME"
     if name == "RecursionError":

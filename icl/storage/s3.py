@@ -44,7 +44,7 @@ class S3Store:
     what was sent: by its checksum, by its ETag, or else by reading the value back. Every download is verified against
     its checksum. Requests are retried in botocore's standard mode; one operation takes at most `attempts` (connect +
     read timeout) and some seconds of backoff, 108 s by default; a transfer of more than that, as long as it makes
-    100 kB a second, and a listing three times as long. All that fails is a `StorageError`.
+    100 kB a second, and a listing of many pages three times as long. All that fails is a `StorageError`.
 
     Args:
         bucket: its name.
@@ -93,7 +93,9 @@ class S3Store:
         name = self._name(key)
         send = _put_whole if len(data) <= self._multipart_bytes else _put_in_parts
         with self.claim(_folder_of(key)).writing():
-            self._ask("write", key, lambda client: self._send(lambda: send(client, self.bucket, name, data)), len(data))
+            self._ask(
+                "write", key, lambda client, _: self._send(lambda: send(client, self.bucket, name, data)), len(data)
+            )
         self._remember(key, len(data))
 
     def put_longer(self, key: str, data: bytes) -> None:
@@ -113,8 +115,7 @@ class S3Store:
 
     def get(self, key: str) -> bytes:
         name = self._name(key)
-        deadline = Deadline(self._deadline_s)
-        return self._ask("read", key, lambda client: self._receive(client, name, deadline), deadline=deadline)
+        return self._ask("read", key, lambda client, deadline: self._receive(client, name, deadline))
 
     def list(self, prefix: str = "") -> list[str]:
         return sorted(self.sizes(prefix))
@@ -127,9 +128,8 @@ class S3Store:
                 return dict(listing)
             changes = self._changes
         listing = self._ask(
-            "list", prefix or "everything", lambda client: self._list_pages(client, prefix),
-            deadline=Deadline(3 * self._deadline_s),
-        )  # fmt: skip
+            "list", prefix or "everything", lambda client, deadline: self._list_pages(client, prefix, deadline)
+        )
         with self._lock:
             # A write of another thread may have been too late for the pages and too early for the memory.
             if changes == self._changes:
@@ -139,7 +139,7 @@ class S3Store:
     def delete(self, key: str) -> None:
         name = self._name(key)
 
-        def remove(client: Any) -> None:
+        def remove(client: Any, _: Deadline) -> None:
             answer = client.delete_object(Bucket=self.bucket, Key=name)
             if answer["ResponseMetadata"]["HTTPStatusCode"] != 204:
                 raise NotS3Error("the service does not confirm that it deleted")
@@ -152,7 +152,7 @@ class S3Store:
     def exists(self, key: str) -> bool:
         name = self._name(key)
         try:
-            self._ask("find", key, lambda client: _tagged(client.head_object(Bucket=self.bucket, Key=name)))
+            self._ask("find", key, lambda client, _: _tagged(client.head_object(Bucket=self.bucket, Key=name)))
         except MissingKeyError:
             return False
         return True
@@ -161,12 +161,12 @@ class S3Store:
         """Abort uploads in parts that a killed writer left; they are invisible but cost money."""
         where = self._folder(prefix)
 
-        def abort(client: Any) -> None:
+        def abort(client: Any, _: Deadline) -> None:
             for upload in client.list_multipart_uploads(Bucket=self.bucket, Prefix=where).get("Uploads", []):
                 client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
         # Not every account may list uploads, and what is left behind harms no reader.
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError), self.claim(prefix).writing():
             self._ask("clear", prefix, abort)
 
     def send(self, key: str) -> None:
@@ -192,9 +192,8 @@ class S3Store:
 
     def look(self, name: str) -> Seen | None:
         """Raises `StorageError`; see `VersionedObjects`, as for the two after it."""
-        deadline = Deadline(self._deadline_s)
         try:
-            return self._ask("read", name, lambda client: self._look(client, name, deadline), deadline=deadline)
+            return self._ask("read", name, lambda client, deadline: self._look(client, name, deadline))
         except MissingKeyError:
             return None
 
@@ -202,7 +201,7 @@ class S3Store:
         """Where the service knows no conditions, it is asked what is there before: better than nothing, and told."""
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
 
-        def put(client: Any) -> str | None:
+        def put(client: Any, deadline: Deadline) -> str | None:
             whole = self._object(name)
             if self._conditional is not False:
                 try:
@@ -212,7 +211,7 @@ class S3Store:
                         return None
                     if self._conditional or not _knows_no_conditions(error):
                         raise
-            current = self._look_if_there(client, name)
+            current = self._look_if_there(client, name, deadline)
             if (current and current.version) != version:
                 return None
             put = self._send(lambda: _put_whole(client, self.bucket, whole, data))
@@ -241,7 +240,7 @@ class S3Store:
                     raise
             return False
 
-        def refuses_both(client: Any) -> bool:
+        def refuses_both(client: Any, _: Deadline) -> bool:
             return refuses(client, IfNoneMatch="*") and refuses(client, IfMatch='"0"')
 
         if self._conditional is None:
@@ -273,7 +272,6 @@ class S3Store:
     def _client(self) -> Any:
         with self._making_client:
             if self._cached_client is None:
-                _import_boto3()
                 from boto3.session import Session
                 from botocore.config import Config
 
@@ -287,13 +285,12 @@ class S3Store:
                 self._cached_client = Session().client("s3", config=config)
             return self._cached_client
 
-    def _ask(
-        self, verb: str, key: str, act: Callable[[Any], T], sent_bytes: int = 0, deadline: Deadline | None = None
-    ) -> T:
-        """What `act` makes of the client, in bounded time; whatever it raises becomes a `StorageError`."""
-        deadline = deadline or Deadline(self._deadline_s + sent_bytes / _SLOWEST)
+    def _ask(self, verb: str, key: str, act: Callable[[Any, Deadline], T], sent_bytes: int = 0) -> T:
+        """What `act` makes of the client before its deadline; whatever it raises becomes a `StorageError`."""
+        _import_boto3()  # the disk's time, not the service's
+        deadline = Deadline(self._deadline_s + sent_bytes / _SLOWEST)
         try:
-            return deadline.run(lambda: act(self._client()))
+            return deadline.run(lambda: act(self._client(), deadline))
         # Of any class: the client's own, those of what it is made of, and plain ones for settings that are none.
         except Exception as error:
             raise self._failure(verb, key, error) from None  # whose text may hold an address with its password
@@ -329,9 +326,9 @@ class S3Store:
             age_s = None
         return Seen(data, answer["ETag"], age_s)
 
-    def _look_if_there(self, client: Any, name: str) -> Seen | None:
+    def _look_if_there(self, client: Any, name: str, deadline: Deadline) -> Seen | None:
         try:
-            return self._look(client, name, Deadline(self._deadline_s))
+            return self._look(client, name, deadline)
         except Exception as error:
             if code_of(error) in MISSING:
                 return None
@@ -340,18 +337,21 @@ class S3Store:
     def _version(self, key: str) -> tuple[str | None, int]:
         try:
             answer = self._ask(
-                "find", key, lambda client: _tagged(client.head_object(Bucket=self.bucket, Key=self._name(key)))
+                "find", key, lambda client, _: _tagged(client.head_object(Bucket=self.bucket, Key=self._name(key)))
             )
         except MissingKeyError:
             return None, 0
         return answer["ETag"], answer["ContentLength"]
 
-    def _list_pages(self, client: Any, prefix: str) -> dict[str, int]:
+    def _list_pages(self, client: Any, prefix: str, deadline: Deadline) -> dict[str, int]:
         found: dict[str, int] = {}
         start = len(self._folder(""))
-        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder(prefix)):
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder(prefix))
+        for number, page in enumerate(pages):
             if "IsTruncated" not in page:
                 raise NotS3Error("the answer is no listing")
+            if number == 0:
+                deadline.extend(2 * self._deadline_s)
             found |= {entry["Key"][start:]: entry["Size"] for entry in page.get("Contents", [])}
         return {key: size for key, size in found.items() if is_key(key)}
 
@@ -396,7 +396,7 @@ def _folder_of(key: str) -> str:
 def _put_whole(client: Any, bucket: str, name: str, data: bytes, **condition: str) -> str:
     """The object's version."""
     answer = _tagged(client.put_object(Bucket=bucket, Key=name, Body=data, **condition))
-    _demand_stored(client, bucket, name, data, answer, hashlib.md5(data, usedforsecurity=False).hexdigest())
+    _demand_stored(client, bucket, name, data, answer, lambda: _md5(data).hex())
     return answer["ETag"]
 
 
@@ -406,11 +406,10 @@ def _put_in_parts(client: Any, bucket: str, name: str, data: bytes) -> str:
     # Without threads: uploads already run beside the training, and the cores are its own.
     config = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, use_threads=False)
     client.upload_fileobj(io.BytesIO(data), bucket, name, Config=config)
-    parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
-    digests = b"".join(hashlib.md5(part, usedforsecurity=False).digest() for part in parts)
-    tag = f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
     answer = _tagged(client.head_object(Bucket=bucket, Key=name))
-    _demand_stored(client, bucket, name, data, answer, tag)
+    parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
+    tag = f"{_md5(b''.join(map(_md5, parts))).hex()}-{len(parts)}"
+    _demand_stored(client, bucket, name, data, answer, lambda: tag)
     return answer["ETag"]
 
 
@@ -421,10 +420,16 @@ def _tagged(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     return answer
 
 
-def _demand_stored(client: Any, bucket: str, name: str, data: bytes, answer: Mapping[str, Any], tag: str) -> None:
+def _md5(data: bytes) -> bytes:
+    return hashlib.md5(data, usedforsecurity=False).digest()
+
+
+def _demand_stored(
+    client: Any, bucket: str, name: str, data: bytes, answer: Mapping[str, Any], tag: Callable[[], str]
+) -> None:
     """Believe an answer of success that shows what was sent; else, as under some encryptions, read it back."""
     checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
-    if answer["ETag"].strip('"') == tag or answer.get("ChecksumCRC32") == checksum:
+    if answer.get("ChecksumCRC32") == checksum or answer["ETag"].strip('"') == tag():
         return
     if client.get_object(Bucket=bucket, Key=name)["Body"].read() != data:
         raise NotS3Error("the service answers with success, but does not have what was sent")

@@ -60,6 +60,17 @@ def test_a_store_is_a_dictionary_of_bytes(store):
     assert store.list("icl/a") == ["icl/a/10.bin", "icl/a/deep/x"]
 
 
+def test_a_file_that_grows_is_replaced_by_longer_ones_only(store):
+    key = "icl/a/log.jsonl"
+    for written, left in ((b"1\n", b"1\n"), (b"1\n2\n", b"1\n2\n"), (b"1\n", b"1\n2\n"), (b"1\n3\n", b"1\n3\n")):
+        store.put_longer(key, written)
+        assert store.flush(30.0) == ()
+        assert store.get(key) == left
+        assert store.sizes("icl/a") == {key: len(left)}
+    with pytest.raises(InvalidKeyError):
+        store.put_longer("../x", b"")
+
+
 @pytest.mark.parametrize("key", HOSTILE)
 def test_no_key_leaves_the_root_of_a_store(key, tmp_path):
     store = MirroredStore(LocalStore(tmp_path / "root"), LocalStore(tmp_path / "remote"))
@@ -109,6 +120,9 @@ def test_locations_are_folders_or_buckets():
     assert str(open_store("some/folder")) == "folder some/folder"
     assert str(open_store("s3://bucket/a/b/")) == "s3://bucket/a/b"
     assert str(open_store("s3://bucket")) == "s3://bucket"
+    assert str(open_store("s3://user:plantedPW@bucket")) == "s3://bucket"
+    with pytest.raises(InvalidKeyError, match="'http://host/x' is no storage location"):
+        open_store("http://user:plantedPW@host/x")
     for bad in ("", "s3://", "gs://bucket", "s3://bucket/../x"):
         with pytest.raises(InvalidKeyError):
             open_store(bad)

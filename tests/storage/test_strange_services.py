@@ -130,18 +130,19 @@ def test_a_value_that_never_ends_is_ended(store_at, monkeypatch):
         assert "larger than any of ours" in refused(store_at(service.url), "get")
 
 
-@pytest.mark.parametrize("new_keys", [True, False])
+@pytest.mark.parametrize("keys", ["new", "the same", "none"])
 @pytest.mark.parametrize("new_tokens", [True, False])
-def test_a_listing_that_never_ends_is_ended(store_at, new_keys, new_tokens):
+def test_a_listing_that_never_ends_is_ended(store_at, keys, new_tokens):
     count = itertools.count()
 
     def answer(request):
         number = next(count)
-        key, token = number if new_keys else 0, number if new_tokens else 0
+        key = number if keys == "new" else 0
+        content = b"" if keys == "none" else b"<Contents><Key>icl/run/%d</Key><Size>1</Size></Contents>" % key
         request.reply(
             b"<?xml version='1.0'?><ListBucketResult><IsTruncated>true</IsTruncated>"
-            b"<NextContinuationToken>%d</NextContinuationToken>"
-            b"<Contents><Key>icl/run/%d</Key><Size>1</Size></Contents></ListBucketResult>" % (token, key)
+            b"<NextContinuationToken>%d</NextContinuationToken>%b</ListBucketResult>"
+            % (number if new_tokens else 0, content)
         )
 
     with Endpoint(answer) as service:
