@@ -12,8 +12,11 @@ from benchmarks.llc.targets import Target, crossing, digits, network, regression
 from icl.sampling import AUTOMATIC, SamplerConfig
 from icl.sampling.langevin import LangevinConfig, friction_of
 
-DEFAULT = AUTOMATIC.model_copy(update={"num_draws": 2000, "num_burnin_steps": 800})
-"""`automatic` with two thirds of its draws, to which it may add as it does."""
+DEFAULT = AUTOMATIC.model_copy(update={"num_draws": 2500})
+"""`automatic` with five sixths of its draws, to which it may add as it does."""
+
+SHORTER = DEFAULT.model_copy(update={"num_draws": 1500, "num_burnin_steps": 500})
+"""Half of its draws, for linear regression."""
 
 FIXED = SamplerConfig(num_chains=8, num_draws=1000, num_burnin_steps=300, epsilon=1.0, gamma=1.0, init_seed=0)
 
@@ -53,7 +56,9 @@ class Case:
         settings = " ".join(f"{key}={value}" for key, value in sorted((self.settings or {}).items()))
         step = "" if self.step is None else f"step={self.step:g}"
         off = f"off={self.off:g}" if self.off else ""
-        return " ".join(filter(None, (self.name, f"batch={self.batch or 'all'}", step, settings, off, f"seed={self.seed}")))
+        return " ".join(
+            filter(None, (self.name, f"batch={self.batch or 'all'}", step, settings, off, f"seed={self.seed}"))
+        )
 
     def config(self, target: Target, gamma: float | None, curvature: float) -> SamplerConfig:
         """Its settings; the step in units of the curvature λ_max of the potential, γ that of the model's reference where it has one."""
@@ -64,7 +69,7 @@ class Case:
             given["gamma"] = gamma
         given |= self.settings or {}
         if self.step is None:
-            return DEFAULT.model_copy(update=given)
+            return (SHORTER if target.curvatures is not None else DEFAULT).model_copy(update=given)
         stiffest = curvature + max(given.get("gamma", 1.0) - (gamma or 1.0), 0.0) + given.get("weight_decay", 0.0)
         return FIXED.model_copy(update={"epsilon": self.step / stiffest, **given})
 
@@ -96,7 +101,12 @@ def relaxation(config: SamplerConfig, curvature: float) -> float:
 
 
 def _linear(samples: int, size: int, spread: float = 1.0, flat: int = 0) -> tuple[str, Make]:
-    name = f"linear {size}" + (f"+{flat} flat" if flat else "") + (f", spread {spread:g}" if spread > 1 else "") + f", n {samples:,}"
+    name = (
+        f"linear {size}"
+        + (f"+{flat} flat" if flat else "")
+        + (f", spread {spread:g}" if spread > 1 else "")
+        + f", n {samples:,}"
+    )
     return name, lambda: regression(name, samples, size, spread, flat)
 
 
@@ -108,9 +118,15 @@ CROSSINGS = [
     (f"w1w2, n {n:,}", lambda n=n: crossing((1, 1), 5, n)) for n in (1000, 100_000)
 ] + [("w1w2^2, n 10,000", lambda: crossing((1, 2), 5, 10_000))]  # fmt: skip
 WARPED = [(f"warped {d}", lambda d=d: warped(d, 2**17)) for d in (7, 19)]
-REDUCED_RANK = [("7-5-11 rank 2", lambda: network((7, 5, 11), 2, 2**17)), ("9-6-8 rank 3", lambda: network((9, 6, 8), 3, 20_000))]
-DEEP = [("7-5-11-3 rank 1", lambda: network((7, 5, 11, 3), 1, 2**17)), ("5-8-6-9-4 rank 2", lambda: network((5, 8, 6, 9, 4), 2, 20_000))]
-DIGITS = [("digits, n 600", lambda: digits(600))]
+REDUCED_RANK = [
+    ("7-5-11 rank 2", lambda: network((7, 5, 11), 2, 2**17)),
+    ("9-6-8 rank 3", lambda: network((9, 6, 8), 3, 20_000)),
+]
+DEEP = [
+    ("7-5-11-3 rank 1", lambda: network((7, 5, 11, 3), 1, 2**17)),
+    ("5-8-6-9-4 rank 2", lambda: network((5, 8, 6, 9, 4), 2, 20_000)),
+]
+DIGITS = [("digits, n 200", lambda: digits(200))]
 
 
 def cases(quick: bool = False) -> list[Case]:
@@ -122,7 +138,9 @@ def cases(quick: bool = False) -> list[Case]:
     if not quick:
         return mixed
     small = [case for case in mixed if case.name in (REGULAR[0][0], CROSSINGS[0][0]) and case.batch is None]
-    return [next(case for case in small if case.kind == kind) for kind in ("default", "noise level", "step too long", "box")]
+    return [
+        next(case for case in small if case.kind == kind) for kind in ("default", "noise level", "step too long", "box")
+    ]
 
 
 def _regular() -> Iterator[Case]:
@@ -136,7 +154,14 @@ def _regular() -> Iterator[Case]:
         for seed in (0, 1):
             yield Case(name, "short step", make, step=SMALL, seed=seed)
             yield Case(name, "control variates", make, 100, SMALL, {"control_variates": "on"}, seed=seed)
-        yield Case(name, "control variates", make, 50, SMALL, {"control_variates": "on", "sampling_method": "langevin", "friction": 60.0})
+        yield Case(
+            name,
+            "control variates",
+            make,
+            50,
+            SMALL,
+            {"control_variates": "on", "sampling_method": "langevin", "friction": 60.0},
+        )
         yield from _bad(name, make)
         for batch, step in ((1, 0.01), (1, 0.1)):
             yield Case(name, "batches of one", make, batch, step, {"sampling_method": "sgnht"})
@@ -170,9 +195,15 @@ def _bad(name: str, make: Make) -> Iterator[Case]:
 def _singular() -> Iterator[Case]:
     for family in (CROSSINGS, WARPED, REDUCED_RANK, DEEP, DIGITS):
         for name, make in family:
-            for seed in (0, 1, 2):
+            for seed in (0, 1):
                 yield Case(name, "default", make, seed=seed)
-            yield Case(name, "langevin, step given", make, step=0.25, settings={"sampling_method": "langevin", "num_burnin_steps": 1000, "num_draws": 3000})
+            yield Case(
+                name,
+                "langevin, step given",
+                make,
+                step=0.25,
+                settings={"sampling_method": "langevin", "num_burnin_steps": 1000, "num_draws": 3000},
+            )
             yield Case(name, "noise level", make, step=SMALL, settings={"noise_level": 0.5})
             yield Case(name, "not spread", make, step=0.02, settings={"num_burnin_steps": 0})
         name, make = family[0]

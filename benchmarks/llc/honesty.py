@@ -2,10 +2,11 @@
 
     python -m benchmarks.llc.honesty [--quick | --summarise] [--output data/llc_accuracy] [--figures figures/llc_accuracy]
 
-Every estimate is compared with nβ (E[L] − L(w*)) at its nβ and γ, with w* the minimum: exact for linear regression, by quadrature for normal
-crossings, else that of one long run with a quarter of the step (honesty_reference.csv). With γ = 1e5, which is no question about the model,
-it is compared with the value at the model's own γ. An estimate is **wrong** if it is off by more than 10 % and by more than two of its
-standard errors. Whether setting and budget are **sound** is said without looking at the estimate (`benchmarks.llc.cases.is_sound`).
+Every estimate is compared with nβ (E[L] − L(w*)) at its nβ and γ, with w* the minimum: exact for linear regression, by quadrature for
+normal crossings, by weighted draws for warped models, else that of one long run of many chains with a quarter of the step
+(honesty_reference.csv). With γ = 1e5, which is no question about the model, it is compared with the value at the model's own γ. An estimate
+is **wrong** if it is off by more than 10 % and by more than two of its standard errors. Whether setting and budget are **sound** is said
+without looking at the estimate (`benchmarks.llc.cases.is_sound`).
 
 Rows are appended to honesty.csv as they come, and rows already there are not made again.
 """
@@ -30,7 +31,7 @@ from icl.sampling.result import LLCResult
 from icl.storage.files import write_table
 
 TOLERANCE = 0.1
-LONG = {"num_chains": 32, "num_draws": 8000, "num_burnin_steps": 2000}
+LONG = {"num_chains": 48, "num_draws": 4000, "num_burnin_steps": 1500}
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,9 @@ def run_case(case: Case, references: References) -> dict:
     if target.curvatures is not None:
         assert target.exact is not None
         exact = target.exact(result.nbeta, 1.0 if case.kind == "localisation 1e5" else result.config.localization)
-    softest = result.config.localization + result.nbeta * (0.0 if target.curvatures is None else float(target.curvatures.min()))
+    softest = result.config.localization + result.nbeta * (
+        0.0 if target.curvatures is None else float(target.curvatures.min())
+    )
     difference = abs(result.llc_mean - exact)
     wrong = not difference <= max(TOLERANCE * exact, 2 * result.llc_mcse)
     return {
@@ -125,13 +128,19 @@ def run(chosen: Sequence[Case], output: Path, quick: bool) -> pd.DataFrame:
         rows.append(row)
         write_table(pd.DataFrame(rows), path, digits=5)
         left = (time.monotonic() - started) / (place + 1) * (len(rest) - place - 1)
-        mark = "WRONG AND HEALTHY " if row["wrong"] and row["healthy"] else "sound, not healthy " if row["sound"] and not row["healthy"] else ""
+        mark = _remark(row)
         print(
             f"{place + 1}/{len(rest)} {left:5.0f} s left  {mark}{case.kind}: {case.key}: {row['estimate']:.3g} ± {row['mcse']:.2g} "
             f"for {row['exact']:.3g}: {row['verdict']}",
             flush=True,
         )
     return pd.DataFrame(rows)
+
+
+def _remark(row: dict) -> str:
+    if row["wrong"] and row["healthy"]:
+        return "WRONG AND HEALTHY "
+    return "sound, not healthy " if row["sound"] and not row["healthy"] else ""
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
@@ -146,7 +155,11 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
             "false_alarms": (~right["healthy"]).mean(),
         })  # fmt: skip
 
-    parts = [rows.assign(of="all", group="all"), rows.assign(of="family", group=rows["family"]), rows.assign(of="kind", group=rows["kind"])]
+    parts = [
+        rows.assign(of="all", group="all"),
+        rows.assign(of="family", group=rows["family"]),
+        rows.assign(of="kind", group=rows["kind"]),
+    ]
     grouped = pd.concat(parts).groupby(["of", "group"], sort=False)[list(rows.columns)].apply(one)
     return grouped.reset_index()
 
@@ -155,15 +168,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--quick", action="store_true", help="four cases, for a test that it runs")
-    parser.add_argument("--summarise", action="store_true", help="only from the rows that are there: nothing is sampled")
+    parser.add_argument(
+        "--summarise", action="store_true", help="only from the rows that are there: nothing is sampled"
+    )
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
     parser.add_argument("--figures", type=Path, default=Path("figures/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    if options.summarise:
-        rows = pd.read_csv(options.output / "honesty.csv")
-    else:
-        rows = run(cases(options.quick), options.output, options.quick)
+    kept = options.output / "honesty.csv"
+    rows = pd.read_csv(kept) if options.summarise else run(cases(options.quick), options.output, options.quick)
     summary = summarise(rows)
     write_table(summary, options.output / "honesty_summary.csv", digits=4)
     print(summary.to_string(index=False, float_format="%.3f"))

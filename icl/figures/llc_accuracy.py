@@ -64,7 +64,13 @@ def honesty(rows: pd.DataFrame) -> Figure:
         chosen = rows["healthy"].to_numpy(dtype=bool) == healthy
         axis.scatter(ratio[chosen], (place + shift)[chosen], s=9, color=colour, marker=marker, lw=0.7, label=label)
     axis.axvspan(0.9, 1.1, color=OTHER, alpha=0.25, lw=0)
-    axis.set(xscale="log", xlabel="estimate / exact value (band: ±10 %)", xlim=(0.045, 22), yticks=range(len(kinds)), yticklabels=kinds)
+    axis.set(
+        xscale="log",
+        xlabel="estimate / exact value (band: ±10 %)",
+        xlim=(0.045, 22),
+        yticks=range(len(kinds)),
+        yticklabels=kinds,
+    )
     axis.invert_yaxis()
     axis.legend(loc="lower right")
     return figure
