@@ -26,6 +26,9 @@ SMALL = 0.1
 FORGOTTEN = 10.0
 """Relaxation times of the softest direction that a sound budget holds, burn-in included."""
 
+PRECISE = 0.03
+"""Standard error, as a share of λ̂, that linear theory expects of a sound budget: with more, no estimate could be told to be within 10 %."""
+
 Make = Callable[[], Target]
 
 
@@ -81,10 +84,24 @@ BAD = (
 )  # fmt: skip
 
 
-def is_sound(case: Case, config: SamplerConfig, softest: float) -> bool:
+def is_sound(case: Case, config: SamplerConfig, target: Target) -> bool:
     """Whether setting and budget are sound: a kind that is meant well, with so many steps that chains forget their start in the softest
-    direction (of curvature `softest`, of the potential) FORGOTTEN times. `config` as used, with what the pilot found."""
-    return case.kind in GOOD and config.num_steps >= FORGOTTEN * relaxation(config, softest)
+    direction FORGOTTEN times, and with draws for a standard error below PRECISE where linear theory tells it.
+
+    Args:
+        config: as used, with what the pilot found.
+    """
+    if case.kind not in GOOD:
+        return False
+    nbeta, gamma = config.inverse_temperature, config.localization
+    if target.curvatures is None:
+        return config.num_steps >= FORGOTTEN * relaxation(config, gamma)
+    driven = [nbeta * curvature for curvature in target.curvatures.tolist()]
+    times = [relaxation(config, each + gamma) for each in driven]
+    parts = [0.5 * each / (each + gamma) for each in driven]
+    draws = config.num_chains * config.num_draws
+    variance = sum(2 * part**2 * time / draws for part, time in zip(parts, times, strict=True))
+    return config.num_steps >= FORGOTTEN * max(times) and math.sqrt(variance) <= PRECISE * sum(parts)
 
 
 def relaxation(config: SamplerConfig, curvature: float) -> float:
@@ -153,7 +170,11 @@ def _regular() -> Iterator[Case]:
     for name, make in REGULAR[:4]:
         for seed in (0, 1):
             yield Case(name, "short step", make, step=SMALL, seed=seed)
+            yield Case(name, "short step", make, step=SMALL, settings={"num_draws": 4000}, seed=seed)
             yield Case(name, "control variates", make, 100, SMALL, {"control_variates": "on"}, seed=seed)
+            yield Case(
+                name, "control variates", make, 100, SMALL, {"control_variates": "on", "num_draws": 4000}, seed=seed
+            )
         yield Case(
             name,
             "control variates",

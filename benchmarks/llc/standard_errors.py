@@ -1,4 +1,4 @@
-"""Whether the reported standard error of λ̂ is one: 50 repetitions of the default estimator on each of several models, and 120 of every
+"""Whether the reported standard error of λ̂ is one: 50 repetitions of the default estimator on each of several models, and 100 of every
 kernel on linear regression with curvatures alike and spread.
 
     python -m benchmarks.llc.standard_errors [--repetitions 50] [--only kernels] [--output data/llc_accuracy]
@@ -37,7 +37,7 @@ def models() -> list[KnownModel]:
     ]
 
 
-KERNEL_REPETITIONS = 120
+KERNEL_REPETITIONS = 100
 KERNELS: dict[str, dict] = {
     "sgld": {},
     "langevin": {"sampling_method": "langevin"},
@@ -59,7 +59,7 @@ def kernel_coverage(target: Target, kernel: str, repetitions: int) -> dict[str, 
     nbeta = target.num_samples / math.log(target.num_samples)
     epsilon = STEPS[kernel] / (nbeta * float(target.curvatures.max()) + 1.0)
     config = SamplerConfig.parse({
-        "num_chains": 8 * repetitions, "num_draws": 2000, "num_burnin_steps": 1000, "epsilon": epsilon, "gamma": 1.0, "init_seed": 0,
+        "num_chains": 8 * repetitions, "num_draws": 1000, "num_burnin_steps": 500, "epsilon": epsilon, "gamma": 1.0, "init_seed": 0,
         "test_target": False, **KERNELS[kernel],
     })  # fmt: skip
     result = estimate_llc_of(target.at(0.0), Inputs(target.batches(None)), config)

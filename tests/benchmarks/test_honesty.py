@@ -1,6 +1,7 @@
 """The benchmark of verdicts: it runs, goes on where it stopped, and its shares are those of its rows."""
 
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -47,11 +48,14 @@ def test_shares():
 
 
 def test_a_budget_is_sound_if_chains_forget_their_start_in_the_softest_direction():
-    case = next(case for case in cases() if case.kind == "short step")
     config = FIXED.model_copy(update={"epsilon": 0.01})
     assert relaxation(config, 2.0) == pytest.approx(100.0)
-    assert is_sound(case, config, 2.0)
-    assert not is_sound(case, config, 1.0)
+    case = next(case for case in cases() if case.kind == "short step")
+    target, spread = regression("small", 1000, 10), regression("spread", 1000, 10, 1000.0)
+    assert is_sound(case, config.model_copy(update={"epsilon": 1e-3}), target)
+    assert not is_sound(case, config.model_copy(update={"epsilon": 1e-3}), spread)
+    assert not is_sound(case, config.model_copy(update={"epsilon": 1e-3, "num_draws": 300}), target)
+    assert not is_sound(replace(case, kind="box"), config.model_copy(update={"epsilon": 1e-3}), target)
     critical = DEFAULT.model_copy(update={"epsilon": 0.01, "gamma": 1.0})
     assert relaxation(critical, 1.0) == pytest.approx(10.0)
     assert relaxation(critical.model_copy(update={"friction": 100.0}), 1.0) == pytest.approx(1000.0, rel=0.01)
