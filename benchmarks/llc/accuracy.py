@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from scipy import stats
 
-from benchmarks.llc.cost import samplers
+from benchmarks.llc.cost import NUM_SAMPLES, samplers
 from benchmarks.llc.devinterp import GRIDS, choose_in_hindsight, devinterp_estimate
 from icl.figures.llc_accuracy import accuracy
 from icl.figures.style import save
@@ -28,9 +28,6 @@ from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.truth import KnownModel, deep_linear, linear_regression, normal_crossing, warped_regression
 from icl.storage.files import write_table
 from icl.streams import Stream
-
-NUM_SAMPLES = 2**17
-"""n, of nβ = n / log n: the models' losses are those of endless data."""
 
 DEFAULT = AUTOMATIC.model_copy(update={"eval_dataset_size": NUM_SAMPLES})
 QUICK = DEFAULT.model_copy(update={"num_draws": 300, "num_burnin_steps": 100, "num_chains": 4})

@@ -18,7 +18,6 @@ import pandas as pd
 import torch
 from torch import nn
 
-from benchmarks.llc.accuracy import NUM_SAMPLES
 from benchmarks.llc.devinterp import GRIDS, devinterp_estimate
 from icl.engine import mse_loss
 from icl.model import InContextRegressionTransformer
@@ -30,6 +29,9 @@ from icl.streams import Stream
 from icl.tasks import RegressionTask
 
 CHAINS = 10
+
+NUM_SAMPLES = 2**17
+"""n, of nβ = n / log n: the models' losses are those of endless data."""
 
 
 @dataclass(frozen=True)
