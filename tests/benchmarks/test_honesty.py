@@ -54,7 +54,7 @@ def test_a_budget_is_sound_if_chains_forget_their_start_in_the_softest_direction
     target, spread = regression("small", 1000, 10), regression("spread", 1000, 10, 1000.0)
     assert is_sound(case, config.model_copy(update={"epsilon": 1e-3}), target)
     assert not is_sound(case, config.model_copy(update={"epsilon": 1e-3}), spread)
-    assert not is_sound(case, config.model_copy(update={"epsilon": 1e-3, "num_draws": 300}), target)
+    assert not is_sound(case, config.model_copy(update={"epsilon": 1e-3, "num_draws": 30}), target)
     assert not is_sound(replace(case, kind="box"), config.model_copy(update={"epsilon": 1e-3}), target)
     critical = DEFAULT.model_copy(update={"epsilon": 0.01, "gamma": 1.0})
     assert relaxation(critical, 1.0) == pytest.approx(10.0)
