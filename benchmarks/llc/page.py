@@ -18,6 +18,8 @@ def page(text: str) -> str:
     """The page with its tables as the data have them now."""
     for name, table in {
         "accuracy": accuracy(), "bias": bias(), "standard errors": standard_errors(), "calibration": calibration(),
+        "honesty": honesty(), "honesty by kind": honesty("kind"), "honesty by family": honesty("family"),
+        "standard errors of kernels": kernels(),
     }.items():  # fmt: skip
         text = fill(text, mark(COMMAND, name), table)
     return text
@@ -72,6 +74,37 @@ def standard_errors() -> str:
     ]  # fmt: skip
     head = (
         "model", "λ", "long-run mean", "spread of λ̂", "reported error", "within 2 errors of the mean", "within 2 errors of the truth",
+    )  # fmt: skip
+    return markdown_table(head, rows)
+
+
+def kernels() -> str:
+    """How often the long-run mean lies within two reported errors, for every kernel."""
+    rows = [
+        [
+            row.model, row.kernel, f"{row.repetitions}", f"{row.spread:.3f}", f"{row.reported_error:.3f}",
+            percent(row.mean_within_2, digits=0),
+        ]
+        for row in pd.read_csv(DATA / "standard_errors_kernels.csv").itertuples()
+    ]  # fmt: skip
+    return markdown_table(
+        ("model", "kernel", "repetitions", "spread of λ̂", "reported error", "within 2 errors of the mean"), rows
+    )
+
+
+def honesty(of: str = "all") -> str:
+    """What verdicts are worth: over all cases, by kind of setting, or by family of models."""
+    table = pd.read_csv(DATA / "honesty_summary.csv")
+    rows = [
+        [
+            row.group, f"{row.cases:.0f}", percent(row.wrong, digits=0), percent(row.wrong_and_healthy),
+            f"{row.sound:.0f}", percent(row.sound_healthy_within_10_percent, digits=0) if row.sound else "",
+            percent(row.false_alarms) if row.sound else "",
+        ]
+        for row in table[table["of"] == of].itertuples()
+    ]  # fmt: skip
+    head = (
+        of if of != "all" else "", "cases", "wrong", "wrong and healthy", "sound", "of these healthy and within 10 %", "false alarms",
     )  # fmt: skip
     return markdown_table(head, rows)
 

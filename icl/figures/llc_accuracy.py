@@ -46,3 +46,31 @@ def accuracy(estimates: pd.DataFrame) -> Figure:
     )
     right.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=1))
     return figure
+
+
+@page()
+def honesty(rows: pd.DataFrame) -> Figure:
+    """The estimate over the exact value for every case, by kind of setting, healthy or not; values beyond the axis lie at its edge.
+
+    Args:
+        rows: one per case: `kind`, `estimate`, `exact`, `healthy`, `sound` (`benchmarks.llc.honesty`).
+    """
+    kinds = list(dict.fromkeys(rows.sort_values("sound", ascending=False)["kind"]))
+    figure, (axis,) = panels(1, 1, FULL_WIDTH, 1.9 * HEIGHT)
+    ratio = np.clip(np.nan_to_num(numbers(rows, "estimate") / numbers(rows, "exact"), nan=20.0), 0.05, 20.0)
+    place = np.array([kinds.index(kind) for kind in rows["kind"]])
+    shift = (np.arange(len(rows)) * 0.6180339887498949 % 1.0 - 0.5) * 0.6
+    for healthy, colour, marker, label in ((False, ZERO, "x", "not healthy"), (True, MODEL, "o", "healthy")):
+        chosen = rows["healthy"].to_numpy(dtype=bool) == healthy
+        axis.scatter(ratio[chosen], (place + shift)[chosen], s=9, color=colour, marker=marker, lw=0.7, label=label)
+    axis.axvspan(0.9, 1.1, color=OTHER, alpha=0.25, lw=0)
+    axis.set(
+        xscale="log",
+        xlabel="estimate / exact value (band: ±10 %)",
+        xlim=(0.045, 22),
+        yticks=range(len(kinds)),
+        yticklabels=kinds,
+    )
+    axis.invert_yaxis()
+    axis.legend(loc="lower right")
+    return figure

@@ -32,7 +32,7 @@ from icl.sampling.stein import stride_for
 from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import tune
-from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_target
+from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_agreement, judge_target
 
 logger = logging.getLogger(__name__)
 
@@ -227,6 +227,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         pair=config.num_init_loss_batches is None,
         recorders=(*inputs.recorders, *(recorder for recorder in (trace, fluctuation) if recorder is not None)),
         constant=supply.constant,
+        cycle=supply.cycle,
     )
     plan = _with_gradients_of_w_star(plan, supply, seed)
     return _Ready(plan, seed, supply, evaluated, first, trace, fluctuation)
@@ -291,15 +292,17 @@ def _sampled(plan: Plan, seeds: Sequence[int], may_go_on: bool, progress: Progre
 
 
 def _precise(config: SamplerConfig, run: ChainRun) -> bool:
-    """Whether the standard error is below the target and below what a verdict takes, and the tests of the target have an answer; more
-    draws do not help lost chains."""
+    """Whether the standard error is below the target and below what a verdict takes, there are enough independent draws of chains that
+    agree, and the tests of the target have an answer; more draws do not help lost chains."""
     assert config.target_error is not None
     result = LLCResult(run, config, 0)
     if not result.any_healthy or result.num_lost:
         return True
     share, mean = config.target_error, abs(result.llc_mean)
     precise = result.llc_mcse <= min(max(share * mean, 10 * share), max(ERROR_SHARE * mean, LEAST_ERROR))
-    return precise and all(finding.outcome != "not tested" for finding in judge_target(result.evidence))
+    if not precise or judge_agreement(result.llc_rhat, result.llc_ess).outcome == "failed":
+        return False
+    return all(finding.outcome != "not tested" for finding in judge_target(result.evidence))
 
 
 def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:

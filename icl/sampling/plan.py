@@ -86,6 +86,11 @@ class TestSchedule:
         stretch, place = divmod(draw, self.stride)
         return place == int(Stream(self.seed, "test-places").integers(stretch, self.stride, (1,)))
 
+    def partner(self, draw: int, step: int, cycle: int | None) -> int:
+        """The step whose batch is the second of a test: the next one. In a cycle of batches, any of them, this one too: batches that never
+        coincide are not independent, and two that make up the data err in opposite ways."""
+        return step + 1 if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -96,6 +101,7 @@ class Plan:
         evaluation: where a draw's loss is taken; None: on the gradient's batch, at the weights before the update.
         pair: also take the loss of w* on the batch of every draw.
         constant: whether every step meets the same batch.
+        cycle: how many batches are met in turn; None where that is not known.
         anchor_gradients, mean: the gradients of w* on batches, and their mean ḡ (`icl.sampling.control`).
         control: whether the chains are driven by the gradient with its control variate.
         tests: when the tests of the target are taken (`icl.sampling.stein`); None: never.
@@ -109,6 +115,7 @@ class Plan:
     pair: bool = True
     recorders: tuple[Recorder, ...] = ()
     constant: bool = False
+    cycle: int | None = None
     anchor_gradients: AnchorGradients | None = None
     mean: MeanGradient | None = None
     control: bool = False

@@ -75,7 +75,7 @@ def test_terms(
     """The terms at one draw.
 
     Args:
-        data, after: the batches of this step and of the next.
+        data, after: the batches of this step and of another.
         state: of the chains, at which `gradient` (E, P) was taken on `data`.
         seeds: of the chains; their probes are streams of their own.
     """

@@ -31,12 +31,14 @@ class Supply:
         num_samples: n, where the data tell it.
         everything: all batches of a finite data set, with their sizes as weights; None where there is no end, or not known.
         constant: whether every step meets the same batch.
+        cycle: how many batches are met in turn, again and again; None where they are not, or where it is not known.
     """
 
     source: BatchSource
     num_samples: int | None = None
     everything: Sequence[Batch] | None = None
     constant: bool = False
+    cycle: int | None = None
 
 
 def supply_of(batches: BatchSource | Iterable[Batch], independent: bool, seed: int) -> Supply:
@@ -64,7 +66,8 @@ def supply_of(batches: BatchSource | Iterable[Batch], independent: bool, seed: i
         raise ValueError("batches is empty; give at least one batch")
     sizes = [num_samples(batch) for batch in held]
     order = None if len(set(sizes)) == 1 else _BySize(sizes, seed)
-    return Supply(_cycled(held, independent, order), _size_of(batches, held, sizes), held, len(held) == 1)
+    source, cycle = _cycled(held, independent, order), len(held) if order is None else None
+    return Supply(source, _size_of(batches, held, sizes), held, len(held) == 1, cycle)
 
 
 def two_batches(supply: Supply, independent: bool, seed: int) -> tuple[Batch, Batch]:

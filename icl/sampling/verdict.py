@@ -145,9 +145,14 @@ def _stationary(excess: Tensor, rhat: float, ess: float, mcse: float) -> Iterato
     text = "negative: the chains found lower loss than w*, which is no minimum" if negative else ""
     yield _finding("sign", text)
     yield _finding("rise", "still rising: more burn-in" if _rising(excess) else "")
+    yield judge_agreement(rhat, ess)
+
+
+def judge_agreement(rhat: float, ess: float) -> Finding:
+    """Whether chains agree, and have enough independent draws to tell."""
     disagree = f"chains disagree: split R-hat {rhat:.3f} is above {RHAT_LIMIT} (more draws, more burn-in)"
     few = f"too few independent draws: effective sample size {ess:.0f} is below {ESS_LIMIT:.0f} (more draws)"
-    yield _finding("agreement", disagree if rhat > RHAT_LIMIT else "" if ess >= ESS_LIMIT else few)
+    return _finding("agreement", disagree if rhat > RHAT_LIMIT else "" if ess >= ESS_LIMIT else few)
 
 
 def judge_target(evidence: Evidence) -> Iterator[Finding]:

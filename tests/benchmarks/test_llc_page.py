@@ -1,5 +1,8 @@
 """docs/llc.md shows what data/llc_accuracy holds."""
 
+import subprocess
+import sys
+
 import pytest
 
 from benchmarks.llc.page import PAGE, page
@@ -17,3 +20,8 @@ def test_a_page_without_the_marks_of_a_table_is_left_alone():
     for broken in ("no marks", f"{start} no end", f"{END} wrong order {start}", f"{start} {start} {END}"):
         with pytest.raises(ValueError, match="needs the lines"):
             fill(broken, start, "new")
+
+
+@pytest.mark.parametrize("name", ["accuracy", "bias", "cost", "honesty", "standard_errors"])
+def test_every_benchmark_starts_by_itself(name):
+    subprocess.run([sys.executable, "-c", f"import benchmarks.llc.{name}"], check=True, cwd=PAGE.parents[1])

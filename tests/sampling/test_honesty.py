@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
-from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc
+from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc, plan
+from icl.sampling.verdict import ESS_LIMIT
 from icl.streams import Stream
 
 FIXED = SamplerConfig(
@@ -122,6 +123,30 @@ def test_control_variates_quiet_every_kernel():
         )
         assert abs(quiet.llc_mean - 3.0) < 2 * quiet.llc_mcse + 0.3
         assert abs(plain.llc_mean - 3.0) > 0.3
+
+
+def test_two_batches_that_make_up_the_data_do_not_fail_the_test_of_the_stiff_directions():
+    model, inputs, targets = regression(200, 20)
+    given = {"control_variates": "on", "epsilon": 1e-3, "eval_dataset_size": 200, "num_draws": 1500}
+    result = estimate_llc(model, half, cut(inputs, targets, 100), FIXED.model_copy(update=given))
+    assert abs(result.llc_mean - 10.0) < 2 * result.llc_mcse + 1.0
+    assert abs(result.evidence.stiff.value - 1) < 2 * result.evidence.stiff.error + 0.05
+
+
+def test_the_partner_of_a_test_is_any_batch_of_a_cycle():
+    schedule = plan.TestSchedule(10, 0)
+    met = [schedule.partner(draw, 5, 4) for draw in range(0, 400, 10)]
+    assert set(met) == {0, 1, 2, 3}
+    assert met == [schedule.partner(draw, 9, 4) for draw in range(0, 400, 10)]
+    assert schedule.partner(3, 5, None) == 6
+
+
+def test_a_target_error_goes_on_until_the_draws_are_enough_to_tell():
+    model, inputs, targets = regression(1000, 40)
+    config = AUTOMATIC.model_copy(update={"num_draws": 60, "num_burnin_steps": 300, "num_chains": 4, "max_draws": 1200})
+    result = estimate_llc(model, half, [(inputs, targets)], config)
+    assert result.llc_ess >= ESS_LIMIT
+    assert 60 < result.run.losses.shape[1] < 1200
 
 
 def test_parameters_that_are_frozen_stay():
