@@ -52,6 +52,7 @@ class Checkpoints:
         self._states: list[int] | None = None
         self._held: Held | None = None
         self._expected: Settings | None = None
+        self._recorded: tuple[int, list[int]] = hash(b""), []  # the metrics' bytes, hashed, and the steps of their rows
         self._fitting = ""  # the last settings, as text, that were found to be the expected ones
 
     # Whose run this is
@@ -207,7 +208,9 @@ class Checkpoints:
             data = self.store.get(key)
         except MissingKeyError:
             data = b""
-        return sum(row["step"] < state.step for row in parse_lines(data, key, has_step)) >= rows
+        if self._recorded[0] != hash(data):  # reading thousands of rows takes longer than all else at a start
+            self._recorded = hash(data), [row["step"] for row in parse_lines(data, key, has_step)]
+        return sum(step < state.step for step in self._recorded[1]) >= rows
 
     def keeps_metrics(self) -> bool:
         """Whether a tracker keeps metrics beside the checkpoints."""

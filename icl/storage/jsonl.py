@@ -54,10 +54,17 @@ class JsonLines:
     """A file that one writer at a time adds to; a lock that its caller holds sees to that.
 
     Equal rows give equal bytes: numbers are written in full, so that a row that was read is written as it was.
+
+    Attributes:
+        count: rows of the file, those that wait for the disk included.
     """
 
     def __init__(
-        self, path: Path, rows: Iterable[Mapping[str, Any]] | None = None, sound: Sound = lambda row: True
+        self,
+        path: Path,
+        rows: Iterable[Mapping[str, Any]] | None = None,
+        sound: Sound = lambda row: True,
+        keep: Callable[[Row], bool] = lambda row: True,
     ) -> None:
         """Open the file, or begin it. Lines that hold no row are set aside, at the end of `<name>.damaged`.
 
@@ -65,6 +72,7 @@ class JsonLines:
             rows: what it is to hold from now on. None: what it holds already, but for a last line that a crash cut
                 short. If this is not what is there, it is put there in one atomic replacement.
             sound: which objects are rows.
+            keep: which of the rows that it holds already are to stay; the others are dropped.
 
         Raises:
             OSError: the disk or the folder refuses.
@@ -75,7 +83,8 @@ class JsonLines:
         if bad:
             aside = path.with_name(f"{path.name}.damaged")
             write_atomically(aside, _content(aside) + b"".join(line + b"\n" for line in bad))
-        kept = b"".join(line + b"\n" for line, _ in good) if rows is None else b"".join(map(_line, rows))
+        lines = [line + b"\n" for line, row in good if keep(row)] if rows is None else list(map(_line, rows))
+        self.count, kept = len(lines), b"".join(lines)
         if kept != present or not path.exists():
             write_atomically(path, kept)
         self._size = len(kept)
@@ -93,6 +102,7 @@ class JsonLines:
             OSError: the disk refuses.
         """
         self._waiting.append(_line(row))
+        self.count += 1
         self.flush()
 
     def flush(self) -> None:

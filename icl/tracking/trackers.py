@@ -89,14 +89,17 @@ class LocalTracker:
         self.directory = Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         path = self.directory / METRICS
-        kept = [row for row in read_metrics(self.directory) if row["step"] < next_step]
-        self.rows = len(kept)
         try:
-            self._rows = JsonLines(path, kept, has_step)
+            self._rows = JsonLines(path, sound=has_step, keep=lambda row: row["step"] < next_step)
         except OSError as error:
             raise StorageError(f"cannot write {path}: {explain(error)}") from error
         kept_summary = read_summary(self.directory) if next_step > 0 else {}
         self._summary = {name: value for name, value in kept_summary.items() if name not in VERDICT}
+
+    @property
+    def rows(self) -> int:
+        """Of `metrics.jsonl`, those that wait for the disk included."""
+        return self._rows.count
 
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Append one row and see it onto the disk, so that it cannot be older than a checkpoint written after it.
@@ -105,7 +108,6 @@ class LocalTracker:
         """
         for name, image in (images or {}).items():
             self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", _png(image))
-        self.rows += 1
         try:
             self._rows.append({"step": step, **{name: _number(value) for name, value in metrics.items()}})
         except OSError as error:
