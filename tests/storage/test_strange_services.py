@@ -18,13 +18,14 @@ from icl.commands import doctor
 from icl.storage import LocalStore, MirroredStore, S3Store, StorageError
 
 PASSWORD = "plantedPW"
+SHORT = {"connect_timeout_s": 0.5, "read_timeout_s": 0.5, "attempts": 1}
 
 
 @pytest.fixture
 def store_at(s3_environment, monkeypatch):
     def build(url, **options):
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
-        return S3Store("bucket", **{"connect_timeout_s": 0.5, "read_timeout_s": 0.5, "attempts": 2, **options})
+        return S3Store("bucket", **{"connect_timeout_s": 2.0, "read_timeout_s": 3.0, "attempts": 2, **options})
 
     return build
 
@@ -116,7 +117,7 @@ def test_a_trickle_ends(store_at, head):
     drop = b"1\r\nx\r\n" if b"chunked" in head else b"x"
     answered_by_a_head = ("exists", "put_longer") if b"ETag" in head else ()
     with Endpoint(trickle(head, drop)) as service, ThreadPoolExecutor() as pool:
-        store = store_at(service.url, multipart_bytes=10**5, attempts=1)
+        store = store_at(service.url, multipart_bytes=10**5, **SHORT)
         waiting = [pool.submit(refused, store, each) for each in OPERATIONS if each not in answered_by_a_head]
         for each in waiting:
             each.result()
@@ -146,10 +147,10 @@ def test_a_listing_that_never_ends_is_ended(store_at, keys, new_tokens):
         )
 
     with Endpoint(answer) as service:
-        refused(store_at(service.url, attempts=1), "list")
+        refused(store_at(service.url, **SHORT), "list")
 
 
-@pytest.mark.parametrize("status", [301, 302, 307, 308])
+@pytest.mark.parametrize("status", [301, 307])
 def test_redirects_end(store_at, status):
     def elsewhere(request):
         request.reply(status=status, Location=f"{service.url}/again")
