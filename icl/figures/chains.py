@@ -17,12 +17,11 @@ from icl.figures.elements import (
     last_step,
     numbers,
     rows_where,
-    stage_legend,
     step_axis,
     step_colours,
     token_count,
 )
-from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OTHER, WIDTH, ZERO, log_y, page, panels, seed_looks, shades
+from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, WIDTH, ZERO, log_y, page, panels, seed_looks, shades
 
 
 @page()
@@ -244,26 +243,6 @@ def weight_planes(
     bars = axes[-1].bar(np.arange(len(shares)) + 1, shares, color=MODEL)
     axes[-1].bar_label(bars, fmt="%.2f", fontsize=6)
     axes[-1].set(xlabel="component", ylabel="explained variance", ylim=(0, 1.2 * float(shares.max())))
-    return figure
-
-
-@page()
-def restricted(tables: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
-    """λ̂ of groups of parameters, the others held at w*: one line per `group`, bands of ±2 standard errors.
-
-    Args:
-        tables: `group`, `step`, `llc/mean`, `llc/mcse`, `verdict`.
-        stages: their ends.
-    """
-    figure, (axis,) = panels(1, 1, FULL_WIDTH, 1.6 * HEIGHT)
-    groups = list(dict.fromkeys(tables["group"]))
-    for group, colour in zip(groups, shades("viridis", len(groups)), strict=True):
-        estimate_line(axis, in_order(rows_where(tables, group=group)), str(group), colour)
-    step_axis(axis, stages, last_step(tables, stages=stages))
-    axis.axhline(0, color=OTHER, lw=0.5)
-    axis.set_ylabel(r"restricted $\hat\lambda$ (±2 Monte-Carlo s.e.)")
-    axis.legend(ncols=3)
-    stage_legend(figure, stages)
     return figure
 
 

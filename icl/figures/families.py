@@ -16,10 +16,6 @@ COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
     "llc_calibrated": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
     "llc_long": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
-    "rllc": "icl llc SWEEP, then icl tabulate SWEEP --name rllc --output data/FAMILY; "
-    "SWEEP is sweeps/analysis/2-L2H4-rllcs-inclusions.yaml",
-    "transient_llc": "icl llc SWEEP, then icl tabulate SWEEP --name transient_llc --output data/FAMILY; "
-    "SWEEP is over task_config.num_tasks",
     "stages": "icl stages data/FAMILY",
     "boundaries": "icl stages data/FAMILY",
 }

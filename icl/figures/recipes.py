@@ -64,7 +64,6 @@ RUN_RECIPES = (
     Recipe("gain-sweep", ("gain_sweep",), robustness.gain_sweep),
     Recipe("effective-task", ("effective_task",), robustness.effective_task),
     Recipe("distance-to-ridge", ("evals",), behaviour.distance_to_optimum),
-    Recipe("rllc", ("rllc",), chains.restricted),
     *(
         Recipe(f"attn-{metric.replace('_', '-')}", ("attention",), partial(attention.attention_metric, metric=metric))
         for metric in attention.METRICS
@@ -85,7 +84,6 @@ FAMILY_RECIPES = (
         ("transient_scores", "transient_references", "transient_distances"),
         task_families.transient_trajectories,
     ),
-    Recipe("transient-llc", ("transient_llc",), task_families.transient_llc),
 )
 """The figures of several runs together."""
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from icl.analysis.transient_ridge import critical_steps
 from icl.figures.elements import in_order, numbers, rows_where
-from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, Colour, page, panels, shades
+from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, WIDTH, ZERO, Colour, page, panels, shades
 
 
 @page()
@@ -106,32 +106,6 @@ def transient_distances(distances: pd.DataFrame) -> Figure:
             )
     axis.set(xscale="log", yscale="log", xlabel="number of tasks $M$", ylabel="squared distance")
     axis.legend(fontsize=6)
-    return figure
-
-
-@page()
-def transient_llc(llc: pd.DataFrame) -> Figure:
-    """λ̂ of the fully trained models against M, with its value for Gaussian tasks as a dashed line.
-
-    Args:
-        llc: one row per `num_tasks`: `llc/mean`, `llc/mcse`.
-    """
-    figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.3 * HEIGHT)
-    finite = llc.loc[np.isfinite(numbers(llc, "num_tasks"))].sort_values("num_tasks")
-    axis.errorbar(
-        finite["num_tasks"],
-        finite["llc/mean"],
-        yerr=2 * finite["llc/mcse"],
-        fmt="o-",
-        ms=3,
-        lw=0.8,
-        color=MODEL,
-        capsize=2,
-    )
-    for value in rows_where(llc, num_tasks=math.inf)["llc/mean"]:
-        axis.axhline(value, color=OTHER, ls="--", label=r"$M=\infty$")
-    axis.set(xscale="log", xlabel="number of tasks $M$", ylabel=r"$\hat\lambda$ (±2 s.e. over chains)")
-    axis.legend()
     return figure
 
 

@@ -72,7 +72,6 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("llc", "llc_calibrated"):
             parts.setdefault(name, []).append(llc)
             parts.setdefault(f"{name}_traces", []).append(traces)
-        parts.setdefault("rllc", []).append(llc.assign(group="attention"))
     for name, tables in parts.items():
         pd.concat(tables).to_csv(table_path(folder, name), index=False)
     return folder

@@ -110,8 +110,6 @@ def test_families_are_coloured_by_number_of_tasks():
     task_families.transient_distances(table).draw_without_rendering()
     prior = table.rename(columns={"ood/mse": "task_prior/zero", "delta_dmmse": "task_prior/mean_task"})
     task_families.task_prior(prior).draw_without_rendering()
-    llc = pd.DataFrame({"num_tasks": [4.0, 6.0, np.inf], "llc/mean": [3.0, 5.0, 4.0], "llc/mcse": 0.1})
-    assert list(line(task_families.transient_llc(llc), 0, r"$M=\infty$")) == [4.0, 4.0]
     scores = table.assign(**{"pc/0": 1.0, "pc/1": 2.0})
     references = pd.DataFrame(
         {"predictor": ["dmmse", "ridge"], "num_tasks": [4.0, np.inf], "pc/0": [0.0, 1.0], "pc/1": [1.0, 0.0]}
