@@ -53,7 +53,7 @@ class Checkpoints:
         self._held: Held | None = None
         self._expected: Settings | None = None
         self._recorded: tuple[int, list[int]] = hash(b""), []  # the metrics' bytes, hashed, and the steps of their rows
-        self._fitting = ""  # the last settings, as text, that were found to be the expected ones
+        self._fitting: str | None = None  # the last settings, as text, that were found to be the expected ones
 
     # Whose run this is
 
@@ -77,8 +77,13 @@ class Checkpoints:
         config = self._config_at(self.store)
         if config is not None:
             return config
-        newest = [(self.state_key(step), step, "state") for step in reversed(self.states())]
-        newest += [(self.weights_key(step), step, "weights") for step in self.steps()[-1:]]
+        try:
+            newest = [(self.state_key(step), step, "state") for step in reversed(self.states())]
+            newest += [(self.weights_key(step), step, "weights") for step in self.steps()[-1:]]
+        except StorageError:
+            if not isinstance(self.store, MirroredStore):
+                raise
+            return None  # the bucket does not answer: what is read of it later is compared then
         for key, step, kind in newest:
             with contextlib.suppress(DamagedCheckpointError):
                 return _config_of(self._read(key, step, kind), key)

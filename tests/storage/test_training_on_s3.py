@@ -146,7 +146,9 @@ def test_a_machine_that_is_behind_continues_the_longer_history(tmp_path, bucket,
         store = MirroredStore(LocalStore(tmp_path / machine), S3Store(bucket))
         assert interrupted_at(config, store, tmp_path / machine, step) == ()
     store = MirroredStore(LocalStore(tmp_path / "here"), S3Store(bucket))
-    assert first_missing_step(config, surroundings(store, tmp_path / "here").checkpoints(config)) == 130
+    run = surroundings(store, tmp_path / "here").checkpoints(config)
+    with run.lock():  # under which the longer history is fetched, its rows with its states
+        assert first_missing_step(config, run) == 130
     train(config, store, tmp_path / "here")
     assert contents(S3Store(bucket), "icl") == whole
     assert (tmp_path / "here/icl" / config.name / "metrics.jsonl").read_bytes() == whole[
