@@ -56,7 +56,7 @@ def test_a_budget_is_sound_if_chains_forget_their_start_in_the_softest_direction
     assert not is_sound(case, config.model_copy(update={"epsilon": 1e-3}), spread)
     assert not is_sound(case, config.model_copy(update={"epsilon": 1e-3, "num_draws": 30}), target)
     assert not is_sound(replace(case, kind="box"), config.model_copy(update={"epsilon": 1e-3}), target)
-    critical = DEFAULT.model_copy(update={"epsilon": 0.01, "gamma": 1.0})
+    critical = DEFAULT.model_copy(update={"sampling_method": "langevin", "epsilon": 0.01, "gamma": 1.0})
     assert relaxation(critical, 1.0) == pytest.approx(10.0)
     assert relaxation(critical.model_copy(update={"friction": 100.0}), 1.0) == pytest.approx(1000.0, rel=0.01)
 
