@@ -21,7 +21,6 @@ from icl.checkpoints import Checkpoints
 from icl.config import OptimizerConfig
 from icl.engine import choose_path, loss_and_grad, mse_loss
 from icl.engine.native import NativeTransformer
-from icl.estimation.batches import sampling_batches
 from icl.model import InContextRegressionTransformer, TransformerShape, flatten, initial_parameters, unflatten
 from icl.native.allocator import keep_freed_memory
 from icl.sampling import SamplerConfig
@@ -30,6 +29,7 @@ from icl.sampling.plan import AnchorLosses, Plan
 from icl.sampling.transformer_objective import make_objective
 from icl.storage import LocalStore
 from icl.streams import Stream
+from icl.subjects.regression import sampling_batches
 from icl.tasks import RegressionTask
 from icl.training.optimizers import FlatOptimizer, Rates
 

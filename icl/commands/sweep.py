@@ -10,11 +10,13 @@ from typing import Any
 from icl.config import ConfigError
 from icl.config.sweeps import expand, load_sweep, select
 from icl.devices import available_cores
+from icl.estimation import LLCConfig
 from icl.execution.names import RunConfig, training_of
 from icl.execution.run import CONFIGS, Command, run_point
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.storage import StorageError
+from icl.subjects.named import check_subject
 from icl.tracking.agent import RUN_ID_VARIABLE, agent_run, reject_agent_run
 from icl.tracking.wandb import say
 
@@ -56,7 +58,10 @@ def run_sweep_command(
 
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
     try:
-        return CONFIGS[command].parse(data)
+        config = CONFIGS[command].parse(data)
+        if isinstance(config, LLCConfig) and not config.is_regression:
+            check_subject(config.subject, config.subject_config)
+        return config
     except ConfigError:
         unknown = data.keys() - CONFIGS[command].user_fields().keys()
         for other in CONFIGS:

@@ -12,6 +12,10 @@ from icl.config.steps import STEP_GRID, nearest_step
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
+from icl.subjects.named import short_name
+
+REGRESSION = "regression"
+"""The name of the subject that a training run of this library is."""
 
 NOT_DECISIVE = ("cores", "max_memory_bytes")
 """Settings of a sampler that say with what means it computes, not what."""
@@ -27,19 +31,27 @@ class PlottingConfig(Settings):
 
 
 class LLCConfig(Settings):
-    """How to sample at which checkpoints of a training run.
+    """How to sample at which checkpoints of a subject.
 
-    In a sweep file the settings of the training run, which find its checkpoints, stand beside the others. At most one of
+    The subject is a training run of this library, unless `subject` names another one (`icl.subjects`). In a sweep file the settings of the
+    training run, which find its checkpoints, stand beside the others; those of another subject stand below `subject_config`. At most one of
     `steps` (a grid), `step` (one) and `checkpoint_idx` (an index into the sorted checkpoints) is given. None of them
     means every checkpoint, as in the reference code. A step without a checkpoint is replaced by the nearest step that
     has one.
     """
 
     flattened = ("training",)
-    decides = ("sampler_config", "steps", "step", "checkpoint_idx", "testing")
+    later = ("subject", "subject_config")
+    decides = ("subject", "subject_config", "sampler_config", "steps", "step", "checkpoint_idx", "testing")
 
+    subject: str = Field(
+        default=REGRESSION,
+        description="what the estimates are about: regression (a training run of this library), or a class of your own, "
+        "as module:Class, looked for from the working directory",
+    )
+    subject_config: dict[str, Any] = Field(default={}, description="settings of a subject other than regression")
     training: TrainingConfig = Field(
-        default=TrainingConfig(), description="the training run whose checkpoints these are"
+        default=TrainingConfig(), description="the training run whose checkpoints these are (subject regression alone)"
     )
     sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to average")
     steps: StepGrid = Field(
@@ -59,6 +71,40 @@ class LLCConfig(Settings):
             raise ValueError(f"{' and '.join(given)} both choose the checkpoints; keep one of them")
         return self
 
+    @model_validator(mode="after")
+    def _settings_of_one_subject(self) -> Self:
+        if self.is_regression and self.subject_config:
+            raise ValueError(
+                "subject_config holds the settings of another subject, and those of the regression run stand beside it (task_config, "
+                "num_steps, ...); name the subject, as subject: {value: my_module:MySubject}"
+            )
+        if not self.is_regression:
+            given = sorted(self.training.model_fields_set)
+            if given:
+                raise ValueError(
+                    f"{given[0]} is a setting of the regression run, and the subject is {self.subject}; its own settings stand below "
+                    "subject_config"
+                )
+            if "covariance" in self.sampler_config.eval_metrics:
+                raise ValueError(
+                    "eval_metrics: covariance is that of weight groups of the library's own transformer; leave it out, or take weights"
+                )
+        return self
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the subject is a training run of this library."""
+        return self.subject == REGRESSION
+
+    def writes(self, flattened: str) -> bool:
+        """The settings of a training run say nothing of another subject."""
+        return flattened != "training" or self.is_regression
+
+    @property
+    def subject_name(self) -> str:
+        """The training run's name, or that of the subject's class."""
+        return self.training.name if self.is_regression else short_name(self.subject)
+
     @property
     def metrics(self) -> tuple[EvalMetric, ...]:
         """The sampler's metrics, and the weights where a figure is drawn from them."""
@@ -69,20 +115,20 @@ class LLCConfig(Settings):
 
     @property
     def name(self) -> str:
-        """The name of this estimate: the training run's, and a hash of the sampler's settings and the choice of
-        steps."""
+        """The name of this estimate: the subject's, and a hash of its settings, the sampler's, and the choice of steps."""
         decisive = self.decisive(*self.decides)
         sampler = decisive["sampler_config"]
         # The names of results outlive defaults.
         sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-        return f"llc-{self.training.name}-{digest}"
+        return f"llc-{self.subject_name}-{digest}"
 
     def identity(self) -> dict[str, Any]:
-        """Plain data of what decides the estimates: the training run, how it is sampled, and where."""
+        """Plain data of what decides the estimates: the subject, how it is sampled, and where."""
         own = super().identity()
         sampler = {name: value for name, value in own["sampler_config"].items() if name not in NOT_DECISIVE}
-        return {**self.training.identity(), **own, "sampler_config": sampler}
+        training = self.training.identity() if self.is_regression else {}
+        return {**training, **own, "sampler_config": sampler}
 
     def resolved(self) -> Self:
         """The same with all seeds of the training run given."""
@@ -100,7 +146,7 @@ class LLCConfig(Settings):
             the choice reaches.
         """
         if not present:
-            raise ConfigError(f"the run {self.training.name} has no checkpoints; train it first with the same settings")
+            raise ConfigError(f"the run {self.subject_name} has no checkpoints; train it first with the same settings")
         if self.step is not None:
             chosen = self._nearest([self.step], present)
         elif self.checkpoint_idx is not None:
@@ -110,7 +156,7 @@ class LLCConfig(Settings):
                 )
             chosen = [present[self.checkpoint_idx]]
         elif self.steps is not None:
-            chosen = self._nearest(expand_steps(self.steps, self.training.num_steps), present)
+            chosen = self._nearest(expand_steps(self.steps, self._num_steps(present)), present)
         else:
             chosen = list(present)
         return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
@@ -119,10 +165,14 @@ class LLCConfig(Settings):
         """The present checkpoints nearest to those wanted."""
         if not wanted:
             raise ConfigError("steps chooses no step; leave it out for every checkpoint")
-        last = min(max(wanted), self.training.num_steps - 1)
+        last = min(max(wanted), self._num_steps(present) - 1)
         if last > present[-1]:
             raise ConfigError(
-                f"step {last} is chosen, but {self.training.name} has checkpoints up to step {present[-1]} only; train it on, or choose "
+                f"step {last} is chosen, but {self.subject_name} has checkpoints up to step {present[-1]} only; train it on, or choose "
                 "earlier steps"
             )
         return sorted({nearest_step(present, step) for step in wanted})
+
+    def _num_steps(self, present: Sequence[int]) -> int:
+        """The length of the run: as planned, or where nobody says so up to its last checkpoint."""
+        return self.training.num_steps if self.is_regression else present[-1] + 1

@@ -1,13 +1,15 @@
 """Tables of learning coefficients: from what `icl llc` left in its results folder, and the stages they show."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from icl import __version__
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS, boundary_table, find_boundaries, stage_table
-from icl.analysis.tables import AnalysisTable, read_table
+from icl.analysis.tables import SUBJECT_RUN, AnalysisTable, read_table
 from icl.config import ConfigError
 from icl.estimation.config import LLCConfig
 from icl.estimation.traces import read_estimates, read_traces
@@ -27,7 +29,8 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
     """Bring the estimates of a sweep into `<name>.csv`, and the course of their chains into `<name>_traces.csv.gz`.
 
     One row per run and checkpoint, with the columns of `LLCResult.summary`, `chains`, the number of chains, and
-    `loss/zero`, the loss of predicting 0. Runs of the sweep without results yet are left out; called again, their rows
+    `loss/zero`, the loss of predicting 0. Rows of another subject have the columns `run` and one per setting, `subject_config.<name>`, in
+    place of `model_seed` and `loss/zero`. Runs of the sweep without results yet are left out; called again, their rows
     come in. Sweeps that differ in the number of chains alone may fill one table: of a checkpoint's estimates that with
     the most chains stays, and among those the last. Beside each table lies a JSON file with the settings that it was
     made with.
@@ -42,6 +45,20 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
         ConfigError: no run of the sweep has estimates, or one was made with other settings.
         ValueError: the table on disk was made with other settings.
     """
+    kinds = {config.is_regression for config in configs}
+    if len(kinds) > 1:
+        raise ConfigError(
+            "this sweep has regression runs and other subjects, whose tables differ; choose with --set subject=..."
+        )
+    of_runs = _tables_of_runs if kinds == {True} else _tables_of_subjects
+    written = of_runs(configs, results, output, name)
+    if not written:
+        raise ConfigError(f"no run of this sweep has estimates under {results}; make them with `icl llc` first")
+    return list(dict.fromkeys(table.path for table in written))
+
+
+def _tables_of_runs(configs: Sequence[LLCConfig], results: Path, output: Path, name: str) -> list[AnalysisTable]:
+    """The tables of regression runs, told apart by `model_seed`."""
     written: list[AnalysisTable] = []
     for config in configs:
         folder = results / config.name
@@ -71,9 +88,48 @@ def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: st
                 table.replace_run(seed, merged)
                 table.write()
                 written.append(table)
-    if not written:
-        raise ConfigError(f"no run of this sweep has estimates under {results}; make them with `icl llc` first")
-    return list(dict.fromkeys(table.path for table in written))
+    return written
+
+
+def _tables_of_subjects(configs: Sequence[LLCConfig], results: Path, output: Path, name: str) -> list[AnalysisTable]:
+    """The tables of other subjects: told apart by `run`, the name of the estimates, with a column for every setting of the subject, and for
+    every other setting that varies over the sweep, under its dotted name."""
+    settings = [_dotted(config.decisive(*config.decides)) for config in configs]
+    names = sorted({key for each in settings for key in each if key.startswith("subject_config.")})
+    varying = {key for each in settings for key in each if len({str(other.get(key)) for other in settings}) > 1}
+    columns = [*names, *sorted(varying - {*names})]
+    written = []
+    for config, own in zip(configs, settings, strict=True):
+        folder = results / config.name
+        estimates, traces = pd.DataFrame(read_estimates(folder)), read_traces(folder)
+        if estimates.empty:
+            continue
+        stored = parse_object(read_file(folder / CONFIG)) if (folder / CONFIG).exists() else None
+        if stored is not None:
+            config.refuse_another(stored, f"what {folder} holds")
+        estimates["chains"] = config.sampler_config.num_chains
+        told = pd.DataFrame({key: [own.get(key)] * len(estimates) for key in columns})
+        rows = pd.concat([estimates[["step"]], told, estimates.drop(columns="step")], axis=1)
+        for file, part in {f"{name}.csv": rows, f"{name}_traces.csv.gz": _trace_rows(traces)}.items():
+            if part.empty:
+                continue
+            table = AnalysisTable(output / file, {"subject": config.subject, "icl_version": __version__}, SUBJECT_RUN)
+            table.begin_run(config.name, config.name)
+            table.replace_run(config.name, part)
+            table.write()
+            written.append(table)
+    return written
+
+
+def _dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings as one mapping of dotted keys; lists as text, for a cell holds one value."""
+    flat: dict[str, Any] = {}
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            flat |= _dotted(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list | tuple) else value
+    return flat
 
 
 def write_stages(folder: Path) -> list[Path]:

@@ -14,8 +14,18 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from icl.figures.families import Tables, command_for, read_tables, seeds_of, table_names, tables_of_seed
-from icl.figures.recipes import FAMILY_RECIPES, RECIPES, RUN_RECIPES, Recipe
+from icl.analysis.tables import SUBJECT_RUN
+from icl.figures.families import (
+    Tables,
+    command_for,
+    read_tables,
+    seeds_of,
+    subject_runs,
+    table_names,
+    tables_of,
+    tables_of_seed,
+)
+from icl.figures.recipes import FAMILY_RECIPES, RECIPES, RUN_RECIPES, SUBJECT_RECIPES, Recipe
 from icl.figures.style import save
 
 logger = logging.getLogger(__name__)
@@ -71,15 +81,20 @@ def draw(name: str, tables: Tables, report: Report = print) -> Figure | None:
 
 @dataclass(frozen=True)
 class _Task:
-    """One figure to draw: its name, the tables it needs, and the folder for its files."""
+    """One figure to draw: its recipe, the tables it needs, and the folder for its files."""
 
-    name: str
+    recipe: Recipe
     tables: Tables
     folder: Path
 
 
 def _tasks(family: Path, output: Path) -> Iterator[_Task]:
     tables = read_tables(family)
+    runs = subject_runs(tables)
+    for run in runs:
+        yield from _tasks_of(SUBJECT_RECIPES, tables_of(tables, SUBJECT_RUN, run), output / f"{family.name}-{run}")
+    if runs:
+        return
     yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name)
     for seed in seeds_of(tables):
         yield from _tasks_of(RUN_RECIPES, tables_of_seed(tables, seed), output / f"{family.name}-seed-{seed}")
@@ -87,7 +102,7 @@ def _tasks(family: Path, output: Path) -> Iterator[_Task]:
 
 def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path) -> Iterator[_Task]:
     for recipe in recipes:
-        yield _Task(recipe.name, {name: tables[name] for name in recipe.needs if name in tables}, folder)
+        yield _Task(recipe, {name: tables[name] for name in recipe.needs if name in tables}, folder)
 
 
 @contextmanager
@@ -104,10 +119,10 @@ def _processes(jobs: int) -> Iterator[Callable[..., Iterator[tuple[list[str], li
 def _draw_task(task: _Task) -> tuple[list[str], list[Path]]:
     """What there is to say, and the files."""
     lines: list[str] = []
-    figure = _attempt(RECIPES[task.name], task.tables, task.folder.name, lines.append)
+    figure = _attempt(task.recipe, task.tables, task.folder.name, lines.append)
     if figure is None:
         return lines, []
-    return [*lines, f"drew {task.folder.name}/{task.name}"], save(figure, task.folder, task.name)
+    return [*lines, f"drew {task.folder.name}/{task.recipe.name}"], save(figure, task.folder, task.recipe.name)
 
 
 def _attempt(recipe: Recipe, tables: Tables, family: str, report: Report) -> Figure | None:

@@ -40,6 +40,9 @@ from icl.figures.style import (
     seed_looks,
 )
 
+LONG = 30
+"""Last step over the first above 0 from which the axis of steps is logarithmic."""
+
 LLC_LABEL = r"$\hat\lambda$ (±2 Monte-Carlo s.e.)"
 
 
@@ -66,6 +69,27 @@ def loss_and_llc(
     bottom.set_ylabel(LLC_LABEL)
     bottom.legend(loc="upper left")
     stage_legend(figure, stages)
+    return figure
+
+
+@page()
+def loss_and_llc_of_subject(llc: pd.DataFrame) -> Figure:
+    """Loss at the checkpoints above, learning coefficient below, of one run of any subject.
+
+    Args:
+        llc: `step`, `loss/init`, `llc/mean`, and where known `llc/mcse`, `verdict`.
+    """
+    llc = in_order(llc)
+    figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT, sharex=True)
+    positive = numbers(llc, "step")[numbers(llc, "step") > 0]
+    if len(positive) and positive.max() > LONG * positive.min():
+        top.set_xscale("symlog", linthresh=float(positive.min()))
+    top.plot(llc["step"], llc["loss/init"], color=MODEL, marker=".")
+    top.set_ylabel(r"loss $L(w^*)$")
+    bottom.set_xlabel(r"training step $t$")
+    estimate_line(bottom, llc, "estimate")
+    bottom.set_ylabel(LLC_LABEL)
+    bottom.legend(loc="upper left")
     return figure
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from icl.analysis.measures import ONLY_OF_FAMILIES
+from icl.analysis.tables import SUBJECT_RUN
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -59,13 +60,24 @@ def seeds_of(tables: Tables) -> list[int]:
     return sorted(int(seed) for seed in set().union(*found))
 
 
+def subject_runs(tables: Tables) -> list[str]:
+    """The runs of subjects other than the regression run that the table of estimates has."""
+    llc = tables.get("llc", pd.DataFrame())
+    return sorted(set(llc[SUBJECT_RUN])) if SUBJECT_RUN in llc.columns else []
+
+
 def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
+    """The rows of one regression run; see `tables_of`."""
+    return tables_of(tables, "model_seed", seed)
+
+
+def tables_of(tables: Tables, key: str, value: int | str) -> dict[str, pd.DataFrame]:
     """The rows of one run, of every table that has any, in order of steps where there are steps."""
     chosen = {}
     for name, table in tables.items():
-        if "model_seed" not in table.columns:
+        if key not in table.columns:
             continue
-        rows = pd.DataFrame(table.loc[table["model_seed"] == seed])
+        rows = pd.DataFrame(table.loc[table[key] == value])
         if "step" in rows.columns:
             rows = rows.sort_values("step", kind="stable")
         if len(rows):

@@ -87,5 +87,11 @@ FAMILY_RECIPES = (
 )
 """The figures of several runs together."""
 
+SUBJECT_RECIPES = (
+    Recipe("loss-and-llc", ("llc",), development.loss_and_llc_of_subject),
+    Recipe("llc-traces", ("llc_traces", "llc"), chains.relaxation),
+)
+"""The figures of one run of another subject (one value of the column `run`)."""
+
 RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in (*FAMILY_RECIPES, *RUN_RECIPES)})
 """All figures by name."""

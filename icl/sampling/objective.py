@@ -127,6 +127,25 @@ class ModuleObjective:
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
+    def unreached(self, gradient: Tensor, batch: Batch) -> list[str]:
+        """Names of the sampled parameters that the loss on a batch does not depend on at all, given its gradient (P,)."""
+        sizes = [size.numel() for size in self._sizes.values()]
+        silent = [name for name, part in zip(self._sizes, gradient.split(sizes), strict=True) if not part.any()]
+        if not silent:
+            return []
+        with torch.enable_grad():
+            flat = self.anchor.detach()
+            leaves = {
+                name: part.clone().requires_grad_() for name, part in zip(self._sizes, flat.split(sizes), strict=True)
+            }
+            losses = self._losses_of(flat, batch, list(leaves.values()))
+            found = torch.autograd.grad(losses.sum(), [leaves[name] for name in silent], allow_unused=True)
+        return [name for name, each in zip(silent, found, strict=True) if each is None]
+
+    def loss_at(self, flat: Tensor, batch: Batch) -> Tensor:
+        """The loss, a scalar with a graph to `flat` (P,), for derivatives of any order."""
+        return self._losses_of(flat, batch).mean()
+
     def bytes_for_backward(self, batch: Batch) -> int:
         """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
         # `vmap(grad_and_value)` of a transformer takes 3.4 to 3.5 times what a plain forward pass keeps (five sizes).
@@ -144,8 +163,8 @@ class ModuleObjective:
             (gradient,) = torch.autograd.grad(_drive(losses, token_weights), leaf)
         return losses.detach(), gradient
 
-    def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
-        pieces = flat.split([size.numel() for size in self._sizes.values()])
+    def _losses_of(self, flat: Tensor, batch: Batch, pieces: Sequence[Tensor] | None = None) -> Tensor:
+        pieces = flat.split([size.numel() for size in self._sizes.values()]) if pieces is None else pieces
         weights = {
             name: piece.view(size).to(self._types[name])
             for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)
