@@ -9,8 +9,8 @@ PACKAGE = ROOT / "icl"
 
 ROOMS = (
     *("__main__", "cli", "commands", "execution", "estimation", "training", "figures", "analysis", "sampling"),
-    *("tracking", "evals", "engine", "checkpoints", "config", "storage"),
-    *("model", "baselines", "tasks", "streams", "devices", "native", "__init__"),
+    *("tracking", "evals", "engine", "checkpoints", "config"),
+    *("model", "baselines", "tasks", "streams", "devices", "native", "storage", "__init__"),
 )
 """From the top floor down: a room may import from those after it."""
 

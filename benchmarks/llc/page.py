@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
+from icl.storage.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 PAGE, DATA = ROOT / "docs/llc.md", ROOT / "data/llc_accuracy"
@@ -133,5 +134,5 @@ def short(verdict: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    write_atomically(PAGE, page(PAGE.read_text()).encode())
     print(PAGE.relative_to(ROOT))

@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
+from icl.storage.files import write_atomically
 
 SHOWN = ("what", "variant", "time", "times as fast", "note")
 
@@ -95,9 +96,9 @@ def read(path: Path) -> pd.DataFrame:
 
 def write_pages(folder: Path) -> None:
     """Make the results' page anew, and the table in the project's README."""
-    (folder / "README.md").write_text(results_page(folder))
+    write_atomically(folder / "README.md", results_page(folder).encode())
     readme = folder.parents[1] / "README.md"
-    readme.write_text(fill(readme.read_text(), MARK, headlines(main_results(folder))))
+    write_atomically(readme, fill(readme.read_text(), MARK, headlines(main_results(folder))).encode())
 
 
 def main_results(folder: Path) -> Path:
