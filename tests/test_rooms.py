@@ -8,7 +8,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "icl"
 
 ROOMS = (
-    *("__main__", "cli", "commands", "execution", "estimation", "training", "figures", "analysis", "sampling"),
+    *(
+        "__main__",
+        "cli",
+        "commands",
+        "execution",
+        "estimation",
+        "training",
+        "figures",
+        "analysis",
+        "subjects",
+        "sampling",
+    ),
     *("tracking", "evals", "engine", "checkpoints", "config", "storage"),
     *("model", "baselines", "tasks", "streams", "devices", "native", "__init__"),
 )
