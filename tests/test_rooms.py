@@ -10,6 +10,7 @@ PACKAGE = ROOT / "icl"
 ROOMS = (
     *(
         "__main__",
+        "__init__",
         "cli",
         "commands",
         "execution",
@@ -21,7 +22,7 @@ ROOMS = (
         "sampling",
     ),
     *("tracking", "evals", "engine", "checkpoints", "config", "storage"),
-    *("model", "baselines", "tasks", "streams", "devices", "native", "__init__"),
+    *("model", "baselines", "tasks", "streams", "devices", "native"),
 )
 """From the top floor down: a room may import from those after it."""
 
