@@ -8,9 +8,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "icl"
 
 ROOMS = (
-    *("__main__", "cli", "commands", "execution", "estimation", "training", "figures", "analysis", "sampling"),
-    *("tracking", "evals", "engine", "checkpoints", "config"),
-    *("model", "baselines", "tasks", "streams", "devices", "native", "storage", "__init__"),
+    *(
+        "__main__",
+        "__init__",
+        "cli",
+        "commands",
+        "execution",
+        "estimation",
+        "training",
+        "figures",
+        "analysis",
+        "subjects",
+    ),
+    *("sampling", "tracking", "evals", "engine", "checkpoints", "config"),
+    *("model", "baselines", "tasks", "streams", "devices", "native", "storage"),
 )
 """From the top floor down: a room may import from those after it."""
 

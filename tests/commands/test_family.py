@@ -15,6 +15,7 @@ from icl.checkpoints import Checkpoints
 from icl.commands.analyse import analyse_family_command
 from icl.commands.sweep import run_sweep_command
 from icl.config import ConfigError
+from icl.figures import build
 from icl.figures.build import build_figures
 from icl.figures.families import read_tables
 from icl.storage import LocalStore
@@ -116,8 +117,14 @@ def test_scores_are_those_of_all_predictions_together(trained, family):
         assert references.loc[key, "pc/0"] == pytest.approx(expected, abs=0.02 * singular[0])
 
 
-def test_every_figure_of_the_family_is_drawn(family, tmp_path):
+def test_every_figure_of_the_family_is_drawn(family, tmp_path, monkeypatch):
     lines: list[str] = []
+
+    def draw_only(figure, folder, name):  # the encoding of files is tested with the figures of a run
+        figure.draw_without_rendering()
+        return [folder / f"{name}.png"]
+
+    monkeypatch.setattr(build, "save", draw_only)
     written = build_figures(family.parent, tmp_path, lines.append)
     assert {path.stem for path in written} == {
         "task-prior",
