@@ -94,8 +94,8 @@ class SamplerConfig(Settings):
 
     control_variates: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="subtract from each gradient the gradient of the same batch at w*, which removes much of the mini-batch noise; auto: if "
-        "the pilot chains find that it pays, and never if a step size is given",
+        description="subtract from each gradient the gradient of the same batch at w*, which removes much of the mini-batch noise; auto: "
+        "if the pilot chains find that it pays, and never if a step size is given",
     )
     test_target: bool = Field(
         default=True,
@@ -123,7 +123,8 @@ class SamplerConfig(Settings):
     eval_method: EvalMethod = Field(
         default="grad-minibatch",
         description="where the loss of a draw is taken. grad-minibatch: on the gradient's batch, before the update; "
-        "new-minibatch: on a new batch, after it; fixed-minibatch: always on the first evaluation batch; dataset: on the whole evaluation set",
+        "new-minibatch: on a new batch, after it; fixed-minibatch: always on the first evaluation batch; dataset: on the whole "
+        "evaluation set",
     )
     eval_batch_size: int | None = Field(
         default=None, ge=1, description="sequences of an evaluation batch; null: grad_batch_size"
