@@ -194,6 +194,9 @@ def _takes_booleans(settings: type[BaseModel], name: str) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (str, int, float)):  # most are, and an abstract class is asked slowly
+        yield value
+        return
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):

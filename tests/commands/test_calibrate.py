@@ -17,6 +17,8 @@ from icl.sampling.calibration import SearchGrid
 from icl.sampling.presets import preset_override
 from icl.storage import LocalStore
 
+pytestmark = pytest.mark.xdist_group("calibrate")  # the search that most of these go on with is made once
+
 SWEEP = """\
 method: grid
 parameters:

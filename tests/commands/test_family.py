@@ -20,6 +20,8 @@ from icl.figures.build import build_figures
 from icl.figures.families import read_tables
 from icl.storage import LocalStore
 
+pytestmark = pytest.mark.xdist_group("family")  # the runs that all of these look at are trained once
+
 SWEEP = """\
 method: grid
 command: ["${env}", "icl", "train"]
@@ -52,7 +54,8 @@ def trained(tmp_path_factory):
         patch.setenv("LOCAL_ROOT", str(folder / "checkpoints"))
         patch.setenv("DEVICE", "cpu")
         patch.delenv("AWS_BUCKET_NAME", raising=False)
-        assert run_sweep_command("train", folder / "tiny.yaml", None, [], 1, "local", "none") == 0
+        for index in range(3):  # one at a time, and so in this process
+            assert run_sweep_command("train", folder / "tiny.yaml", index, [], 1, "local", "none") == 0
     return folder
 
 

@@ -14,6 +14,9 @@ from icl.figures.elements import estimate_line, last_step, step_colours, token_c
 from icl.figures.families import read_tables, tables_of_seed
 
 
+pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
+
+
 @pytest.fixture(scope="module")
 def tables(family):
     return tables_of_seed(read_tables(family), 3)

@@ -11,6 +11,9 @@ from icl.figures.families import read_table, read_tables, tables_of_seed
 from icl.figures.recipes import FAMILY_RECIPES, RUN_RECIPES
 
 
+pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
+
+
 @pytest.fixture
 def drawn(monkeypatch) -> dict[str, Figure]:
     """Figures in place of files: everything is drawn, nothing is encoded."""
