@@ -42,6 +42,11 @@ class Losses(Protocol):
 class Objective(Losses, Protocol):
     """Losses and their gradients: what drives a chain."""
 
+    @property
+    def groups(self) -> Tensor:
+        """(P,) the number of each sampled weight's group, 0, 1, ...: what is measured in one unit (`icl.sampling.units`)."""
+        ...
+
     def losses_and_gradients(
         self, positions: Tensor, batch: Batch, token_weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -126,6 +131,12 @@ class ModuleObjective:
                 self._give_up_vectorising(error)
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+
+    @property
+    def groups(self) -> Tensor:
+        """(P,) which parameter tensor each sampled weight belongs to."""
+        sizes = torch.tensor([size.numel() for size in self._sizes.values()])
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
 
     def bytes_for_backward(self, batch: Batch) -> int:
         """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
