@@ -42,11 +42,6 @@ class Losses(Protocol):
 class Objective(Losses, Protocol):
     """Losses and their gradients: what drives a chain."""
 
-    @property
-    def groups(self) -> Tensor:
-        """(P,) the number of each sampled weight's group, 0, 1, ...: what is measured in one unit (`icl.sampling.units`)."""
-        ...
-
     def losses_and_gradients(
         self, positions: Tensor, batch: Batch, token_weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:

@@ -156,7 +156,9 @@ def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfi
     return InUnits(objective) if config.localization_units == "relative" else objective
 
 
-def _in_weights(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
+def _in_weights(
+    model: nn.Module, loss_fn: LossFunction, config: SamplerConfig
+) -> TransformerObjective | ModuleObjective:
     trained = all(value.requires_grad for value in model.parameters())
     if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained:
         workers = min(config.cores, config.num_chains)

@@ -20,6 +20,7 @@ holds for (a layer norm's own ε, 1e-5, aside)
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -28,18 +29,27 @@ from icl.sampling.objective import Batch, Objective
 from icl.sampling.plan import Recorder
 
 
+class Grouped(Objective, Protocol):
+    """An objective whose weights come in groups."""
+
+    @property
+    def groups(self) -> Tensor:
+        """(P,) the number of each sampled weight's group, 0, 1, ..."""
+        ...
+
+
 class InUnits:
     """An objective as a function of u = w / s.
 
     Args:
-        objective: the loss as a function of w, with `groups`: (P,) the number of each sampled weight's group.
+        objective: the loss as a function of w.
 
     Attributes:
         objective: the same.
         units: s (P,).
     """
 
-    def __init__(self, objective: Objective) -> None:
+    def __init__(self, objective: Grouped) -> None:
         self.objective = objective
         self.units = units_of(objective.anchor, objective.groups)
         self.anchor = objective.anchor / self.units
