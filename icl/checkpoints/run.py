@@ -102,7 +102,9 @@ class Checkpoints:
             return None  # not in the folder, and the bucket does not answer: `lock` looks again once it does
         if config is None:
             _log.warning(
-                "%s in %s is damaged; what the checkpoints say of their settings counts", self._config_key, store
+                "%s in %s is damaged; the settings that are stored with the checkpoints are used instead",
+                self._config_key,
+                store,
             )
         return config
 
@@ -345,7 +347,7 @@ class Checkpoints:
             return self._decode(data, key, int(match[1]), "state")
         if match := _WEIGHTS.match(name):
             return self._decode(data, key, int(match[1]), "weights")
-        raise DamagedCheckpointError(f"{key} has no name that a checkpoint of icl has; move it away")
+        raise DamagedCheckpointError(f"{key} is not named as a checkpoint of icl; move it away")
 
     def _read(self, key: str, step: int, kind: str) -> Checkpoint:
         try:

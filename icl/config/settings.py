@@ -55,7 +55,7 @@ class Settings(BaseModel):
     def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         if not _takes_booleans(cls, str(info.field_name)) and any(isinstance(each, bool) for each in _leaves(value)):
             raise ValueError(
-                "true and false are no value of it; YAML reads yes, no, on and off as them, unless in quotes"
+                "true and false are not allowed here; YAML also reads yes, no, on and off as them, unless they are in quotes"
             )
         return value
 

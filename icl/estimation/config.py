@@ -116,7 +116,7 @@ class LLCConfig(Settings):
     def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
         """The present checkpoints nearest to those wanted."""
         if not wanted:
-            raise ConfigError("steps chooses no step; leave it out for every checkpoint")
+            raise ConfigError("steps is empty; leave it out to sample at every checkpoint")
         last = min(max(wanted), self.training.num_steps - 1)
         if last > present[-1]:
             raise ConfigError(

@@ -73,7 +73,10 @@ def load_library(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
 
 @cache
 def _tell(reason: str) -> None:
-    _log.warning("PyTorch does the work of the compiled code, more slowly (ICL_NATIVE=0 asks for that): %s", reason)
+    _log.warning(
+        "the compiled code cannot be used, and PyTorch does its work more slowly: %s (ICL_NATIVE=0 turns this message off)",
+        reason,
+    )
 
 
 @cache

@@ -25,7 +25,9 @@ class SamplerConfig(Settings):
     is the underdamped kernel of `icl.sampling.langevin`, and short pilot chains find its step size (`icl.sampling.tuning`).
     """
 
-    later = ("kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "noise_law")
+    later = (
+        "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "noise_law", "localization_units",
+    )  # fmt: skip
 
     sampling_method: str = Field(
         default="auto",
@@ -48,6 +50,10 @@ class SamplerConfig(Settings):
         ge=0,
         description="γ, the localisation: how strongly chains are pulled back to w*; null: max(1, λ_max / 44100), with λ_max the largest "
         "curvature that pilot chains meet, if they find the step size; else 1",
+    )
+    localization_units: Literal["absolute", "relative"] = Field(
+        default="absolute",
+        description="what γ and ε measure weights in: as they are, or each group of weights in units of its own root mean square at w*",
     )
     nbeta: float | None = Field(
         default=None,

@@ -76,4 +76,4 @@ def test_words_choose_and_a_wrong_one_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["icl", "config", "seed"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "icl config seed: there is train and llc" in capsys.readouterr().err
+    assert "icl config seed: name a command first, train or llc" in capsys.readouterr().err
