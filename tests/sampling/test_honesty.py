@@ -83,10 +83,10 @@ def test_n_must_come_from_somewhere():
         ({"noise_level": 1.3}, 1000, "too hot"),
         ({"bounding_box_size": 0.01}, 1000, "box"),
         ({"weight_decay": 100.0}, 1000, "too hot"),
-        ({"gamma": 1e5, "epsilon": 1e-6, "num_draws": 1000}, 1000, "localisation decides"),
+        ({"gamma": 1e5, "epsilon": 1e-6, "num_draws": 1000, "num_burnin_steps": 300}, 1000, "localisation decides"),
         ({"sampling_method": "sgnht", "epsilon": 1e-5}, 1, "too hot"),
         ({"sampling_method": "rmsprop_sgld"}, 1, "too hot"),
-        ({"sampling_method": "rmsprop_sgld"}, 1000, "too hot"),
+        ({"sampling_method": "rmsprop_sgld", "num_draws": 1000, "num_burnin_steps": 300}, 1000, "too hot"),
         ({"num_draws": 20}, 1000, "not tested"),
     ],
 )
