@@ -100,7 +100,7 @@ def test_a_setting_that_does_not_sample_the_target_is_not_healthy(settings, batc
 @pytest.mark.parametrize("off", [0.02, 0.05, 0.1])
 def test_a_point_that_is_no_minimum_is_told_with_what_it_costs(off):
     model, inputs, targets = regression(1000, 10, off)
-    result = estimate_llc(model, half, [(inputs, targets)], BRIEF)
+    result = estimate_llc(model, half, [(inputs, targets)], FIXED)
     assert "w* is not the minimum" in result.verdict.text
     with torch.no_grad():
         gain = half(model, (inputs, targets)) - half(regression(1000, 10)[0], (inputs, targets))
@@ -120,7 +120,7 @@ def test_control_variates_quiet_every_kernel():
     model, inputs, targets = regression(2000, 6)
     for method, epsilon in (("sgld", 2e-4), ("langevin", 2e-4), ("sgnht", 1e-4)):
         given = {"sampling_method": method, "epsilon": epsilon, "eval_dataset_size": 2000, "friction": 100.0}
-        config = BRIEF.model_copy(update=given)
+        config = FIXED.model_copy(update=given)
         plain, quiet = (
             estimate_llc(model, half, cut(inputs, targets, 16), config.model_copy(update={"control_variates": each}))
             for each in ("off", "on")
