@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.pages import fill, mark, markdown_table
+from benchmarks.pages import fill, mark, markdown_table, rows_of
 from icl.storage.files import write_atomically
 
 SHOWN = ("what", "variant", "time", "times as fast", "note")
@@ -56,7 +56,7 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
             "times as fast": f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})" if row.speedup == row.speedup else "",
             "note": row.note,
         }
-        for row in results.itertuples()
+        for row in rows_of(results)
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(SHOWN))
 

@@ -120,7 +120,7 @@ def test_control_variates_quiet_every_kernel():
     model, inputs, targets = regression(2000, 6)
     for method, epsilon in (("sgld", 2e-4), ("langevin", 2e-4), ("sgnht", 1e-4)):
         given = {"sampling_method": method, "epsilon": epsilon, "eval_dataset_size": 2000, "friction": 100.0}
-        config = FIXED.model_copy(update=given)
+        config = BRIEF.model_copy(update=given)
         plain, quiet = (
             estimate_llc(model, half, cut(inputs, targets, 16), config.model_copy(update={"control_variates": each}))
             for each in ("off", "on")
