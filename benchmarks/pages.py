@@ -1,6 +1,6 @@
 """Tables inside pages that people write: the text between two marks, made anew from files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -8,7 +8,7 @@ import pandas as pd
 END = "<!-- end of that table -->"
 
 
-def rows_of(table: pd.DataFrame) -> Iterator[Any]:
+def rows_of(table: pd.DataFrame) -> Iterable[Any]:
     """The rows, with the columns as attributes, which no type checker knows."""
     return table.itertuples()
 

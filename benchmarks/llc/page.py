@@ -59,7 +59,7 @@ def bias() -> str:
             f"{row.estimate:.1f} ± {row.mcse:.1f}",
             percent(row.relative_error, "+"),
         ]
-        for row in rows_of(table[table["model"] == HARDEST])
+        for row in rows_of(table.loc[table["model"] == HARDEST])
     ]
     return markdown_table(("draws", "γ", "λ̂", "error"), rows)
 
@@ -102,7 +102,7 @@ def honesty(of: str = "all") -> str:
             f"{row.sound:.0f}", percent(row.sound_healthy_within_10_percent, digits=0) if row.sound else "",
             percent(row.false_alarms) if row.sound else "",
         ]
-        for row in rows_of(table[table["of"] == of])
+        for row in rows_of(table.loc[table["of"] == of])
     ]  # fmt: skip
     head = (
         of if of != "all" else "", "cases", "wrong", "wrong and healthy", "sound", "of these healthy and within 10 %", "false alarms",
