@@ -8,9 +8,20 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "icl"
 
 ROOMS = (
-    *("__main__", "cli", "commands", "execution", "estimation", "training", "figures", "analysis", "sampling"),
+    *(
+        "__main__",
+        "__init__",
+        "cli",
+        "commands",
+        "execution",
+        "estimation",
+        "training",
+        "figures",
+        "analysis",
+        "sampling",
+    ),
     *("tracking", "evals", "engine", "checkpoints", "config", "storage"),
-    *("model", "baselines", "tasks", "streams", "devices", "native", "__init__"),
+    *("model", "baselines", "tasks", "streams", "devices", "native"),
 )
 """From the top floor down: a room may import from those after it."""
 

@@ -110,7 +110,7 @@ class Settings(BaseModel):
         """
         own = self.identity()
         kept = {key: value for key, value in stored.items() if key in own}
-        then, now = _dotted(type(self).parse(kept).identity()), _dotted(own)
+        then, now = dotted(type(self).parse(kept).identity()), dotted(own)
         differing = [key for key in {**now, **then} if then.get(key) != now.get(key)]
         if not differing:
             return ""
@@ -147,11 +147,11 @@ class Settings(BaseModel):
             raise ConfigError(_one_line(cls, error)) from None
 
 
-def _dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested plain data as one mapping of dotted keys; a mapping that is a value itself is taken apart alike."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
 
 

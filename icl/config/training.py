@@ -246,6 +246,12 @@ class TrainingConfig(Settings):
         seed = type(self).parse({"task_config": stored["task_config"]}).task_config.model_seed
         return self.model_copy(update={"task_config": self.task_config.model_copy(update={"model_seed": seed})})
 
+    def told(self) -> Self:
+        """The same with the seeds that follow from the model's as null: what is left tells this run from others."""
+        bare = self.task_config.model_copy(update={"pretrain_seed": None, "true_seed": None, "sampling_seed": None})
+        follows = self.task_config.model_seed is not None and bare.resolved() == self.task_config
+        return self.model_copy(update={"task_config": bare}) if follows else self
+
     def _resolved_name(self) -> str | None:
         return self.name if self.task_config.model_seed is not None else self.run_name
 

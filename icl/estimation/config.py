@@ -12,9 +12,7 @@ from icl.config.steps import STEP_GRID, nearest_step
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
-
-NOT_DECISIVE = ("cores", "max_memory_bytes")
-"""Settings of a sampler that say with what means it computes, not what."""
+from icl.sampling.presets import MEANS
 
 
 class PlottingConfig(Settings):
@@ -81,7 +79,7 @@ class LLCConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """Plain data of what decides the estimates: the training run, how it is sampled, and where."""
         own = super().identity()
-        sampler = {name: value for name, value in own["sampler_config"].items() if name not in NOT_DECISIVE}
+        sampler = {name: value for name, value in own["sampler_config"].items() if name not in MEANS}
         return {**self.training.identity(), **own, "sampler_config": sampler}
 
     def resolved(self) -> Self:

@@ -8,6 +8,7 @@ from icl.config import Settings
 from icl.sampling.kernels import KERNELS
 from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical
 
+NoiseLaw = Literal["independent", "sequential"]
 EvalMethod = Literal["grad-minibatch", "new-minibatch", "fixed-minibatch", "dataset"]
 EvalMetric = Literal["likelihood-derived", "singular-fluctuation", "batch-loss", "weights", "covariance", "hessian"]
 
@@ -23,7 +24,7 @@ class SamplerConfig(Settings):
     underdamped kernel of `icl.sampling.langevin`, whose step size and localisation are found by pilot chains (`icl.sampling.tuning`).
     """
 
-    later = ("kernel_constants", "control_variates", "test_target", "target_error", "max_draws")
+    later = ("kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "noise_law")
 
     sampling_method: str = Field(
         default="auto", description="the kernel; auto: sgld where a step size is given, langevin where none is"
@@ -145,7 +146,12 @@ class SamplerConfig(Settings):
     )
 
     init_seed: int | None = Field(
-        default=None, description="chain i's noise has the seed init_seed + i; null: drawn, and kept with the result"
+        default=None, description="the seed of the chains' noise; null: drawn, and kept with the result"
+    )
+    noise_law: NoiseLaw = Field(
+        default="independent",
+        description="how chain c draws its noise; independent: from init_seed and c, so that no two seeds share a chain; sequential: "
+        "from init_seed + c, as before, where chain 1 of seed 0 is chain 0 of seed 1. With init_seed 0 both are the same numbers",
     )
     num_init_loss_batches: int | None = Field(
         default=None,

@@ -23,6 +23,7 @@ from icl.sampling.checks import cost_of_w_star, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
 from icl.sampling.look import chance_level, look_at
+from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import Batch, Losses, LossFunction, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
 from icl.sampling.plan import AnchorLosses, Evaluation, Plan, Recorder, TestSchedule
@@ -35,9 +36,6 @@ from icl.sampling.tuning import tune
 from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_agreement, judge_target
 
 logger = logging.getLogger(__name__)
-
-CHAIN_BITS = 20
-"""A run's chains have seeds init_seed · 2^20, init_seed · 2^20 + 1, ..."""
 
 MOST_TIMES = 4
 COST_BATCHES = 32
@@ -156,7 +154,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             found["friction"] = tuned.friction
         config = config.model_copy(update={"sampling_method": "langevin", "init_seed": seed, **found})
         plan = replace(plan, config=config, control=tuned.control)
-    seeds = [chain_seed(seed, chain) for chain in range(config.num_chains)]
+    seeds = chain_seeds(seed, config.num_chains, config.noise_law)
     run = _sampled(plan, seeds * len(objectives), ready.trace is None, inputs.progress)
     if config.num_init_loss_batches is not None:
         init = _mean_init_losses(plan.objective, plan.anchors, ready.evaluated, config.num_init_loss_batches)
@@ -237,11 +235,6 @@ def localisation_of(objective: Objective, inputs: Inputs, config: SamplerConfig)
     """γ as the pilot chains find it at one model (`icl.sampling.tuning`), for a run that keeps one γ at all its checkpoints."""
     ready = _prepared([objective], inputs, config)
     return tune(ready.plan, ready.seed).gamma
-
-
-def chain_seed(seed: int, chain: int) -> int:
-    """The seed of a chain's noise: chains of different runs share none."""
-    return (seed << CHAIN_BITS) + chain
 
 
 def with_samples(config: SamplerConfig, supply: Supply) -> SamplerConfig:

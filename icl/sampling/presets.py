@@ -2,6 +2,7 @@
 
 import json
 from difflib import get_close_matches
+from typing import Any
 
 from icl.config import ConfigError
 from icl.sampling.config import SamplerConfig
@@ -23,6 +24,9 @@ AUTOMATIC = SamplerConfig(num_draws=3000, num_burnin_steps=1000, init_seed=0, ta
 """The default for any model: the underdamped kernel, its step size and localisation found by pilot chains; measured in docs/llc.md.
 n, and with it nβ = n / log n, comes from the data or from the user."""
 
+MEANS = ("cores", "max_memory_bytes")
+"""Settings of a sampler that say with what means it computes, not what."""
+
 PRESETS = {
     "published": PUBLISHED,
     "calibrated": CALIBRATED,
@@ -42,3 +46,12 @@ def preset_override(name: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
         raise ConfigError(f"no preset {name!r}: {hint}")
     return f"sampler_config={json.dumps(PRESETS[name].model_dump(mode='json', exclude_unset=True))}"
+
+
+def preset_of(sampler: SamplerConfig) -> str:
+    """The name of the preset that these settings are, or nothing; with what means they compute does not count."""
+
+    def told(settings: SamplerConfig) -> dict[str, Any]:
+        return settings.model_dump(exclude=set(MEANS))
+
+    return next((name for name, preset in PRESETS.items() if told(preset) == told(sampler)), "")
