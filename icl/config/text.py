@@ -86,7 +86,6 @@ class _Loader(yaml.SafeLoader):
             problem = f"{shown} no valid {tag} ({_short(str(error))}); put text in quotes"
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
-
     def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
         """By what the keys are and by how they are written down with a run: 1, 1.0, 0x1 and '1' are one key."""
         seen: set[object] = set()
@@ -101,7 +100,9 @@ class _Loader(yaml.SafeLoader):
 
 def _refused_tag(loader: _Loader, node: yaml.Node) -> object:
     tag = node.tag.replace(_YAML, "!!")
-    problem = "put '=' in quotes" if node.value == "=" else f"a value of the type {tag} has no place here; write it plainly"
+    problem = (
+        "put '=' in quotes" if node.value == "=" else f"a value of the type {tag} has no place here; write it plainly"
+    )
     raise ConstructorError(None, None, problem, node.start_mark)
 
 

@@ -393,4 +393,8 @@ def test_what_no_configuration_could_hold_is_one_line_with_file_and_line(tmp_pat
 def test_a_file_of_thousands_of_parameters_is_refused_before_it_is_expanded(tmp_path):
     names = ", ".join(f"a{number}: {{value: 1}}" for number in range(1001))
     with pytest.raises(ConfigError, match=r"1,003 parameters"):
-        expand(load_sweep(write(tmp_path, f"method: grid\nparameters: {{b: {{parameters: {{c: {{value: 1}}}}}}, {names}}}")))
+        expand(
+            load_sweep(
+                write(tmp_path, f"method: grid\nparameters: {{b: {{parameters: {{c: {{value: 1}}}}}}, {names}}}")
+            )
+        )
