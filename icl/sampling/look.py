@@ -88,7 +88,7 @@ def _displacement(anchor: Tensor, share: float) -> Tensor:
 
 
 def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
-    """Compare the gradient with the change of the loss along three directions, which shows a graph that was cut or recomputed at other weights.
+    """Compare the gradient with the change of the loss along three directions, which shows a graph that was cut or changed.
 
     Along the gradient, where a wrong factor shows best; in all coordinates alike, and in those alone where the gradient is 0, where a part
     that is missing does. And with the gradient that a module gets by itself.
@@ -116,14 +116,21 @@ def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
 
     def check(direction: Tensor, distance: float, tolerance: float) -> None:
         promised = float((gradient.double() * direction).sum())
-        far, close = rate(direction, distance), rate(direction, 0.3 * distance)
-        # Two distances that agree leave no doubt about the true rate.
-        doubt = 5 * abs(far - close) + noise / distance + noise / (0.3 * distance)
-        if abs(far - promised) > tolerance + doubt:
-            raise ValueError(
-                f"the gradient is not that of the loss: along one direction the loss changes at the rate {far:.4g}, not {promised:.4g}. Turn "
-                "activation checkpointing off, detach or round nothing between the weights and the loss, and call model.eval()"
-            )
+        # Weights of very different sizes may need a short distance: it is shortened while rounding allows.
+        far, rounding = rate(direction, distance), noise / distance
+        while True:
+            distance *= 0.3
+            close, more_rounding = rate(direction, distance), noise / distance
+            # Two distances that agree leave no doubt about the true rate.
+            doubt = 5 * abs(far - close) + rounding + more_rounding
+            if abs(far - promised) <= tolerance + doubt:
+                return
+            if not 0 < more_rounding <= tolerance:
+                raise ValueError(
+                    f"the gradient is not that of the loss: in one direction the loss changes at the rate {far:.4g}, not {promised:.4g}. "
+                    "Turn activation checkpointing off, detach or round nothing between the weights and the loss, and call model.eval()"
+                )
+            far, rounding = close, more_rounding
 
     check(gradient / slope, 1e-2 * size, GRADIENT_TOLERANCE * slope)
     everywhere = torch.sign(_displacement(near, 1.0))

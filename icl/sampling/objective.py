@@ -137,7 +137,7 @@ class ModuleObjective:
 
     def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
         """The gradient (P,) at weights (P,) as a copy of the module that holds them gets it, by its own backward pass; None where it cannot
-        be copied so. Where the module reads its weights again during the backward pass, the gradients (1, P) of `losses_and_gradients` differ."""
+        be copied so. Where the module reads its weights again during the backward pass, that of `losses_and_gradients` differs."""
         try:
             module = copy.deepcopy(self._model)
             own = dict(module.named_parameters())
@@ -152,6 +152,12 @@ class ModuleObjective:
             return None
         gradients = [torch.zeros_like(own[name]) if own[name].grad is None else own[name].grad for name in self._sizes]
         return torch.cat([gradient.reshape(-1) for gradient in gradients]).to(position.dtype)
+
+    @property
+    def groups(self) -> Tensor:
+        """(P,) which parameter tensor each sampled weight belongs to."""
+        sizes = torch.tensor([size.numel() for size in self._sizes.values()])
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
 
     def bytes_for_backward(self, batch: Batch) -> int:
         """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
