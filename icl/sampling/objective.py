@@ -150,8 +150,9 @@ class ModuleObjective:
                 self._loss_fn(module, batch).mean().backward()
         except Exception:  # a model may raise anything, and this is one look of several
             return None
-        gradients = [torch.zeros_like(own[name]) if own[name].grad is None else own[name].grad for name in self._sizes]
-        return torch.cat([gradient.reshape(-1) for gradient in gradients]).to(position.dtype)
+        found = [(own[name], own[name].grad) for name in self._sizes]
+        pieces = [torch.zeros_like(weight) if gradient is None else gradient for weight, gradient in found]
+        return torch.cat([piece.reshape(-1) for piece in pieces]).to(position.dtype)
 
     @property
     def groups(self) -> Tensor:
@@ -295,7 +296,7 @@ def refuse_unfit_weights(model: nn.Module) -> None:
                 f"{name} repeats one number in several entries; make it contiguous, or make the number the parameter"
             )
         if value.numel() and value.layout == torch.strided:
-            place = value.untyped_storage().data_ptr(), value.storage_offset()
+            place = value.untyped_storage().data_ptr(), int(value.storage_offset())
             if place in places:
                 raise ValueError(
                     f"{name} and {places[place]} share their memory but are two parameters; make them one, as in b.weight = a.weight"
@@ -303,7 +304,7 @@ def refuse_unfit_weights(model: nn.Module) -> None:
             places[place] = name
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def _unwrapped(model: Any) -> nn.Module:
     """The module that `torch.compile` or data parallelism was put around; it computes the same, and takes other weights."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
