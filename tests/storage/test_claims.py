@@ -323,11 +323,14 @@ class Occupied:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_waiting_for_a_claim_ends_at_the_first_signal(number):
-    start = time.monotonic()
-    timer = threading.Timer(0.2, os.kill, (os.getpid(), number))
-    with pytest.raises(KeyboardInterrupt), stop_signal():
-        timer.start()
-        with Claim(Occupied(), "icl/run/.claim", lifetime_s=60.0).held("the run run"):
+    def wait() -> None:
+        with stop_signal(), Claim(Occupied(), "icl/run/.claim", lifetime_s=60.0).held("the run run"):
             pass
+
+    start = time.monotonic()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        wait()
     timer.join()
     assert time.monotonic() - start < 20.0
