@@ -59,7 +59,8 @@ def estimate_over_run(
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     start = 0
     for steps, weights in _read_ahead(checkpoints, groups):
-        if should_stop():
+        # Not before the first: until its first step it may compile, which a signal ends at once (`stop_signal`).
+        if start > 0 and should_stop():
             return len(todo) - start
 
         def report(now: int, total: int, start: int = start, share: int = len(steps)) -> None:

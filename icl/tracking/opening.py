@@ -1,6 +1,7 @@
 """Which trackers a run gets."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from operator import itemgetter
@@ -50,7 +51,7 @@ def open_tracker(
     if wanted == "local" or disabled or (wanted == "auto" and not set_up):
         return local
     note = local.directory / RUN_ID
-    run_id = environ.get("WANDB_RUN_ID") or (_noted(note) if next_step > 0 else None)
+    run_id = _given_id(environ, note, notify) or (_noted(note) if next_step > 0 else None)
     wandb_tracker = WandbTracker(
         name,
         config,
@@ -66,6 +67,17 @@ def open_tracker(
     # A run that began elsewhere, or while W&B was silent, appears there whole; what the server has is not sent twice.
     replay(local.directory, wandb_tracker)
     return TeeTracker(local, wandb_tracker)
+
+
+def _given_id(environ: Mapping[str, str], note: Path, notify: Notify) -> str | None:
+    """WANDB_RUN_ID; a new id where another run here has that one: W&B would take the two for one."""
+    given = environ.get("WANDB_RUN_ID")
+    others = note.parent.parent.glob(f"*/{RUN_ID}") if given else ()
+    taken = next((path.parent.name for path in others if path != note and _noted(path) == given), None)
+    if taken is None:
+        return given
+    notify(f"WANDB_RUN_ID={given} is that of the run {taken}: this one gets an id of its own")
+    return _noted(note) or secrets.token_hex(4)
 
 
 def _noted(note: Path) -> str | None:
