@@ -81,7 +81,7 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ConfigError(f"{source}: command must be a list of words (got {_shown(command)})")
     for key in ("name", "project", "entity"):
         if not isinstance(data.get(key), str | None):
-            raise ConfigError(f"{source}: {key} must be a text; put it in quotes (got {_shown(data[key])})")
+            raise ConfigError(f"{source}: {key} must be text; put it in quotes (got {_shown(data[key])})")
     return Sweep(
         source,
         method,
@@ -218,7 +218,7 @@ def _checked_parameters(tree: Any, path: str, source: str) -> dict[str, Any]:
     for name, entry in tree.items():
         place = f"{path}.{name}"
         if not isinstance(name, str):
-            raise ConfigError(f"{source}: {place}: the name of a parameter is a text (got {name!r})")
+            raise ConfigError(f"{source}: {place}: the name of a parameter must be text (got {name!r})")
         if "." in name:
             outer, inner = name.split(".", 1)
             nested = f"{outer}: {{parameters: {{{inner}: ...}}}}"

@@ -1,4 +1,4 @@
-"""What goes into an estimate, looked at with a batch or two before any sampling.
+"""A look at model, loss and data before any sampling, on one or two batches.
 
 Shapes: P sampled parameters, T losses of one batch.
 """
@@ -181,8 +181,11 @@ def _differ(first: Tensor, second: Tensor) -> bool:
 
 
 def chance_level(objective: Objective, batch: Batch) -> float | None:
-    """The loss of weights that know nothing of the data: zeros, or where those are no worse than w*, as at a singularity in the origin,
-    random weights of the size of w* (of size 1, if that is 0). None where neither is worse than w*."""
+    """The loss of weights that know nothing of the data, or None if no such weights are worse than w*.
+
+    These are zeros. If zeros are no worse than w*, as at a singularity in the origin, they are random weights of the norm of w*, or of norm
+    1 if that is 0.
+    """
     anchor = objective.anchor
     scale = float(anchor.double().square().mean().sqrt()) or 1.0
     place = torch.arange(anchor.numel(), device=anchor.device, dtype=torch.float32)

@@ -40,9 +40,9 @@ def open_tracker(
 
     Args:
         next_step: the step that the run is about to do; later rows are dropped, see `LocalTracker`.
-        wanted: "auto" takes W&B where a key for it is found or an agent started the process; "wandb" also without a
-            key, offline; "local" never does; "none" records nothing. WANDB_MODE=disabled is "local".
-        project, entity: from the sweep file; an agent's, WANDB_PROJECT and WANDB_ENTITY come first.
+        wanted: "local" writes files. "wandb" writes files and records on W&B, offline if there is no key. "auto" is "wandb" if
+            a key is found or an agent started the process, else "local". "none" records nothing. WANDB_MODE=disabled makes it "local".
+        project, entity: from the sweep file; WANDB_PROJECT and WANDB_ENTITY, which an agent sets, take precedence.
     """
     if wanted == "none":
         return NullTracker()
@@ -89,7 +89,7 @@ def _noted(note: Path) -> str | None:
 
 
 def replay(directory: str | Path, tracker: Tracker) -> None:
-    """Tell a tracker all that the files of `LocalTracker` hold, but for how the run ended."""
+    """Send a tracker all that the files of `LocalTracker` hold, except how the run ended."""
     folder = Path(directory)
     images: dict[int, dict[str, Path]] = {}
     for path in sorted((folder / IMAGES).glob("*-*.png")):

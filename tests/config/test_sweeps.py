@@ -173,8 +173,8 @@ def test_select():
         ("method: grid\nparamters: {a: {value: 1}}", "'method' and 'parameters'"),
         ("method: grid\nprogam: x\nparameters: {a: {value: 1}}", "unknown key 'progam': did you mean 'program'"),
         ("method: grid\nrun_cap: true\nparameters: {a: {value: 1}}", "run_cap must be"),
-        ("method: grid\nproject: 7\nparameters: {a: {value: 1}}", "project must be a text"),
-        ("method: grid\nparameters: {1: {value: 1}}", r"parameters\.1: the name of a parameter is a text"),
+        ("method: grid\nproject: 7\nparameters: {a: {value: 1}}", "project must be text"),
+        ("method: grid\nparameters: {1: {value: 1}}", r"parameters\.1: the name of a parameter must be text"),
         ("method: grid\nparameters: {a: {}}", r"parameters\.a is empty"),
         ("method: grid\nparameters: {a: {value: 1, values: [2]}}", r"parameters\.a has both value and values"),
         (
