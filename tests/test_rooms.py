@@ -10,6 +10,7 @@ PACKAGE = ROOT / "icl"
 ROOMS = (
     *(
         "__main__",
+        "__init__",
         "cli",
         "commands",
         "execution",
@@ -18,10 +19,9 @@ ROOMS = (
         "figures",
         "analysis",
         "subjects",
-        "sampling",
     ),
-    *("tracking", "evals", "engine", "checkpoints", "config", "storage"),
-    *("model", "baselines", "tasks", "streams", "devices", "native", "__init__"),
+    *("sampling", "tracking", "evals", "engine", "checkpoints", "config"),
+    *("model", "baselines", "tasks", "streams", "devices", "native", "storage"),
 )
 """From the top floor down: a room may import from those after it."""
 

@@ -12,13 +12,11 @@ from icl.config.steps import STEP_GRID, nearest_step
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
+from icl.sampling.presets import MEANS
 from icl.subjects.named import short_name
 
 REGRESSION = "regression"
 """The name of the subject that a training run of this library is."""
-
-NOT_DECISIVE = ("cores", "max_memory_bytes")
-"""Settings of a sampler that say with what means it computes, not what."""
 
 
 class PlottingConfig(Settings):
@@ -53,7 +51,7 @@ class LLCConfig(Settings):
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="the training run whose checkpoints these are (subject regression alone)"
     )
-    sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to average")
+    sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to measure")
     steps: StepGrid = Field(
         default=None, description=f"training steps to sample at: {STEP_GRID}; null: every checkpoint"
     )
@@ -62,7 +60,7 @@ class LLCConfig(Settings):
         default=None, description="the one checkpoint to sample at: its place among the run's, -1 for the last"
     )
     plotting_config: PlottingConfig = Field(default=PlottingConfig(), description="figures of each estimate")
-    testing: bool = Field(default=False, description="sample at the first and last of the chosen steps alone")
+    testing: bool = Field(default=False, description="sample only at the first and the last of the chosen steps")
 
     @model_validator(mode="after")
     def _one_choice_of_steps(self) -> Self:
@@ -126,7 +124,7 @@ class LLCConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """Plain data of what decides the estimates: the subject, how it is sampled, and where."""
         own = super().identity()
-        sampler = {name: value for name, value in own["sampler_config"].items() if name not in NOT_DECISIVE}
+        sampler = {name: value for name, value in own["sampler_config"].items() if name not in MEANS}
         training = self.training.identity() if self.is_regression else {}
         return {**training, **own, "sampler_config": sampler}
 
@@ -164,7 +162,7 @@ class LLCConfig(Settings):
     def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
         """The present checkpoints nearest to those wanted."""
         if not wanted:
-            raise ConfigError("steps chooses no step; leave it out for every checkpoint")
+            raise ConfigError("steps is empty; leave it out to sample at every checkpoint")
         last = min(max(wanted), self._num_steps(present) - 1)
         if last > present[-1]:
             raise ConfigError(

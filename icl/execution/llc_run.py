@@ -57,7 +57,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     subject = subject_of(config, place)
     name = config.name
     estimates = estimates_of(config, place)
-    with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
+    with stop_signal(place.supervisor) as stopped, estimates.lock(place.lock_wait_s):
         # What cannot be met, and weights of another run, are errors before anything is recorded.
         subject.model(config.chosen_steps(subject.steps())[0])
         rows = read_estimates(place.results / name)

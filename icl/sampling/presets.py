@@ -2,6 +2,7 @@
 
 import json
 from difflib import get_close_matches
+from typing import Any
 
 from icl.config import ConfigError
 from icl.sampling.config import SamplerConfig
@@ -10,8 +11,8 @@ PUBLISHED = SamplerConfig(
     num_chains=10, num_draws=5000, gradient_scale=0.01, localization_scale=0.001, noise_scale=0.0003, grad_batch_origin="eval-dataset",
     eval_dataset_size=2**20, per_token=True, init_seed=0, num_init_loss_batches=1024,
 )  # fmt: skip
-"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in. At early checkpoints its chains
-leave the basin."""
+"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in. Its chains
+leave the basin around w* (docs/reproduction.md)."""
 
 CALIBRATED = SamplerConfig(
     sampling_method="langevin", num_chains=4, num_draws=400, num_burnin_steps=100, epsilon=1.6e-5, gamma=1000.0, nbeta=100.0,
@@ -23,12 +24,15 @@ AUTOMATIC = SamplerConfig(num_draws=3000, num_burnin_steps=1000, init_seed=0, ta
 """The default for any model: the underdamped kernel, its step size and localisation found by pilot chains; measured in docs/llc.md.
 n, and with it nβ = n / log n, comes from the data or from the user."""
 
+MEANS = ("cores", "max_memory_bytes")
+"""Settings of a sampler that say with what means it computes, not what."""
+
 PRESETS = {
     "published": PUBLISHED,
     "calibrated": CALIBRATED,
     "automatic": AUTOMATIC.model_copy(update={"eval_dataset_size": 2**17}),
 }
-"""By name, for sweep files: the paper's data have no end, so `automatic` says n there."""
+"""The presets by name, for sweep files. `automatic` gives n here, because the paper's data have no end."""
 
 
 def preset_override(name: str) -> str:
@@ -42,3 +46,12 @@ def preset_override(name: str) -> str:
         hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
         raise ConfigError(f"no preset {name!r}: {hint}")
     return f"sampler_config={json.dumps(PRESETS[name].model_dump(mode='json', exclude_unset=True))}"
+
+
+def preset_of(sampler: SamplerConfig) -> str:
+    """The name of the preset that these settings are, or nothing; with what means they compute does not count."""
+
+    def told(settings: SamplerConfig) -> dict[str, Any]:
+        return settings.model_dump(exclude=set(MEANS))
+
+    return next((name for name, preset in PRESETS.items() if told(preset) == told(sampler)), "")

@@ -1,0 +1,24 @@
+"""What tells the runs of a sweep apart: the settings that vary, under their dotted names."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from icl.config.settings import dotted
+
+UNSET = None
+"""What a setting counts as in a run that does not have it."""
+
+
+def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The dotted names of the settings that take more than one value, in the order in which they are met.
+
+    Args:
+        configs: plain nested data, such as `Settings.model_dump(mode="json")`. The name of a run is no setting.
+    """
+    flat = [dotted(config) for config in configs]
+    names = dict.fromkeys(name for each in flat for name in each)
+    return [
+        name
+        for name in names
+        if name != "run_name" and any(each.get(name, UNSET) != flat[0].get(name, UNSET) for each in flat)
+    ]

@@ -1,0 +1,265 @@
+"""Runs as things: what a run was told to do, its metrics and estimates as tables, its checkpoints as models.
+
+    run = icl.open_run("L2H4Minf-K8-seed0-1a2b3c4d")    # or runs = icl.open_runs("my-sweep.yaml")
+    run.metrics.plot("step", "pretrain/mse")
+    run.model(run.steps[-1])
+
+Nothing here writes, and nothing is remembered: a table is read anew each time, so a growing run shows its last row.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from icl.checkpoints import Checkpoints
+from icl.checkpoints.run import FOLDER
+from icl.config import ConfigError, TrainingConfig
+from icl.config.settings import dotted
+from icl.config.sweeps import expand, load_sweep
+from icl.config.varying import varying
+from icl.estimation import LLCConfig
+from icl.estimation.traces import read_estimates, read_traces
+from icl.model import InContextRegressionTransformer
+from icl.sampling.presets import preset_of
+from icl.storage import LocalStore, Store, local_root, store_from_environment
+from icl.tracking import read_metrics, read_summary
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What one `icl llc` left of a run: the estimates under one choice of sampler settings and checkpoints.
+
+    Attributes:
+        name: of their folder, `llc-<run>-<hash>`.
+        folder: that folder.
+    """
+
+    name: str
+    folder: Path
+
+    @cached_property
+    def stored(self) -> dict[str, Any]:
+        """The settings as they were written with the estimates; empty where they are lost."""
+        return Checkpoints(LocalStore(self.folder.parent.parent), self.name).config() or {}
+
+    @property
+    def settings(self) -> LLCConfig:
+        """The same, typed; raises `ConfigError` if this version does not take them."""
+        return LLCConfig.parse(self.stored)
+
+    @property
+    def preset(self) -> str:
+        """The name of the sampler's preset, or nothing if it is none."""
+        return preset_of(self.settings.sampler_config) if self.stored else ""
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """One row per checkpoint: `step` and the columns of `icl.sampling.LLCResult.summary` (`llc/mean`, `llc/mcse`,
+        `verdict`, ...)."""
+        return pd.DataFrame(read_estimates(self.folder))
+
+    @property
+    def traces(self) -> pd.DataFrame:
+        """The course of the chains, thinned: `step`, `chain`, `draw`, `loss`, `distance`."""
+        rows = [
+            pd.DataFrame({"step": each["step"], "chain": chain, "draw": each["draw"], "loss": loss, "distance": far})
+            for each in read_traces(self.folder)
+            for chain, (loss, far) in enumerate(zip(each["loss"], each["distance"], strict=True))
+        ]
+        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run.
+
+    Attributes:
+        name: of the run.
+        store: of its checkpoints.
+        results: the folder that holds the folders of metrics.
+    """
+
+    name: str
+    store: Store
+    results: Path
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """Its checkpoints, as files."""
+        return Checkpoints(self.store, self.name)
+
+    @cached_property
+    def settings(self) -> TrainingConfig:
+        """What the run was told to do, seeds resolved.
+
+        Raises:
+            ConfigError: nothing is stored, or this version does not take it.
+        """
+        stored = self.checkpoints.settings()
+        if stored is None:
+            raise ConfigError(f"the run {self.name} has no config.json beside its checkpoints; is this its name?")
+        return TrainingConfig.parse(stored)
+
+    @property
+    def config(self) -> pd.DataFrame:
+        """The settings as one row: `run`, then every setting under its dotted name, such as `optimizer_config.lr`."""
+        flat = {key: _cell(value) for key, value in dotted(self.settings.told().model_dump(mode="json")).items()}
+        return pd.DataFrame([{"run": self.name, **flat}])
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """What training logged, one row per step: `step`, `batch/loss` and, on the logging grid, `pretrain/mse`, ..."""
+        return pd.DataFrame(read_metrics(self.results / self.name))
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """The run's headline numbers, and its `status`."""
+        return read_summary(self.results / self.name)
+
+    @property
+    def estimate_sets(self) -> list[Estimates]:
+        """Its estimates, one entry for each choice of sampler settings and checkpoints, by name."""
+        pattern = re.compile(rf"llc-{re.escape(self.name)}-[0-9a-f]{{8}}")
+        folders = self.results.iterdir() if self.results.is_dir() else ()
+        return [Estimates(folder.name, folder) for folder in sorted(folders) if pattern.fullmatch(folder.name)]
+
+    @property
+    def estimates(self) -> pd.DataFrame:
+        """All estimates: `estimates` (their name), `preset`, `step`, then those of `Estimates.rows`."""
+        parts = [(each, each.rows) for each in self.estimate_sets]
+        tables = [rows.assign(estimates=each.name, preset=each.preset) for each, rows in parts if len(rows)]
+        return _first(_joined(tables), "estimates", "preset", "step")
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps of its checkpoints, ascending."""
+        return self.checkpoints.steps()
+
+    @property
+    def finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return self.checkpoints.finished_step() is not None
+
+    def model(self, step: int) -> InContextRegressionTransformer:
+        """The model at a checkpoint, on the CPU.
+
+        Raises:
+            CheckpointError: there is none at this step, or it is damaged.
+        """
+        checkpoints = self.checkpoints.expect(self.settings)
+        return InContextRegressionTransformer.from_weights(self.settings.task_config.shape, checkpoints.load(step))
+
+
+@dataclass(frozen=True)
+class Runs(Sequence[Run]):
+    """Several runs, and what tells them apart. A sequence of `Run`.
+
+    Attributes:
+        runs: in the order of the sweep.
+        differing: the dotted names of the settings that vary, such as `optimizer_config.lr`.
+    """
+
+    runs: tuple[Run, ...]
+    differing: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.runs)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.runs[index]
+
+    def __iter__(self) -> Iterator[Run]:
+        return iter(self.runs)
+
+    @property
+    def config(self) -> pd.DataFrame:
+        """One row per run: `run`, then every setting under its dotted name."""
+        return _joined([run.config for run in self.runs])
+
+    @property
+    def metrics(self) -> pd.DataFrame:
+        """The metrics of all runs: `run`, the settings that vary, then those of `Run.metrics`."""
+        return self._labelled([(run, run.metrics) for run in self.runs])
+
+    @property
+    def estimates(self) -> pd.DataFrame:
+        """The estimates of all runs: `run`, the settings that vary, then those of `Run.estimates`."""
+        return self._labelled([(run, run.estimates) for run in self.runs])
+
+    def _labelled(self, parts: Sequence[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
+        labels = self.config.set_index("run").reindex(columns=list(self.differing))
+        tables = [
+            table.assign(run=run.name, **{str(name): value for name, value in labels.loc[run.name].items()})
+            for run, table in parts
+            if len(table)
+        ]
+        return _first(_joined(tables), "run", *self.differing)
+
+
+def open_run(name: str | Path, environ: Mapping[str, str] = os.environ) -> Run:
+    """A trained run, by its name (`icl runs` lists them) or by its folder `<root>/icl/<name>`.
+
+    Raises:
+        ConfigError: there is no such run; the message names the nearest.
+    """
+    folder = Path(name).resolve()
+    if folder.is_dir() and os.sep in str(name):
+        if folder.parent.name != FOLDER:
+            raise ConfigError(f"{name} is not the folder of a run; give the one that holds config.json, ROOT/icl/RUN")
+        run = Run(folder.name, LocalStore(folder.parent.parent), folder.parent)
+    else:
+        run = Run(str(name), store_from_environment(environ), local_root(environ) / FOLDER)
+    if run.checkpoints.settings() is None:
+        raise ConfigError(f"there is no run {run.name!r} in {run.store}; {_known(run)}")
+    return run
+
+
+def open_runs(sweep: str | Path | Sequence[str], environ: Mapping[str, str] = os.environ) -> Runs:
+    """The runs of a training sweep file that have begun, or those of the given names.
+
+    Raises:
+        ConfigError: a wrong file, no such run, or none that has begun.
+    """
+    if not isinstance(sweep, (str, Path)):
+        runs = [open_run(name, environ) for name in sweep]
+    else:
+        store, results = store_from_environment(environ), local_root(environ) / FOLDER
+        names = dict.fromkeys(TrainingConfig.parse(data).name for data in expand(load_sweep(sweep)))
+        every = [Run(name, store, results) for name in names]
+        runs = [run for run in every if run.checkpoints.settings() is not None]
+        if not runs:
+            raise ConfigError(f"no run of {sweep} has begun; start it with: icl train {sweep}")
+    told = [run.settings.told().model_dump(mode="json") for run in runs]
+    return Runs(tuple(runs), tuple(varying(told)))
+
+
+def _known(run: Run) -> str:
+    names = sorted({key.split("/")[1] for key in run.store.list(FOLDER)} - {run.name})
+    names = [name for name in names if not name.startswith("llc-")]
+    near = get_close_matches(run.name, names, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"known runs: {', '.join(names[:5])}" if names else "train one with: icl train SWEEP.yaml"
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def _first(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """The table with these columns first, as far as it has them."""
+    first = [name for name in columns if name in table.columns]
+    rest = [name for name in table.columns if name not in first]
+    return pd.DataFrame(table, columns=pd.Index([*first, *rest]))
+
+
+def _cell(value: Any) -> Any:
+    """A setting as the cell of a table: a list is a text there."""
+    return str(value) if isinstance(value, list) else value
