@@ -244,22 +244,25 @@ def analyse(
 
 @app.command()
 def tabulate(
-    sweep: Annotated[Path, typer.Argument(help="The W&B sweep file that `icl llc` ran.")],
-    output: Annotated[Path, typer.Option(help="Folder of the tables.")],
+    sweep: Annotated[Path, typer.Argument(help="The sweep file that `icl train` or `icl llc` ran.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the tables. Default: data/<name of the sweep file>.")
+    ] = None,
     name: Annotated[str, typer.Option(help="Of the table: llc, or llc_calibrated beside it.")] = "llc",
+    preset: Annotated[
+        str | None, typer.Option(help="Only the estimates under this preset; needed where there are several.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Bring the estimates that `icl llc` made into a table, and the course of their chains into another.
+    """Bring the estimates and the training metrics of a sweep's runs into tables, with a column for each setting that
+    varies.
 
-    Runs of the sweep without estimates yet are left out; call it again when there are more.
+    llc.csv has one row per run and checkpoint, llc_traces.csv.gz the course of the chains, metrics.csv what training
+    logged. Runs without results yet are left out; call it again when there are more.
     """
-    from icl.config.sweeps import expand, load_sweep
-    from icl.estimation import LLCConfig
-    from icl.estimation.tables import tabulate
-    from icl.execution.surroundings import Surroundings
+    from icl.commands.tabulate import tabulate_command
 
-    configs = [LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides or [])]
-    for path in tabulate(configs, Surroundings.from_environment().results, output, name):
+    for path in tabulate_command(sweep, output, name, preset, overrides or []):
         print(path)
 
 
