@@ -8,6 +8,7 @@ from icl.config import Settings
 from icl.sampling.kernels import KERNELS
 from icl.sampling.parametrisation import Physical, Scales, standard_nbeta, to_physical
 
+NoiseLaw = Literal["independent", "sequential"]
 EvalMethod = Literal["grad-minibatch", "new-minibatch", "fixed-minibatch", "dataset"]
 EvalMetric = Literal["likelihood-derived", "singular-fluctuation", "batch-loss", "weights", "covariance", "hessian"]
 
@@ -23,7 +24,9 @@ class SamplerConfig(Settings):
     underdamped kernel of `icl.sampling.langevin`, whose step size and localisation are found by pilot chains (`icl.sampling.tuning`).
     """
 
-    later = ("kernel_constants", "control_variates", "test_target", "target_error", "max_draws")
+    later = (
+        "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "noise_law", "localization_units",
+    )  # fmt: skip
 
     sampling_method: str = Field(
         default="auto", description="the kernel; auto: sgld where a step size is given, langevin where none is"
@@ -45,6 +48,10 @@ class SamplerConfig(Settings):
         default=None,
         ge=0,
         description="γ, the localisation; null: by the rule max(1, λ_max / 44100) where the step size is found by pilot chains, else 1",
+    )
+    localization_units: Literal["absolute", "relative"] = Field(
+        default="absolute",
+        description="what γ and ε measure weights in: as they are, or each group of weights in units of its own root mean square at w*",
     )
     nbeta: float | None = Field(
         default=None, ge=0, description="nβ, the effective inverse temperature; null: eval_dataset_size / temperature"
@@ -145,7 +152,12 @@ class SamplerConfig(Settings):
     )
 
     init_seed: int | None = Field(
-        default=None, description="chain i's noise has the seed init_seed + i; null: drawn, and kept with the result"
+        default=None, description="the seed of the chains' noise; null: drawn, and kept with the result"
+    )
+    noise_law: NoiseLaw = Field(
+        default="independent",
+        description="how chain c draws its noise; independent: from init_seed and c, so that no two seeds share a chain; sequential: "
+        "from init_seed + c, as before, where chain 1 of seed 0 is chain 0 of seed 1. With init_seed 0 both are the same numbers",
     )
     num_init_loss_batches: int | None = Field(
         default=None,

@@ -23,6 +23,7 @@ from icl.sampling.checks import cost_of_w_star, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
 from icl.sampling.look import chance_level, look_at
+from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import Batch, Losses, LossFunction, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
 from icl.sampling.plan import AnchorLosses, Evaluation, Plan, Recorder, TestSchedule
@@ -32,12 +33,10 @@ from icl.sampling.stein import stride_for
 from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import tune
+from icl.sampling.units import InUnits
 from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_agreement, judge_target
 
 logger = logging.getLogger(__name__)
-
-CHAIN_BITS = 20
-"""A run's chains have seeds init_seed · 2^20, init_seed · 2^20 + 1, ..."""
 
 MOST_TIMES = 4
 COST_BATCHES = 32
@@ -130,7 +129,7 @@ def estimate_llcs(
 def can_share_a_batch(config: SamplerConfig) -> bool:
     """Whether chains of several models may run as one batch: all weights are sampled, with given constants, on shared data, and nothing
     but losses is recorded."""
-    everything = tuple(config.include) == ("**",) and not config.exclude
+    everything = tuple(config.include) == ("**",) and not config.exclude and config.localization_units == "absolute"
     metrics = {"likelihood-derived", "batch-loss", "hessian"}
     return (
         everything
@@ -156,7 +155,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             found["friction"] = tuned.friction
         config = config.model_copy(update={"sampling_method": "langevin", "init_seed": seed, **found})
         plan = replace(plan, config=config, control=tuned.control)
-    seeds = [chain_seed(seed, chain) for chain in range(config.num_chains)]
+    seeds = chain_seeds(seed, config.num_chains, config.noise_law)
     run = _sampled(plan, seeds * len(objectives), ready.trace is None, inputs.progress)
     if config.num_init_loss_batches is not None:
         init = _mean_init_losses(plan.objective, plan.anchors, ready.evaluated, config.num_init_loss_batches)
@@ -225,7 +224,9 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         AnchorLosses(objective, anchors),
         _evaluation(config, evaluated, inputs.eval_batches),
         pair=config.num_init_loss_batches is None,
-        recorders=(*inputs.recorders, *(recorder for recorder in (trace, fluctuation) if recorder is not None)),
+        recorders=_of_weights(
+            objective, (*inputs.recorders, *(recorder for recorder in (trace, fluctuation) if recorder is not None))
+        ),
         constant=supply.constant,
         cycle=supply.cycle,
     )
@@ -237,11 +238,6 @@ def localisation_of(objective: Objective, inputs: Inputs, config: SamplerConfig)
     """γ as the pilot chains find it at one model (`icl.sampling.tuning`), for a run that keeps one γ at all its checkpoints."""
     ready = _prepared([objective], inputs, config)
     return tune(ready.plan, ready.seed).gamma
-
-
-def chain_seed(seed: int, chain: int) -> int:
-    """The seed of a chain's noise: chains of different runs share none."""
-    return (seed << CHAIN_BITS) + chain
 
 
 def with_samples(config: SamplerConfig, supply: Supply) -> SamplerConfig:
@@ -322,6 +318,11 @@ def _cost_batches(ready: _Ready) -> Sequence[Batch]:
     return [ready.evaluated(index) for index in range(COST_BATCHES)]
 
 
+def _of_weights(objective: Objective, recorders: Sequence[Recorder]) -> tuple[Recorder, ...]:
+    """Recorders of weights, whatever units the chains move in."""
+    return tuple(map(objective.of_weights, recorders)) if isinstance(objective, InUnits) else tuple(recorders)
+
+
 def _weight_trace(config: SamplerConfig, objective: Objective) -> WeightTrace | None:
     if not {"weights", "covariance"} & set(config.eval_metrics):
         return None
@@ -334,8 +335,9 @@ def _fluctuation(
     if "singular-fluctuation" not in config.eval_metrics:
         return None
     of_samples = inputs.sample_objective
-    if of_samples is None and isinstance(objective, TransformerObjective):
-        of_samples = SequenceLosses(objective)
+    plain = objective.objective if isinstance(objective, InUnits) else objective
+    if of_samples is None and isinstance(plain, TransformerObjective):
+        of_samples = SequenceLosses(plain)
     if of_samples is None:
         raise ValueError("the metric 'singular-fluctuation' needs sample_objective, with one loss per sample")
     return SingularFluctuation(of_samples, evaluated(0), config.num_chains)

@@ -1,6 +1,7 @@
 """The injected noise of chains, made in blocks."""
 
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +15,22 @@ NOISE_BLOCK = 2**17
 NOISE_BLOCK_ON_ACCELERATOR = 2**25
 
 
+CHAIN_BITS = 20
+"""Under the independent law, chain c of a run has the seed init_seed · 2^20 + c."""
+
+
 LONG = 8192
 """Chains of more parameters than this draw their noise one by one, by the compiled generator where there is one; the bits are the same."""
+
+
+def chain_seeds(seed: int, chains: int, law: Literal["independent", "sequential"]) -> list[int]:
+    """The seeds of a run's chains: of its seed and their own number, or of the sum of both.
+
+    "independent": no two runs of different seeds share a chain. "sequential": chain c has the seed `seed` + c, the law of tables made
+    before there was another; runs of neighbouring seeds then share all chains but one. They are equal for seed 0.
+    """
+    first = seed << CHAIN_BITS if law == "independent" else seed
+    return list(range(first, first + chains))
 
 
 def noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, purpose: str = "chain/noise") -> Iterator[Tensor]:

@@ -27,7 +27,7 @@ class LLCResult:
     Attributes:
         run: what the chains left behind, with the losses of w* at each draw.
         config: as used, with the step size and localisation that were found: it repeats the run.
-        seed: of the first chain; chain i has seed + i.
+        seed: of the run, from which each chain's noise is drawn by the law of `config.noise_law`.
         noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.checks`).
         reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
         cost, twin: how much of λ̂ it costs that w* is not the minimum (`icl.sampling.checks.cost_of_w_star`).

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from icl.sampling import langevin
-from icl.sampling.noise import noise_blocks
+from icl.sampling.noise import chain_seeds, noise_blocks
 from icl.sampling.plan import Plan, StepData
 
 SAFETY = 0.7
@@ -76,7 +76,8 @@ def tune(plan: Plan, seed: int) -> Tuned:
     """Run the pilot; a pure function of plan and seed."""
     config, objective = plan.config, plan.objective
     steps = max(MIN_PILOT_STEPS, config.num_burnin_steps)
-    seeds = [seed + 7919 * (chain + 1) for chain in range(PILOT_CHAINS)]
+    first = chain_seeds(seed, 1, config.noise_law)[0]
+    seeds = [first + 7919 * (chain + 1) for chain in range(PILOT_CHAINS)]
     anchor = objective.anchor.expand(PILOT_CHAINS, -1)
     noises = noise_blocks(seeds, steps + 1, anchor, "chain/pilot")
     nbeta = config.inverse_temperature

@@ -12,7 +12,8 @@ from torch import nn
 
 from icl.sampling import SamplerConfig, estimate_llc
 from icl.sampling.chains import run_chains
-from icl.sampling.llc import chain_seed
+from icl.sampling.diagnostics import student_factor
+from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import ModuleObjective
 from icl.sampling.plan import AnchorLosses, Plan, token_weights_of
 from icl.sampling.stein import Ratio
@@ -85,7 +86,7 @@ def plan_of(model, batches, config) -> Plan:
 
 def test_a_chain_is_the_same_alone_in_company_and_in_threads():
     together = estimate_llc(linear(), squares, [INPUTS], SHORT)
-    alone = run_chains(plan_of(linear(), lambda step: INPUTS, SHORT), [chain_seed(7, 1)])
+    alone = run_chains(plan_of(linear(), lambda step: INPUTS, SHORT), chain_seeds(7, 3, "independent")[1:2])
     threads = estimate_llc(linear(), squares, [INPUTS], SHORT.model_copy(update={"cores": 2}))
     small = estimate_llc(linear(), squares, [INPUTS], SHORT.model_copy(update={"max_memory_bytes": 1}))
     torch.testing.assert_close(together.run.losses[1:2], alone.losses, rtol=1e-5, atol=0)
@@ -253,14 +254,35 @@ def test_independent_batches_are_functions_of_the_chains_own_seed():
 
     config = SHORT.model_copy(update={"independent_batches": True})
     together = estimate_llc(linear(), squares, batches, config)
-    alone = run_chains(plan_of(linear(), batches, config), [chain_seed(7, 2)])
+    alone = run_chains(plan_of(linear(), batches, config), chain_seeds(7, 3, "independent")[2:])
     torch.testing.assert_close(together.run.losses[2:], alone.losses, rtol=1e-5, atol=0)
 
 
-def test_chains_of_neighbouring_seeds_share_nothing():
-    seeds = {chain_seed(seed, chain) for seed in range(50) for chain in range(100)}
-    assert len(seeds) == 5000
-    assert [chain_seed(0, chain) for chain in range(3)] == [0, 1, 2]
+def test_chains_of_two_seeds_share_nothing_unless_the_old_law_is_asked_for():
+    drawn = [chain for seed in range(-2, 50) for chain in chain_seeds(seed, 100, "independent")]
+    assert len(set(drawn)) == len(drawn)
+    assert chain_seeds(0, 5, "independent") == chain_seeds(0, 5, "sequential")
+
+    old = SHORT.model_copy(update={"noise_law": "sequential"})
+    zero, one = (
+        estimate_llc(linear(), squares, [INPUTS], old.model_copy(update={"init_seed": seed})) for seed in (0, 1)
+    )
+    assert torch.equal(zero.loss_trace[1:], one.loss_trace[:-1])
+    now = estimate_llc(linear(), squares, [INPUTS], SHORT.model_copy(update={"init_seed": 1}))
+    assert all(not torch.equal(chain, other) for chain in now.loss_trace for other in one.loss_trace)
+
+
+def test_estimates_of_ten_seeds_spread_as_their_standard_errors_say():
+    config = SamplerConfig(num_chains=4, num_draws=400, num_burnin_steps=100, epsilon=0.02, gamma=1.0, nbeta=10.0)
+    results = [
+        estimate_llc(linear(), squares, [INPUTS], config.model_copy(update={"init_seed": seed})) for seed in range(10)
+    ]
+    assert min(result.ess for result in results) > 100
+    estimates = torch.tensor([result.llc_mean for result in results]).double()
+    # Without Student's factor for four chains; an error of few chains is itself uncertain, so that errors are averaged over seeds.
+    errors = torch.tensor([result.llc_mcse for result in results]).double() / student_factor(3)
+    statistic = float(estimates.var() / errors.square().mean())
+    assert 0.19 < statistic < 3.45, "the central 99 % of Snedecor's law with 9 and 30 degrees of freedom"
 
 
 def test_batch_noise_heats_the_chain_as_predicted():
