@@ -44,6 +44,20 @@ Executor = Annotated[
 Tracking = Annotated[str, typer.Option(help="auto: files, and W&B where it is set up. Or: local, wandb, none.")]
 
 
+Checkpoints = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoints", min=1, help="How many checkpoints to take, evenly in log t; in place of the file's choice."
+    ),
+]
+StepList = Annotated[
+    str | None, typer.Option("--steps", help="The checkpoints to take: 0,100,499. In place of the file's choice.")
+]
+Nearest = Annotated[
+    bool, typer.Option("--nearest", help="Take the nearest checkpoint where a step has none, instead of stopping.")
+]
+
+
 def main() -> None:
     """Entry point of the command `icl`."""
     results = forgive_output()
@@ -144,19 +158,26 @@ def llc(
             "chains that stay in the basin) or automatic (any model, constants by pilot chains). --set still wins."
         ),
     ] = None,
+    checkpoints: Checkpoints = None,
+    steps: StepList = None,
+    nearest: Nearest = False,
     jobs: Jobs = None,
     executor: Executor = "local",
     tracking: Tracking = "auto",
 ) -> None:
     """Estimate the local learning coefficient at the checkpoints of trained runs, as a sweep file says.
 
+    The file is an LLC sweep, or the training sweep itself: `icl train mine.yaml`, then `icl llc mine.yaml --preset
+    automatic --checkpoints 5`. An LLC sweep may refer to training runs by `runs: {from: mine.yaml}`, or a list of their
+    names, in place of repeating their settings.
+
     Without a file: the run that `wandb agent` hands over. Estimates that exist are not made again. Every estimate comes
-    with a verdict in plain words. `icl calibrate` searches the sampler's constants.
+    with a verdict in plain words, and a table of all closes. `icl calibrate` searches the sampler's constants.
     """
     from icl.commands.sweep import run_sweep_command
-    from icl.sampling.presets import preset_override
+    from icl.execution.points import choice_overrides
 
-    overrides = [*([] if preset is None else [preset_override(preset)]), *(overrides or [])]
+    overrides = [*choice_overrides(preset, checkpoints, steps, nearest), *(overrides or [])]
     raise typer.Exit(run_sweep_command("llc", sweep, index, overrides, jobs, executor, tracking))
 
 

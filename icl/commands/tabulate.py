@@ -5,9 +5,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from icl.config.sweeps import expand, load_sweep
-from icl.estimation import LLCConfig
+from icl.config.sweeps import load_sweep
 from icl.estimation.tables import tabulate
+from icl.execution.points import llc_points
 from icl.sampling.presets import preset_named
 from icl.storage import local_root
 
@@ -27,7 +27,7 @@ def tabulate_command(
     """
     if preset is not None:
         preset_named(preset)
-    configs = [LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)]
+    configs = llc_points(load_sweep(sweep), overrides, environ)
     paths = tabulate(configs, local_root(environ) / "icl", output or Path("data") / sweep.stem, name, preset)
     if not any(path.name == f"{name}.csv" for path in paths):
         print(f"icl: no run has estimates yet; make them with: icl llc {sweep} --preset calibrated", file=sys.stderr)

@@ -19,7 +19,7 @@ from icl.storage.files import read_file
 from icl.storage.jsonl import parse_object
 
 CONFIG = "config.json"
-CHOICE = ("steps", "step", "checkpoint_idx", "testing")
+CHOICE = ("steps", "step", "checkpoint_idx", "checkpoints", "testing")
 """Settings that choose the checkpoints: estimates at others are more of the same."""
 
 

@@ -210,7 +210,7 @@ def test_a_setting_that_begins_to_vary_becomes_a_column_of_the_rows_that_are_the
         run_llc(config, swept)
     whole = tabulate(configs, swept.results, tmp_path / "at-once")
     tabulate(configs[:2], swept.results, tmp_path / "in-parts")  # one learning rate
-    with pytest.raises(ValueError, match="was made with optimizer_config.lr=0.1, not 0.003"):
+    with pytest.raises(ValueError, match=r"was made with optimizer_config\.lr=0\.1, not 0\.003"):
         tabulate(configs[2:], swept.results, tmp_path / "in-parts")  # nothing here says that it varies
     parts = tabulate(configs, swept.results, tmp_path / "in-parts")
     assert [path.read_bytes() for path in parts] == [path.read_bytes() for path in whole]
