@@ -25,12 +25,12 @@ class PlottingConfig(Settings):
 
 
 class LLCConfig(Settings):
-    """How to sample at which checkpoints of a training run.
+    """At which checkpoints of a training run to sample, and how.
 
-    In a sweep file the settings of the training run, which find its checkpoints, stand beside the others. At most one of
-    `steps` (a list or a grid), `step` (one), `checkpoint_idx` (an index into the sorted checkpoints) and `checkpoints` (how many)
-    is given. None of them means every checkpoint, as in the reference code. A step that is named and has no checkpoint is
-    an error, unless `nearest` is set; of a grid's steps the nearest that have one are meant.
+    A sweep file holds the settings of the training run beside the others; the checkpoints are found by them. At most one of
+    `steps` (a list or a grid), `step` (one), `checkpoint_idx` (an index into the sorted checkpoints) and `checkpoints` (how
+    many) is given. None of them means every checkpoint, as in the reference code. A step that is named and has no
+    checkpoint is an error, unless `nearest` is set; for the steps of a grid the nearest checkpoints are taken.
     """
 
     flattened = ("training",)
@@ -40,7 +40,7 @@ class LLCConfig(Settings):
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="the training run whose checkpoints these are"
     )
-    sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to average")
+    sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to measure")
     preset: str | None = Field(
         default=None,
         description="named settings of the sampler: automatic, calibrated or published; those of sampler_config come on top",
@@ -60,7 +60,7 @@ class LLCConfig(Settings):
         description="whether a step without a checkpoint means the nearest that has one; else it is an error",
     )
     plotting_config: PlottingConfig = Field(default=PlottingConfig(), description="figures of each estimate")
-    testing: bool = Field(default=False, description="sample at the first and last of the chosen steps alone")
+    testing: bool = Field(default=False, description="sample only at the first and the last of the chosen steps")
 
     @model_validator(mode="before")
     @classmethod
@@ -164,7 +164,7 @@ class LLCConfig(Settings):
     def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
         """The present checkpoints nearest to those wanted."""
         if not wanted:
-            raise ConfigError("steps chooses no step; leave it out for every checkpoint")
+            raise ConfigError("steps is empty; leave it out to sample at every checkpoint")
         last = min(max(wanted), self.training.num_steps - 1)
         if last > present[-1]:
             raise ConfigError(

@@ -56,8 +56,8 @@ def tabulate(
     `optimizer_config.lr`; then comes `step`. Beside each table lies a JSON file with the settings that all its rows share.
 
     Estimates of any choice of checkpoints count (`find_estimates`). Runs without results yet are left out; called again,
-    their rows come in. Sweeps that differ in the number of chains alone may fill one table: of a checkpoint's estimates
-    that with the most chains stays, and among those the last.
+    their rows come in. Sweeps that differ only in the number of chains may share one table. Of several estimates at
+    one checkpoint the table keeps that with the most chains; of equals, the last.
 
     Args:
         configs: the grid points of the sweep.

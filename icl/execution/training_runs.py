@@ -63,7 +63,7 @@ def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> li
 def train_in_batches(configs: Sequence[TrainingConfig], place: Surroundings) -> bool:
     """Train all runs, those that differ in their seeds alone together; True if every one is finished.
 
-    A group that was stopped is the last: none after it is begun.
+    After a group that was stopped no other is begun.
     """
     groups: dict[str, list[TrainingConfig]] = {}
     resolved = [place.with_kept_seed(config).resolved() for config in configs]
@@ -73,8 +73,10 @@ def train_in_batches(configs: Sequence[TrainingConfig], place: Surroundings) -> 
 
 
 def batches_runs(place: Surroundings) -> bool:
-    """Whether runs are trained as one batch by default: on an accelerator, unless W&B is to record them, whose client
-    keeps one run at a time."""
+    """Whether runs are trained as one batch by default: on an accelerator, unless W&B records them.
+
+    W&B's client can record only one run at a time.
+    """
     to_wandb = place.tracking == "wandb" or (place.tracking == "auto" and wandb_is_set_up())
     return place.device.type != "cpu" and not to_wandb
 
