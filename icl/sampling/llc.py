@@ -42,7 +42,7 @@ MOST_TIMES = 4
 COST_BATCHES = 32
 
 TRACE_BYTES = 2**31
-"""What a kept weight trace may take where nobody said: the same everywhere, for it decides which draws are kept."""
+"""Bytes that a kept weight trace may take by default. It decides which draws are kept, so it is the same on every machine."""
 
 
 @dataclass(frozen=True)
