@@ -15,6 +15,7 @@ app = typer.Typer(
     name="icl",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # so that the lines of a paragraph are joined
     pretty_exceptions_enable=False,
     help="""Train small transformers that learn in context, and estimate their local learning coefficient (LLC) along
     training.
@@ -22,8 +23,15 @@ app = typer.Typer(
     The LLC measures how many directions in weight space change the loss near the trained weights. Its course shows the
     stages in which a model develops.
 
-    Start with `icl demo`. Then run `icl train sweeps/training-runs/quick.yaml`, and after it `icl llc
-    sweeps/analysis/quick-llc.yaml`. `icl COMMAND --help` explains one command.
+    First steps:
+
+    - `icl demo`
+
+    - `icl train sweeps/training-runs/quick.yaml`
+
+    - `icl llc sweeps/analysis/quick-llc.yaml`
+
+    `icl COMMAND --help` explains one command.
     """,
 )
 
@@ -283,7 +291,8 @@ def analyse(
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the tables. Default: data/<run>, or data/<name of the sweep file>.")
+        Path | None,
+        typer.Option(help="Folder of the tables. Default: data/RUN, or data/NAME for a sweep file NAME.yaml."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
@@ -408,7 +417,7 @@ def config(
 ) -> None:
     """Print every setting with its default, its type and its meaning.
 
-    A setting is written like this in a sweep file and after --set.
+    --set takes the keys as they are printed here. In a sweep file they are nested where they have a dot.
     """
     from icl.commands.config import config_command
 

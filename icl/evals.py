@@ -46,7 +46,7 @@ def icl_score(losses: Tensor, early: int, late: int) -> float:
 
 @dataclass(frozen=True)
 class FixedBatch:
-    """A batch of one distribution with what the optimal predictors make of it."""
+    """A batch of one distribution, with the predictions of the optimal predictors for it."""
 
     name: str
     xs: Tensor

@@ -100,6 +100,8 @@ class Checkpoints:
             if not isinstance(store, MirroredStore):
                 raise
             return None  # not in the folder, and the bucket does not answer: `lock` looks again once it does
+        if config is not None and self._expected is not None and not config.keys() & set(self._expected.decides):
+            config = None  # an object, but none of settings
         if config is None:
             _log.warning(
                 "%s in %s is damaged; the settings that are stored with the checkpoints are used instead",
@@ -235,6 +237,11 @@ class Checkpoints:
         """Write the resolved configuration as readable JSON beside the checkpoints."""
         self.store.put(self._config_key, _readable(config))
 
+    def restore_config(self, config: Mapping[str, Any]) -> None:
+        """`save_config` where its file is damaged or gone."""
+        if self._config_at(self.store) is None:
+            self.save_config(config)
+
     def config(self) -> dict[str, Any] | None:
         """The configuration stored with the run, or None; raises `CheckpointError` if its file is not JSON."""
         return self._read_json("config.json")
@@ -246,11 +253,11 @@ class Checkpoints:
     def finished_step(self) -> int | None:
         """The last step of a finished run, or None while it has more to do, or its mark is damaged."""
         try:
-            step = (self._read_json("finished.json") or {}).get("step")
+            mark = self._read_json("finished.json")
         except CheckpointError as error:
             _log.warning("%s", error)
             return None
-        return step if isinstance(step, int) else None
+        return mark["step"] if mark is not None and has_step(mark) else None
 
     @contextlib.contextmanager
     def lock(self, wait_s: float = 1.0) -> Iterator[None]:

@@ -394,7 +394,7 @@ def _most_entries(value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, cut where nobody reads on."""
+    """A value in a message, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "..."
 

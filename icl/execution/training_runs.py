@@ -46,6 +46,7 @@ def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> li
             start = first_missing_step(config, checkpoints)
             if start == config.num_steps and checkpoints.finished_step() is not None:
                 checkpoints.keep_last_state()  # what an earlier process could not drop
+                checkpoints.restore_config(config.model_dump(mode="json"))
                 if agent_run() is not None or place.tracking == "wandb":
                     place.open_tracker(
                         config.name, config, config.logger_config, start
