@@ -18,9 +18,6 @@ from icl.storage.files import write_atomically, write_table
 RUN = "model_seed"
 """The column that tells runs apart, unless another is named."""
 
-SUBJECT_RUN = "run"
-"""The column that tells runs of other subjects apart: the name of their estimates."""
-
 
 class AnalysisTable:
     """One table: what is in it, and how rows are added.
@@ -51,16 +48,16 @@ class AnalysisTable:
         """The JSON file beside the table."""
         return self.path.with_name(self.path.name.split(".")[0] + ".json")
 
-    def steps(self, run: float | str) -> set[int]:
+    def steps(self, run: float) -> set[int]:
         """The steps of a run that the table has, written or not."""
         known = {int(step) for step in self.rows.loc[self.rows[self.key] == run, "step"]}
         return known | {int(part["step"].iloc[0]) for part in self._new if part[self.key].iloc[0] == run}
 
-    def rows_of(self, run: float | str) -> pd.DataFrame:
+    def rows_of(self, run: float) -> pd.DataFrame:
         """The rows of a run that are on disk, without the column that names it."""
         return pd.DataFrame(self.rows.loc[self.rows[self.key] == run].drop(columns=self.key))
 
-    def begin_run(self, run: float | str, run_name: str) -> None:
+    def begin_run(self, run: float, run_name: str) -> None:
         """Say which run the rows of a seed, or of another value of the key, come from.
 
         Raises:
@@ -73,14 +70,14 @@ class AnalysisTable:
                 "choose another output folder for this run"
             )
 
-    def add(self, run: float | str, step: int, rows: pd.DataFrame) -> None:
+    def add(self, run: float, step: int, rows: pd.DataFrame) -> None:
         """Add the rows of one checkpoint; `write` makes them permanent."""
         part = rows.copy()
         part.insert(0, "step", step)
         part.insert(0, self.key, run)
         self._new.append(part)
 
-    def replace_run(self, run: float | str, rows: pd.DataFrame) -> None:
+    def replace_run(self, run: float, rows: pd.DataFrame) -> None:
         """Put rows, with their column `step`, in place of all rows of a run; `write` makes them permanent."""
         self.rows = self.rows.loc[self.rows[self.key] != run]
         part = rows.copy()

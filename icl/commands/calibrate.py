@@ -10,11 +10,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from icl.config import ConfigError
-from icl.config.sweeps import expand, load_sweep, select
+from icl.config.steps import refuse_missing_steps
+from icl.config.sweeps import load_sweep, select
 from icl.devices import available_cores
-from icl.estimation import LLCConfig
 from icl.execution.llc_run import subject_of
+from icl.execution.points import llc_points
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
 from icl.sampling import PRESETS, SamplerConfig
@@ -64,17 +64,12 @@ def calibrate_command(
         ConfigError: the sweep, an override or the choice of checkpoints is wrong, or the run has no checkpoints.
         RunInUseError: another search writes to the folder.
     """
-    config = select([LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)], index)
+    config = select(llc_points(load_sweep(sweep), overrides), index)
     place = Surroundings.from_environment()
     config = config.of(place.with_kept_seed(config.training))
     subject = subject_of(config, place)
     present = subject.steps()
-    missing = sorted(set(steps) - set(present))
-    if missing:
-        where = (
-            "`icl runs` says which it has" if config.is_regression else f"it has {', '.join(map(str, present[:20]))}"
-        )
-        raise ConfigError(f"the run {config.subject_name} has no checkpoint at step {missing[0]}; {where}")
+    refuse_missing_steps(steps, present, config.subject_name)
     chosen = list(steps) or _spread(config.chosen_steps(present))
     sampler = config.sampler_config.model_copy(
         update={

@@ -14,16 +14,14 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from icl.analysis.tables import SUBJECT_RUN
 from icl.figures.families import (
     Tables,
     command_for,
     read_tables,
     seeds_of,
-    subject_runs,
     table_names,
-    tables_of,
     tables_of_seed,
+    tables_of_subjects,
 )
 from icl.figures.recipes import FAMILY_RECIPES, RECIPES, RUN_RECIPES, SUBJECT_RECIPES, Recipe
 from icl.figures.style import save
@@ -90,10 +88,10 @@ class _Task:
 
 def _tasks(family: Path, output: Path) -> Iterator[_Task]:
     tables = read_tables(family)
-    runs = subject_runs(tables)
-    for run in runs:
-        yield from _tasks_of(SUBJECT_RECIPES, tables_of(tables, SUBJECT_RUN, run), output / f"{family.name}-{run}")
-    if runs:
+    subjects = tables_of_subjects(tables)
+    for name, own in subjects.items():
+        yield from _tasks_of(SUBJECT_RECIPES, own, output / "-".join(filter(None, (family.name, name))))
+    if subjects:
         return
     yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name)
     for seed in seeds_of(tables):

@@ -3,13 +3,15 @@
 A family is a folder of tables, such as data/L2H4Minf with `evals.csv` or `evals.csv.gz`.
 """
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from icl.analysis.measures import ONLY_OF_FAMILIES
-from icl.analysis.tables import SUBJECT_RUN
+from icl.analysis.run_tables import keys_of, plain_text
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -60,24 +62,38 @@ def seeds_of(tables: Tables) -> list[int]:
     return sorted(int(seed) for seed in set().union(*found))
 
 
-def subject_runs(tables: Tables) -> list[str]:
-    """The runs of subjects other than the regression run that the table of estimates has."""
-    llc = tables.get("llc", pd.DataFrame())
-    return sorted(set(llc[SUBJECT_RUN])) if SUBJECT_RUN in llc.columns else []
-
-
 def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
-    """The rows of one regression run; see `tables_of`."""
-    return tables_of(tables, "model_seed", seed)
+    """The rows of one regression run, of every table that has any, in order of steps where there are steps."""
+    return _rows_of(tables, {"model_seed": seed})
 
 
-def tables_of(tables: Tables, key: str, value: int | str) -> dict[str, pd.DataFrame]:
-    """The rows of one run, of every table that has any, in order of steps where there are steps."""
+def tables_of_subjects(tables: Tables) -> dict[str, dict[str, pd.DataFrame]]:
+    """The tables of each run of a subject other than the regression run, by a short name; empty where the estimates are of regression runs.
+
+    The columns before `step` tell the runs apart.
+    """
+    llc = tables.get("llc")
+    if llc is None or "model_seed" in llc.columns:
+        return {}
+    keys = list(keys_of(llc))
+    rows = pd.DataFrame(llc[keys]).drop_duplicates().to_dict("records") if keys else [{}]
+    return {_short(row): _rows_of(tables, row) for row in rows}
+
+
+def _short(values: Mapping[Hashable, Any]) -> str:
+    """As in "width-3-seed-0", for the name of a folder."""
+    words = [f"{str(key).rpartition('.')[2]}-{plain_text(value)}" for key, value in values.items()]
+    return re.sub(r"[^A-Za-z0-9._=+-]+", "-", "-".join(words))
+
+
+def _rows_of(tables: Tables, values: Mapping[Hashable, Any]) -> dict[str, pd.DataFrame]:
     chosen = {}
     for name, table in tables.items():
-        if key not in table.columns:
+        if not set(values) <= set(table.columns):
             continue
-        rows = pd.DataFrame(table.loc[table[key] == value])
+        rows = pd.DataFrame(table)
+        for key, value in values.items():
+            rows = pd.DataFrame(rows.loc[rows[key].isna() if pd.isna(value) else rows[key] == value])
         if "step" in rows.columns:
             rows = rows.sort_values("step", kind="stable")
         if len(rows):
