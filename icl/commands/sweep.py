@@ -11,7 +11,7 @@ from icl.config import ConfigError
 from icl.config.sweeps import expand, load_sweep, select
 from icl.devices import available_cores
 from icl.execution.names import RunConfig, training_of
-from icl.execution.run import CONFIGS, Command, run_point
+from icl.execution.run import CONFIGS, Command, parse_config, run_point
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.storage import StorageError
@@ -56,7 +56,7 @@ def run_sweep_command(
 
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
     try:
-        return CONFIGS[command].parse(data)
+        return parse_config(command, data)
     except ConfigError:
         unknown = data.keys() - CONFIGS[command].user_fields().keys()
         for other in CONFIGS:
