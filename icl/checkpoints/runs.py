@@ -1,11 +1,9 @@
-"""Runs as wholes: list them, verify their checkpoints, thin them out, copy them between stores."""
+"""Whole runs: list them, verify their checkpoints, thin them out, copy them between stores."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
 
 from icl.checkpoints.format import CheckpointError
 from icl.checkpoints.run import FOLDER, SUFFIX, Checkpoints
@@ -85,7 +83,7 @@ def list_runs(store: Store) -> list[RunSummary]:
 
 def verify_run(store: Store, name: str, progress: Progress = lambda done, total: None) -> list[Problem]:
     """Read every checkpoint and state of a run, and return those whose checksum, step, layout or settings are wrong, and
-    the metrics if they lack rows that the newest state vouches for."""
+    the metrics if they lack rows that were there when the newest state was saved."""
     checkpoints = Checkpoints(store, name)
     problems: list[Problem] = []
     try:
@@ -114,34 +112,12 @@ def verify_run(store: Store, name: str, progress: Progress = lambda done, total:
     return problems
 
 
-def spread_in_log_time(steps: Collection[int], count: int) -> list[int]:
-    """Choose `count` of `steps`, the first and the last among them, as evenly as possible in log(step + 1).
-
-    Greedy: each choice is the step farthest from all chosen before.
-
-    Raises:
-        ValueError: `count` is less than 2 while there are more steps than that.
-    """
-    ordered = sorted(set(steps))
-    if len(ordered) <= count:
-        return ordered
-    if count < 2:
-        raise ValueError(f"cannot keep {count} checkpoints: the first and the last always stay; keep 2 or more")
-    time = np.log1p(ordered)
-    chosen = [0, len(ordered) - 1]
-    distance = np.minimum(time - time[0], time[-1] - time)
-    while len(chosen) < count:
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, abs(time - time[chosen[-1]]))
-    return [ordered[index] for index in sorted(chosen)]
-
-
 def prune_run(
     store: Store, name: str, keep: Collection[int], progress: Progress = lambda done, total: None
 ) -> list[int]:
     """Delete the weights of every step that is not in `keep`, and return those steps; states stay.
 
-    The run is locked meanwhile. Training it again would write the deleted checkpoints anew, from the start.
+    The run is locked meanwhile. If it is trained again from the start, it writes the deleted checkpoints again.
 
     Raises:
         RunInUseError: it is being written now.

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from icl.config import Training
+from icl.execution.health import loss_name, remark
 from icl.execution.names import by_name
 from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
+from icl.tracking import read_metrics
 from icl.tracking.agent import agent_run
 from icl.tracking.trackers import failures_recorded
 from icl.tracking.wandb import wandb_is_set_up
@@ -44,6 +46,7 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
             start = first_missing_step(config, checkpoints)
             if start == config.num_steps and checkpoints.finished_step() is not None:
                 checkpoints.keep_last_state()  # what an earlier process could not drop
+                checkpoints.restore_config(config.model_dump(mode="json"))
                 if agent_run() is not None or place.tracking == "wandb":
                     place.open_tracker(
                         config.name, config, config.logger_config, start
@@ -61,7 +64,7 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
 def train_in_batches(configs: Sequence[Training], place: Surroundings) -> bool:
     """Train all runs, those that differ in their seeds alone together; True if every one is finished.
 
-    A group that was stopped is the last: none after it is begun.
+    After a group that was stopped no other is begun.
     """
     groups: dict[str, list[Training]] = {}
     resolved = [place.with_kept_seed(config).resolved() for config in configs]
@@ -71,8 +74,10 @@ def train_in_batches(configs: Sequence[Training], place: Surroundings) -> bool:
 
 
 def batches_runs(place: Surroundings) -> bool:
-    """Whether runs are trained as one batch by default: on an accelerator, unless W&B is to record them, whose client
-    keeps one run at a time."""
+    """Whether runs are trained as one batch by default: on an accelerator, unless W&B records them.
+
+    W&B's client can record only one run at a time.
+    """
     to_wandb = place.tracking == "wandb" or (place.tracking == "auto" and wandb_is_set_up())
     return place.device.type != "cpu" and not to_wandb
 
@@ -93,7 +98,10 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
                 should_stop=stopped,
             )
         for member, outcome in zip(members, outcomes, strict=True):
-            member.tracker.summary(outcome.summary)
+            loss = loss_name(member.config)
+            first = next((row[loss] for row in read_metrics(place.results / outcome.name) if loss in row), None)
+            told = remark(member.config, first, outcome.summary.get(loss))
+            member.tracker.summary({**outcome.summary, **({"remark": told} if told else {})})
     for member, outcome in zip(members, outcomes, strict=True):
         member.tracker.finish("finished" if outcome.finished else "interrupted")
         if outcome.finished:

@@ -50,19 +50,23 @@ def read_file(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new binary file that takes the name `path` when the `with` block ends, and is deleted when the block fails.
 
     It is written under a hidden name of its own in the same folder, flushed to the disk and renamed; then the folder is
     flushed. A reader, or the next start after a crash, sees the old file or the new one, never a part. Missing folders
     are made.
 
+    Args:
+        path: the name of the finished file.
+        mode: who may do what with it, less what the umask forbids.
+
     Raises:
         OSError: the disk or the folder refuses.
     """
     _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
@@ -89,12 +93,15 @@ def write_table(table: "pd.DataFrame", path: Path, digits: int | None = 7, missi
         digits: significant digits of a float. Seven are what float32 carries; None: as many as tell it from every other.
         missing: what stands for a missing value.
     """
+    write_atomically(path, table_bytes(table, path, digits, missing))
+
+
+def table_bytes(table: "pd.DataFrame", path: Path, digits: int | None = 7, missing: str = "") -> bytes:
+    """What `write_table` writes."""
     form = None if digits is None else f"%.{digits}g"
     content = table.to_csv(index=False, float_format=form, na_rep=missing).encode()
-    if path.suffix == ".gz":
-        # Without a name and a time in its head, which would differ at every writing.
-        content = gzip.compress(content, mtime=0)
-    write_atomically(path, content)
+    # Without a name and a time in its head, which would differ at every writing.
+    return gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
 
 
 def explain(error: OSError) -> str:
