@@ -11,7 +11,7 @@ ABOVE = 1.01
 
 
 def loss_name(config: Training) -> str:
-    """The metric that tells: the mean squared error on fixed sequences of the training distribution; for text, the loss on rows held out."""
+    """The metric that tells: mean squared error on fixed sequences of the training distribution; for text, the loss on rows held out."""
     return "pretrain/mse" if isinstance(config, TrainingConfig) else "test/loss"
 
 
