@@ -11,8 +11,8 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from icl.sampling.checks import cost_of_w_star, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
 from icl.sampling.look import chance_level, look_at
+from icl.sampling.loss_trace import LossTrace, Observables
 from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import Batch, Losses, LossFunction, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
@@ -31,7 +32,7 @@ from icl.sampling.presets import AUTOMATIC
 from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
 from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
-from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
+from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective, module_objective
 from icl.sampling.tuning import tune
 from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_agreement, judge_target
 
@@ -54,6 +55,7 @@ class Inputs:
     sample_objective: Losses | None = None
     recorders: Sequence[Recorder] = ()
     progress: Progress | None = None
+    observed: Mapping[str, LossTrace] = field(default_factory=dict)
 
 
 def estimate_llc(
@@ -67,6 +69,7 @@ def estimate_llc(
     sample_objective: Losses | None = None,
     recorders: Sequence[Recorder] = (),
     progress: Progress | None = None,
+    observables: Observables | None = None,
 ) -> LLCResult:
     """Estimate the local learning coefficient of a model at its present weights w*, which are left as they are.
 
@@ -88,14 +91,28 @@ def estimate_llc(
             transformer, that of a sequence.
         recorders: called with (draw, weights (E, P), chain indices) at every draw (`icl.sampling.observables`).
         progress: called with (steps done, steps in all).
+        observables: name -> (batches, per_sample_loss): data whose losses are kept at every draw, one per sample (S,) or per sample and
+            token (S, T). The result holds them as `observables[name]`, for `icl.sampling.influence` and `icl.sampling.susceptibility`.
 
     L(w*) is taken on the very batches of the draws, so that λ̂ is a mean of paired differences and the noise of the
     batches cancels. With `num_init_loss_batches` it is taken on that many batches instead.
 
     Raises:
-        ValueError: see `ModuleObjective` and `SamplerConfig`; a loss at w* that is not finite.
+        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; a loss at w* that is not finite.
     """
-    inputs = Inputs(batches, eval_batches, reference_loss, sample_objective, recorders, progress)
+    observed = {
+        name: LossTrace(
+            name,
+            data,
+            lambda loss: module_objective(model, loss, config),
+            loss,
+            config.num_chains,
+            most_draws(config),
+            _held_bytes(config),
+        )
+        for name, (data, loss) in (observables or {}).items()
+    }
+    inputs = Inputs(batches, eval_batches, reference_loss, sample_objective, recorders, progress, observed)
     return estimate_llc_of(make_objective(model, loss_fn, config), inputs, config)
 
 
@@ -186,6 +203,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             tuned=tuned,
             weights=ready.trace,
             singular_fluctuation=ready.singular_fluctuation(config.inverse_temperature),
+            observed=inputs.observed,
         )
 
 
@@ -223,7 +241,11 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         AnchorLosses(objective, anchors),
         _evaluation(config, evaluated, inputs.eval_batches),
         pair=config.num_init_loss_batches is None,
-        recorders=(*inputs.recorders, *(recorder for recorder in (trace, fluctuation) if recorder is not None)),
+        recorders=(
+            *inputs.recorders,
+            *inputs.observed.values(),
+            *(recorder for recorder in (trace, fluctuation) if recorder is not None),
+        ),
         constant=supply.constant,
         cycle=supply.cycle,
     )
@@ -277,11 +299,18 @@ def _sampled(plan: Plan, seeds: Sequence[int], may_go_on: bool, progress: Progre
     run = chains.advance(config.num_draws, progress)
     if config.target_error is None or not may_go_on:
         return run
-    most = config.max_draws or MOST_TIMES * config.num_draws
+    most = most_draws(config)
     while run.losses.shape[1] < most and not _precise(config, run):
         more = min(most - run.losses.shape[1], max(run.losses.shape[1] // 2, 1))
         run = run.followed_by(chains.advance(more, progress))
     return run
+
+
+def most_draws(config: SamplerConfig) -> int:
+    """The most draws of a chain."""
+    if config.target_error is None:
+        return config.num_draws
+    return max(config.num_draws, config.max_draws or MOST_TIMES * config.num_draws)
 
 
 def _precise(config: SamplerConfig, run: ChainRun) -> bool:
@@ -318,7 +347,12 @@ def _cost_batches(ready: _Ready) -> Sequence[Batch]:
 def _weight_trace(config: SamplerConfig, objective: Objective) -> WeightTrace | None:
     if not {"weights", "covariance"} & set(config.eval_metrics):
         return None
-    return WeightTrace(config.num_chains, config.num_draws, objective.anchor, config.max_memory_bytes or TRACE_BYTES)
+    return WeightTrace(config.num_chains, config.num_draws, objective.anchor, _held_bytes(config))
+
+
+def _held_bytes(config: SamplerConfig) -> int:
+    """What one kept trace may take."""
+    return config.max_memory_bytes or TRACE_BYTES
 
 
 def _fluctuation(
