@@ -18,6 +18,7 @@ ROOMS = (
         "training",
         "figures",
         "analysis",
+        "subjects",
         "sampling",
     ),
     *("tracking", "evals", "engine", "checkpoints", "config", "storage"),

@@ -6,16 +6,14 @@ the weights mean what they meant only in a model with `residual="doubled"`.
 """
 
 import os
-import pickle
 import re
-import warnings
 from collections.abc import Mapping
 from typing import TypeVar
 
-import torch
 from torch import Tensor, nn
 
 from icl.checkpoints.format import CheckpointError, check_layout
+from icl.checkpoints.pickled import load_plain
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -67,23 +65,7 @@ def load_reference_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]
     Raises:
         CheckpointError: no such file, truncated, a pickle that asks for code, or without weights.
     """
-    try:
-        with warnings.catch_warnings():
-            # The unpickler refuses what it does not know; that it might not is no news to the user.
-            warnings.filterwarnings("ignore", "Detected pickle protocol", UserWarning)
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no file {path}; check the path") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} is not a plain dictionary of weights: it is damaged, or asks to run code, and was not loaded; "
-            "use a file you trust that holds tensors and plain values only"
-        ) from error
-    # torch reports damage as whatever its readers ran into; none of it says more than this sentence.
-    except Exception as error:
-        raise CheckpointError(f"{path} is truncated or not a PyTorch file; download it again") from error
+    content = load_plain(path)
     weights = content.get("model") if isinstance(content, dict) else None
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise CheckpointError(f"{path} has no entry 'model' with weights; it is not a checkpoint of the reference code")

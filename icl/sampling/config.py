@@ -24,7 +24,9 @@ class SamplerConfig(Settings):
     underdamped kernel of `icl.sampling.langevin`, whose step size and localisation are found by pilot chains (`icl.sampling.tuning`).
     """
 
-    later = ("kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "noise_law")
+    later = (
+        "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "noise_law", "localization_units",
+    )  # fmt: skip
 
     sampling_method: str = Field(
         default="auto", description="the kernel; auto: sgld where a step size is given, langevin where none is"
@@ -46,6 +48,10 @@ class SamplerConfig(Settings):
         default=None,
         ge=0,
         description="γ, the localisation; null: by the rule max(1, λ_max / 44100) where the step size is found by pilot chains, else 1",
+    )
+    localization_units: Literal["absolute", "relative"] = Field(
+        default="absolute",
+        description="what γ and ε measure weights in: as they are, or each group of weights in units of its own root mean square at w*",
     )
     nbeta: float | None = Field(
         default=None, ge=0, description="nβ, the effective inverse temperature; null: eval_dataset_size / temperature"

@@ -34,6 +34,7 @@ from icl.sampling.stein import stride_for
 from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective, module_objective
 from icl.sampling.tuning import tune
+from icl.sampling.units import InUnits
 from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_agreement, judge_target
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ def estimate_llcs(
 def can_share_a_batch(config: SamplerConfig) -> bool:
     """Whether chains of several models may run as one batch: all weights are sampled, with given constants, on shared data, and nothing
     but losses is recorded."""
-    everything = tuple(config.include) == ("**",) and not config.exclude
+    everything = tuple(config.include) == ("**",) and not config.exclude and config.localization_units == "absolute"
     metrics = {"likelihood-derived", "batch-loss", "hessian"}
     return (
         everything
@@ -241,10 +242,13 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         AnchorLosses(objective, anchors),
         _evaluation(config, evaluated, inputs.eval_batches),
         pair=config.num_init_loss_batches is None,
-        recorders=(
-            *inputs.recorders,
-            *inputs.observed.values(),
-            *(recorder for recorder in (trace, fluctuation) if recorder is not None),
+        recorders=_of_weights(
+            objective,
+            (
+                *inputs.recorders,
+                *inputs.observed.values(),
+                *(recorder for recorder in (trace, fluctuation) if recorder is not None),
+            ),
         ),
         constant=supply.constant,
         cycle=supply.cycle,
@@ -344,6 +348,11 @@ def _cost_batches(ready: _Ready) -> Sequence[Batch]:
     return [ready.evaluated(index) for index in range(COST_BATCHES)]
 
 
+def _of_weights(objective: Objective, recorders: Sequence[Recorder]) -> tuple[Recorder, ...]:
+    """Recorders of weights, whatever units the chains move in."""
+    return tuple(map(objective.of_weights, recorders)) if isinstance(objective, InUnits) else tuple(recorders)
+
+
 def _weight_trace(config: SamplerConfig, objective: Objective) -> WeightTrace | None:
     if not {"weights", "covariance"} & set(config.eval_metrics):
         return None
@@ -361,8 +370,9 @@ def _fluctuation(
     if "singular-fluctuation" not in config.eval_metrics:
         return None
     of_samples = inputs.sample_objective
-    if of_samples is None and isinstance(objective, TransformerObjective):
-        of_samples = SequenceLosses(objective)
+    plain = objective.objective if isinstance(objective, InUnits) else objective
+    if of_samples is None and isinstance(plain, TransformerObjective):
+        of_samples = SequenceLosses(plain)
     if of_samples is None:
         raise ValueError("the metric 'singular-fluctuation' needs sample_objective, with one loss per sample")
     return SingularFluctuation(of_samples, evaluated(0), config.num_chains)

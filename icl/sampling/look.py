@@ -96,14 +96,22 @@ def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
         )
         return float(ahead - behind) / (2 * distance), 8 * resolution * float(losses.double().abs().mean()) / distance
 
-    (far, rounding), (close, more_rounding) = rate(1e-2 * size), rate(3e-3 * size)
-    # Two distances that agree leave no doubt about the true rate.
-    doubt = 5 * abs(far - close) + rounding + more_rounding
-    if abs(far - slope) > GRADIENT_TOLERANCE * slope + doubt:
-        raise ValueError(
-            f"the gradient is not that of the loss: along it the loss changes at the rate {far:.4g}, not {slope:.4g}. Turn activation "
-            "checkpointing off, and detach nothing between the weights and the loss"
-        )
+    # Weights of very different sizes may need a short distance: it is shortened while rounding allows.
+    distance = 1e-2 * size
+    far, rounding = rate(distance)
+    while True:
+        distance *= 0.3
+        close, more_rounding = rate(distance)
+        # Two distances that agree leave no doubt about the true rate.
+        doubt = 5 * abs(far - close) + rounding + more_rounding
+        if abs(far - slope) <= GRADIENT_TOLERANCE * slope + doubt:
+            return
+        if not 0 < more_rounding <= GRADIENT_TOLERANCE * slope:
+            raise ValueError(
+                f"the gradient is not that of the loss: along it the loss changes at the rate {far:.4g}, not {slope:.4g}. Turn activation "
+                "checkpointing off, and detach nothing between the weights and the loss"
+            )
+        far, rounding = close, more_rounding
 
 
 def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:

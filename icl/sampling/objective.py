@@ -127,6 +127,12 @@ class ModuleObjective:
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
+    @property
+    def groups(self) -> Tensor:
+        """(P,) which parameter tensor each sampled weight belongs to."""
+        sizes = torch.tensor([size.numel() for size in self._sizes.values()])
+        return torch.arange(len(sizes)).repeat_interleave(sizes)
+
     def bytes_for_backward(self, batch: Batch) -> int:
         """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
         # `vmap(grad_and_value)` of a transformer takes 3.4 to 3.5 times what a plain forward pass keeps (five sizes).

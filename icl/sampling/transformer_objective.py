@@ -15,6 +15,7 @@ from icl.model import InContextRegressionTransformer, TransformerShape, paramete
 from icl.sampling.config import SamplerConfig
 from icl.sampling.objective import LossFunction, ModuleObjective, Objective, kept_for_backward
 from icl.sampling.patterns import select
+from icl.sampling.units import InUnits, numbered
 
 Batch = tuple[Tensor, Tensor]
 
@@ -50,6 +51,11 @@ class TransformerObjective:
         path = choose_path(model.shape, flat.device, threads)
         self._engine, self._predict = path.run, path.predict
         self.brings_threads = path.name == "native"
+
+    @property
+    def groups(self) -> Tensor:
+        """(P,) the group of each sampled weight (`weight_groups`)."""
+        return self._part(weight_groups(self._shape).to(self._flat.device))
 
     def losses(self, positions: Tensor, batch: Batch) -> Tensor:
         """Losses (E, K) at positions (E, P)."""
@@ -129,8 +135,30 @@ def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Se
     return torch.cat([torch.arange(offset, offset + math.prod(size)) for offset, size in pieces])
 
 
+def weight_groups(shape: TransformerShape) -> Tensor:
+    """The group of each weight in the flat vector: one per parameter tensor, and in attention one per head for its queries, its keys, its
+    values and its columns of the output."""
+    heads, groups = shape.num_heads, []
+    for name, (offset, size) in parameter_layout(shape).items():
+        index = torch.arange(offset, offset + math.prod(size)).view(size)
+        if name.endswith("attention.qkv.weight"):  # rows: head, then queries, keys, values
+            groups += [part.reshape(-1) for part in index.chunk(3 * heads)]
+        elif name.endswith("attention.output.weight"):  # columns: head
+            groups += [part.reshape(-1) for part in index.chunk(heads, dim=1)]
+        else:
+            groups.append(index.reshape(-1))
+    return numbered(groups, shape.num_parameters)
+
+
 def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
-    """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`."""
+    """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`; in the configured units."""
+    objective = _in_weights(model, loss_fn, config)
+    return InUnits(objective) if config.localization_units == "relative" else objective
+
+
+def _in_weights(
+    model: nn.Module, loss_fn: LossFunction, config: SamplerConfig
+) -> TransformerObjective | ModuleObjective:
     trained = all(value.requires_grad for value in model.parameters())
     if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained:
         workers = min(config.cores, config.num_chains)

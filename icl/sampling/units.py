@@ -1,0 +1,102 @@
+r"""Localisation relative to the weights: each group of weights in units of its own size.
+
+A chain is held near w* by a Gaussian of one width for all weights, whatever their size. Along training weights grow, and a
+layer norm makes the model indifferent to the scale of those that write to the stream it reads. The same γ then asks
+different questions at different checkpoints. In relative units the target is
+
+    p(w) ∝ exp( −nβ L(w) − (γ/2) Σ_g ‖w_g − w*_g‖² / s_g² ),      s_g = root mean square of w*_g,
+
+so that 1/√γ is the width as a share of the weights of each group g. With u_g = w_g / s_g this is the usual target in u, and
+the sampler's step is ε s_g² in w_g.
+
+**What is invariant.** Let the model's function stay the same when the groups are multiplied by numbers c_g. Then L(s u) is
+the same function of u before and after, and so is every chain: λ̂ is equal to rounding. In the library's transformer this
+holds for (a layer norm's own ε, 1e-5, aside)
+
+- all that writes to the residual stream, times c: embeddings, attention output, the MLP's second layer with its bias;
+- a layer norm's weight and bias times c, and 1/c on each map that reads it;
+- one head's queries times c and its keys divided by c; its values times c and its columns of the output divided by c;
+- the MLP's first layer with its bias times c, and 1/c on its second layer's weight.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from icl.sampling.objective import Batch, Objective
+from icl.sampling.plan import Recorder
+
+
+class Grouped(Objective, Protocol):
+    """An objective whose weights come in groups."""
+
+    @property
+    def groups(self) -> Tensor:
+        """(P,) the number of each sampled weight's group, 0, 1, ..."""
+        ...
+
+
+class InUnits:
+    """An objective as a function of u = w / s.
+
+    Args:
+        objective: the loss as a function of w.
+
+    Attributes:
+        objective: the same.
+        units: s (P,).
+    """
+
+    def __init__(self, objective: Grouped) -> None:
+        self.objective = objective
+        self.units = units_of(objective.anchor, objective.groups)
+        self.anchor = objective.anchor / self.units
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.objective, name)  # what a fast path says of itself: memory, threads, resolution
+
+    def losses(self, positions: Tensor, batch: Batch) -> Tensor:
+        """Losses (E, T) at positions u (E, P)."""
+        return self.objective.losses(positions * self.units, batch)
+
+    def losses_and_gradients(
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (E, T) and gradients (E, P) with respect to u."""
+        losses, gradients = self.objective.losses_and_gradients(positions * self.units, batch, token_weights)
+        return losses, gradients * self.units
+
+    def of_weights(self, recorder: Recorder) -> Recorder:
+        """A recorder of weights w as one of positions u."""
+        return lambda draw, positions, chains: recorder(draw, positions * self.units, chains)
+
+
+def units_of(weights: Tensor, groups: Tensor) -> Tensor:
+    """s (P,): the root mean square of each group's weights; a group of zeros has that of all weights.
+
+    Args:
+        weights: (P,).
+        groups: (P,) the number of each weight's group, 0, 1, ...
+
+    Raises:
+        ValueError: all weights are zero.
+    """
+    whole = weights.square().mean().sqrt()
+    if not whole > 0:
+        raise ValueError(
+            "all weights are zero, so nothing can be measured in units of them; use localization_units: absolute"
+        )
+    groups = groups.to(weights.device)
+    squares = weights.new_zeros(int(groups.max()) + 1).index_add(0, groups, weights.square())
+    sizes = (squares / torch.bincount(groups).clamp(min=1)).sqrt()
+    return torch.where(sizes > 0, sizes, whole)[groups]
+
+
+def numbered(pieces: Iterable[Tensor], total: int) -> Tensor:
+    """(total,) the number of each weight's group, from groups as index vectors."""
+    groups = torch.empty(total, dtype=torch.long)
+    for number, piece in enumerate(pieces):
+        groups[piece] = number
+    return groups

@@ -1,0 +1,1 @@
+"""What an estimate is about: models, their checkpoints, loss and data."""
