@@ -1,8 +1,16 @@
 """Tables inside pages that people write: the text between two marks, made anew from files."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
 
 END = "<!-- end of that table -->"
+
+
+def rows_of(table: pd.DataFrame) -> Iterable[Any]:
+    """The rows, with the columns as attributes, which no type checker knows."""
+    return table.itertuples()
 
 
 def mark(command: str, name: str = "") -> str:

@@ -15,33 +15,61 @@ app = typer.Typer(
     name="icl",
     no_args_is_help=True,
     add_completion=False,
+    rich_markup_mode="markdown",  # so that the lines of a paragraph are joined
     pretty_exceptions_enable=False,
-    help="""The development of in-context learning in small transformers, and the local learning coefficient that
-    reveals it.
+    help="""Train small transformers that learn in context, and estimate their local learning coefficient (LLC) along
+    training.
 
-    Start with `icl demo`. Then `icl train sweeps/training-runs/quick.yaml` and `icl llc
-    sweeps/analysis/quick-llc.yaml`.
+    The LLC measures how many directions in weight space change the loss near the trained weights. Its course shows the
+    stages in which a model develops.
+
+    First steps:
+
+    - `icl demo`
+
+    - `icl train sweeps/training-runs/quick.yaml`
+
+    - `icl llc sweeps/analysis/quick-llc.yaml`
+
+    `icl COMMAND --help` explains one command.
     """,
 )
 
 SweepFile = Annotated[
-    Path | None, typer.Argument(help="A W&B sweep file. None: the run that `wandb agent` hands over.")
+    Path | None,
+    typer.Argument(
+        help="A sweep file of Weights & Biases (W&B). `wandb agent` leaves it out and gives the settings itself."
+    ),
 ]
-Index = Annotated[int | None, typer.Option(help="Run only this point of the grid, counted from 0.")]
+Index = Annotated[int | None, typer.Option(help="Do only the run with this number in the sweep, counted from 0.")]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", help="Override a setting in every run: a.b=value. Repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change one setting in every run, as in optimizer_config.lr=0.01. `icl config` lists all. Repeatable.",
+    ),
 ]
 Jobs = Annotated[
-    int | None, typer.Option(min=1, help="Runs at a time. Default: one per CPU core, or one on an accelerator.")
+    int | None,
+    typer.Option(
+        min=1, help="How many runs at the same time. Default: one per CPU core; on an accelerator (GPU or TPU), one."
+    ),
 ]
 Executor = Annotated[
     str,
     typer.Option(
-        help="local: processes on this machine (on an accelerator without --jobs and W&B: batch). batch: runs that differ in "
-        "their seeds alone train as one. ray: an existing Ray cluster."
+        help="Where runs are computed. local: in processes on this machine. batch: runs that differ only in their seeds are "
+        "trained together, in one process. ray: on a Ray cluster that is running. On an accelerator, local trains as batch "
+        "does, unless --jobs is given or W&B records the runs."
     ),
 ]
-Tracking = Annotated[str, typer.Option(help="auto: files, and W&B where it is set up. Or: local, wandb, none.")]
+Tracking = Annotated[
+    str,
+    typer.Option(
+        help="Where metrics are recorded. local: in files. wandb: in files and on W&B. none: nowhere. auto: as wandb if a key "
+        "for W&B is found, else as local."
+    ),
+]
 
 
 def main() -> None:
@@ -101,12 +129,12 @@ def _read_env_file(path: Path) -> None:
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the figures and tables.")] = Path("figures/demo"),
-    quick: Annotated[bool, typer.Option(help="A much shorter run, for a first look at the files.")] = False,
+    quick: Annotated[bool, typer.Option(help="Train for only 600 steps, to see which files appear.")] = False,
 ) -> None:
-    """Train the paper's transformer on a shortened schedule, evaluate it, estimate its learning coefficient, draw the
-    figures.
+    """Train a small transformer, evaluate it, estimate its local learning coefficient, and draw the figures.
 
-    Minutes on two CPU cores; no account, no network, no GPU. Starting it again continues where it was stopped.
+    The model is that of arXiv 2402.02364, on a shortened schedule. This takes minutes on two CPU cores, and needs no
+    account, no network and no GPU. If it is stopped, start it again: it continues where it was.
     """
     from icl.commands.demo import run_demo
 
@@ -122,10 +150,13 @@ def train(
     executor: Executor = "local",
     tracking: Tracking = "auto",
 ) -> None:
-    """Train every run of a sweep file here, offline; what is finished is skipped, what was interrupted goes on.
+    """Train every run of a sweep file.
 
-    Without a file: the run that `wandb agent` hands over. Checkpoints go to LOCAL_ROOT (default ./checkpoints) and,
-    with AWS_BUCKET_NAME, to S3.
+    Runs that are finished are skipped. Runs that were interrupted continue where they were. No account or network is
+    needed.
+
+    Checkpoints are written to the folder LOCAL_ROOT (an environment variable; default ./checkpoints). If AWS_BUCKET_NAME
+    is set, they are also sent to that S3 bucket.
     """
     from icl.commands.sweep import run_sweep_command
 
@@ -140,18 +171,22 @@ def llc(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Sampler settings in place of the file's: published (arXiv 2402.02364), calibrated (the same models, "
-            "chains that stay in the basin) or automatic (any model, constants by pilot chains). --set still wins."
+            help="Use named sampler settings instead of those in the file. published: those of arXiv 2402.02364. calibrated: "
+            "for the same models, with chains that stay near the weights they start from. automatic: for any model; short "
+            "pilot chains choose the constants. --set is applied afterwards."
         ),
     ] = None,
     jobs: Jobs = None,
     executor: Executor = "local",
     tracking: Tracking = "auto",
 ) -> None:
-    """Estimate the local learning coefficient at the checkpoints of trained runs, as a sweep file says.
+    """Estimate the local learning coefficient (LLC) at checkpoints of trained runs.
 
-    Without a file: the run that `wandb agent` hands over. Estimates that exist are not made again. Every estimate comes
-    with a verdict in plain words. `icl calibrate` searches the sampler's constants.
+    The sweep file says which runs, which checkpoints, and how to sample. Train the runs first, with `icl train`. Estimates
+    that exist already are not made again.
+
+    Every estimate comes with its standard error and with a verdict: "healthy", or what is wrong with it. `icl calibrate`
+    searches for good settings of the sampler. `icl tabulate` collects the estimates in a table.
     """
     from icl.commands.sweep import run_sweep_command
     from icl.sampling.presets import preset_override
@@ -162,32 +197,50 @@ def llc(
 
 @app.command()
 def calibrate(
-    sweep: Annotated[Path, typer.Argument(help="A W&B sweep file for `icl llc`: the run, its checkpoints, its data.")],
-    index: Annotated[int, typer.Option(help="The point of the grid, counted from 0.")] = 0,
+    sweep: Annotated[
+        Path,
+        typer.Argument(help="A sweep file for `icl llc`. It names the run, its checkpoints and its data."),
+    ],
+    index: Annotated[int, typer.Option(help="The run with this number in the sweep, counted from 0.")] = 0,
     overrides: Overrides = None,
     steps: Annotated[
         list[int] | None,
-        typer.Option("--step", help="A checkpoint; repeatable. Default: up to four of those that the file chooses."),
+        typer.Option(
+            "--step",
+            help="Search at the checkpoint of this training step. Repeatable. Default: up to four of the file's checkpoints.",
+        ),
     ] = None,
     epsilons: Annotated[
-        list[float] | None, typer.Option("--epsilon", help="A step size to try; repeatable. Default: 1e-6, 1e-5, 1e-4.")
+        list[float] | None,
+        typer.Option("--epsilon", help="A step size of the sampler to try. Repeatable. Default: 1e-6, 1e-5, 1e-4."),
     ] = None,
     gammas: Annotated[
-        list[float] | None, typer.Option("--gamma", help="A localisation; repeatable. Default: 10, 100, 1000.")
+        list[float] | None,
+        typer.Option(
+            "--gamma",
+            help="A strength to try of the pull back to the trained weights (the localisation). Repeatable. Default: 10, 100, "
+            "1000.",
+        ),
     ] = None,
     nbetas: Annotated[
-        list[float] | None, typer.Option("--nbeta", help="An inverse temperature; repeatable. Default: 1, 10, 100.")
+        list[float] | None,
+        typer.Option(
+            "--nbeta",
+            help="A factor of the loss to try (the inverse temperature, nβ). Repeatable. Default: 1, 10, 100.",
+        ),
     ] = None,
-    chains: Annotated[int, typer.Option(min=1, help="Chains of a cell.")] = 4,
-    burnin: Annotated[int, typer.Option("--burn-in", min=0, help="Steps before the first draw.")] = 200,
-    draws: Annotated[int, typer.Option(min=1, help="Draws of a chain.")] = 300,
+    chains: Annotated[int, typer.Option(min=1, help="Chains for each setting.")] = 4,
+    burnin: Annotated[int, typer.Option("--burn-in", min=0, help="Steps of a chain before its first draw.")] = 200,
+    draws: Annotated[int, typer.Option(min=1, help="Draws of each chain.")] = 300,
     output: Annotated[Path, typer.Option(help="Folder of the table and the trace plots.")] = Path("calibration"),
 ) -> None:
-    """Search the sampler's constants: where is the estimate healthy, and insensitive to them?
+    """Search for sampler settings at which estimates are healthy and hardly depend on the settings.
 
-    Samples every (epsilon, gamma, nbeta) at every checkpoint, and the named presets beside them, prints one row each,
-    and recommends one setting for all checkpoints by a criterion that looks at health and sensitivity alone
-    (docs/llc.md). Interrupted, it continues where it was stopped.
+    Samples with every combination of --epsilon, --gamma and --nbeta, and with the named presets, at every chosen
+    checkpoint. Prints one row for each. Recommends one setting for all checkpoints. The criterion looks only at the health
+    of the chains and at how sensitive the estimates are; docs/llc.md explains it.
+
+    If it is stopped, start it again: it continues where it was.
     """
     from icl.commands.calibrate import Budget, calibrate_command
     from icl.sampling.calibration import SearchGrid
@@ -207,27 +260,31 @@ def analyse(
     family: Annotated[
         Path | None,
         typer.Option(
-            help="In place of a run: the sweep file of training runs that differ in num_tasks, to analyse together."
+            help="Instead of a run: a sweep file of training runs that differ in num_tasks. They are analysed together."
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
-            help="An analysis to run; repeatable. Default: all but essential_dynamics, which needs a dense run. "
-            "A wrong name lists them."
+            help="Do only this analysis. Repeatable. Default: all except essential_dynamics, which needs a run with many more "
+            "checkpoints. An unknown name gives an error that lists all."
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the tables. Default: data/<run>, or data/<name of the sweep file>.")
+        Path | None,
+        typer.Option(help="Folder of the tables. Default: data/RUN, or data/NAME for a sweep file NAME.yaml."),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Measure every checkpoint of a run: evaluations, Hessian, spectra, attention and more, as tidy tables.
+    """Measure every checkpoint of a run, and write one table for each analysis.
 
-    With --family: the runs of a training sweep over the number of tasks, in tables with a column num_tasks. They hold the
-    task prior, distances to ridge and dMMSE, and the joint principal components of all runs' predictions.
+    Among the analyses are evaluations, the Hessian, spectra of the weights, and attention. Checkpoints that a table has
+    already are not measured again.
 
-    Checkpoints that a table has already are not measured again.
+    With --family, several runs are compared that were trained on different numbers of tasks. The tables then hold the
+    distance of each model to the best predictor of its own tasks (dMMSE) and of Gaussian tasks (ridge regression), what
+    the model expects of a task before it sees data (the task prior), and the principal components of all models'
+    predictions together.
     """
     from icl.commands.analyse import analyse_command, analyse_family_command
 
@@ -246,12 +303,14 @@ def analyse(
 def tabulate(
     sweep: Annotated[Path, typer.Argument(help="The W&B sweep file that `icl llc` ran.")],
     output: Annotated[Path, typer.Option(help="Folder of the tables.")],
-    name: Annotated[str, typer.Option(help="Of the table: llc, or llc_calibrated beside it.")] = "llc",
+    name: Annotated[
+        str, typer.Option(help="Name of the table: llc, or another beside it, such as llc_calibrated.")
+    ] = "llc",
     overrides: Overrides = None,
 ) -> None:
-    """Bring the estimates that `icl llc` made into a table, and the course of their chains into another.
+    """Collect the estimates of `icl llc` in one table, and the loss of their chains, draw by draw, in another.
 
-    Runs of the sweep without estimates yet are left out; call it again when there are more.
+    Runs of the sweep that have no estimates yet are left out. Call it again when there are more.
     """
     from icl.config.sweeps import expand, load_sweep
     from icl.estimation import LLCConfig
@@ -264,8 +323,16 @@ def tabulate(
 
 
 @app.command()
-def stages(folder: Annotated[Path, typer.Argument(help="Folder of the tables evals and llc.")]) -> None:
-    """Read the developmental stages off the tables: the changes over each, and the boundaries that the curve shows."""
+def stages(
+    folder: Annotated[
+        Path, typer.Argument(help="Folder with the tables evals (`icl analyse`) and llc (`icl tabulate`).")
+    ],
+) -> None:
+    """Find the stages in which a model developed, from tables of its loss and its LLC.
+
+    Writes two tables: how much both change over each published stage, and where the curve of the LLC itself shows
+    boundaries between stages.
+    """
     from icl.estimation.tables import write_stages
 
     for path in write_stages(folder):
@@ -276,9 +343,12 @@ def stages(folder: Annotated[Path, typer.Argument(help="Folder of the tables eva
 def figures(
     data: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("data"),
     output: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="Processes to draw in; by default one per CPU core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="How many processes draw. Default: one per CPU core.")] = None,
 ) -> None:
-    """Draw every figure again from the tables under data/, as PNG and PDF. The same tables give the same files."""
+    """Draw every figure from the tables under data/, as PNG and PDF.
+
+    A figure whose table is missing is left out, and a line says how to make the table. Equal tables give equal files.
+    """
     import torch
 
     from icl.devices import available_cores
@@ -291,16 +361,24 @@ def figures(
 
 @app.command()
 def runs(
-    verify: Annotated[bool, typer.Option(help="Check the checksum of every checkpoint.")] = False,
+    verify: Annotated[bool, typer.Option(help="Read every checkpoint, and say which are damaged.")] = False,
     prune: Annotated[
-        int | None, typer.Option(min=1, help="Keep about this many checkpoints per run, spread over log-time.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Delete checkpoints until each run has about this many, evenly spread over the logarithm of the step.",
+        ),
     ] = None,
     copy: Annotated[
-        tuple[str, str] | None, typer.Option(help="Copy runs: FROM TO, each a folder or s3://bucket.")
+        tuple[str, str] | None,
+        typer.Option(help="Copy runs FROM one place TO another. A place is a folder or s3://bucket/prefix."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Only this run.")] = None,
 ) -> None:
-    """List the runs with their steps, size and state; check, thin out or copy them."""
+    """List all runs, with the number of checkpoints, the size, and whether each is finished.
+
+    With an option, check, thin out or copy them.
+    """
     from icl.commands.runs import runs_command
 
     raise typer.Exit(runs_command(verify, prune, copy, name))
@@ -308,12 +386,16 @@ def runs(
 
 @app.command()
 def config(
-    command: Annotated[str | None, typer.Argument(help="train or llc: whose settings. Default: both.")] = None,
-    words: Annotated[list[str] | None, typer.Argument(help="Only settings with one of these in their key.")] = None,
+    command: Annotated[
+        str | None, typer.Argument(help="train or llc: the command whose settings to print. Default: both.")
+    ] = None,
+    words: Annotated[
+        list[str] | None, typer.Argument(help="Print only settings whose key contains one of these words.")
+    ] = None,
 ) -> None:
-    """Print every setting of a run with its type, its default and what it means.
+    """Print every setting with its default, its type and its meaning.
 
-    The keys are those of sweep files and of --set.
+    --set takes the keys as they are printed here. In a sweep file they are nested where they have a dot.
     """
     from icl.commands.config import config_command
 
@@ -322,7 +404,7 @@ def config(
 
 @app.command()
 def doctor() -> None:
-    """Say which device, engine, storage and W&B settings are in force, and whether each works."""
+    """Check this installation: which device computes, where checkpoints go, whether W&B is set up, and whether each works."""
     from icl.commands.doctor import report
 
     raise typer.Exit(0 if report(os.environ) else 1)

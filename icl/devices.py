@@ -51,9 +51,7 @@ def _xla_device() -> torch.device:
         return torch_xla.device()
     except RuntimeError as error:
         reason = (str(error).strip() or "unknown reason").splitlines()[0]
-        raise ValueError(
-            f"device 'xla' cannot start: {reason}; PJRT_DEVICE=TPU or CPU says which one is meant"
-        ) from None
+        raise ValueError(f"device 'xla' cannot start: {reason}; set PJRT_DEVICE=TPU, or PJRT_DEVICE=CPU") from None
 
 
 def end_of_graph(device: torch.device) -> None:

@@ -19,10 +19,9 @@ ROOMS = (
         "figures",
         "analysis",
         "subjects",
-        "sampling",
     ),
-    *("tracking", "evals", "engine", "checkpoints", "config", "storage"),
-    *("model", "baselines", "tasks", "streams", "devices", "native"),
+    *("sampling", "tracking", "evals", "engine", "checkpoints", "config"),
+    *("model", "baselines", "tasks", "streams", "devices", "native", "storage"),
 )
 """From the top floor down: a room may import from those after it."""
 

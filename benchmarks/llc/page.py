@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.pages import fill, mark, markdown_table
+from benchmarks.pages import fill, mark, markdown_table, rows_of
+from icl.storage.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 PAGE, DATA = ROOT / "docs/llc.md", ROOT / "data/llc_accuracy"
@@ -58,7 +59,7 @@ def bias() -> str:
             f"{row.estimate:.1f} ± {row.mcse:.1f}",
             percent(row.relative_error, "+"),
         ]
-        for row in table[table["model"] == HARDEST].itertuples()
+        for row in rows_of(table.loc[table["model"] == HARDEST])
     ]
     return markdown_table(("draws", "γ", "λ̂", "error"), rows)
 
@@ -70,7 +71,7 @@ def standard_errors() -> str:
             row.model, f"{row.coefficient:g}", f"{row.long_run_mean:.2f}", f"{row.spread:.3f}", f"{row.reported_error:.3f}",
             percent(row.mean_within_2, digits=0), percent(row.truth_within_2, digits=0),
         ]
-        for row in pd.read_csv(DATA / "standard_errors.csv").itertuples()
+        for row in rows_of(pd.read_csv(DATA / "standard_errors.csv"))
     ]  # fmt: skip
     head = (
         "model", "λ", "long-run mean", "spread of λ̂", "reported error", "within 2 errors of the mean", "within 2 errors of the truth",
@@ -85,7 +86,7 @@ def kernels() -> str:
             row.model, row.kernel, f"{row.repetitions}", f"{row.spread:.3f}", f"{row.reported_error:.3f}",
             percent(row.mean_within_2, digits=0),
         ]
-        for row in pd.read_csv(DATA / "standard_errors_kernels.csv").itertuples()
+        for row in rows_of(pd.read_csv(DATA / "standard_errors_kernels.csv"))
     ]  # fmt: skip
     return markdown_table(
         ("model", "kernel", "repetitions", "spread of λ̂", "reported error", "within 2 errors of the mean"), rows
@@ -101,7 +102,7 @@ def honesty(of: str = "all") -> str:
             f"{row.sound:.0f}", percent(row.sound_healthy_within_10_percent, digits=0) if row.sound else "",
             percent(row.false_alarms) if row.sound else "",
         ]
-        for row in table[table["of"] == of].itertuples()
+        for row in rows_of(table.loc[table["of"] == of])
     ]  # fmt: skip
     head = (
         of if of != "all" else "", "cases", "wrong", "wrong and healthy", "sound", "of these healthy and within 10 %", "false alarms",
@@ -114,7 +115,8 @@ def calibration() -> str:
     cells = pd.read_csv(DATA / "calibration.csv", keep_default_na=False)
     steps = sorted(cells["step"].unique())
     rows = []
-    for (setting, epsilon, gamma, nbeta), group in cells.groupby(["setting", "epsilon", "gamma", "nbeta"], sort=False):
+    for _, group in cells.groupby(["setting", "epsilon", "gamma", "nbeta"], sort=False):
+        setting, epsilon, gamma, nbeta = group.iloc[0][["setting", "epsilon", "gamma", "nbeta"]]
         at = group.set_index("step")
         row = [setting or "grid", f"{epsilon:.2g}", f"{gamma:.4g}", f"{nbeta:.3g}"]
         rows.append(
@@ -133,5 +135,5 @@ def short(verdict: object) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    write_atomically(PAGE, page(PAGE.read_text()).encode())
     print(PAGE.relative_to(ROOT))

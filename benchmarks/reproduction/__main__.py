@@ -11,6 +11,7 @@ from pathlib import Path
 
 from benchmarks.reproduction import basin, boundaries, calibrated, forms, milestones, seeds, settings, stages, trained
 from benchmarks.reproduction.shipped import Shipped
+from icl.storage.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "L2H4Minf"
@@ -36,5 +37,5 @@ def document(facts: dict[str, object]) -> str:
 
 
 if __name__ == "__main__":
-    OUTPUT.write_text(document(collect(Shipped.runs(DATA))))
+    write_atomically(OUTPUT, document(collect(Shipped.runs(DATA))).encode())
     print(OUTPUT.relative_to(ROOT))

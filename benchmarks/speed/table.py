@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.pages import fill, mark, markdown_table
+from benchmarks.pages import fill, mark, markdown_table, rows_of
+from icl.storage.files import write_atomically
 
 SHOWN = ("what", "variant", "time", "times as fast", "note")
 
@@ -55,7 +56,7 @@ def readable(results: pd.DataFrame) -> pd.DataFrame:
             "times as fast": f"{row.speedup:.2f} ({row.speedup_low:.2f} to {row.speedup_high:.2f})" if row.speedup == row.speedup else "",
             "note": row.note,
         }
-        for row in results.itertuples()
+        for row in rows_of(results)
     ]  # fmt: skip
     return pd.DataFrame(rows, columns=list(SHOWN))
 
@@ -95,9 +96,9 @@ def read(path: Path) -> pd.DataFrame:
 
 def write_pages(folder: Path) -> None:
     """Make the results' page anew, and the table in the project's README."""
-    (folder / "README.md").write_text(results_page(folder))
+    write_atomically(folder / "README.md", results_page(folder).encode())
     readme = folder.parents[1] / "README.md"
-    readme.write_text(fill(readme.read_text(), MARK, headlines(main_results(folder))))
+    write_atomically(readme, fill(readme.read_text(), MARK, headlines(main_results(folder))).encode())
 
 
 def main_results(folder: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a checkpoint is: a run's weights on a dense grid of steps, and its full state for the newest few.
+"""The checkpoints of a run: its weights at many steps, and its full state at the newest two.
 
 A run lives in the folder `icl/<run name>` of a store: `<step>.safetensors` (weights only, about 210 kB for the paper's
 model), `state-<step>.safetensors` (weights, optimiser moments and whatever else resuming needs; the newest two are
@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run in a store.
 
-    Writers hold `lock()`; readers need nothing. `layout` (name -> shape), where given, is demanded of every file of
-    weights that is loaded, and so are the settings that `expect` was told.
+    A writer must hold `lock()`; a reader needs nothing. Every file of weights that is loaded must have the `layout`
+    (name -> shape), if one is given, and the settings that `expect` was told.
     """
 
     def __init__(self, store: Store, run_name: str, layout: Mapping[str, tuple[int, ...]] | None = None) -> None:
@@ -58,8 +58,10 @@ class Checkpoints:
     # Whose run this is
 
     def expect(self, settings: Settings) -> Self:
-        """Demand that this is the run of `settings`, whatever its name: what is stored now is compared, and every
-        checkpoint read from here on. A run begins with this, before it writes.
+        """Check that this is the run of `settings`, and not another one of the same name.
+
+        What is stored now is compared with them, and so is every checkpoint that is read from now on. A run does this before it
+        writes anything.
 
         Raises:
             CheckpointError: the run was made with other settings; the message names the first of them and both values.
@@ -98,9 +100,13 @@ class Checkpoints:
             if not isinstance(store, MirroredStore):
                 raise
             return None  # not in the folder, and the bucket does not answer: `lock` looks again once it does
+        if config is not None and self._expected is not None and not config.keys() & set(self._expected.decides):
+            config = None  # an object, but none of settings
         if config is None:
             _log.warning(
-                "%s in %s is damaged; what the checkpoints say of their settings counts", self._config_key, store
+                "%s in %s is damaged; the settings that are stored with the checkpoints are used instead",
+                self._config_key,
+                store,
             )
         return config
 
@@ -205,7 +211,7 @@ class Checkpoints:
                 yield state
 
     def has_metrics_of(self, state: Checkpoint) -> bool:
-        """Whether the metrics beside the checkpoints have all the rows before a state that were there when it was saved."""
+        """Whether the metrics beside the checkpoints still have all rows that they had when a state was saved."""
         key, rows = self._record_keys[0], state.metadata.get(ROWS)
         if not isinstance(rows, int) or rows < 1:
             return True
@@ -231,6 +237,11 @@ class Checkpoints:
         """Write the resolved configuration as readable JSON beside the checkpoints."""
         self.store.put(self._config_key, _readable(config))
 
+    def restore_config(self, config: Mapping[str, Any]) -> None:
+        """`save_config` where its file is damaged or gone."""
+        if self._config_at(self.store) is None:
+            self.save_config(config)
+
     def config(self) -> dict[str, Any] | None:
         """The configuration stored with the run, or None; raises `CheckpointError` if its file is not JSON."""
         return self._read_json("config.json")
@@ -242,11 +253,11 @@ class Checkpoints:
     def finished_step(self) -> int | None:
         """The last step of a finished run, or None while it has more to do, or its mark is damaged."""
         try:
-            step = (self._read_json("finished.json") or {}).get("step")
+            mark = self._read_json("finished.json")
         except CheckpointError as error:
             _log.warning("%s", error)
             return None
-        return step if isinstance(step, int) else None
+        return mark["step"] if mark is not None and has_step(mark) else None
 
     @contextlib.contextmanager
     def lock(self, wait_s: float = 1.0) -> Iterator[None]:
@@ -343,7 +354,7 @@ class Checkpoints:
             return self._decode(data, key, int(match[1]), "state")
         if match := _WEIGHTS.match(name):
             return self._decode(data, key, int(match[1]), "weights")
-        raise DamagedCheckpointError(f"{key} has no name that a checkpoint of icl has; move it away")
+        raise DamagedCheckpointError(f"{key} is not named as a checkpoint of icl; move it away")
 
     def _read(self, key: str, step: int, kind: str) -> Checkpoint:
         try:

@@ -1,4 +1,4 @@
-"""Runs as wholes: list them, verify their checkpoints, thin them out, copy them between stores."""
+"""Whole runs: list them, verify their checkpoints, thin them out, copy them between stores."""
 
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -84,7 +84,7 @@ def list_runs(store: Store) -> list[RunSummary]:
 
 def verify_run(store: Store, name: str, progress: Progress = lambda done, total: None) -> list[Problem]:
     """Read every checkpoint and state of a run, and return those whose checksum, step, layout or settings are wrong, and
-    the metrics if they lack rows that the newest state vouches for."""
+    the metrics if they lack rows that were there when the newest state was saved."""
     checkpoints = Checkpoints(store, name)
     problems: list[Problem] = []
     try:
@@ -140,7 +140,7 @@ def prune_run(
 ) -> list[int]:
     """Delete the weights of every step that is not in `keep`, and return those steps; states stay.
 
-    The run is locked meanwhile. Training it again would write the deleted checkpoints anew, from the start.
+    The run is locked meanwhile. If it is trained again from the start, it writes the deleted checkpoints again.
 
     Raises:
         RunInUseError: it is being written now.

@@ -50,7 +50,9 @@ def config_command(command: str | None, words: Sequence[str], console: Console |
 def chosen_settings(command: str | None, words: Sequence[str]) -> list[Setting]:
     """The settings that `config_command` prints."""
     if command is not None and command not in COMMANDS:
-        raise ConfigError(f"icl config {command}: there is {' and '.join(COMMANDS)}; name a setting after one of them")
+        raise ConfigError(
+            f"icl config {command}: name a command first, {' or '.join(COMMANDS)}, then words to look for"
+        )
     kinds = COMMANDS.values() if command is None else [COMMANDS[command]]
     settings = {setting.key: setting for kind in kinds for setting in settings_of(kind)}
     chosen = [each for key, each in settings.items() if not words or any(word in key for word in words)]

@@ -79,7 +79,7 @@ def _tried_out(store: Store) -> str:
     finally:
         store.delete(key)
     if store.exists(key):
-        raise StorageError(f"{store} does not delete; old states would fill it")
+        raise StorageError(f"{store} does not delete files; old states would fill it")
     if isinstance(store, LocalStore):
         with suppress(OSError):
             (store.root / PROBES).rmdir()

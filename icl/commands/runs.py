@@ -20,7 +20,7 @@ from icl.checkpoints.runs import (
 )
 from icl.config import ConfigError
 from icl.execution.progress import progress_bar
-from icl.storage import MirroredStore, StorageError, Store, open_store, store_from_environment
+from icl.storage import LocalStore, MirroredStore, StorageError, Store, open_store, store_from_environment
 
 
 def runs_command(
@@ -43,6 +43,8 @@ def runs_command(
     if copy is not None:
         return _copy(open_store(copy[0]), open_store(copy[1]), name, console)
     store = store_from_environment(environ)
+    if isinstance(store, LocalStore) and not store.root.is_dir():
+        raise ValueError(f"there is no {store}; set LOCAL_ROOT to the folder in which runs are stored")
     if verify:
         return _verify(store, name, console)
     if prune is not None:

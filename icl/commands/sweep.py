@@ -57,13 +57,13 @@ def run_sweep_command(
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
     try:
         return CONFIGS[command].parse(data)
-    except ConfigError:
+    except ConfigError as error:
         unknown = data.keys() - CONFIGS[command].user_fields().keys()
         for other in CONFIGS:
             if foreign := sorted(unknown & CONFIGS[other].user_fields().keys()):
                 text = f"{source} is a sweep of `icl {other}`, as its key {foreign[0]} says; start icl {other} {source}"
                 raise ConfigError(text) from None
-        raise
+        raise ConfigError(f"{source}: {error}") from None
 
 
 def _run_for_agent(command: Command) -> int:

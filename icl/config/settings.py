@@ -28,8 +28,8 @@ class ConfigError(ValueError):
 class Settings(BaseModel):
     """Base of all configurations: frozen, unknown keys refused, hashable by value.
 
-    A field named in `flattened` is a configuration itself, whose keys stand beside the others in files and in dumps: the
-    record is nested, what a user writes is flat.
+    A field named in `flattened` holds a configuration of its own. In files and in dumps its keys stand beside the other keys:
+    what a user writes is flat, though the record is nested.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=True)
@@ -37,7 +37,7 @@ class Settings(BaseModel):
     later: ClassVar[tuple[str, ...]] = ()
     """Fields added after runs and tables were first named by their settings: `decisive` leaves them out at their default."""
     decides: ClassVar[tuple[str, ...]] = ()
-    """Fields that decide what a run computes: it is named by them, and told by them from other runs (`difference`)."""
+    """Fields that decide what a run computes. Its name is made of them, and `difference` compares them."""
 
     @model_validator(mode="before")
     @classmethod
@@ -55,7 +55,7 @@ class Settings(BaseModel):
     def _booleans_are_no_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         if not _takes_booleans(cls, str(info.field_name)) and any(isinstance(each, bool) for each in _leaves(value)):
             raise ValueError(
-                "true and false are no value of it; YAML reads yes, no, on and off as them, unless in quotes"
+                "true and false are not allowed here; YAML also reads yes, no, on and off as them, unless they are in quotes"
             )
         return value
 
@@ -98,9 +98,9 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", include=set(self.decides))
 
     def difference(self, stored: Mapping[str, Any]) -> str:
-        """What tells the run that was `stored` from the one of these settings: "key=1, not 2", or nothing.
+        """How a stored run differs from a run of these settings: "key=1, not 2", or nothing.
 
-        Settings that decide nothing may differ, and a setting that is not stored counts as its default.
+        Only settings that decide what a run computes are compared. A setting that is not stored counts as its default.
 
         Args:
             stored: a configuration as it was written with a run.
@@ -194,6 +194,9 @@ def _takes_booleans(settings: type[BaseModel], name: str) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (str, int, float)):  # most are, and an abstract class is asked slowly
+        yield value
+        return
     if isinstance(value, Mapping):
         value = list(value.values())
     if isinstance(value, (list, tuple)):

@@ -34,6 +34,7 @@ _PARAMETER_KEYS = (
 _NUMBER_KEYS = ("a", "b", "max", "min", "mu", "q", "sigma")
 
 MAX_RUNS = 10_000
+MAX_PARAMETERS = 1_000
 MAX_ENTRIES = 10_000_000
 """Entries of all configurations of a sweep together."""
 
@@ -80,7 +81,7 @@ def load_sweep(path: str | Path) -> Sweep:
         raise ConfigError(f"{source}: command must be a list of words (got {_shown(command)})")
     for key in ("name", "project", "entity"):
         if not isinstance(data.get(key), str | None):
-            raise ConfigError(f"{source}: {key} must be a text; put it in quotes (got {_shown(data[key])})")
+            raise ConfigError(f"{source}: {key} must be text; put it in quotes (got {_shown(data[key])})")
     return Sweep(
         source,
         method,
@@ -217,7 +218,7 @@ def _checked_parameters(tree: Any, path: str, source: str) -> dict[str, Any]:
     for name, entry in tree.items():
         place = f"{path}.{name}"
         if not isinstance(name, str):
-            raise ConfigError(f"{source}: {place}: the name of a parameter is a text (got {name!r})")
+            raise ConfigError(f"{source}: {place}: the name of a parameter must be text (got {name!r})")
         if "." in name:
             outer, inner = name.split(".", 1)
             nested = f"{outer}: {{parameters: {{{inner}: ...}}}}"
@@ -281,6 +282,12 @@ def _whole(value: Any) -> Any:
 
 def _check_size(sweep: Sweep, cap: int | None) -> None:
     """Refuse a sweep that no machine could hold, before it is expanded."""
+    parameters = _count(sweep.parameters)
+    if parameters > MAX_PARAMETERS:
+        raise ConfigError(
+            f"{sweep.source}: this sweep has {parameters:,} parameters, and at most {MAX_PARAMETERS:,} are possible; icl config "
+            "lists the settings there are"
+        )
     runs = _grid_size(sweep.parameters) if sweep.method == "grid" else cap or 0
     if runs > MAX_RUNS:
         remedy = (
@@ -295,6 +302,10 @@ def _check_size(sweep: Sweep, cap: int | None) -> None:
             f"{sweep.source}: its {runs:,} runs have {entries:,} entries in all, and at most {MAX_ENTRIES:,} are possible; "
             "shorten its lists, or split the file"
         )
+
+
+def _count(parameters: Mapping[str, Any]) -> int:
+    return len(parameters) + sum(_count(entry.get("parameters", {})) for entry in parameters.values())
 
 
 def _grid_size(parameters: Mapping[str, Any]) -> int:

@@ -11,13 +11,24 @@ from yaml.reader import ReaderError
 
 from icl.config.settings import ConfigError
 
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 1 * 2**20
 MAX_DEPTH = 50
 MAX_ENTRIES = 1_000_000
 """Entries of a file with its aliases written out: a few lines of aliases to aliases can stand for billions."""
 
-_MERGE = "tag:yaml.org,2002:merge"
-_FLOAT = "tag:yaml.org,2002:float"
+_YAML = "tag:yaml.org,2002:"
+_MERGE = f"{_YAML}merge"
+_FLOAT = f"{_YAML}float"
+_NO_VALUES = ("binary", "omap", "pairs", "set", "value")
+"""Tags of values that no JSON text can hold, and so no configuration that is stored with its run."""
+
+_MEANT = {
+    "but found another document": "a second document begins here; keep one in a file",
+    "found unhashable key": "a key is a word, not a list or a mapping",
+    r"found character '\t' that cannot start any token": "a tab stands where only spaces may; indent with spaces",
+}
+"""What PyYAML says, and what it means."""
+
 # YAML 1.1 wants both the point and the sign in 1.0e+3; whoever writes 1e-4 or 1.5e4 means numbers too.
 SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
 
@@ -51,7 +62,7 @@ class _Loader(yaml.SafeLoader):
             return node
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
-            _refuse_repeated_keys(node)
+            self._refuse_repeated_keys(node)
             children = [child for pair in node.value for child in pair]
         elif isinstance(node, yaml.SequenceNode):
             children = node.value
@@ -71,9 +82,28 @@ class _Loader(yaml.SafeLoader):
             raise
         except Exception as error:  # the constructors of tags raise whatever Python does: ValueError, KeyError, ...
             tag, value = node.tag.rpartition(":")[2], node.value
-            shown = f"{value!r} is" if isinstance(value, str) else "this is"
-            problem = f"{shown} no valid {tag} ({error}); put text in quotes"
+            shown = f"{_short(repr(value))} is" if isinstance(value, str) else "this is"
+            problem = f"{shown} no valid {tag} ({_short(str(error))}); put text in quotes"
             raise ConstructorError(None, None, problem, node.start_mark) from None
+
+    def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
+        """By what the keys are and by how they are written down with a run: 1, 1.0, 0x1 and '1' are one key."""
+        seen: set[object] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
+                continue
+            value = self.construct_object(key)
+            if seen & {value, str(value)}:
+                raise ComposerError(None, None, f"the key {key.value!r} is given twice", key.start_mark)
+            seen |= {value, str(value)}
+
+
+def _refused_tag(loader: _Loader, node: yaml.Node) -> object:
+    tag = node.tag.replace(_YAML, "!!")
+    problem = (
+        "put '=' in quotes" if node.value == "=" else f"a value of the type {tag} has no place here; write it plainly"
+    )
+    raise ConstructorError(None, None, problem, node.start_mark)
 
 
 def _scientific(loader: _Loader, node: yaml.ScalarNode) -> float:
@@ -84,16 +114,8 @@ def _scientific(loader: _Loader, node: yaml.ScalarNode) -> float:
 
 _Loader.add_implicit_resolver(_FLOAT, SCIENTIFIC, list("-+.0123456789"))
 _Loader.add_constructor(_FLOAT, _scientific)
-
-
-def _refuse_repeated_keys(node: yaml.MappingNode) -> None:
-    seen: set[tuple[str, str]] = set()
-    for key, _ in node.value:
-        if isinstance(key, yaml.ScalarNode) and key.tag != _MERGE:
-            if (key.tag, key.value) in seen:
-                problem = f"the key {key.value!r} is given twice"
-                raise ComposerError(None, None, problem, key.start_mark)
-            seen.add((key.tag, key.value))
+for _tag in (None, *(f"{_YAML}{name}" for name in _NO_VALUES)):
+    _Loader.add_constructor(_tag, _refused_tag)  # type: ignore[arg-type]
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
@@ -124,17 +146,30 @@ def parse_yaml(text: str, source: str) -> Any:
         ConfigError: one line with the source and, where it is known, the line.
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # type: ignore[arg-type]
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        raise ConfigError(f"{source}{place}: {_one_line(error.problem or error.context)}") from None
+        loader = _Loader(text)
     except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise ConfigError(f"{source}, line {line}: the character {chr(error.character)!r} is not allowed") from None
+    try:
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f", line {mark.line + 1}" if mark is not None else ""
+        raise ConfigError(f"{source}{place}: {_problem(error)}") from None
+    except (ValueError, OverflowError):  # of the scanner: "\U00110000"
+        raise ConfigError(f"{source}, line {loader.line + 1}: an escape in it stands for no character") from None
     except RecursionError:
         raise ConfigError(f"{source}: its mappings are merged from one another too deeply") from None
+    finally:
+        loader.dispose()
 
 
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+def _problem(error: yaml.MarkedYAMLError) -> str:
+    said = " ".join(str(error.problem or error.context).split())
+    if said == "second occurrence":
+        said = str(error.context).partition(";")[0]
+    return _MEANT.get(said, said)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."

@@ -36,20 +36,24 @@ class TaskConfig(Settings):
 
     later = ("task_type",)
 
-    task_type: str = Field(default="linear", description="the law of a sequence, a name in icl.tasks.TASKS")
+    task_type: str = Field(default="linear", description="the distribution of sequences: a name in icl.tasks.TASKS")
     task_size: int = Field(default=8, ge=1, le=2**16, description="D, the dimension of inputs and tasks")
     max_examples: int = Field(default=16, ge=1, le=2**16, description="K, the number of (x, y) pairs of a sequence")
-    num_tasks: NumTasks = Field(default=64, description="M, the number of pretraining tasks; inf: Gaussian tasks")
+    num_tasks: NumTasks = Field(
+        default=64, description="M, the number of training tasks; inf: a new Gaussian task for every sequence"
+    )
     noise_variance: float = Field(
-        default=0.25, ge=0, allow_inf_nan=False, description="σ², the variance of the labels' noise"
+        default=0.25, ge=0, allow_inf_nan=False, description="σ², the variance of the noise in the labels y"
     )
     embed_size: int = Field(default=128, ge=1, le=2**16, description="C, the width of the residual stream")
     mlp_size: int = Field(default=128, ge=1, le=2**16, description="width of the hidden layer of each block's MLP")
     num_heads: int = Field(
-        default=2, ge=1, le=2**16, description="H, attention heads of a block; it divides embed_size"
+        default=2, ge=1, le=2**16, description="H, attention heads of a block; embed_size must be a multiple"
     )
     num_layers: int = Field(default=8, ge=1, le=2**10, description="number of transformer blocks")
-    model_seed: Seed = Field(default=0, description="seed of the initial weights; null: drawn, and kept with the run")
+    model_seed: Seed = Field(
+        default=0, description="seed of the initial weights; null: a random one, kept with the run"
+    )
     pretrain_seed: Seed = Field(default=1, description="seed of the list of tasks; null: derived from model_seed")
     true_seed: Seed = Field(default=2, description="seed of the evaluation batches; null: derived from model_seed")
     sampling_seed: Seed = Field(default=3, description="seed of the training data; null: derived from model_seed")
@@ -123,13 +127,16 @@ class OptimizerConfig(Settings):
     optimizer_type: Literal["Adam", "AdamW", "SGD"] = Field(default="Adam", description="the rule of an update")
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="largest learning rate of the schedule")
     betas: tuple[float, float] = Field(
-        default=(0.9, 0.999), description="decay per step of the means of gradient and squared gradient (Adam, AdamW)"
+        default=(0.9, 0.999),
+        description="decay per step of the running means of the gradient and of its square (Adam, AdamW)",
     )
-    eps: float = Field(default=1e-8, gt=0, description="added to the root of the squared gradient (Adam, AdamW)")
+    eps: float = Field(default=1e-8, gt=0, description="added to the root of the mean squared gradient (Adam, AdamW)")
     weight_decay: float = Field(
-        default=0.0, ge=0, description="pull of the weights towards zero; AdamW's is apart from the gradient"
+        default=0.0, ge=0, description="pull of the weights towards zero; AdamW applies it apart from the gradient"
     )
-    momentum: float | None = Field(default=None, ge=0, lt=1, description="share of the last update kept (SGD alone)")
+    momentum: float | None = Field(
+        default=None, ge=0, lt=1, description="share of the last update that is kept (only SGD)"
+    )
 
     @model_validator(mode="after")
     def _momentum_is_for_sgd(self) -> Self:
@@ -147,33 +154,38 @@ class SchedulerConfig(Settings):
     """
 
     scheduler_type: Literal["OneCycleLR", "constant"] = Field(
-        default="OneCycleLR", description="one rise and one fall of the learning rate, or always optimizer_config.lr"
+        default="OneCycleLR",
+        description="OneCycleLR: the learning rate rises once and falls once; constant: it is optimizer_config.lr",
     )
     anneal_strategy: Literal["linear", "cos"] = Field(default="linear", description="shape of the rise and of the fall")
     pct_start: float = Field(default=0.5, gt=0, lt=1, description="share of the steps over which the rate rises")
-    cycle_momentum: Literal[False] = Field(default=False, description="accepted from the reference code: it stays off")
+    cycle_momentum: Literal[False] = Field(
+        default=False, description="only false; the reference code's sweep files give it"
+    )
     max_lr: float | None = Field(default=None, gt=0, description="the highest rate; null: optimizer_config.lr")
     total_steps: int | None = Field(default=None, ge=2, description="length of the cycle in steps; null: num_steps")
     div_factor: float | None = Field(
-        default=None, gt=0, description="highest rate over the first one; null: num_steps / 2 - 1"
+        default=None, gt=0, description="highest rate divided by the first; null: num_steps / 2 - 1"
     )
     final_div_factor: float | None = Field(
-        default=None, gt=0, description="first rate over the last one; null: num_steps / 2 - 1"
+        default=None, gt=0, description="first rate divided by the last; null: num_steps / 2 - 1"
     )
 
 
 class CheckpointerConfig(Settings):
-    """When checkpoints are written; where is decided by LOCAL_ROOT and AWS_BUCKET_NAME."""
+    """When checkpoints are written. LOCAL_ROOT and AWS_BUCKET_NAME, in the environment, decide where."""
 
     checkpoint_steps: StepGrid = Field(
         default_factory=lambda: {"log_space": 50, "linear_space": 50},
         description=f"training steps whose weights are kept, besides the last: {STEP_GRID}",
     )
     state_every: int = Field(
-        default=1000, ge=1, description="steps between two saves of the full state that a resumed run starts from"
+        default=1000,
+        ge=1,
+        description="steps between two saves of the full state, from which an interrupted run continues",
     )
     bucket_name: str | None = Field(
-        default=None, description="accepted from the reference code: the variable AWS_BUCKET_NAME decides"
+        default=None, description="ignored; the reference code's sweep files give it. Set the variable AWS_BUCKET_NAME"
     )
 
 
@@ -184,7 +196,9 @@ class LoggerConfig(Settings):
         default_factory=lambda: {"log_space": 100, "linear_space": 100},
         description=f"training steps at which the model is evaluated, besides the last: {STEP_GRID}",
     )
-    loss_every: int = Field(default=100, ge=1, description="steps between two logs of the training batch's loss")
+    loss_every: int = Field(
+        default=100, ge=1, description="steps between two records of the loss on the training batch"
+    )
     project: str | None = Field(default=None, description="W&B project; null: the sweep file's, or icl")
     entity: str | None = Field(default=None, description="W&B user or team; null: the sweep file's, or W&B's default")
 
@@ -201,7 +215,7 @@ class TrainingConfig(Settings):
     logger_config: LoggerConfig = Field(default=LoggerConfig(), description="when metrics are taken")
     num_steps: int = Field(default=500_000, ge=1, lt=2**31, description="training steps, each one update")
     batch_size: int = Field(default=256, ge=1, le=2**24, description="B, sequences of a training batch")
-    eval_batch_size: int = Field(default=2048, ge=1, le=2**24, description="sequences that the model is evaluated on")
+    eval_batch_size: int = Field(default=2048, ge=1, le=2**24, description="sequences on which the model is evaluated")
     run_name: str | None = Field(default=None, description="the run's name; null: made from the settings")
 
     @property

@@ -35,8 +35,9 @@ def estimate_over_run(
     should_stop: Callable[[], bool] = lambda: False,
     gamma: float | None = None,
 ) -> int:
-    """Estimate at every chosen checkpoint that is not in `done`, recording each as it comes; returns how many are left
-    undone. Checkpoints whose chains share a batch come together: a stop loses those under way.
+    """Estimate at every chosen checkpoint that is not in `done`, and record each when it is ready.
+
+    Returns how many are left undone. Checkpoints whose chains share a batch are ready together; a stop loses those that are not.
 
     Args:
         record: called with each step, its weights and its estimate.
@@ -58,7 +59,8 @@ def estimate_over_run(
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     start = 0
     for steps, weights in _read_ahead(checkpoints, groups):
-        if should_stop():
+        # Not before the first: until its first step it may compile, which a signal ends at once (`stop_signal`).
+        if start > 0 and should_stop():
             return len(todo) - start
 
         def report(now: int, total: int, start: int = start, share: int = len(steps)) -> None:

@@ -25,9 +25,9 @@ class PlottingConfig(Settings):
 
 
 class LLCConfig(Settings):
-    """How to sample at which checkpoints of a training run.
+    """At which checkpoints of a training run to sample, and how.
 
-    In a sweep file the settings of the training run, which find its checkpoints, stand beside the others. At most one of
+    A sweep file holds the settings of the training run beside the others; the checkpoints are found by them. At most one of
     `steps` (a grid), `step` (one) and `checkpoint_idx` (an index into the sorted checkpoints) is given. None of them
     means every checkpoint, as in the reference code. A step without a checkpoint is replaced by the nearest step that
     has one.
@@ -39,7 +39,7 @@ class LLCConfig(Settings):
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="the training run whose checkpoints these are"
     )
-    sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to average")
+    sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to measure")
     steps: StepGrid = Field(
         default=None, description=f"training steps to sample at: {STEP_GRID}; null: every checkpoint"
     )
@@ -48,7 +48,7 @@ class LLCConfig(Settings):
         default=None, description="the one checkpoint to sample at: its place among the run's, -1 for the last"
     )
     plotting_config: PlottingConfig = Field(default=PlottingConfig(), description="figures of each estimate")
-    testing: bool = Field(default=False, description="sample at the first and last of the chosen steps alone")
+    testing: bool = Field(default=False, description="sample only at the first and the last of the chosen steps")
 
     @model_validator(mode="after")
     def _one_choice_of_steps(self) -> Self:
@@ -116,7 +116,7 @@ class LLCConfig(Settings):
     def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
         """The present checkpoints nearest to those wanted."""
         if not wanted:
-            raise ConfigError("steps chooses no step; leave it out for every checkpoint")
+            raise ConfigError("steps is empty; leave it out to sample at every checkpoint")
         last = min(max(wanted), self.training.num_steps - 1)
         if last > present[-1]:
             raise ConfigError(

@@ -114,9 +114,11 @@ def hessian_at_checkpoint(
 
 
 def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
-    """How many checkpoints' chains run as one batch: as many as fit the memory of an accelerator, where a launch for all costs little more
-    than for one, and no more than AT_ONCE; one on a CPU, where chains of a single checkpoint fill the caches already, and where each
-    checkpoint draws a seed of its own."""
+    """How many checkpoints' chains run as one batch.
+
+    On an accelerator a launch for many costs little more than for one: as many as fit its memory, but at most AT_ONCE. On a CPU one,
+    because the chains of a single checkpoint fill the caches. Also one if each checkpoint draws a seed of its own.
+    """
     sampler = config.sampler_config.model_copy(update={"eval_metrics": config.metrics})
     if torch.device(device).type == "cpu" or sampler.init_seed is None or not can_share_a_batch(sampler):
         return 1

@@ -24,12 +24,12 @@ FEWEST_ESTIMATES = 8
 
 
 def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: str = "llc") -> list[Path]:
-    """Bring the estimates of a sweep into `<name>.csv`, and the course of their chains into `<name>_traces.csv.gz`.
+    """Collect the estimates of a sweep in `<name>.csv`, and the loss of their chains along the draws in `<name>_traces.csv.gz`.
 
     One row per run and checkpoint, with the columns of `LLCResult.summary`, `chains`, the number of chains, and
     `loss/zero`, the loss of predicting 0. Runs of the sweep without results yet are left out; called again, their rows
-    come in. Sweeps that differ in the number of chains alone may fill one table: of a checkpoint's estimates that with
-    the most chains stays, and among those the last. Beside each table lies a JSON file with the settings that it was
+    come in. Sweeps that differ only in the number of chains may share one table. Of several estimates at one checkpoint the
+    table keeps that with the most chains; of equals, the last. Beside each table lies a JSON file with the settings that it was
     made with.
 
     Args:

@@ -1,4 +1,4 @@
-"""What `icl llc` leaves of each checkpoint: a row of metrics, and the course of its chains, thinned.
+"""What `icl llc` keeps of each checkpoint: a row of metrics, and the loss of its chains along their draws, thinned.
 
 One JSON line per checkpoint in `traces.jsonl` of the results folder. A line that was written twice, because a run was
 killed between its trace and its metrics, counts once: the last.
@@ -53,8 +53,10 @@ def read_traces(folder: Path) -> list[dict[str, Any]]:
 
 
 def read_estimates(folder: Path) -> list[dict[str, Any]]:
-    """The metrics of a results folder, one row per checkpoint in order: of those whose trace is there too, unless there
-    are no traces at all."""
+    """The metrics of a results folder, one row per checkpoint in order.
+
+    If the folder has traces, checkpoints without a trace are left out.
+    """
     rows = {row["step"]: row for row in read_metrics(folder)}
     traced = {trace["step"] for trace in read_traces(folder)} or set(rows)
     return [rows[step] for step in sorted(rows) if step in traced]

@@ -44,7 +44,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     checkpoints = place.checkpoints(config.training)
     name = config.name
     estimates = estimates_of(config, place)
-    with estimates.lock(place.lock_wait_s), stop_signal(place.supervisor) as stopped:
+    with stop_signal(place.supervisor) as stopped, estimates.lock(place.lock_wait_s):
         # What cannot be met, and weights of another run, are errors before anything is recorded.
         checkpoints.read(config.chosen_steps(checkpoints.steps())[0])
         rows = read_estimates(place.results / name)

@@ -14,9 +14,9 @@ def training_of(config: RunConfig) -> TrainingConfig:
 
 
 def by_name(configs: Sequence[RunConfig]) -> dict[str, int]:
-    """Name -> place of the run's first point; points that are one and the same run appear once.
+    """Name of a run -> index of its first point in the sweep; a run that several points describe appears once.
 
-    A run that neither has a name nor a seed draws a seed, and with it a name, of its own.
+    A run without a name and without a seed draws a seed, which gives it a name of its own.
 
     Raises:
         ConfigError: points that are not the same run share a name.

@@ -1,4 +1,4 @@
-"""What a person reads while the work goes on. The work never ends because nobody reads it, or the disk of its log is full."""
+"""Messages for people. Work does not end because a message cannot be written: the reader is gone, or the disk is full."""
 
 import io
 import sys

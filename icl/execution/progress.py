@@ -13,7 +13,7 @@ REDRAW_EVERY_S = 0.1
 
 
 class Update(Protocol):
-    """Says how far the work is; cheap enough to call at every step."""
+    """Reports how far the work is; cheap enough to call at every step."""
 
     def __call__(self, done: int, note: str = "", total: int | None = None) -> None: ...
 

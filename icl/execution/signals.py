@@ -1,8 +1,8 @@
 """Requests to stop: signals, and a supervisor that is gone.
 
-SIGINT is a person's, SIGTERM and SIGHUP those of schedulers, service managers and closed terminals, SIGXCPU and SIGUSR1 the
-warnings before a limit. All mean: save, and leave. A scheduler may send them to every process of a job, more than once and
-beside one another, so that only a person's second Ctrl-C, some seconds after the first, means: at once.
+A person sends SIGINT (Ctrl-C). Schedulers, service managers and closed terminals send SIGTERM or SIGHUP. SIGXCPU and SIGUSR1
+warn of a limit. All of them mean: save, then end. A scheduler may send several, and each more than once, to every process of
+a job. So only a second Ctrl-C, some seconds after the first, means: end at once.
 """
 
 import os

@@ -44,6 +44,7 @@ def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> li
             start = first_missing_step(config, checkpoints)
             if start == config.num_steps and checkpoints.finished_step() is not None:
                 checkpoints.keep_last_state()  # what an earlier process could not drop
+                checkpoints.restore_config(config.model_dump(mode="json"))
                 if agent_run() is not None or place.tracking == "wandb":
                     place.open_tracker(
                         config.name, config, config.logger_config, start
@@ -61,7 +62,7 @@ def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> li
 def train_in_batches(configs: Sequence[TrainingConfig], place: Surroundings) -> bool:
     """Train all runs, those that differ in their seeds alone together; True if every one is finished.
 
-    A group that was stopped is the last: none after it is begun.
+    After a group that was stopped no other is begun.
     """
     groups: dict[str, list[TrainingConfig]] = {}
     resolved = [place.with_kept_seed(config).resolved() for config in configs]
@@ -71,8 +72,10 @@ def train_in_batches(configs: Sequence[TrainingConfig], place: Surroundings) -> 
 
 
 def batches_runs(place: Surroundings) -> bool:
-    """Whether runs are trained as one batch by default: on an accelerator, unless W&B is to record them, whose client
-    keeps one run at a time."""
+    """Whether runs are trained as one batch by default: on an accelerator, unless W&B records them.
+
+    W&B's client can record only one run at a time.
+    """
     to_wandb = place.tracking == "wandb" or (place.tracking == "auto" and wandb_is_set_up())
     return place.device.type != "cpu" and not to_wandb
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -13,6 +14,7 @@ from PIL import Image
 from seaborn import color_palette
 
 from icl.figures.palette import with_palette
+from icl.storage.files import replacing
 
 Colour = tuple[float, float, float, float]
 LineStyle = str | tuple[int, tuple[float, ...]]
@@ -107,22 +109,22 @@ def token_colours(count: int) -> list[Colour]:
 
 
 def save(figure: Figure, folder: Path, name: str, kinds: tuple[str, ...] = ("png", "pdf")) -> list[Path]:
-    """Write `<name>.<kind>` for each kind, so that equal figures are equal files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `<name>.<kind>` for each kind, each whole or not at all, so that equal figures are equal files."""
     paths = [folder / f"{name}.{kind}" for kind in kinds]
     with page():
         # Laying out once, and not again for each kind, takes two thirds of the time and gives every kind the same layout.
         figure.draw_without_rendering()
         figure.set_layout_engine(None)
         for path, kind in zip(paths, kinds, strict=True):
-            if kind == "png":
-                _save_png(figure, path)
-            else:
-                figure.savefig(path, metadata=_METADATA)
+            with replacing(path) as file:
+                if kind == "png":
+                    _save_png(figure, file)
+                else:
+                    figure.savefig(file, format=kind, metadata=_METADATA)
     return paths
 
 
-def _save_png(figure: Figure, path: Path) -> None:
+def _save_png(figure: Figure, file: BinaryIO) -> None:
     full = BytesIO()
     figure.savefig(full, format="png", dpi=PNG_DPI)
-    with_palette(Image.open(full)).save(path, "PNG", optimize=True, dpi=(PNG_DPI, PNG_DPI))
+    with_palette(Image.open(full)).save(file, "PNG", optimize=True, dpi=(PNG_DPI, PNG_DPI))

@@ -2,7 +2,7 @@
 
 The library's file name is a hash of source, macros, flags, compiler and CPU, so that a changed source, or another
 machine on a shared home directory, never meets a wrong file; a lock keeps two processes from compiling the same
-file, and a rename makes it appear whole.
+file, and the atomic writer makes it appear whole.
 
 Nothing here is needed: every caller has a PyTorch form. So nothing here may end a run or hold it up for long, and code
 that somebody else could have put into the cache is not loaded: the folder and its files belong to this user (or to root),
@@ -28,6 +28,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
+
+from icl.storage.files import replacing
 
 VERSION_S = 10.0
 COMPILE_S = 60.0
@@ -71,7 +73,10 @@ def load_library(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
 
 @cache
 def _tell(reason: str) -> None:
-    _log.warning("PyTorch does the work of the compiled code, more slowly (ICL_NATIVE=0 asks for that): %s", reason)
+    _log.warning(
+        "the compiled code cannot be used, and PyTorch does its work more slowly: %s (ICL_NATIVE=0 turns this message off)",
+        reason,
+    )
 
 
 @cache
@@ -213,30 +218,29 @@ def _one_at_a_time(library: Path) -> Iterator[None]:
 
 
 def _compile(compiler: str, source: Path, definitions: list[str], library: Path) -> None:
-    handle, name = tempfile.mkstemp(dir=library.parent, suffix=".so")
-    os.close(handle)
-    temporary = Path(name)
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / library.name
         message = ""
         for cpu_flags in _CPU_FLAGS:
-            command = [compiler, *_FLAGS, *cpu_flags, *definitions, str(source), "-o", name]
+            command = [compiler, *_FLAGS, *cpu_flags, *definitions, str(source), "-o", str(output)]
             done = _run(command, COMPILE_S)
             if done.returncode == 0:
-                temporary.chmod(0o700)
-                library.unlink(missing_ok=True)  # a damaged one; its checksum must not meet the new one either
-                _checksum_file(library).unlink(missing_ok=True)
-                checksum = temporary.with_suffix(".sha256")
-                checksum.touch(mode=0o600)
-                checksum.write_text(_checksum(temporary))
-                os.replace(temporary, library)
-                os.replace(checksum, _checksum_file(library))
+                _keep(output.read_bytes(), library)
                 return
             errors = [line for line in done.stderr.splitlines() if "error" in line] or [f"exit {done.returncode}"]
             message = message or errors[0]
-        raise NativeUnavailable(f"{compiler} failed on {source.name}: {message}")
-    finally:
-        for path in (temporary, temporary.with_suffix(".sha256")):
-            path.unlink(missing_ok=True)
+    raise NativeUnavailable(f"{compiler} failed on {source.name}: {message}")
+
+
+def _keep(compiled: bytes, library: Path) -> None:
+    """Put a compiled library and its checksum into the cache, for this user alone."""
+    _checksum_file(library).unlink(missing_ok=True)  # the old one must not meet the new library
+    for path, data, mode in (
+        (library, compiled, 0o700),
+        (_checksum_file(library), hashlib.sha256(compiled).hexdigest().encode(), 0o600),
+    ):
+        with replacing(path, mode) as file:
+            file.write(data)
 
 
 def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:

@@ -1,4 +1,4 @@
-r"""The search for constants to which the estimate is insensitive, one setting for all the checkpoints it is run at.
+r"""The search for sampler constants on which the estimate hardly depends: one setting for all checkpoints of a run.
 
 Every cell of a grid over ε, γ and nβ is sampled at every checkpoint with one budget, seed and data. The criterion:
 
@@ -6,15 +6,16 @@ Every cell of a grid over ε, γ and nβ is sampled at every checkpoint with one
    no chain lost, in the basin, levelled off, chains
    agree, enough draws, not negative, not heated by its batches.
 2. Two cells **agree** if both are healthy and their λ̂ differ by no more than 10 %, or two standard errors of the difference if those are
-   more. A cell is insensitive along an axis if it agrees with a neighbour along it; an axis with one value has no say. Insensitivity to ε
-   is the least: without it λ̂ is an artefact of the discretisation. Cells insensitive to γ as well make the **region of insensitivity**.
+   more. A cell is insensitive to a constant if it agrees with a neighbour that differs in that constant only; a constant of which the grid
+   has one value is not judged. Every cell must be insensitive to ε, or λ̂ is an artefact of the step size. The cells that are insensitive
+   to γ too make up the **region of insensitivity**.
 3. **Recommended** is the cell of the region, at every checkpoint at once, with the largest nβ (λ̂ is asymptotic in nβ), then the
-   smallest γ, then the smallest ε. Where there is no such region this is said, and the choice falls, by the same order, on the cells that
-   are insensitive to ε at every checkpoint. λ̂ then counts the directions whose curvature nβ h exceeds γ: it compares checkpoints under one
-   setting, and is no property of the model alone. If no cell is left nothing is recommended.
+   smallest γ, then the smallest ε. If there is no such region, the text says so, and the choice is made in the same order among the cells
+   that are insensitive to ε at every checkpoint. λ̂ then counts the directions whose curvature nβ h exceeds γ. Such an estimate compares
+   checkpoints under one setting, but is not a property of the model alone. If no cell is left, nothing is recommended.
 
-The criterion looks at health and sensitivity only, never at the value of an estimate. Each cell also carries the Metropolis acceptance of
-the control at nβ = 0.
+The criterion looks at health and sensitivity only, never at the value of an estimate. For each cell the Metropolis acceptance of one step
+at nβ = 0 is kept too (`icl.sampling.checks.control_acceptance`).
 """
 
 import math

@@ -54,7 +54,7 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float
 def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -> float:
     """Mean Metropolis acceptance of one SGLD step at nβ = 0, from the localising Gaussian N(w*, 1/γ) itself: the sanity step.
 
-    1 for a step size that is small against the localisation; far below 1, the discretisation is wrong before any loss is involved.
+    It is 1 for a step size that is small compared with the localisation. If it is far below 1, the step is too long even without a loss.
     """
     if gamma == 0:
         return 1.0
@@ -78,8 +78,8 @@ def cost_of_w_star(plan: Plan, run: ChainRun, batches: Sequence[Batch]) -> tuple
 
         nβ (L(w*) − L(w̄)),        −nβ ḡ·(w̄ − w*) / 2.
 
-    The first shows a better point, so that it cannot be wrong but by chance. In a curved valley w̄ is a bad point and it says nothing; then
-    the second is left. NaN without enough healthy chains.
+    A first value above 0 exhibits a better point than w*, so only chance can make it wrong. In a curved valley w̄ itself is a bad point, and
+    the first value says nothing; there the second still does. NaN without enough healthy chains.
     """
     nbeta, objective, healthy = plan.config.inverse_temperature, plan.objective, run.healthy
     means = run.mean_positions[healthy].to(objective.anchor.device)

@@ -17,11 +17,12 @@ _PHYSICAL = ("epsilon", "gamma", "temperature", "nbeta")
 
 
 class SamplerConfig(Settings):
-    """How to sample around w* and what to average.
+    """How to sample around w*, the trained weights, and what to measure on the draws.
 
-    The constants are given either as `epsilon`, `gamma` and `nbeta` (or `temperature`), or as `gradient_scale`, `localization_scale` and
-    `noise_scale` (see `icl.sampling.parametrisation`). A step size given means plain SGLD at that step size; none given means the
-    underdamped kernel of `icl.sampling.langevin`, whose step size and localisation are found by pilot chains (`icl.sampling.tuning`).
+    A sampler has three constants: the step size ε, the localisation γ (how strongly chains are pulled back to w*), and the inverse
+    temperature nβ (the factor of the loss). Give them as `epsilon`, `gamma` and `nbeta` (or `temperature`), or as `gradient_scale`,
+    `localization_scale` and `noise_scale` (see `icl.sampling.parametrisation`). With a step size, the kernel is plain SGLD. Without one it
+    is the underdamped kernel of `icl.sampling.langevin`, and short pilot chains find its step size (`icl.sampling.tuning`).
     """
 
     later = (
@@ -29,7 +30,8 @@ class SamplerConfig(Settings):
     )  # fmt: skip
 
     sampling_method: str = Field(
-        default="auto", description="the kernel; auto: sgld where a step size is given, langevin where none is"
+        default="auto",
+        description="the kernel, the rule of a chain's step; auto: sgld if a step size is given, else langevin",
     )
     num_chains: int = Field(default=8, ge=1, description="E, the number of chains")
     num_draws: int = Field(default=1000, ge=1, description="recorded draws of each chain")
@@ -37,24 +39,26 @@ class SamplerConfig(Settings):
     num_steps_bw_draws: int = Field(default=1, ge=1, description="steps from one draw to the next")
     num_burn_in: int | None = Field(
         default=None,
-        description="accepted and ignored, with a note in the log: published runs spell burn-in so, and their numbers "
-        "rest on its being ignored",
+        description="ignored, with a note in the log: the published runs gave it and their code ignored it. Use num_burnin_steps",
     )
 
     epsilon: float | None = Field(
-        default=None, gt=0, description="ε, the step size; null: found by pilot chains (langevin alone)"
+        default=None, gt=0, description="ε, the step size; null: pilot chains find it (only with langevin)"
     )
     gamma: float | None = Field(
         default=None,
         ge=0,
-        description="γ, the localisation; null: by the rule max(1, λ_max / 44100) where the step size is found by pilot chains, else 1",
+        description="γ, the localisation: how strongly chains are pulled back to w*; null: max(1, λ_max / 44100), with λ_max the largest "
+        "curvature that pilot chains meet, if they find the step size; else 1",
     )
     localization_units: Literal["absolute", "relative"] = Field(
         default="absolute",
         description="what γ and ε measure weights in: as they are, or each group of weights in units of its own root mean square at w*",
     )
     nbeta: float | None = Field(
-        default=None, ge=0, description="nβ, the effective inverse temperature; null: eval_dataset_size / temperature"
+        default=None,
+        ge=0,
+        description="nβ, the inverse temperature: the factor of the loss; null: eval_dataset_size / temperature",
     )
     temperature: float | Literal["auto", "adaptive"] | None = Field(
         default=None, description="T = 1/β; auto, adaptive and null: log eval_dataset_size"
@@ -62,18 +66,20 @@ class SamplerConfig(Settings):
     gradient_scale: float | None = Field(
         default=None,
         ge=0,
-        description="ε nβ / 2, what multiplies the gradient; with the next two, in place of ε, γ, nβ",
+        description="ε nβ / 2, the factor of the gradient in a step; give it and the next two instead of ε, γ, nβ",
     )
     localization_scale: float | None = Field(
-        default=None, ge=0, description="ε γ / 2, what multiplies the distance from w*"
+        default=None, ge=0, description="ε γ / 2, the factor of the distance from w* in a step"
     )
     noise_scale: float | None = Field(default=None, gt=0, description="ε, the variance of a step's noise")
 
     weight_decay: float = Field(
-        default=0.0, ge=0, description="pull of the weights towards zero, beside γ's towards w*"
+        default=0.0, ge=0, description="pull of the weights towards zero, in addition to γ's towards w*"
     )
     noise_level: float = Field(
-        default=1.0, ge=0, description="standard deviation of the noise in units of the sampler's; 0: gradient descent"
+        default=1.0,
+        ge=0,
+        description="factor of the noise in a step; 1: that of the sampler, 0: none, which is gradient descent",
     )
     bounding_box_size: float | None = Field(
         default=None, gt=0, description="largest distance of each weight from its value at w*; null: none"
@@ -94,25 +100,27 @@ class SamplerConfig(Settings):
 
     control_variates: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="take the gradient at w* from each gradient, which quiets mini-batches; auto: where the pilot chains find that it "
-        "pays, never with a given step size",
+        description="subtract from each gradient the gradient of the same batch at w*, which removes much of the mini-batch noise; auto: "
+        "if the pilot chains find that it pays, and never if a step size is given",
     )
     test_target: bool = Field(
-        default=True, description="spend up to a fifth more gradients on tests of whether the chains sample the target"
+        default=True,
+        description="spend up to a fifth more gradients on tests whether the chains sample the density that they should",
     )
     target_error: float | None = Field(
         default=None,
         gt=0,
-        description="go on past num_draws until the standard error is below this share of the estimate, or below ten times this number",
+        description="after num_draws, go on until the standard error is below this share of the estimate, or below ten times this number",
     )
     max_draws: int | None = Field(
-        default=None, ge=1, description="most draws of each chain with target_error; null: four times num_draws"
+        default=None, ge=1, description="with target_error, the most draws of each chain; null: four times num_draws"
     )
 
     grad_batch_origin: Literal["infinite-dataset", "eval-dataset"] = Field(
-        default="infinite-dataset", description="where gradients' batches come from: new data, or the evaluation set"
+        default="infinite-dataset",
+        description="where the batches of gradients come from: new data, or the evaluation set",
     )
-    grad_batch_size: int = Field(default=1024, ge=1, description="sequences of a gradient's batch")
+    grad_batch_size: int = Field(default=1024, ge=1, description="sequences in the batch of a gradient")
     independent_batches: bool = Field(
         default=False,
         description="false: at one step all chains see one batch; true: `batches` is called with (step, chain seed)",
@@ -120,8 +128,9 @@ class SamplerConfig(Settings):
 
     eval_method: EvalMethod = Field(
         default="grad-minibatch",
-        description="what a draw's loss is taken on: the gradient's batch at the weights before the update, a new batch "
-        "after it, always the first evaluation batch, or the whole evaluation set",
+        description="where the loss of a draw is taken. grad-minibatch: on the gradient's batch, before the update; "
+        "new-minibatch: on a new batch, after it; fixed-minibatch: always on the first evaluation batch; dataset: on the whole "
+        "evaluation set",
     )
     eval_batch_size: int | None = Field(
         default=None, ge=1, description="sequences of an evaluation batch; null: grad_batch_size"
@@ -131,28 +140,29 @@ class SamplerConfig(Settings):
     )
     eval_loss_fn: Literal["mse", "subsequence-mse"] = Field(
         default="mse",
-        description="what drives the chain: the mean loss of all tokens, or of the first k, k uniform on 1..K anew at "
-        "every step",
+        description="the loss that drives the chain. mse: the mean over all tokens; subsequence-mse: over the first k, with k drawn anew "
+        "from 1..K at every step",
     )
     eval_metrics: tuple[EvalMetric, ...] = Field(
-        default=("likelihood-derived",), description="what is computed of the draws, besides λ̂ itself"
+        default=("likelihood-derived",), description="what is computed from the draws, besides the estimate λ̂ itself"
     )
     eval_online: bool = Field(default=False, description="whether the estimate after every draw is kept as a table")
     per_token: bool = Field(
-        default=False, description="accepted from the reference code: λ̂ per token is always reported"
+        default=False,
+        description="ignored; the reference code's sweep files give it. λ̂ of each token is always reported",
     )
     num_evals: int = Field(default=5, ge=1, description="eigenvalues kept of a covariance or a Hessian")
 
     include: tuple[str, ...] = Field(
         default=("**",),
-        description="patterns of the parameters to sample: * matches within a dotted segment, ** anything",
+        description="patterns of the parameters to sample; * matches within one part of a dotted name, ** matches anything",
     )
     exclude: tuple[str, ...] = Field(
-        default=(), description="patterns of the parameters to leave at w*; they win over include"
+        default=(), description="patterns of the parameters to leave at w*, even if include matches them"
     )
 
     init_seed: int | None = Field(
-        default=None, description="the seed of the chains' noise; null: drawn, and kept with the result"
+        default=None, description="seed of the noise of the chains; null: a random one, kept with the result"
     )
     noise_law: NoiseLaw = Field(
         default="independent",
@@ -162,7 +172,7 @@ class SamplerConfig(Settings):
     num_init_loss_batches: int | None = Field(
         default=None,
         ge=1,
-        description="batches that L(w*) is averaged over; null: the very batches of the draws, which cancels their noise",
+        description="batches over which L(w*) is averaged; null: the batches of the draws, so that their noise cancels",
     )
     cores: int = Field(default=1, ge=1, description="CPU threads, each of which runs whole groups of chains")
     max_memory_bytes: int | None = Field(

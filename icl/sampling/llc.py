@@ -144,8 +144,10 @@ def estimate_llcs(
 
 
 def can_share_a_batch(config: SamplerConfig) -> bool:
-    """Whether chains of several models may run as one batch: all weights are sampled, with given constants, on shared data, and nothing
-    but losses is recorded."""
+    """Whether chains of several models may run as one batch.
+
+    They may if all weights are sampled, the constants are given, the data are shared, and only losses are recorded.
+    """
     everything = tuple(config.include) == ("**",) and not config.exclude and config.localization_units == "absolute"
     metrics = {"likelihood-derived", "batch-loss", "hessian"}
     return (

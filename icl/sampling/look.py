@@ -1,4 +1,4 @@
-"""What goes into an estimate, looked at with a batch or two before any sampling.
+"""A look at model, loss and data before any sampling, on one or two batches.
 
 Shapes: P sampled parameters, T losses of one batch.
 """
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icl.sampling.objective import Batch, Objective
+from icl.sampling.objective import Batch, ModuleObjective, Objective
 from icl.sampling.supply import num_samples, tensors_of
 
 SAME = 1e-5
@@ -18,6 +18,9 @@ SAME = 1e-5
 
 GRADIENT_TOLERANCE = 0.01
 """Relative difference of a gradient and the change of the loss along it."""
+
+PART_TOLERANCE = 0.1
+"""The same in a direction that is not the gradient's, in units of what an average direction has of it."""
 
 
 def look_at(objective: Objective, first: Batch, second: Batch | None = None) -> None:
@@ -38,6 +41,10 @@ def look_at(objective: Objective, first: Batch, second: Batch | None = None) -> 
         raise
     except Exception as error:  # a model may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "modified inplace" in reason or "modified by an inplace operation" in reason:
+            raise ValueError(
+                "the forward pass writes to its weights in place; let it compute with changed copies, or do this after training steps only"
+            ) from error
         raise ValueError(f"loss_fn fails on the first batch: {type(error).__name__}: {reason[:300]}") from error
 
 
@@ -81,37 +88,57 @@ def _displacement(anchor: Tensor, share: float) -> Tensor:
 
 
 def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
-    """Compare the gradient with the change of the loss along it, which shows a graph that was cut or recomputed at other weights."""
+    """Compare the gradient with the change of the loss along three directions, which shows a graph that was cut or changed.
+
+    Along the gradient, where a wrong factor shows best; in all coordinates alike, and in those alone where the gradient is 0, where a part
+    that is missing does. And with the gradient that a module gets by itself.
+    """
     losses, gradient = objective.losses_and_gradients(near, batch, None)
     slope = float(gradient.norm())
     if not (slope > 0 and math.isfinite(slope)):
         return
-    direction, size = gradient / slope, float(near.double().square().mean().sqrt())
     resolution = max(torch.finfo(losses.dtype).eps, getattr(objective, "resolution", 0.0))
+    if isinstance(objective, ModuleObjective):
+        other = objective.gradient_of_a_copy(near[0], batch)
+        if other is not None and float((gradient[0] - other).norm()) > (GRADIENT_TOLERANCE + 10 * resolution) * slope:
+            raise ValueError(
+                "the gradient is not that of the loss: the model reads its weights again during the backward pass, when they are no longer "
+                "there. Turn activation checkpointing off"
+            )
+    size = float(near.double().square().mean().sqrt())
+    noise = 8 * resolution * float(losses.double().abs().mean())
 
-    def rate(distance: float) -> tuple[float, float]:
-        """How fast the loss changes over the distance, and how far rounding may be off."""
+    def rate(direction: Tensor, distance: float) -> float:
         ahead, behind = (
             objective.losses(near + sign * distance * direction, batch).double().mean() for sign in (1, -1)
         )
-        return float(ahead - behind) / (2 * distance), 8 * resolution * float(losses.double().abs().mean()) / distance
+        return float(ahead - behind) / (2 * distance)
 
-    # Weights of very different sizes may need a short distance: it is shortened while rounding allows.
-    distance = 1e-2 * size
-    far, rounding = rate(distance)
-    while True:
-        distance *= 0.3
-        close, more_rounding = rate(distance)
-        # Two distances that agree leave no doubt about the true rate.
-        doubt = 5 * abs(far - close) + rounding + more_rounding
-        if abs(far - slope) <= GRADIENT_TOLERANCE * slope + doubt:
-            return
-        if not 0 < more_rounding <= GRADIENT_TOLERANCE * slope:
-            raise ValueError(
-                f"the gradient is not that of the loss: along it the loss changes at the rate {far:.4g}, not {slope:.4g}. Turn activation "
-                "checkpointing off, and detach nothing between the weights and the loss"
-            )
-        far, rounding = close, more_rounding
+    def check(direction: Tensor, distance: float, tolerance: float) -> None:
+        promised = float((gradient.double() * direction).sum())
+        # Weights of very different sizes may need a short distance: it is shortened while rounding allows.
+        far, rounding = rate(direction, distance), noise / distance
+        while True:
+            distance *= 0.3
+            close, more_rounding = rate(direction, distance), noise / distance
+            # Two distances that agree leave no doubt about the true rate.
+            doubt = 5 * abs(far - close) + rounding + more_rounding
+            if abs(far - promised) <= tolerance + doubt:
+                return
+            if not 0 < more_rounding <= tolerance:
+                raise ValueError(
+                    f"the gradient is not that of the loss: in one direction the loss changes at the rate {far:.4g}, not {promised:.4g}. "
+                    "Turn activation checkpointing off, detach or round nothing between the weights and the loss, and call model.eval()"
+                )
+            far, rounding = close, more_rounding
+
+    check(gradient / slope, 1e-2 * size, GRADIENT_TOLERANCE * slope)
+    everywhere = torch.sign(_displacement(near, 1.0))
+    share = slope / math.sqrt(gradient.numel())  # of the gradient, in a direction that has nothing to do with it
+    for direction in (everywhere, everywhere * (gradient == 0)):
+        length = float(direction.norm())
+        if length > 0:
+            check(direction / length, 3e-3 * size * length, PART_TOLERANCE * share)
 
 
 def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:
@@ -154,8 +181,11 @@ def _differ(first: Tensor, second: Tensor) -> bool:
 
 
 def chance_level(objective: Objective, batch: Batch) -> float | None:
-    """The loss of weights that know nothing of the data: zeros, or where those are no worse than w*, as at a singularity in the origin,
-    random weights of the size of w* (of size 1, if that is 0). None where neither is worse than w*."""
+    """The loss of weights that know nothing of the data, or None if no such weights are worse than w*.
+
+    These are zeros. If zeros are no worse than w*, as at a singularity in the origin, they are random weights of the norm of w*, or of norm
+    1 if that is 0.
+    """
     anchor = objective.anchor
     scale = float(anchor.double().square().mean().sqrt()) or 1.0
     place = torch.arange(anchor.numel(), device=anchor.device, dtype=torch.float32)

@@ -58,11 +58,14 @@ class ModuleObjective:
         include, exclude: patterns of parameter names (`icl.sampling.patterns`).
         vectorise: run all chains in one call by `torch.func.vmap`; None decides by device and size.
 
-    Parameters with `requires_grad=False` stay at w*. Parameters of several floating types are sampled in the widest of them.
+    Parameters with `requires_grad=False` stay at w*. Parameters of several floating types are sampled in the widest of them, and of
+    half precision in float32, for a chain's steps are smaller than what half precision tells apart; the module still runs in its own types.
+    What `torch.compile` and data parallelism wrap around a module is left out.
 
     Raises:
-        ValueError: the module has active dropout or a batch norm in training mode (random or batch-dependent weights have no
-            w*), a selected parameter is complex, every selected parameter is frozen, or a pattern matches nothing.
+        ValueError: the module has active dropout or a batch norm without statistics of its own (random or batch-dependent weights have
+            no w*), its weights are not there, lie on several devices or share memory, a selected parameter is complex, every selected
+            parameter is frozen, or a pattern matches nothing.
     """
 
     def __init__(
@@ -73,7 +76,9 @@ class ModuleObjective:
         exclude: Sequence[str] = (),
         vectorise: bool | None = None,
     ) -> None:
+        model = _unwrapped(model)
         refuse_stochastic_modules(model)
+        refuse_unfit_weights(model)
         self._model = model
         self._copies = threading.local()
         self._loss_fn = loss_fn
@@ -94,7 +99,8 @@ class ModuleObjective:
         self.resolution = max(torch.finfo(kind).eps for kind in self._types.values())
         self._frozen = {name: value for name, value in parameters.items() if name not in self._sizes}
         self._buffers = {name: value.detach() for name, value in model.named_buffers()}
-        self.anchor = torch.cat([parameters[name].reshape(-1) for name in names]).clone()
+        anchor = torch.cat([parameters[name].reshape(-1) for name in names]).clone()
+        self.anchor = anchor.to(torch.promote_types(anchor.dtype, torch.float32))
         if vectorise is None:
             vectorise = self.anchor.device.type != "cpu" or self.anchor.numel() < VECTORISE_BELOW
         self._vectorise = vectorise
@@ -105,7 +111,9 @@ class ModuleObjective:
             if self._vectorise and len(positions) > 1:
                 try:
                     return vmap(lambda flat: self._losses_of(flat, batch))(positions)
-                except RuntimeError as error:
+                except (
+                    Exception
+                ) as error:  # a model may raise anything; should it do so by itself, too, it is told there
                     self._give_up_vectorising(error)
             return torch.stack([self._losses_of(flat, batch) for flat in positions])
 
@@ -122,10 +130,29 @@ class ModuleObjective:
             try:
                 gradients, (_, losses) = vmap(grad_and_value(driven, has_aux=True))(positions)
                 return losses.detach(), gradients.detach()
-            except RuntimeError as error:
+            except Exception as error:
                 self._give_up_vectorising(error)
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
+
+    def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
+        """The gradient (P,) at weights (P,) as a copy of the module that holds them gets it, by its own backward pass; None where it cannot
+        be copied so. Where the module reads its weights again during the backward pass, that of `losses_and_gradients` differs."""
+        try:
+            module = copy.deepcopy(self._model)
+            own = dict(module.named_parameters())
+            pieces = position.split([size.numel() for size in self._sizes.values()])
+            with torch.no_grad():
+                for (name, size), piece in zip(self._sizes.items(), pieces, strict=True):
+                    own[name].copy_(piece.view(size))
+                    own[name].grad = None
+            with torch.enable_grad():
+                self._loss_fn(module, batch).mean().backward()
+        except Exception:  # a model may raise anything, and this is one look of several
+            return None
+        found = [(own[name], own[name].grad) for name in self._sizes]
+        pieces = [torch.zeros_like(weight) if gradient is None else gradient for weight, gradient in found]
+        return torch.cat([piece.reshape(-1) for piece in pieces]).to(position.dtype)
 
     @property
     def groups(self) -> Tensor:
@@ -142,12 +169,13 @@ class ModuleObjective:
         with torch.enable_grad():
             leaf = flat.detach().requires_grad_()
             losses = self._losses_of(leaf, batch)
-            if not losses.requires_grad:
+            driving = _drive(losses, token_weights)
+            gradient = torch.autograd.grad(driving, leaf, allow_unused=True)[0] if losses.requires_grad else None
+            if gradient is None:
                 raise ValueError(
                     "the loss does not depend on the sampled weights; loss_fn must run the model through its argument `predict`, "
                     "without detaching the output"
                 )
-            (gradient,) = torch.autograd.grad(_drive(losses, token_weights), leaf)
         return losses.detach(), gradient
 
     def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
@@ -183,7 +211,7 @@ class ModuleObjective:
                 ) from error
         return self._copies.module
 
-    def _give_up_vectorising(self, error: RuntimeError) -> None:
+    def _give_up_vectorising(self, error: Exception) -> None:
         logger.info(
             "this model cannot be vectorised over chains, running them one by one: %s", str(error).split("\n")[0]
         )
@@ -219,13 +247,69 @@ def refuse_stochastic_modules(model: nn.Module) -> None:
         ValueError: naming the module, and `model.eval()` as the remedy.
     """
     for name, module in model.named_modules():
-        if not module.training:
-            continue
+        what = f"{name or 'the model'} ({type(module).__name__})"
+        by_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if by_batch and module.running_mean is None:
+            raise ValueError(
+                f"{what} keeps no running statistics and normalises by its batch, so that the loss is no function of the weights; give "
+                "it statistics (track_running_stats=True), or use a norm of single samples, such as a layer norm"
+            )
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
-        batch_dependent = isinstance(module, nn.modules.batchnorm._BatchNorm)
-        if random or batch_dependent:
+        if module.training and (random or by_batch):
             kind = "drops units at random" if random else "normalises by its batch"
             raise ValueError(
-                f"{name or 'the model'} ({type(module).__name__}) is in training mode and {kind}, so that the loss is no function of the "
-                "weights; call model.eval() first (a batch norm then keeps its running statistics as constants)"
+                f"{what} is in training mode and {kind}, so that the loss is no function of the weights; call model.eval() first (a batch "
+                "norm then keeps its running statistics as constants)"
             )
+
+
+def refuse_unfit_weights(model: nn.Module) -> None:
+    """Raise for weights that are no vector of independent numbers on one device.
+
+    Raises:
+        ValueError: naming the weight, and what to do.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError("a compiled TorchScript module takes no other weights; give the module that it was made from")
+    if not any(True for _ in model.parameters()):
+        raise ValueError("the model has no parameters (quantised layers have none), so there is nothing to sample")
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(value):
+            raise ValueError(f"{name} has no shape yet; run the model once on a batch before the estimate")
+        if value.device.type == "meta":
+            raise ValueError(f"{name} holds no numbers (device meta); load the weights first")
+    devices = sorted({str(value.device) for value in model.parameters()})
+    if len(devices) > 1:
+        raise ValueError(f"the weights lie on several devices ({', '.join(devices)}); move the model to one of them")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            if module.sparse:
+                raise ValueError(f"{name or 'the model'} has sparse gradients; set sparse=False for the estimate")
+            if module.max_norm is not None:
+                raise ValueError(
+                    f"{name or 'the model'} rescales its weights as it runs (max_norm); set max_norm=None for the estimate"
+                )
+    places: dict[tuple[int, int], str] = {}
+    for name, value in model.named_parameters():
+        if any(size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)):
+            raise ValueError(
+                f"{name} repeats one number in several entries; make it contiguous, or make the number the parameter"
+            )
+        if value.numel() and value.layout == torch.strided:
+            place = value.untyped_storage().data_ptr(), int(value.storage_offset())
+            if place in places:
+                raise ValueError(
+                    f"{name} and {places[place]} share their memory but are two parameters; make them one, as in b.weight = a.weight"
+                )
+            places[place] = name
+
+
+def _unwrapped(model: Any) -> nn.Module:
+    """The module that `torch.compile` or data parallelism was put around; it computes the same, and takes other weights."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule":  # of torch._dynamo, which takes a second to import
+            model = model._orig_mod
+        else:
+            return model

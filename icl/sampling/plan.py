@@ -87,8 +87,8 @@ class TestSchedule:
         return place == int(Stream(self.seed, "test-places").integers(stretch, self.stride, (1,)))
 
     def partner(self, draw: int, step: int, cycle: int | None) -> int:
-        """The step whose batch is the second of a test: the next one. In a cycle of batches, any of them, this one too: batches that never
-        coincide are not independent, and two that make up the data err in opposite ways."""
+        """The step whose batch a test uses as its second: the next one. If the batches are a cycle, it is any of the cycle, this step's own
+        included. Two batches that can never coincide are not independent: if two make up the data, their errors are opposite."""
         return step + 1 if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
 
 

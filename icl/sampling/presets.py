@@ -11,8 +11,8 @@ PUBLISHED = SamplerConfig(
     num_chains=10, num_draws=5000, gradient_scale=0.01, localization_scale=0.001, noise_scale=0.0003, grad_batch_origin="eval-dataset",
     eval_dataset_size=2**20, per_token=True, init_seed=0, num_init_loss_batches=1024,
 )  # fmt: skip
-"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in. At early checkpoints its chains
-leave the basin."""
+"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in. Its chains
+leave the basin around w* (docs/reproduction.md)."""
 
 CALIBRATED = SamplerConfig(
     sampling_method="langevin", num_chains=4, num_draws=400, num_burnin_steps=100, epsilon=1.6e-5, gamma=1000.0, nbeta=100.0,
@@ -32,7 +32,7 @@ PRESETS = {
     "calibrated": CALIBRATED,
     "automatic": AUTOMATIC.model_copy(update={"eval_dataset_size": 2**17}),
 }
-"""By name, for sweep files: the paper's data have no end, so `automatic` says n there."""
+"""The presets by name, for sweep files. `automatic` gives n here, because the paper's data have no end."""
 
 
 def preset_override(name: str) -> str:

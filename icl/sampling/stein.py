@@ -1,14 +1,15 @@
-r"""Tests of the target: do the chains sample exp(−U), U = nβ L + (γ/2)‖w − w*‖², the density that the question asks for?
+r"""Tests of the target: do the chains sample the density exp(−U), U = nβ L + (γ/2)‖w − w*‖², that they should?
 
 For any smooth field v, a chain that samples exp(−U) obeys E[v·∇U] = E[div v] (Stein 1972). Two fields:
 
-- v = w − w*: the **virial** E[(w − w*)·∇U] = P. It weighs all directions alike, so it sees directions that have not been explored
-  (a value below 1), and drowns the few stiff ones of a large model.
+- v = w − w*: the **virial** E[(w − w*)·∇U] = P. It weighs all directions alike. It therefore shows directions that have not been
+  explored (a value below 1), but hardly the few stiff ones of a large model.
 - v = ∇L: the **stiff** identity E[∇L_b·∇U_b′] = E[tr ∇²L], with independent batches b and b′ and the trace by one random probe. It weighs
-  the stiff directions that carry λ̂, and sees a step that is too long, noise, another temperature, a box.
+  the stiff directions, which carry λ̂. It shows a step that is too long, noise of mini-batches, a wrong temperature, a bounding box.
 
-Gradients carry their control variate (`icl.sampling.control`), with independent halves of ḡ in the two factors, whether or not the chain
-is driven so. Both ratios are 1 for the target. Neither is a correction: in singular models they need not move as λ̂ does.
+The tests always use gradients with their control variate (`icl.sampling.control`), also if the chain is driven without it; the two factors
+use independent halves of ḡ. Both ratios are 1 for the target. They are tests only: λ̂ must not be divided by them, for in singular models it
+need not err as they do.
 
 Shapes: E chains, P sampled parameters, D tested draws.
 """
@@ -56,8 +57,11 @@ UNKNOWN = Ratio(math.nan, math.nan)
 
 
 def stride_for(chains: int, constant: bool) -> int:
-    """Draws per tested draw that keep the tests within SHARE: on mini-batches a test takes two gradients of every chain, and two of w*
-    that all chains share; on data that never change, one of every chain."""
+    """How many draws there are for each tested one, so that tests take at most SHARE of the gradients.
+
+    On mini-batches a test takes two gradients of every chain, and two of w* that all chains share. On data that never change it takes one
+    of every chain.
+    """
     cost = 1.0 if constant else 2.0 + 2.0 / chains
     return max(10, math.ceil(cost / SHARE))
 

@@ -1,4 +1,4 @@
-"""The batches of an estimate: what a user gave, as a function of the step, and what it tells of its own size.
+"""The batches of an estimate: what the user gave, turned into a function of the step; and n, the size of the data, if that is known.
 
 Shapes: B batch.
 """

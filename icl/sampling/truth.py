@@ -1,4 +1,4 @@
-r"""Models whose learning coefficient is known, at the point where it is attained: what an estimator is measured against.
+r"""Models whose learning coefficient is known, to measure an estimator against; w* is a point that attains it.
 
 Every model comes with data on which its loss at w* is exactly zero, so that the learning coefficient of the empirical loss is that of the
 population loss (both are the same analytic function up to factors bounded away from 0 and ∞).

@@ -1,4 +1,6 @@
-r"""How to sample, found by pilot chains. The question, nβ and γ, is fixed first and never moved for the sampler's sake.
+r"""Pilot chains: short chains that find how to sample.
+
+nβ and γ define what is estimated. They are fixed first, and never changed to make sampling easier.
 
 The potential is U = nβ L + (γ/2)‖w − w*‖². Pilot chains of the underdamped kernel start at w*, and each follows λ_max, the
 largest curvature of U that it meets, by one step of power iteration per step, warm-started from the last. The Hessian times the

@@ -1,4 +1,4 @@
-"""What a run of chains is worth, in plain words: tests, each with its outcome and its remedy."""
+"""The verdict on an estimate: tests of its chains, each with its outcome and, if it failed, what to do."""
 
 import math
 from collections.abc import Iterator
@@ -91,9 +91,9 @@ def judge(
         excess: (E, N), chains that stayed finite.
         num_lost: chains that did not.
         mean_loss, init_loss: E[L] and L(w*).
-        reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin. Where
-            w* is itself hardly better or worse, as early in training, chains may rise by BASIN_SLACK of it above w*, and a verdict cannot
-            tell whether they left.
+        reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin. Early in
+            training w* itself is hardly better than that. Then chains may rise by BASIN_SLACK of it above w*, and the verdict cannot tell
+            whether they left.
         noise_heating: what the batches' noise adds to the mean.
         evidence: of the tests of the target.
     """

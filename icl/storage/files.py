@@ -50,19 +50,23 @@ def read_file(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new binary file that takes the name `path` when the `with` block ends, and is deleted when the block fails.
 
     It is written under a hidden name of its own in the same folder, flushed to the disk and renamed; then the folder is
     flushed. A reader, or the next start after a crash, sees the old file or the new one, never a part. Missing folders
     are made.
 
+    Args:
+        path: the name of the finished file.
+        mode: who may do what with it, less what the umask forbids.
+
     Raises:
         OSError: the disk or the folder refuses.
     """
     _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file

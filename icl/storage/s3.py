@@ -10,6 +10,7 @@ import hashlib
 import io
 import logging
 import os
+import stat
 import tempfile
 import threading
 import time
@@ -177,9 +178,8 @@ class S3Store:
 
     def lock_path(self, prefix: str) -> Path:
         """This one excludes the other processes of this machine and user; `claim` excludes those of all machines."""
-        user = os.getuid() if hasattr(os, "getuid") else "user"
         digest = hashlib.sha256(f"{self}/{check_prefix(prefix)}".encode()).hexdigest()[:32]
-        return Path(tempfile.gettempdir()) / f"icl-locks-{user}" / digest
+        return _lock_folder() / digest
 
     def claim(self, prefix: str) -> Claim:
         with self._lock:
@@ -377,6 +377,26 @@ class S3Store:
 
 
 _importing = threading.Lock()
+
+
+def _lock_folder() -> Path:
+    """Where locks for buckets lie, in a place in which every user of the machine may write.
+
+    Raises:
+        StorageError: somebody else made it, and could take the locks away.
+    """
+    if not hasattr(os, "getuid"):  # where each user has a folder for temporary files
+        return Path(tempfile.gettempdir()) / "icl-locks"
+    folder = Path(tempfile.gettempdir()) / f"icl-locks-{os.getuid()}"
+    with contextlib.suppress(FileNotFoundError):
+        about = folder.lstat()
+        if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
+            raise StorageError(
+                f"{folder} belongs to another user, who could take locks away; remove it, or set TMPDIR to a folder of your own"
+            )
+        if about.st_mode & 0o022:
+            folder.chmod(0o700)
+    return folder
 
 
 def _import_boto3() -> None:

@@ -1,6 +1,7 @@
 """Which trackers a run gets."""
 
 import os
+import secrets
 from collections.abc import Mapping
 from contextlib import suppress
 from operator import itemgetter
@@ -39,9 +40,9 @@ def open_tracker(
 
     Args:
         next_step: the step that the run is about to do; later rows are dropped, see `LocalTracker`.
-        wanted: "auto" takes W&B where a key for it is found or an agent started the process; "wandb" also without a
-            key, offline; "local" never does; "none" records nothing. WANDB_MODE=disabled is "local".
-        project, entity: from the sweep file; an agent's, WANDB_PROJECT and WANDB_ENTITY come first.
+        wanted: "local" writes files. "wandb" writes files and records on W&B, offline if there is no key. "auto" is "wandb" if
+            a key is found or an agent started the process, else "local". "none" records nothing. WANDB_MODE=disabled makes it "local".
+        project, entity: from the sweep file; WANDB_PROJECT and WANDB_ENTITY, which an agent sets, take precedence.
     """
     if wanted == "none":
         return NullTracker()
@@ -50,7 +51,7 @@ def open_tracker(
     if wanted == "local" or disabled or (wanted == "auto" and not set_up):
         return local
     note = local.directory / RUN_ID
-    run_id = environ.get("WANDB_RUN_ID") or (_noted(note) if next_step > 0 else None)
+    run_id = _given_id(environ, note, notify) or (_noted(note) if next_step > 0 else None)
     wandb_tracker = WandbTracker(
         name,
         config,
@@ -68,6 +69,17 @@ def open_tracker(
     return TeeTracker(local, wandb_tracker)
 
 
+def _given_id(environ: Mapping[str, str], note: Path, notify: Notify) -> str | None:
+    """WANDB_RUN_ID; a new id where another run here has that one: W&B would take the two for one."""
+    given = environ.get("WANDB_RUN_ID")
+    others = note.parent.parent.glob(f"*/{RUN_ID}") if given else ()
+    taken = next((path.parent.name for path in others if path != note and _noted(path) == given), None)
+    if taken is None:
+        return given
+    notify(f"WANDB_RUN_ID={given} is that of the run {taken}: this one gets an id of its own")
+    return _noted(note) or secrets.token_hex(4)
+
+
 def _noted(note: Path) -> str | None:
     """The id that an earlier attempt of this run had on W&B."""
     try:
@@ -77,7 +89,7 @@ def _noted(note: Path) -> str | None:
 
 
 def replay(directory: str | Path, tracker: Tracker) -> None:
-    """Tell a tracker all that the files of `LocalTracker` hold, but for how the run ended."""
+    """Send a tracker all that the files of `LocalTracker` hold, except how the run ended."""
     folder = Path(directory)
     images: dict[int, dict[str, Path]] = {}
     for path in sorted((folder / IMAGES).glob("*-*.png")):

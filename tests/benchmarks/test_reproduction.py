@@ -11,6 +11,8 @@ from benchmarks.reproduction.__main__ import DATA, OUTPUT, TEMPLATE, collect, do
 from benchmarks.reproduction.comparison import Change, Comparison
 from benchmarks.reproduction.shipped import Shipped
 
+pytestmark = pytest.mark.xdist_group("reproduction")  # the facts are collected once
+
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 SEEDS = [0, 1, 2, 3, 4]
 RISES_AND_FALLS = {"LR1": 1, "LR2": 1, "LR3": -1, "LR5": 1}

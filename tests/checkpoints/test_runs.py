@@ -243,3 +243,10 @@ def test_verify_names_metrics_that_lack_rows(store):
     assert verify_run(store, "a") == []
     run.save_state(7, {"w": torch.zeros(3)}, {"rows": 7})
     assert [problem.reason for problem in verify_run(store, "a")] == ["icl/a/metrics.jsonl lacks rows"]
+
+
+def test_a_root_that_is_not_there_is_no_empty_list(tmp_path):
+    for action in ((False, None, None, None), (True, None, None, None), (False, 3, None, None)):
+        with pytest.raises(ValueError, match="set LOCAL_ROOT"):
+            runs_command(*action, {"LOCAL_ROOT": str(tmp_path / "nowhere")})
+    assert not (tmp_path / "nowhere").exists()

@@ -1,5 +1,6 @@
 """`icl calibrate` and the named presets, as a user meets them."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,8 @@ from icl.sampling import PRESETS, PUBLISHED
 from icl.sampling.calibration import SearchGrid
 from icl.sampling.presets import preset_override
 from icl.storage import LocalStore
+
+pytestmark = pytest.mark.xdist_group("calibrate")  # the search that most of these go on with is made once
 
 SWEEP = """\
 method: grid
@@ -43,18 +46,43 @@ BUDGET = Budget(chains=2, burnin=3, draws=9)
 GRID = SearchGrid((1e-5, 1e-4), (10.0,), (5.0, 20.0))
 
 
-@pytest.fixture
-def sweep(tmp_path, monkeypatch) -> Path:
-    """A sweep file whose run has checkpoints at 0, 3, 9, 20, 59."""
-    path = tmp_path / "sweep.yaml"
-    path.write_text(SWEEP)
-    config = LLCConfig.parse(expand(load_sweep(path), [])[0])
-    checkpoints = Checkpoints(LocalStore(tmp_path / "store"), config.training.name)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with a sweep file, whose run has checkpoints at 0, 3, 9, 20, 59."""
+    folder = tmp_path_factory.mktemp("calibrate")
+    (folder / "sweep.yaml").write_text(SWEEP)
+    config = LLCConfig.parse(expand(load_sweep(folder / "sweep.yaml"), [])[0])
+    checkpoints = Checkpoints(LocalStore(folder / "store"), config.training.name)
     for step in (0, 3, 9, 20, 59):
         checkpoints.save(step, dict(initial_parameters(config.training.task_config.shape, 100 + step)))
-    monkeypatch.setenv("LOCAL_ROOT", str(tmp_path / "store"))
-    monkeypatch.delenv("AWS_BUCKET_NAME", raising=False)
-    return path
+    return folder
+
+
+def set_environment(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv("LOCAL_ROOT", str(folder / "store"))
+    patch.delenv("AWS_BUCKET_NAME", raising=False)
+
+
+@pytest.fixture
+def sweep(folder, monkeypatch) -> Path:
+    set_environment(monkeypatch, folder)
+    return folder / "sweep.yaml"
+
+
+@pytest.fixture(scope="module")
+def searched(folder) -> tuple[Path, pd.DataFrame]:
+    """The folder and the table of a search that came to its end."""
+    with pytest.MonkeyPatch.context() as patch:
+        set_environment(patch, folder)
+        found = calibrate_command(folder / "sweep.yaml", 0, [], [59], GRID, BUDGET, folder / "out")
+    return folder / "out", found.table
+
+
+@pytest.fixture
+def out(searched, tmp_path, monkeypatch) -> Path:
+    """A copy of its folder; figures are not drawn again."""
+    monkeypatch.setattr("icl.commands.calibrate._draw", lambda found, output: None)
+    return Path(shutil.copytree(searched[0], tmp_path / "out"))
 
 
 def test_a_search_prints_its_budget_its_table_and_its_finding_and_leaves_table_and_traces(sweep, tmp_path, capsys):
@@ -74,16 +102,15 @@ def test_a_search_prints_its_budget_its_table_and_its_finding_and_leaves_table_a
     assert sorted(path.name for path in (tmp_path / "out").glob("*.png")) == ["traces-3.png", "traces-59.png"]
 
 
-def test_an_interrupted_search_goes_on_and_another_budget_starts_afresh(sweep, tmp_path):
-    out = tmp_path / "out"
-    first = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
+def test_an_interrupted_search_goes_on_and_another_budget_starts_afresh(sweep, searched, out):
+    first = searched[1]
     journal = (out / "cells.jsonl").read_text().splitlines()
     (out / "cells.jsonl").write_text("\n".join(journal[:3]) + '\n{"torn')
     again = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
-    pd.testing.assert_frame_equal(again.table, first.table)
+    pd.testing.assert_frame_equal(again.table, first)
     assert (out / "cells.jsonl").read_text().splitlines() == journal
     other = calibrate_command(sweep, 0, [], [59], GRID, Budget(2, 3, 10), out)
-    assert not other.table["llc"].equals(first.table["llc"])
+    assert not other.table["llc"].equals(first["llc"])
     both = (out / "cells.jsonl").read_bytes()
     calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
     assert (out / "cells.jsonl").read_bytes() == both  # the cells of neither search are lost
@@ -92,14 +119,12 @@ def test_an_interrupted_search_goes_on_and_another_budget_starts_afresh(sweep, t
         "run_name=" + LLCConfig.parse(expand(load_sweep(sweep), [])[0]).training.name,
     ]
     another = calibrate_command(sweep, 0, noisier, [59], GRID, BUDGET, out)  # on other data, under the same name
-    assert not another.table["llc"].equals(first.table["llc"])
+    assert not another.table["llc"].equals(first["llc"])
 
 
 @pytest.mark.parametrize("line", [0, 2])
 @pytest.mark.parametrize("spoilt", [b"\0" * 9, b'{"setting": "", "st', b'{"setting": "", "draws": [], "running": []}'])
-def test_a_damaged_line_of_a_search_costs_itself_alone(sweep, tmp_path, monkeypatch, line, spoilt):
-    out = tmp_path / "out"
-    first = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
+def test_a_damaged_line_of_a_search_costs_itself_alone(sweep, searched, out, monkeypatch, line, spoilt):
     lines = (out / "cells.jsonl").read_bytes().split(b"\n")
     lines[line] = spoilt
     (out / "cells.jsonl").write_bytes(b"\n".join(lines))
@@ -107,7 +132,7 @@ def test_a_damaged_line_of_a_search_costs_itself_alone(sweep, tmp_path, monkeypa
     monkeypatch.setattr(_Journal, "append", lambda self, cell: made.append(cell))
     again = calibrate_command(sweep, 0, [], [59], GRID, BUDGET, out)
     assert len(made) == (line > 0)
-    pd.testing.assert_frame_equal(again.table, first.table)
+    pd.testing.assert_frame_equal(again.table, searched[1])
     assert (out / "cells.jsonl.damaged").read_bytes() == spoilt + b"\n"
 
 

@@ -15,9 +15,12 @@ from icl.checkpoints import Checkpoints
 from icl.commands.analyse import analyse_family_command
 from icl.commands.sweep import run_sweep_command
 from icl.config import ConfigError
+from icl.figures import build
 from icl.figures.build import build_figures
 from icl.figures.families import read_tables
 from icl.storage import LocalStore
+
+pytestmark = pytest.mark.xdist_group("family")  # the runs that all of these look at are trained once
 
 SWEEP = """\
 method: grid
@@ -51,7 +54,8 @@ def trained(tmp_path_factory):
         patch.setenv("LOCAL_ROOT", str(folder / "checkpoints"))
         patch.setenv("DEVICE", "cpu")
         patch.delenv("AWS_BUCKET_NAME", raising=False)
-        assert run_sweep_command("train", folder / "tiny.yaml", None, [], 1, "local", "none") == 0
+        for index in range(3):  # one at a time, and so in this process
+            assert run_sweep_command("train", folder / "tiny.yaml", index, [], 1, "local", "none") == 0
     return folder
 
 
@@ -116,8 +120,14 @@ def test_scores_are_those_of_all_predictions_together(trained, family):
         assert references.loc[key, "pc/0"] == pytest.approx(expected, abs=0.02 * singular[0])
 
 
-def test_every_figure_of_the_family_is_drawn(family, tmp_path):
+def test_every_figure_of_the_family_is_drawn(family, tmp_path, monkeypatch):
     lines: list[str] = []
+
+    def draw_only(figure, folder, name):  # the encoding of files is tested with the figures of a run
+        figure.draw_without_rendering()
+        return [folder / f"{name}.png"]
+
+    monkeypatch.setattr(build, "save", draw_only)
     written = build_figures(family.parent, tmp_path, lines.append)
     assert {path.stem for path in written} == {
         "task-prior",

@@ -73,7 +73,7 @@ class Whole(Settings):
     ],
 )
 def test_true_and_false_are_no_numbers_and_no_texts(data, key):
-    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: true and false are no value of it"):
+    with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: true and false are not allowed here"):
         Whole.parse(data)
 
 

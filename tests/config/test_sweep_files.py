@@ -15,6 +15,8 @@ from icl.estimation import LLCConfig
 from icl.model import parameter_layout
 from icl.sampling.patterns import select
 
+pytestmark = pytest.mark.xdist_group("sweep-files")  # each file is expanded once
+
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 FILES = sorted(SWEEPS.rglob("*.yaml"))
 CONFIGS = {"train": TrainingConfig, "llc": LLCConfig}

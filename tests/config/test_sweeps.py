@@ -173,8 +173,8 @@ def test_select():
         ("method: grid\nparamters: {a: {value: 1}}", "'method' and 'parameters'"),
         ("method: grid\nprogam: x\nparameters: {a: {value: 1}}", "unknown key 'progam': did you mean 'program'"),
         ("method: grid\nrun_cap: true\nparameters: {a: {value: 1}}", "run_cap must be"),
-        ("method: grid\nproject: 7\nparameters: {a: {value: 1}}", "project must be a text"),
-        ("method: grid\nparameters: {1: {value: 1}}", r"parameters\.1: the name of a parameter is a text"),
+        ("method: grid\nproject: 7\nparameters: {a: {value: 1}}", "project must be text"),
+        ("method: grid\nparameters: {1: {value: 1}}", r"parameters\.1: the name of a parameter must be text"),
         ("method: grid\nparameters: {a: {}}", r"parameters\.a is empty"),
         ("method: grid\nparameters: {a: {value: 1, values: [2]}}", r"parameters\.a has both value and values"),
         (
@@ -355,3 +355,46 @@ def test_importing_the_module_imports_neither_engine_nor_wandb():
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     )
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("!!set {a, b}", "!!set"),
+        ("!!binary aGVsbG8=", "!!binary"),
+        ("!!omap [a: 1]", "!!omap"),
+        ("!!python/object/apply:os.system ['true']", "python"),
+        ("!mine 3", "!mine"),
+        ("=", "quotes"),
+        ('"\\UFFFFFFFF"', "stands for no character"),
+        ('"\\U00110000"', "stands for no character"),
+        ("9" * 5000, "no valid int"),
+        ("2024-13-45", "timestamp"),
+        ("{1: a, 1.0: b}", "given twice"),
+        ("{1: a, '1': b}", "given twice"),
+        ("{yes: a, on: b}", "given twice"),
+        ("{0x1: a, 1: b}", "given twice"),
+        ("{[1]: a}", "a key is a word"),
+        ("3\n---\nmethod: grid", "second document"),
+        ("\t3", "indent with spaces"),
+    ],
+)
+def test_what_no_configuration_could_hold_is_one_line_with_file_and_line(tmp_path, value, said):
+    path = write(tmp_path, f"method: grid\nparameters:\n  a:\n    value: {value}\n")
+    with pytest.raises(ConfigError) as caught:
+        expand(load_sweep(path))
+    message = str(caught.value)
+    assert message.startswith(f"{path}, line ")
+    assert said in message
+    assert len(message) < 300
+    assert "\n" not in message
+
+
+def test_a_file_of_thousands_of_parameters_is_refused_before_it_is_expanded(tmp_path):
+    names = ", ".join(f"a{number}: {{value: 1}}" for number in range(1001))
+    with pytest.raises(ConfigError, match=r"1,003 parameters"):
+        expand(
+            load_sweep(
+                write(tmp_path, f"method: grid\nparameters: {{b: {{parameters: {{c: {{value: 1}}}}}}, {names}}}")
+            )
+        )

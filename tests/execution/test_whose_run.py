@@ -284,3 +284,85 @@ def test_weights_without_settings_may_be_looked_at_but_a_state_may_not(root):
     assert run.read(19).metadata == {}
     run.store.put(run.state_key(20), encode(20, state.tensors, {}, "state"))
     refused(lambda: run_training(config_of(), place_of(root)), "state-20.safetensors does not say with which settings")
+
+
+def leaves(data, path=()):
+    if isinstance(data, dict):
+        return [leaf for key, value in data.items() for leaf in leaves(value, (*path, key))]
+    return [(path, data)]
+
+
+def put(data, path, value):
+    head, *rest = path
+    return {**data, head: put(data[head], rest, value) if rest else value}
+
+
+OTHER_WORDS = (
+    "none",
+    "Adam",
+    "AdamW",
+    "SGD",
+    "single",
+    "double",
+    "single-task",
+    "new-minibatch",
+    "dataset",
+    "langevin",
+    "sgnht",
+    "MSELoss",
+)
+
+
+def others_than(value):
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, (int, float)):
+        return [value + 1, value * 2 + 1, value / 2, value + 7]
+    if isinstance(value, list):
+        return [[*value[:-1], other] for other in others_than(value[-1])] if value else []
+    return [1, 0.5, 2, 4, True, *OTHER_WORDS, [0.5, 0.9]]
+
+
+@pytest.mark.parametrize("kind", [TrainingConfig, LLCConfig])
+def test_every_setting_of_the_identity_tells_two_runs_apart(kind):
+    own = config_of(optimizer_config={"betas": [0.9, 0.99]}).resolved() if kind is TrainingConfig else llc_of()
+    stored = own.model_dump(mode="json")
+    told, untried = set(), set()
+    for path, value in leaves(own.identity()):
+        if path not in [known for known, _ in leaves(stored)]:
+            continue
+        for other in others_than(value):
+            try:
+                asked = kind.parse(put(stored, path, other))
+            except ConfigError:
+                continue
+            if asked.identity() == own.identity():
+                continue  # another way to write the same
+            assert asked.difference(stored), path
+            with pytest.raises(ConfigError, match="was made with"):
+                asked.refuse_another(stored, "the run run")
+            told.add(path)
+            break
+        else:
+            untried.add(path)
+    assert len(told) > 2 * len(untried), untried  # those that others fix
+
+
+@pytest.mark.parametrize("content", ["{}", '{"step": 3}', '{"a": {"b": 1}}', "[]", "null", ""])
+def test_a_config_that_holds_no_settings_is_damaged_and_is_written_anew(root, content):
+    config = config_of()
+    before = contents(root)
+    (root / "icl/run/config.json").write_text(content)
+    refused(lambda: run_training(config_of(optimizer_config={"lr": 0.5}), place_of(root)), "lr=0.001, not 0.5")
+    assert run_training(config, place_of(root)).finished
+    assert contents(root) == before
+
+
+@pytest.mark.parametrize(
+    "mark", ['{"step": true}', '{"step": -1}', '{"step": 19.0}', '{"step": null}', '{"steps": 19}']
+)
+def test_a_mark_that_names_no_step_is_none(root, mark):
+    (root / "icl/run/finished.json").write_text(mark)
+    assert not is_complete(config_of(), place_of(root))
+    assert run_training(config_of(), place_of(root)).finished
+    assert json.loads((root / "icl/run/finished.json").read_text()) == {"step": 19}

@@ -13,6 +13,8 @@ from icl.figures import attention, behaviour, chains, development, essential_dyn
 from icl.figures.elements import estimate_line, last_step, step_colours, token_count
 from icl.figures.families import read_tables, tables_of_seed
 
+pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
+
 
 @pytest.fixture(scope="module")
 def tables(family):

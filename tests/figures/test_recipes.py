@@ -10,6 +10,8 @@ from icl.figures.build import build_figures, draw
 from icl.figures.families import read_table, read_tables, tables_of_seed
 from icl.figures.recipes import FAMILY_RECIPES, RUN_RECIPES
 
+pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
+
 
 @pytest.fixture
 def drawn(monkeypatch) -> dict[str, Figure]:

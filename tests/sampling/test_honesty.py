@@ -16,6 +16,8 @@ from icl.streams import Stream
 FIXED = SamplerConfig(
     num_chains=8, num_draws=1000, num_burnin_steps=300, epsilon=1e-3, gamma=1.0, eval_dataset_size=1000, init_seed=0
 )
+BRIEF = FIXED.model_copy(update={"num_draws": 400, "num_burnin_steps": 200})
+"""Enough for faults that change the estimate by a third or more: its standard error is a few percent."""
 SHORT = AUTOMATIC.model_copy(update={"num_draws": 700, "num_burnin_steps": 300})
 TINY = SamplerConfig(num_chains=2, num_draws=20, epsilon=1e-5, gamma=1.0, nbeta=10.0, init_seed=0)
 
@@ -50,7 +52,9 @@ def test_the_default_is_right_on_mini_batches_and_takes_n_from_the_data(samples,
 
 def test_the_localisation_does_not_look_at_noise_or_budget():
     model, inputs, targets = regression(1000, 5)
-    settings = [(10, SHORT), (1000, SHORT), (1000, SHORT.model_copy(update={"num_draws": 300}))]
+    # The pilot's choice comes before the draws, so that few of them show it.
+    few = SHORT.model_copy(update={"num_draws": 60, "num_burnin_steps": 30, "target_error": None})
+    settings = [(10, few), (1000, few), (1000, few.model_copy(update={"num_draws": 20}))]
     found = {
         estimate_llc(model, half, cut(inputs, targets, size), config).config.localization for size, config in settings
     }
@@ -79,16 +83,16 @@ def test_n_must_come_from_somewhere():
         ({"noise_level": 1.3}, 1000, "too hot"),
         ({"bounding_box_size": 0.01}, 1000, "box"),
         ({"weight_decay": 100.0}, 1000, "too hot"),
-        ({"gamma": 1e5, "epsilon": 1e-6}, 1000, "localisation decides"),
+        ({"gamma": 1e5, "epsilon": 1e-6, "num_draws": 1000, "num_burnin_steps": 300}, 1000, "localisation decides"),
         ({"sampling_method": "sgnht", "epsilon": 1e-5}, 1, "too hot"),
         ({"sampling_method": "rmsprop_sgld"}, 1, "too hot"),
-        ({"sampling_method": "rmsprop_sgld"}, 1000, "too hot"),
+        ({"sampling_method": "rmsprop_sgld", "num_draws": 1000, "num_burnin_steps": 300}, 1000, "too hot"),
         ({"num_draws": 20}, 1000, "not tested"),
     ],
 )
 def test_a_setting_that_does_not_sample_the_target_is_not_healthy(settings, batch, said):
     model, inputs, targets = regression(1000, 10)
-    result = estimate_llc(model, half, cut(inputs, targets, batch), FIXED.model_copy(update=settings))
+    result = estimate_llc(model, half, cut(inputs, targets, batch), BRIEF.model_copy(update=settings))
     assert not result.verdict.trusted
     assert said in result.verdict.text
 
@@ -116,7 +120,7 @@ def test_control_variates_quiet_every_kernel():
     model, inputs, targets = regression(2000, 6)
     for method, epsilon in (("sgld", 2e-4), ("langevin", 2e-4), ("sgnht", 1e-4)):
         given = {"sampling_method": method, "epsilon": epsilon, "eval_dataset_size": 2000, "friction": 100.0}
-        config = FIXED.model_copy(update=given)
+        config = BRIEF.model_copy(update=given)
         plain, quiet = (
             estimate_llc(model, half, cut(inputs, targets, 16), config.model_copy(update={"control_variates": each}))
             for each in ("off", "on")
@@ -154,12 +158,12 @@ def test_parameters_that_are_frozen_stay():
     deep = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 1, bias=False))
     deep[0].weight.data, deep[1].weight.data = torch.eye(4), model.weight.data.clone()
     deep[0].weight.requires_grad_(False)
-    result = estimate_llc(deep, half, [(inputs, targets)], FIXED)
+    result = estimate_llc(deep, half, [(inputs, targets)], BRIEF)
     assert result.run.positions.shape[1] == 4
     assert abs(result.llc_mean - 2.0) < 4 * result.llc_mcse + 0.1
     deep[1].weight.requires_grad_(False)
     with pytest.raises(ValueError, match="frozen"):
-        estimate_llc(deep, half, [(inputs, targets)], FIXED)
+        estimate_llc(deep, half, [(inputs, targets)], BRIEF)
 
 
 def test_parameters_of_two_types_are_sampled_together():

@@ -1,7 +1,9 @@
 """Two machines and one bucket: one writes, the other is told; what was left behind is taken over; nothing is lost."""
 
+import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,8 +15,9 @@ from s3_faults import FaultProxy, at_random
 
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.runs import list_runs
+from icl.execution.signals import stop_signal
 from icl.storage import LocalStore, MirroredStore, S3Store, StorageError
-from icl.storage.claims import CLAIM, Claim
+from icl.storage.claims import CLAIM, Claim, Seen
 from icl.storage.locks import RunInUseError
 
 LIFETIME_S = 2.0
@@ -297,3 +300,37 @@ def test_a_bucket_alone_that_cannot_be_reached_is_an_error_at_the_first_write(s3
     store = s3_through("http://127.0.0.1:9", attempts=1)
     with store.claim("icl/run").held("the run"), pytest.raises(StorageError, match="cannot be reached"):
         store.put("icl/run/1", b"x")
+
+
+class Occupied:
+    """A bucket in which a process of another machine has the claim, of which nobody knows whether it lives."""
+
+    def look(self, name):
+        holder = {
+            "host": "elsewhere",
+            "pid": 1,
+            "since": "today",
+            "place": None,
+            "token": "t",
+            "serial": 1,
+            "free": False,
+        }
+        return Seen(json.dumps(holder).encode(), "v1", 0.0)
+
+    def put_if(self, name, data, version):
+        return None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_waiting_for_a_claim_ends_at_the_first_signal(number):
+    def wait() -> None:
+        with stop_signal(), Claim(Occupied(), "icl/run/.claim", lifetime_s=60.0).held("the run run"):
+            pass
+
+    start = time.monotonic()
+    timer = threading.Timer(0.5, os.kill, (os.getpid(), number))
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        wait()
+    timer.join()
+    assert time.monotonic() - start < 20.0

@@ -7,6 +7,7 @@ import threading
 
 import pytest
 
+from icl.storage import S3Store, StorageError
 from icl.storage.locks import Holder, RunInUseError, exclusive, holder_of
 
 fcntl = pytest.importorskip("fcntl")
@@ -108,3 +109,24 @@ def test_a_lock_is_free_again_after_its_file_was_taken_away(tmp_path):
     thread.start()
     thread.join()
     assert entered
+
+
+def test_a_folder_of_locks_that_another_user_made_is_refused_and_an_open_one_is_closed(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    store = S3Store("bucket")
+    folder = store.lock_path("icl/run").parent
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match="set TMPDIR"):
+        store.lock_path("icl/run")
+    folder.unlink()
+    folder.mkdir()
+    folder.chmod(0o777)
+    with exclusive(store.lock_path("icl/run"), "the run"):
+        assert folder.stat().st_mode & 0o077 == 0
+    stranger = os.getuid() + 1
+    monkeypatch.setattr("os.getuid", lambda: stranger)
+    other = S3Store("bucket").lock_path("icl/run").parent
+    other.mkdir()  # ours, that is: somebody else's to the stranger
+    with pytest.raises(StorageError, match="belongs to another user"):
+        store.lock_path("icl/run")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl.tracking import LocalTracker, NullTracker, TeeTracker, Tracker, read_metrics, read_summary
+from icl.tracking.opening import open_tracker
 
 
 def values_at(step):
@@ -155,3 +156,20 @@ def test_on_a_full_disk_rows_wait_in_memory_and_follow_when_there_is_room(tmp_pa
     tracker.finish()
     assert read_metrics(tmp_path) == [{"step": step, **values_at(step)} for step in range(7)]
     assert not list(tmp_path.glob(".*"))
+
+
+def test_one_id_of_wandb_serves_one_run_alone(tmp_path, monkeypatch):
+    ids, told = [], []
+
+    class Recording(NullTracker):
+        def __init__(self, *names, run_id, **rest):
+            self.run_id = run_id
+            ids.append(run_id)
+
+    monkeypatch.setattr("icl.tracking.opening.WandbTracker", Recording)
+    environ = {"WANDB_RUN_ID": "x", "WANDB_API_KEY": "k" * 40}
+    for name in ("train", "llc", "train", "llc"):
+        open_tracker(tmp_path / name, name, {}, environ=environ, notify=told.append).finish()
+    assert ids[0] == ids[2] == "x"
+    assert ids[1] == ids[3] != "x"
+    assert told == ["WANDB_RUN_ID=x is that of the run train: this one gets an id of its own"] * 2

@@ -1,0 +1,184 @@
+"""Modules as people have them: what can be sampled is, with the right gradient; what cannot is one line before any sampling."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from icl.sampling import SamplerConfig, estimate_llc
+from icl.sampling.look import look_at
+from icl.sampling.objective import ModuleObjective
+
+INPUTS, TARGETS = torch.randn(7, 3, generator=torch.Generator().manual_seed(0)), torch.linspace(-1, 1, 7)[:, None]
+BATCH = INPUTS, TARGETS
+
+
+class Net(nn.Module):
+    """Two layers; `between` is what happens to the hidden units."""
+
+    def __init__(self, between=torch.tanh) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.first, self.last, self.between = nn.Linear(3, 5), nn.Linear(5, 1), between
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.between(self.first(inputs)))
+
+
+def loss_fn(predict, batch):
+    return functional.mse_loss(predict(batch[0]).float(), batch[1])
+
+
+def look(model: nn.Module, loss=loss_fn) -> ModuleObjective:
+    objective = ModuleObjective(model, loss)
+    look_at(objective, BATCH, BATCH)
+    return objective
+
+
+def clipped(hidden: Tensor) -> Tensor:
+    if hidden.requires_grad:
+        hidden.register_hook(lambda gradient: gradient.clamp(-1e-4, 1e-4))
+    return hidden.tanh()
+
+
+class Recomputed(Net):
+    def __init__(self, reentrant: bool) -> None:
+        super().__init__()
+        self.reentrant = reentrant
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(checkpoint(lambda x: torch.tanh(self.first(x)), inputs, use_reentrant=self.reentrant))
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.:DeprecationWarning")
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize(
+    "model",
+    [
+        Net(lambda hidden: hidden.tanh().detach()),
+        Net(clipped),
+        Net(lambda hidden: hidden + (hidden.sign() - hidden).detach()),
+        Recomputed(reentrant=True),
+        Recomputed(reentrant=False),
+    ],
+    ids=["detached", "clipped", "straight-through", "reentrant checkpoint", "checkpoint"],
+)
+def test_a_gradient_that_lacks_a_part_is_refused(model):
+    with pytest.raises(ValueError, match="gradient is not that of the loss"):
+        look(model)
+
+
+@pytest.mark.parametrize("between", [torch.tanh, torch.relu, torch.abs, functional.hardswish, functional.gelu])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_right_gradients_with_kinks_dead_units_and_unused_weights_pass(between, scale):
+    model = Net(between)
+    model.unused = nn.Parameter(torch.ones(2))
+    with torch.no_grad():
+        model.first.bias[0] = -100.0
+        model.first.weight.mul_(scale)
+    look(model)
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5, track_running_stats=False), nn.Linear(5, 1)).eval()
+
+
+def overlapping() -> nn.Module:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 1))
+    model[1].weight = nn.Parameter(model[0].weight.data.T)
+    return model
+
+
+def repeated() -> nn.Module:
+    model = Net()
+    model.first.weight = nn.Parameter(torch.randn(1, 3).expand(5, 3))
+    return model
+
+
+class Projecting(Net):
+    def forward(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.first.weight.mul_(0.99)
+        return super().forward(inputs)
+
+
+class Looking(nn.Module):
+    def __init__(self, **settings) -> None:
+        super().__init__()
+        self.rows, self.last = nn.Embedding(5, 3, **settings), nn.Linear(3, 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.last(self.rows(inputs[:, 0].abs().long()))
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (normed, "track_running_stats=True"),
+        (overlapping, "share their memory"),
+        (repeated, "repeats one number"),
+        (lambda: Net().to("meta"), "load the weights first"),
+        (lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1, device="meta")), "1.weight holds no numbers"),
+        (lambda: nn.Sequential(nn.LazyLinear(2), nn.Linear(2, 1)), "run the model once"),
+        (nn.Identity, "has no parameters"),
+        (lambda: torch.jit.trace(Net(), INPUTS), "TorchScript"),
+        (Projecting, "in place"),
+        (lambda: Looking(sparse=True), "sparse=False"),
+        (lambda: Looking(max_norm=0.5), "max_norm=None"),
+    ],
+)
+def test_what_is_no_vector_of_independent_numbers_is_refused_with_a_remedy(make, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        look(make())
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_runs_the_module_itself_is_told_about_predict():
+    model = Net()
+    with pytest.raises(ValueError, match="through its argument `predict`"):
+        look(model, lambda predict, batch: functional.mse_loss(model(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [nn.DataParallel, lambda model: torch.compile(model, backend="eager")],
+    ids=["data parallel", "compiled"],
+)
+def test_wrappers_are_taken_off(wrap):
+    expected, objective = look(Net()), look(wrap(Net()))
+    assert torch.equal(objective.anchor, expected.anchor)
+    assert torch.equal(objective.losses(objective.anchor[None], BATCH), expected.losses(expected.anchor[None], BATCH))
+
+
+def test_half_precision_is_sampled_in_float32_and_runs_in_its_own_type():
+    class Half(Net):
+        def forward(self, inputs: Tensor) -> Tensor:
+            assert self.first.weight.dtype == torch.bfloat16
+            return super().forward(inputs.bfloat16())
+
+    model = Half().bfloat16()
+    config = SamplerConfig(
+        num_chains=2, num_draws=40, num_burnin_steps=0, epsilon=1e-7, gamma=1e-6, nbeta=1.0, init_seed=0
+    )
+    result = estimate_llc(model, loss_fn, [BATCH], config)
+    # Steps of 3e-4, far below what bfloat16 tells apart at weights of 0.3: the chain must move like the square root of time.
+    expected = (config.num_draws * 1e-7 * sum(weight.numel() for weight in model.parameters())) ** 0.5
+    assert result.distances[:, -1].numpy() == pytest.approx(expected, rel=0.5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        torch.nn.utils.parametrizations.weight_norm,
+        lambda layer: torch.nn.utils.parametrizations.spectral_norm(layer).eval(),
+        torch.nn.utils.parametrizations.orthogonal,
+    ],
+    ids=["weight norm", "spectral norm", "orthogonal"],
+)
+def test_parametrised_weights_are_sampled_in_their_own_coordinates(change):
+    model = Net()
+    change(model.first)
+    look(model.eval())
