@@ -7,11 +7,12 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
-    from icl.sampling.result import LLCResult
 
-
-def to_xarray(result: "LLCResult") -> "xr.Dataset":
+def to_xarray(result: Any) -> "xr.Dataset":
     """All draws of an estimate.
+
+    Args:
+        result: an `LLCResult`, which calls this.
 
     Returns:
         Over (chain, draw): `loss`; `llc`, nβ(L − L(w*)), whose mean is λ̂; `distance`, ‖w − w*‖. Over (chain): `healthy`, whether it stayed
@@ -42,7 +43,7 @@ def to_xarray(result: "LLCResult") -> "xr.Dataset":
     return whole.reset_coords([f"{name}_at_w_star" for name in result.observables])
 
 
-def to_arviz(result: "LLCResult") -> Any:
+def to_arviz(result: Any) -> Any:
     """All draws as ArviZ's InferenceData: what was sampled in the group `posterior`, the chains' health in `sample_stats`, the losses of w*
     in `constant_data`. From ArviZ 1.0 on, which has no InferenceData, the same groups as an `xarray.DataTree`.
 
