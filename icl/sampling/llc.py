@@ -105,7 +105,8 @@ def estimate_llc(
     batches cancels. With `num_init_loss_batches` it is taken on that many batches instead.
 
     Raises:
-        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; a loss at w* that is not finite; other settings, weights or batches than
+        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; a loss at w* that is not finite; other
+            settings, weights or batches than
             those of the estimate to resume.
     """
     observed = {
