@@ -99,7 +99,7 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
             )
         for member, outcome in zip(members, outcomes, strict=True):
             first = next((row[LOSS] for row in read_metrics(place.results / outcome.name) if LOSS in row), None)
-            told = remark(member.config, first, outcome.summary.get(LOSS))
+            told = remark(member.config, first, outcome.summary.get(LOSS)) if outcome.finished else ""
             member.tracker.summary({**outcome.summary, **({"remark": told} if told else {})})
     for member, outcome in zip(members, outcomes, strict=True):
         member.tracker.finish("finished" if outcome.finished else "interrupted")

@@ -176,4 +176,12 @@ def _in_weights(
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(model, config.include, config.exclude, threads)
+    return module_objective(model, loss_fn, config)
+
+
+def module_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> ModuleObjective:
+    """`ModuleObjective` of the configured weights: the same, in the same order, as those of `make_objective`."""
+    if type(model) is InContextRegressionTransformer:
+        names = select(dict(model.named_parameters()), config.include, config.exclude, reference=True)
+        return ModuleObjective(model, loss_fn, names)
     return ModuleObjective(model, loss_fn, config.include, config.exclude)
