@@ -100,7 +100,7 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
         for member, outcome in zip(members, outcomes, strict=True):
             loss = loss_name(member.config)
             first = next((row[loss] for row in read_metrics(place.results / outcome.name) if loss in row), None)
-            told = remark(member.config, first, outcome.summary.get(loss))
+            told = remark(member.config, first, outcome.summary.get(loss)) if outcome.finished else ""
             member.tracker.summary({**outcome.summary, **({"remark": told} if told else {})})
     for member, outcome in zip(members, outcomes, strict=True):
         member.tracker.finish("finished" if outcome.finished else "interrupted")
