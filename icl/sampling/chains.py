@@ -8,7 +8,8 @@ Shapes: E chains, N draws, P sampled parameters, T losses of one batch (tokens; 
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,7 @@ class ChainRun:
         distances: (E, N) ‖w − w*‖ at each draw.
         lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.
         positions: (E, P) the last weights.
-        mean_positions: (E, P) each chain's mean weights over its draws.
+        mean_positions: (E, P) each chain's mean weights over its draws, those of earlier parts included.
         stiff, trace, virial, temperature, at_box: (E, D) the terms of the tests of the target, at the D draws where they were taken
             (`icl.sampling.stein`).
     """
@@ -70,19 +71,43 @@ class ChainRun:
 
     def followed_by(self, later: "ChainRun") -> "ChainRun":
         """This part of the draws and the next as one."""
-        before, after = self.losses.shape[1], later.losses.shape[1]
+        before = self.losses.shape[1]
         joined = {
             field.name: torch.cat([getattr(self, field.name), getattr(later, field.name)], dim=1)
             for field in fields(self)
             if field.name not in ("lost_at", "positions", "mean_positions")
         }
-        share = before / (before + after)
         return ChainRun(
             **joined,
             lost_at=torch.where(self.healthy, before + later.lost_at, self.lost_at),
             positions=later.positions,
-            mean_positions=share * self.mean_positions + (1 - share) * later.mean_positions,
+            mean_positions=later.mean_positions,
         )
+
+
+@dataclass(frozen=True)
+class Paused:
+    """Where chains stopped, on the CPU: all that they need to go on.
+
+    Attributes:
+        state: of the kernel, with E chains.
+        total: (E, P) the sum of their weights over the draws.
+        step, draw: the next of each.
+    """
+
+    state: Any
+    total: Tensor
+    step: int
+    draw: int
+
+    def of_chains(self, chosen: slice) -> "Paused":
+        """That of those chains."""
+        return replace(self, state=_each(self.state, lambda values: values[chosen]), total=self.total[chosen])
+
+
+def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The kernel's state with every tensor changed."""
+    return replace(state, **{field.name: change(getattr(state, field.name)) for field in fields(state)})
 
 
 class Chains:
@@ -91,17 +116,30 @@ class Chains:
     Args:
         seeds: a chain's noise is the stream (seed, "chain/noise"). Where the plan has several w*, the chains of the first come first, and
             as many of each.
+        paused: where chains of these seeds stopped; they go on there. None: they start at w*.
     """
 
-    def __init__(self, plan: Plan, seeds: Sequence[int]) -> None:
+    def __init__(self, plan: Plan, seeds: Sequence[int], paused: Paused | None = None) -> None:
         self._plan = plan
-        self._groups = []
+        self._groups: list[_Group] = []
         for chosen in _groups(plan, len(seeds)):
             indices = torch.tensor(chosen)
             owners = None
             if len(plan.anchors) > 1:
                 owners = (indices // (len(seeds) // len(plan.anchors))).to(plan.anchors.device)
-            self._groups.append(_Group(plan, [seeds[i] for i in chosen], indices, owners))
+            own = None if paused is None else paused.of_chains(slice(chosen[0], chosen[-1] + 1))
+            self._groups.append(_Group(plan, [seeds[i] for i in chosen], indices, owners, own))
+
+    def paused(self) -> Paused:
+        """Where they are now."""
+        groups = [group.paused() for group in self._groups]
+        joined = {
+            field.name: torch.cat([getattr(group.state, field.name) for group in groups])
+            for field in fields(groups[0].state)
+        }
+        return replace(
+            groups[0], state=replace(groups[0].state, **joined), total=torch.cat([group.total for group in groups])
+        )
 
     def advance(self, draws: int, progress: Progress | None = None) -> ChainRun:
         """So many more draws of every chain; before the first, the burn-in.
@@ -179,17 +217,30 @@ def constants_of(config: SamplerConfig) -> SGLDConfig:
 class _Group:
     """Chains that move as one tensor."""
 
-    def __init__(self, plan: Plan, seeds: Sequence[int], indices: Tensor, owners: Tensor | None) -> None:
+    def __init__(
+        self, plan: Plan, seeds: Sequence[int], indices: Tensor, owners: Tensor | None, paused: Paused | None
+    ) -> None:
         config = plan.config
         assert config.step_size is not None, "chains need a step size; `icl.sampling.tuning` finds one"
         self._plan, self._seeds, self._indices, self._owners = plan, seeds, indices, owners
         self._anchor = plan.anchors.expand(len(seeds), -1) if owners is None else plan.anchors[owners]
         self._kernel, self._constants = KERNELS[config.method], constants_of(config)
-        self._noises = shared_noise_blocks(seeds, ENDLESS, self._anchor)
-        epsilon = torch.full_like(self._anchor[:, :1], config.step_size)
-        self._state = self._kernel.init(self._constants, self._anchor, epsilon, next(self._noises))
+        # Noise number 0 starts the chains, and number t + 1 is that of step t.
+        self._noises = shared_noise_blocks(seeds, ENDLESS, self._anchor, 0 if paused is None else paused.step + 1)
+        if paused is None:
+            epsilon = torch.full_like(self._anchor[:, :1], config.step_size)
+            self._state = self._kernel.init(self._constants, self._anchor, epsilon, next(self._noises))
+            self._total = torch.zeros_like(self._anchor)
+            self._step = self._draw = 0
+        else:
+            self._state = _each(paused.state, lambda values: values.to(self._anchor.device))
+            self._total = paused.total.to(self._anchor.device)
+            self._step, self._draw = paused.step, paused.draw
         self._token_weights = token_weights_of(plan)
-        self._step = self._draw = 0
+
+    def paused(self) -> Paused:
+        """Where they are now."""
+        return Paused(_each(self._state, lambda values: values.cpu()), self._total.cpu(), self._step, self._draw)
 
     @property
     def begun(self) -> bool:
@@ -201,7 +252,7 @@ class _Group:
         config = self._plan.config
         first = self._step
         last = config.num_burnin_steps + (self._draw + draws) * config.num_steps_bw_draws
-        record = _Record(self._plan, self._anchor)
+        record = _Record(self._plan, self._anchor, self._total)
         for step in range(first, last):
             data = StepData(self._plan, step, self._seeds, self._owners)
             loss, gradient = data.losses_and_gradients(self._state.position, self._token_weights(step))
@@ -214,8 +265,8 @@ class _Group:
             self._state = moved
             end_of_graph(self._anchor.device)
             tick(step + 1 - first)
-        self._step = last
-        return record.run(self._state.position)
+        self._step, self._total = last, record.total
+        return record.run(self._state.position, self._draw)
 
     def _take(
         self, record: "_Record", draw: int, step: int, data: StepData, loss: Tensor, gradient: Tensor, moved: Tensor
@@ -241,18 +292,17 @@ class _Group:
 class _Record:
     """Draws as they come; `run` puts them together."""
 
-    def __init__(self, plan: Plan, anchor: Tensor) -> None:
-        self._plan, self._anchor = plan, anchor
+    def __init__(self, plan: Plan, anchor: Tensor, total: Tensor) -> None:
+        self._plan, self._anchor, self.total = plan, anchor, total.clone()
         self._losses, self._batch_losses, self._anchor_losses = [], [], []
         self._distances, self._corrections, self._tests = [], [], []
-        self._sum = torch.zeros_like(anchor)
 
     def add(self, loss: Tensor, batch_loss: Tensor, anchor_loss: Tensor, drawn: Tensor) -> None:
         self._losses.append(loss)
         self._batch_losses.append(batch_loss)
         self._anchor_losses.append(anchor_loss)
         self._distances.append((drawn - self._anchor).norm(dim=-1))
-        self._sum += drawn
+        self.total += drawn
 
     def correct(self, correction: Tensor) -> None:
         self._corrections.append(correction)
@@ -260,7 +310,7 @@ class _Record:
     def test(self, terms: TestTerms) -> None:
         self._tests.append(terms)
 
-    def run(self, position: Tensor) -> ChainRun:
+    def run(self, position: Tensor, draws: int) -> ChainRun:
         trace, distances = torch.stack(self._losses, dim=1), torch.stack(self._distances, dim=1)
         tested = {
             name: torch.stack([getattr(terms, name) for terms in self._tests], dim=1)
@@ -276,7 +326,7 @@ class _Record:
             distances=distances,
             lost_at=_first_bad(trace, position),
             positions=position,
-            mean_positions=self._sum / len(self._losses),
+            mean_positions=self.total / draws,
             **tested,
         )
 

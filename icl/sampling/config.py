@@ -26,7 +26,8 @@ class SamplerConfig(Settings):
     """
 
     later = (
-        "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "noise_law", "localization_units",
+        "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "batch_order", "noise_law",
+        "localization_units",
     )  # fmt: skip
 
     sampling_method: str = Field(
@@ -121,6 +122,11 @@ class SamplerConfig(Settings):
         description="where the batches of gradients come from: new data, or the evaluation set",
     )
     grad_batch_size: int = Field(default=1024, ge=1, description="sequences in the batch of a gradient")
+    batch_order: Literal["auto", "in turn", "random"] = Field(
+        default="auto",
+        description="how the batches of a list or loader follow each other: in turn, again and again, or drawn at random at every step, "
+        "so that no rhythm of theirs can drive a chain; auto: at random where the step size is found, in turn where it is given",
+    )
     independent_batches: bool = Field(
         default=False,
         description="false: at one step all chains see one batch; true: `batches` is called with (step, chain seed)",
@@ -240,6 +246,11 @@ class SamplerConfig(Settings):
         if self.sampling_method == "auto":
             return "langevin" if self.step_size is None else "sgld"
         return self.sampling_method
+
+    @property
+    def shuffled(self) -> bool:
+        """Whether batches are drawn at random, with "auto" resolved."""
+        return self.batch_order == "random" or (self.batch_order == "auto" and self.step_size is None)
 
     @property
     def localization(self) -> float:

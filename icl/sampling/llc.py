@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from icl.model import InContextRegressionTransformer
-from icl.sampling.chains import ChainRun, Chains, Progress
+from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, with_found, without_losses
+from icl.sampling.chains import ChainRun, Paused, Progress
 from icl.sampling.checks import cost_of_w_star, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
@@ -34,17 +35,15 @@ from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
 from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
-from icl.sampling.tuning import tune
+from icl.sampling.tuning import Tuned, tune
 from icl.sampling.units import InUnits
-from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_agreement, judge_target
 
 logger = logging.getLogger(__name__)
 
-MOST_TIMES = 4
 COST_BATCHES = 32
 
 TRACE_BYTES = 2**31
-"""What a kept weight trace may take where nobody said: the same everywhere, for it decides which draws are kept."""
+"""Bytes that a kept weight trace may take by default. It decides which draws are kept, so it is the same on every machine."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +56,8 @@ class Inputs:
     sample_objective: Losses | None = None
     recorders: Sequence[Recorder] = ()
     progress: Progress | None = None
+    so_far: SoFar | None = None
+    resume: LLCResult | None = None
     observed: Mapping[str, LossTrace] = field(default_factory=dict)
 
 
@@ -71,6 +72,8 @@ def estimate_llc(
     sample_objective: Losses | None = None,
     recorders: Sequence[Recorder] = (),
     progress: Progress | None = None,
+    so_far: SoFar | None = None,
+    resume: LLCResult | None = None,
     observables: Observables | None = None,
     mask: Masks | None = None,
 ) -> LLCResult:
@@ -94,6 +97,9 @@ def estimate_llc(
             transformer, that of a sequence.
         recorders: called with (draw, weights (E, P), chain indices) at every draw (`icl.sampling.observables`).
         progress: called with (steps done, steps in all).
+        so_far: called with (λ̂, its standard error) of the draws so far, some ten times.
+        resume: an estimate to go on with: the result of the same call with a smaller `max_draws`. The new one equals, bit for bit, one
+            that had the larger `max_draws` from the beginning.
         observables: name -> (batches, per_sample_loss): data whose losses are kept at every draw, one per sample (S,) or per sample and
             token (S, T). The result holds them as `observables[name]`, for `icl.sampling.influence` and `icl.sampling.susceptibility`.
 
@@ -105,7 +111,9 @@ def estimate_llc(
     batches cancels. With `num_init_loss_batches` it is taken on that many batches instead.
 
     Raises:
-        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; a loss at w* that is not finite.
+        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; a loss at w* that is not finite; other
+            settings, weights or batches than
+            those of the estimate to resume.
     """
     observed = {
         name: LossTrace(
@@ -114,12 +122,14 @@ def estimate_llc(
             lambda loss: ModuleObjective(model, loss, config.include, config.exclude, mask=mask),
             loss,
             config.num_chains,
-            most_draws(config),
+            draws_at_most(config),
             _held_bytes(config),
         )
         for name, (data, loss) in (observables or {}).items()
     }
-    inputs = Inputs(batches, eval_batches, reference_loss, sample_objective, recorders, progress, observed)
+    inputs = Inputs(
+        batches, eval_batches, reference_loss, sample_objective, recorders, progress, so_far, resume, observed
+    )
     return estimate_llc_of(make_objective(model, loss_fn, config, mask), inputs, config)
 
 
@@ -170,18 +180,11 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         logger.info(
             "num_burn_in=%d is ignored, as in the published runs; num_burnin_steps is the burn-in", config.num_burn_in
         )
+    if inputs.resume is not None:
+        config = config.model_copy(update={"init_seed": inputs.resume.seed})
     ready = _prepared(objectives, inputs, config)
-    plan, seed, config = ready.plan, ready.seed, ready.plan.config
-    tuned = None
-    if config.step_size is None:
-        tuned = tune(plan, seed)
-        found = {"epsilon": tuned.epsilon, "gamma": tuned.gamma}
-        if tuned.friction is not None:
-            found["friction"] = tuned.friction
-        config = config.model_copy(update={"sampling_method": "langevin", "init_seed": seed, **found})
-        plan = replace(plan, config=config, control=tuned.control)
+    plan, seed, config, tuned, run, paused = _chains_of(ready, inputs, len(objectives))
     seeds = chain_seeds(seed, config.num_chains, config.noise_law)
-    run = _sampled(plan, seeds * len(objectives), ready.trace is None, inputs.progress)
     if config.num_init_loss_batches is not None:
         init = _mean_init_losses(plan.objective, plan.anchors, ready.evaluated, config.num_init_loss_batches)
         run = replace(run, anchor_losses=init.repeat_interleave(len(seeds), 0)[:, None].expand_as(run.losses))
@@ -210,10 +213,36 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             cost=cost,
             twin=twin,
             tuned=tuned,
+            paused=paused.of_chains(slice(start, start + len(seeds))),
             weights=ready.trace,
             singular_fluctuation=ready.singular_fluctuation(config.inverse_temperature),
             observed=inputs.observed,
         )
+
+
+def _chains_of(
+    ready: "_Ready", inputs: Inputs, models: int
+) -> tuple[Plan, int, SamplerConfig, Tuned | None, ChainRun, Paused]:
+    """The chains, by the step and localisation that were given, that the pilot finds, or that an estimate to resume has."""
+    plan, seed, before = ready.plan, ready.seed, inputs.resume
+    tuned, found = None, plan.config.step_size is None
+    if found:
+        tuned = tune(plan, seed) if before is None else before.tuned
+        if tuned is None:
+            raise ValueError("resume: that estimate had its step size given, and these settings have none")
+        plan = replace(plan, config=with_found(plan.config, tuned, seed), control=tuned.control)
+    seeds = chain_seeds(seed, plan.config.num_chains, plan.config.noise_law) * models
+    if before is not None:
+        if found:  # it may have had to shorten the pilot's step
+            plan = replace(plan, config=plan.config.model_copy(update={"epsilon": before.config.epsilon}))
+        check_resumable(before, plan, seeds)
+        run, paused = sampled(plan, seeds, inputs.progress, inputs.so_far, before)
+    elif found:
+        plan, run, paused = without_losses(plan, seeds, inputs.progress, inputs.so_far, ready.trace is None)
+    else:
+        so_far = inputs.so_far if models == 1 else None
+        run, paused = sampled(plan, seeds, inputs.progress, so_far, may_go_on=ready.trace is None)
+    return plan, seed, plan.config, tuned, run, paused
 
 
 @dataclass(frozen=True)
@@ -236,7 +265,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     """Look at what was given, and plan the chains."""
     objective, anchors = objectives[0], torch.stack([each.anchor for each in objectives])
     seed = secrets.randbelow(2**31) if config.init_seed is None else config.init_seed
-    supply = supply_of(inputs.batches, config.independent_batches, seed)
+    supply = supply_of(inputs.batches, config.independent_batches, seed, config.shuffled)
     config = with_samples(config, supply)
     source = supply.source
     evaluated = _evaluation_batches(config, source, inputs.eval_batches)
@@ -302,41 +331,6 @@ def _with_gradients_of_w_star(plan: Plan, supply: Supply, seed: int) -> Plan:
     schedule = TestSchedule(stride_for(config.num_chains, plan.constant), seed) if tested else None
     control = config.control_variates == "on" and not plan.constant
     return replace(plan, anchor_gradients=at_anchor, mean=mean, tests=schedule, control=control)
-
-
-def _sampled(plan: Plan, seeds: Sequence[int], may_go_on: bool, progress: Progress | None) -> ChainRun:
-    """The configured draws, and more of them while the standard error is above the target."""
-    config = plan.config
-    chains = Chains(plan, seeds)
-    run = chains.advance(config.num_draws, progress)
-    if config.target_error is None or not may_go_on:
-        return run
-    most = most_draws(config)
-    while run.losses.shape[1] < most and not _precise(config, run):
-        more = min(most - run.losses.shape[1], max(run.losses.shape[1] // 2, 1))
-        run = run.followed_by(chains.advance(more, progress))
-    return run
-
-
-def most_draws(config: SamplerConfig) -> int:
-    """The most draws of a chain."""
-    if config.target_error is None:
-        return config.num_draws
-    return max(config.num_draws, config.max_draws or MOST_TIMES * config.num_draws)
-
-
-def _precise(config: SamplerConfig, run: ChainRun) -> bool:
-    """Whether the standard error is below the target and below what a verdict takes, there are enough independent draws of chains that
-    agree, and the tests of the target have an answer; more draws do not help lost chains."""
-    assert config.target_error is not None
-    result = LLCResult(run, config, 0)
-    if not result.any_healthy or result.num_lost:
-        return True
-    share, mean = config.target_error, abs(result.llc_mean)
-    precise = result.llc_mcse <= min(max(share * mean, 10 * share), max(ERROR_SHARE * mean, LEAST_ERROR))
-    if not precise or judge_agreement(result.llc_rhat, result.llc_ess).outcome == "failed":
-        return False
-    return all(finding.outcome != "not tested" for finding in judge_target(result.evidence))
 
 
 def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:

@@ -33,24 +33,26 @@ def chain_seeds(seed: int, chains: int, law: Literal["independent", "sequential"
     return list(range(first, first + chains))
 
 
-def noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, purpose: str = "chain/noise") -> Iterator[Tensor]:
-    """Standard normal (E, P) for steps 0, 1, ..., made in blocks; chain i's are `Stream(seeds[i], "chain/noise").normal(step, (P,))`."""
+def noise_blocks(
+    seeds: Sequence[int], steps: int, like: Tensor, purpose: str = "chain/noise", first: int = 0
+) -> Iterator[Tensor]:
+    """Standard normal (E, P) for steps first, first + 1, ..., made in blocks; chain i's are those of `Stream(seeds[i], purpose)`."""
     streams = [Stream(seed, purpose) for seed in seeds]
     if like.shape[1] > LONG and like.device.type == "cpu":
-        for step in range(steps):
+        for step in range(first, steps):
             yield torch.stack([stream.normal(step, like.shape[1:]) for stream in streams]).to(like.dtype)
         return
     keys = keys_of(streams, like.device)
     block = max(1, min(steps, _block_size(like.device) // like.numel()))
-    for start in range(0, steps, block):
+    for start in range(first, steps, block):
         numbers = torch.arange(start, min(start + block, steps)).to(like.device)
         yield from normals(keys, numbers, like.shape[1]).to(like.dtype).unbind(dim=1)
 
 
-def shared_noise_blocks(seeds: Sequence[int], steps: int, like: Tensor) -> Iterator[Tensor]:
+def shared_noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, first: int = 0) -> Iterator[Tensor]:
     """`noise_blocks`, with the noise of chains of one seed made once: those of several models, chain by chain."""
     own = list(dict.fromkeys(seeds))
-    blocks = noise_blocks(own, steps, like[: len(own)])
+    blocks = noise_blocks(own, steps, like[: len(own)], first=first)
     if len(own) == len(seeds):
         return blocks
     place = torch.tensor([own.index(seed) for seed in seeds], device=like.device)

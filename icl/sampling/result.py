@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from icl.sampling.chains import ChainRun
+from icl.sampling.chains import ChainRun, Paused
 from icl.sampling.checks import control_acceptance
 from icl.sampling.config import SamplerConfig
 from icl.sampling.diagnostics import bulk_ess, mcse_of_mean, split_rhat
@@ -38,6 +38,7 @@ class LLCResult:
         reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
         cost, twin: how much of λ̂ it costs that w* is not the minimum (`icl.sampling.checks.cost_of_w_star`).
         tuned: what the pilot chains found, if they ran.
+        paused: where the chains stopped, for `estimate_llc(..., resume=result)`.
         weights: w − w* at the draws, where `eval_metrics` asks for weights or covariance.
         singular_fluctuation: ν̂ (`icl.sampling.observables`), where `eval_metrics` asks for it.
         observed: what was observed at the draws; `observables` hands it out.
@@ -51,6 +52,7 @@ class LLCResult:
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
     tuned: Tuned | None = None
+    paused: Paused | None = None
     weights: WeightTrace | None = None
     singular_fluctuation: float | None = None
     observed: Mapping[str, LossTrace] = field(default_factory=dict)

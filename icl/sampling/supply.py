@@ -41,11 +41,16 @@ class Supply:
     cycle: int | None = None
 
 
-def supply_of(batches: BatchSource | Iterable[Batch], independent: bool, seed: int) -> Supply:
+def supply_of(batches: BatchSource | Iterable[Batch], independent: bool, seed: int, shuffled: bool = False) -> Supply:
     """What a user gave for batches, in one form.
 
     A callable stays as it is. An iterable is cycled; with `independent`, from a place given by the chain's seed. Batches of
     unequal size are met in proportion to their sizes, so that their mean gradient is that of the data.
+
+    Args:
+        shuffled: draw the batches of a finite iterable at random. Batches in turn are a periodic force. Where its period meets that of a
+            stiff direction, which a step of h √λ ~ 1 turns by as much per step, the chain resonates: at 5 batches and little friction
+            λ̂ rose by 41 % in place of 8 % (`tests/sampling/test_honesty.py`).
 
     Raises:
         ValueError: a Dataset in place of a loader, a mapping, or nothing at all.
@@ -65,7 +70,7 @@ def supply_of(batches: BatchSource | Iterable[Batch], independent: bool, seed: i
     if not held:
         raise ValueError("batches is empty; give at least one batch")
     sizes = [num_samples(batch) for batch in held]
-    order = None if len(set(sizes)) == 1 else _BySize(sizes, seed)
+    order = _BySize(sizes, seed) if len(set(sizes)) > 1 or (shuffled and len(held) > 1) else None
     source, cycle = _cycled(held, independent, order), len(held) if order is None else None
     return Supply(source, _size_of(batches, held, sizes), held, len(held) == 1, cycle)
 
