@@ -192,10 +192,10 @@ def select(configs: Sequence[ConfigT], index: int) -> ConfigT:
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """`a.b=c` -> (("a", "b"), c). The value c is YAML: `3`, `null`, `[1, 2]`, `{log_space: 5}`, `1e-4` mean what they say."""
     key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
+    path, source = tuple(key.strip().split(".")), f"--set {' '.join(text.split())}"
     if not equals or not all(path):
-        raise ConfigError(f"--set {text}: write it as key.subkey=value")
-    return path, _plain(parse_yaml(value, f"--set {text}"))
+        raise ConfigError(f"{source}: write it as key.subkey=value")
+    return path, _plain(parse_yaml(value, source))
 
 
 def override(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> Config:

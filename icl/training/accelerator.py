@@ -5,7 +5,7 @@ device: data come from the counter-based streams there, many steps' at a time (t
 operations, however many numbers they make), learning rates from a table, losses go to a buffer. A block of steps is
 therefore only launched, never waited for:
 
-- cuda: one step is captured as a CUDA graph and replayed;
+- cuda: one step is captured as a CUDA graph and replayed, while a side stream makes the data of the steps to come;
 - xla: one step is one compiled graph, and so is the making of data, traced again and found in the cache; step numbers
   are tensors, so that no number is compiled in;
 - elsewhere (cpu, mps): the same operations, one by one.
@@ -15,33 +15,36 @@ A member sees the data of its solo run bit for bit; its losses agree to the roun
 Shapes: E members, S steps, B batch, K examples, D task dimension, M tasks, P parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, same_graph_each_step
-from icl.engine import Predict, batched_loss_and_grad
+from icl.engine import batched_loss_and_grad
+from icl.engine.capture import warm_up
+from icl.evals import make_evaluator
+from icl.model import unflatten
 from icl.tasks import BLOCK, EnsembleBatches
+from icl.training.kinds import initial_flat
 from icl.training.optimizers import FlatOptimizer, Rates, rates_at
-from icl.training.standing import data_stream, initial_flat
-
-_WARM_UP = 3  # steps that run before a capture, as CUDA graphs ask for
+from icl.training.standing import data_stream
 
 
 class AcceleratorStepper:
-    """The state of E members on the device, and the step that advances it in place; see `icl.training.loop.Stepper`.
+    """The state of E members on the device, and the step that advances it in place; see `icl.training.stepper.Stepper`.
 
     Args:
         configs: of the members, with resolved seeds; they share everything but seeds.
         step: number of the first step to do.
         states: the tensors of each member's saved state; empty for a fresh start.
         device: where to compute.
+        capture: on cuda, replay a step as one graph; without, its operations are launched one by one.
     """
 
     block = BLOCK
-    predict: Predict | None = None
 
     def __init__(
         self,
@@ -49,12 +52,14 @@ class AcceleratorStepper:
         step: int,
         states: Sequence[Mapping[str, Tensor]],
         device: torch.device,
+        capture: bool = True,
     ) -> None:
         config = configs[0]
-        self._shape, self._device = config.task_config.shape, device
+        self._capture = capture and device.type == "cuda"
+        self._configs, self._shape, self._device = configs, config.task_config.shape, device
         self.engine = f"torch in batches on {device.type}"
         # A lazy device would compile the metrics into a graph of their own for every block: they are made on the host.
-        self.evaluated_on = torch.device("cpu") if device.type == "xla" else device
+        self._evaluated_on = torch.device("cpu") if device.type == "xla" else device
         streams = [data_stream(each) for each in configs]
         laws = [each.task_config.pretrain_task() for each in configs]
         self._batches = EnsembleBatches(laws, streams, config.batch_size, device)
@@ -69,6 +74,8 @@ class AcceleratorStepper:
         self._ahead = torch.arange(self._batches.steps_at_once, device=device)
         self._data: tuple[Tensor, Tensor] | None = None
         self._made = step
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._fetched: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         end_of_graph(device)  # so that the zeros above are data, not constants of the first step's graph
 
@@ -84,6 +91,19 @@ class AcceleratorStepper:
                 self.step += 1
         return self._losses.cpu()[slots]
 
+    def weights(self) -> list[dict[str, Tensor]]:
+        """The members' weights."""
+        return [unflatten(self._shape, flat) for flat in self.flats.cpu()]
+
+    def evaluate(self) -> list[Mapping[str, float]]:
+        """The metrics of `icl.evals.make_evaluator`."""
+        flats = self.flats.to(self._evaluated_on)
+        return [of(unflatten(self._shape, flat)) for of, flat in zip(self._evaluators, flats, strict=True)]
+
+    @cached_property
+    def _evaluators(self) -> list[Callable[[Mapping[str, Tensor]], dict[str, float]]]:
+        return [make_evaluator(config, self._evaluated_on) for config in self._configs]
+
     def states(self) -> list[dict[str, Tensor]]:
         """Parameters and optimiser state of each member, on the host."""
         own = {"flat": self.flats.cpu(), **self._optimizer.state(self.step)}
@@ -95,17 +115,41 @@ class AcceleratorStepper:
     @torch.no_grad()
     def _make_data(self) -> None:
         """The batches of the steps from here on, into memory that stays where it is: a captured step reads it there."""
-        xs, ys = self._batches(self._step + self._ahead)
+        xs, ys = self._batches(self._step + self._ahead) if self._fetched is None else self._arrived(self._fetched)
         if self._data is None:
-            self._data = xs.contiguous(), ys.contiguous()
+            self._data = (
+                xs.clone(memory_format=torch.contiguous_format),
+                ys.clone(memory_format=torch.contiguous_format),
+            )
         else:
             self._data[0].copy_(xs)
             self._data[1].copy_(ys)
         self._made = self.step
+        if self._side is not None:
+            self._fetched = self._fetch(self._side)
         end_of_graph(self._device)
 
+    def _fetch(self, side: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
+        """The batches after those, made beside the steps that run meanwhile."""
+        main = torch.cuda.current_stream(self._device)
+        first = self._step + len(self._ahead)  # read before the steps change it
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            ahead = self._batches(first + self._ahead)
+        first.record_stream(side)
+        return ahead
+
+    def _arrived(self, fetched: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the side stream made, for the main stream to read."""
+        assert self._side is not None
+        main = torch.cuda.current_stream(self._device)
+        main.wait_stream(self._side)
+        for part in fetched:
+            part.record_stream(main)  # so that its memory is not given to the side stream before it was read
+        return fetched
+
     def _launch(self) -> None:
-        if self._device.type == "cuda":
+        if self._capture:
             self._launch_captured()
         else:
             self._advance()
@@ -115,13 +159,8 @@ class AcceleratorStepper:
         if self._graph is not None:
             self._graph.replay()
             return
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
         kept = [value.clone() for value in self._mutable()]
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._advance()
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        warm_up(self._advance, self._device)
         for value, old in zip(self._mutable(), kept, strict=True):
             value.copy_(old)
         self._graph = torch.cuda.CUDAGraph()
