@@ -294,6 +294,13 @@ def analyse(
         Path | None,
         typer.Option(help="Folder of the tables. Default: data/RUN, or data/NAME for a sweep file NAME.yaml."),
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a folder of a language model's public files (checkpoint_0000100.pth): rows of tokens to measure it on, as .npy "
+            "or .safetensors."
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Measure every checkpoint of a run, and write one table for each analysis.
@@ -316,7 +323,7 @@ def analyse(
         raise ValueError("--set chooses among the runs of a sweep file; give it with --family")
     else:
         assert run is not None
-        analyse_command(run, only, output)
+        analyse_command(run, only, output, tokens=tokens)
 
 
 @app.command()

@@ -78,7 +78,7 @@ def calibrate_command(
         }
     )  # fmt: skip
     targets = {step: _target(subject, step, sampler, place.device) for step in chosen}
-    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size is not None}
+    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size and preset.estimator == "standard"}
     cells = len(chosen) * (len(grid.cells()) + len(presets))
     of_size = f" of {sampler.grad_batch_size} sequences" if config.is_regression else ""
     print(
