@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +36,7 @@ from icl.training.optimizers import FlatOptimizer, Rates
 
 PAPER = TransformerShape(task_size=4, max_examples=8, embed_size=64, mlp_size=64, num_heads=4, num_layers=2)
 NOISE_VARIANCE = 0.125
-SGLD = {"epsilon": 3e-5, "nbeta": 30.0, "gamma": 100.0}
+SGLD: dict[str, Any] = {"epsilon": 3e-5, "nbeta": 30.0, "gamma": 100.0}
 
 
 def make_training(shape: TransformerShape, seeds: int, batch: int, steps: int) -> Callable[[], None]:
