@@ -8,9 +8,11 @@ Prints the changes over the published stages; --write puts them into docs/langua
 import argparse
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
+from icl.figures.elements import numbers
 from icl.figures.language import PUBLISHED_STAGES, published_curve
 from icl.figures.style import save
 from icl.sampling.online import artefact
@@ -36,12 +38,13 @@ def corrected() -> pd.DataFrame:
 
 def stage_rows(table: pd.DataFrame) -> list[list[str]]:
     """Stage, end, and the changes of the loss and of both curves over it."""
-    at = table.set_index("step")
-    rows, start = [], int(at.index.min())
+    known = table.dropna(subset=["llc_mean_raw"])
+    steps = numbers(known, "step")
+    curves = [numbers(known, name) for name in ("test_loss", "llc_mean_raw", "llc_corrected")]
+    rows, start = [], 0
     for stage, end in PUBLISHED_STAGES.items():
-        last = min(int(end), int(at.dropna(subset=["llc_mean_raw"]).index.max()))
-        change = {name: at[name][last] - at[name][start] for name in ("test_loss", "llc_mean_raw", "llc_corrected")}
-        rows.append([stage, f"{last:,}", *(f"{value:+.2f}" for value in change.values())])
+        last = int(np.searchsorted(steps, end, side="right")) - 1
+        rows.append([stage, f"{steps[last]:,.0f}", *(f"{curve[last] - curve[start]:+.2f}" for curve in curves)])
         start = last
     return rows
 

@@ -32,7 +32,7 @@ def published_curve(table: pd.DataFrame) -> Figure:
     middle.set_ylabel(r"$\hat\lambda$")
     middle.legend(loc="lower right")
     bottom.plot(steps, numbers(table, "std_over_loss"), color=ZERO, lw=0.7, label="published")
-    bottom.axhline(float(table["artefact_spread"].iloc[0]), color=OTHER, ls="--", label="by the artefact alone")
+    bottom.axhline(numbers(table, "artefact_spread")[0], color=OTHER, ls="--", label="by the artefact alone")
     bottom.set(ylabel=r"spread of $\hat\lambda$ / loss", ylim=(0, 8))
     bottom.legend(loc="lower right")
     stage_legend(figure, PUBLISHED_STAGES)
@@ -62,7 +62,7 @@ def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
         top.plot(steps, numbers(table, column), color=colour, label=label)
     for column, label in (("unigram_entropy", "unigrams"), ("bigram_entropy", "bigrams")):
         top.axhline(
-            float(table[column].iloc[-1]),
+            numbers(table, column)[-1],
             color=OTHER,
             ls="--" if label == "unigrams" else ":",
             label=f"entropy of {label}",
