@@ -48,12 +48,12 @@ def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
         stages: their ends.
     """
     table = in_order(pd.DataFrame(table[table["step"] > 0]))
+    steps = numbers(table, "step")
     figure, (top, middle, bottom) = panels(3, 1, FULL_WIDTH, 2.7 * HEIGHT, sharex=True)
     for axis in (top, middle, bottom):
-        step_axis(axis, stages, last_step(table, stages=stages), float(table["step"].min()), names=axis is top)
+        step_axis(axis, stages, last_step(table, stages=stages), float(steps.min()), names=axis is top)
     for axis in (top, middle):
         axis.set_xlabel("")
-    steps = numbers(table, "step")
     for column, colour, label in (
         ("test/loss", MODEL, "test loss"),
         ("test/loss_without_positions", ZERO, "without positions"),
