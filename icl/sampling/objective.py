@@ -140,6 +140,26 @@ class ModuleObjective:
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
+    def unreached(self, gradient: Tensor, batch: Batch) -> list[str]:
+        """Names of the sampled parameters that the loss on a batch does not depend on at all, given its gradient (P,)."""
+        sizes = [size.numel() for size in self._sizes.values()]
+        whole = gradient if self._index is None else torch.zeros_like(self._whole).index_copy(0, self._index, gradient)
+        silent = [name for name, part in zip(self._sizes, whole.split(sizes), strict=True) if not part.any()]
+        if not silent:
+            return []
+        with torch.enable_grad():
+            flat = self._whole.detach()
+            leaves = {
+                name: part.clone().requires_grad_() for name, part in zip(self._sizes, flat.split(sizes), strict=True)
+            }
+            losses = self._losses_of(flat, batch, list(leaves.values()))
+            found = torch.autograd.grad(losses.sum(), [leaves[name] for name in silent], allow_unused=True)
+        return [name for name, each in zip(silent, found, strict=True) if each is None]
+
+    def loss_at(self, flat: Tensor, batch: Batch) -> Tensor:
+        """The loss, a scalar with a graph to `flat` (P,), for derivatives of any order."""
+        return self._losses_of(flat, batch).mean()
+
     def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
         """The gradient (P,) at weights (P,) as a copy of the module that holds them gets it, by its own backward pass; None where it cannot
         be copied so. Where the module reads its weights again during the backward pass, that of `losses_and_gradients` differs."""
@@ -185,8 +205,9 @@ class ModuleObjective:
                 )
         return losses.detach(), gradient
 
-    def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
-        pieces = self._full(flat).split([size.numel() for size in self._sizes.values()])
+    def _losses_of(self, flat: Tensor, batch: Batch, pieces: Sequence[Tensor] | None = None) -> Tensor:
+        if pieces is None:
+            pieces = self._full(flat).split([size.numel() for size in self._sizes.values()])
         weights = {
             name: piece.view(size).to(self._types[name])
             for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)
