@@ -43,6 +43,8 @@ RUNS = {
     "analysis/7-L2H4-long-llcs": 1,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
+    "analysis/language-llcs": 2,
+    "analysis/language-llcs-local": 2,
     "calibration/0-L2H4-eps-temp-gamma": 6**3 * 8,
     "calibration/1-L2H4-eval-dataset-size": 11 * 8,
     "calibration/2-L2H4-eval-fixed-batch": 5 * 8,
@@ -103,7 +105,7 @@ def test_every_file_says_what_it_is_for_and_what_it_costs(path):
     assert max(map(len, lines)) <= 120
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("training-runs")])
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith(("training-runs", "analysis/language"))])
 def test_every_estimate_has_its_training_run_and_its_checkpoints(name, trained):
     configs = configs_of(name)
     first = configs[0]
