@@ -9,10 +9,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from icl.analysis.climb import crossing_draws, estimates_within
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
+    NO_STAGES,
     Stages,
     estimate_line,
+    first_step,
     in_order,
     last_step,
     numbers,
@@ -59,7 +60,7 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
 
     Args:
         traces: one run: one row per `step`, `chain` and `draw`: `loss` (mean since the draw before), `distance`.
-        estimates: the same run: `step`, `loss/zero`.
+        estimates: the same run: `step`, and where known `loss/zero`.
     """
     figure, axes = panels(1, 2, FULL_WIDTH, 1.6 * HEIGHT)
     steps = sorted({int(step) for step in numbers(traces, "step")})
@@ -70,16 +71,17 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
             axis.plot(mean.index, numbers(mean, column), color=colours[step], lw=0.8)
         axis.set(xscale="log", xlabel=r"draw $\tau$")
         log_y(axis)
-    axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")
     axes[0].set_ylabel("loss of the chains")
-    axes[0].legend(loc="lower right")
+    if "loss/zero" in estimates.columns:
+        axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")
+        axes[0].legend(loc="lower right")
     axes[1].set_ylabel(r"distance $\|w - w_t\|$")
     figure.colorbar(shown, ax=axes, label="training step $t$")
     return figure
 
 
 @page()
-def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """How long the loss of the chains climbs, and what that makes of λ̂; one colour per `model_seed`.
 
     Above: the draw at which each chain first does worse than predicting zero, a triangle at the last draw where it never does, and the
@@ -114,7 +116,7 @@ def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLI
     climb.set_ylabel("draw")
     value.set_ylabel(r"$\hat\lambda$")
     for axis in (climb, value):
-        step_axis(axis, stages, last_step(estimates, stages=stages), first=1_000, names=axis is climb)
+        step_axis(axis, stages, last_step(estimates, stages=stages), first=10 * first_step(stages), names=axis is climb)
     climb.set_xlabel("")
     for marker, filled, style, text in (
         (".", "black", "", "a chain is worse than predicting zero"),
@@ -171,7 +173,7 @@ def running_estimates(
 
 
 @page()
-def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = NO_STAGES) -> Figure:
     """λ̂ against the training step, one line per value of a sampler's setting, bands of ±2 standard errors.
 
     Args:
@@ -190,7 +192,7 @@ def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = PUB
 
 
 @page()
-def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """λ̂ per token with the same sampling seed at every checkpoint (thick) and with a new one each time (thin): what a shared seed hides.
 
     Args:

@@ -145,15 +145,39 @@ class ModuleObjective:
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
+    def unreached(self, gradient: Tensor, batch: Batch) -> list[str]:
+        """Names of the sampled parameters that the loss on a batch does not depend on at all, given its gradient (P,)."""
+        sizes = [size.numel() for size in self._sizes.values()]
+        whole = gradient if self._index is None else torch.zeros_like(self._whole).index_copy(0, self._index, gradient)
+        silent = [name for name, part in zip(self._sizes, whole.split(sizes), strict=True) if not part.any()]
+        if not silent:
+            return []
+        with torch.enable_grad():
+            flat = self._whole.detach()
+            leaves = {
+                name: part.clone().requires_grad_() for name, part in zip(self._sizes, flat.split(sizes), strict=True)
+            }
+            sought = [leaves[name] for name in silent]
+
+            def gradients(predict: Callable[..., Any]) -> Sequence[Tensor | None]:
+                losses = _checked(self._loss_fn(predict, batch))
+                return torch.autograd.grad(losses.sum(), sought, allow_unused=True)
+
+            found = self._at(list(leaves.values()), gradients)
+        return [name for name, each in zip(silent, found, strict=True) if each is None]
+
+    def loss_at(self, flat: Tensor, batch: Batch) -> Tensor:
+        """The loss, a scalar with a graph to `flat` (P,), for derivatives of any order."""
+        return self._losses_of(flat, batch).mean()
+
     def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
         """The gradient (P,) at weights (P,) as a copy of the module that holds them gets it, by its own backward pass; None where it cannot
         be copied so. Where the module reads its weights again during the backward pass, that of `losses_and_gradients` differs."""
         try:
             module = copy.deepcopy(self._model)
             own = dict(module.named_parameters())
-            pieces = self._full(position).split([size.numel() for size in self._sizes.values()])
             with torch.no_grad():
-                for (name, size), piece in zip(self._sizes.items(), pieces, strict=True):
+                for (name, size), piece in zip(self._sizes.items(), self._pieces(position), strict=True):
                     own[name].copy_(piece.view(size))
                     own[name].grad = None
             with torch.enable_grad():
@@ -189,15 +213,18 @@ class ModuleObjective:
             return losses.detach(), gradient
 
         with torch.enable_grad():
-            return self._at(leaf, losses_and_gradient)
+            return self._at(self._pieces(leaf), losses_and_gradient)
 
     def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
-        return self._at(flat, lambda predict: _checked(self._loss_fn(predict, batch)))
+        return self._at(self._pieces(flat), lambda predict: _checked(self._loss_fn(predict, batch)))
 
-    def _at(self, flat: Tensor, run: Callable[[Callable[..., Any]], Any]) -> Any:
+    def _pieces(self, flat: Tensor) -> Sequence[Tensor]:
+        """The parameters, each as a vector, in their order."""
+        return self._full(flat).split([size.numel() for size in self._sizes.values()])
+
+    def _at(self, pieces: Sequence[Tensor], run: Callable[[Callable[..., Any]], Any]) -> Any:
         """What `run(predict)` gives while the weights are in the module, until it ends: a backward pass within it that computes
         activations again, as activation checkpointing does, meets the weights of the forward pass."""
-        pieces = self._full(flat).split([size.numel() for size in self._sizes.values()])
         weights = {
             name: piece.view(size).to(self._types[name])
             for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)
