@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-xla lint figures notebooks bench install install-dev clean
+.PHONY: demo test test-slow test-xla test-gpu lint figures notebooks bench install install-dev clean
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED)-dev
@@ -20,6 +20,9 @@ test-slow: $(INSTALLED)-dev  ## the long checks
 
 test-xla: $(VENV)-xla/.installed  ## the XLA path on the CPU, in an environment of its own (torch_xla; 7 GB, minutes)
 	PJRT_DEVICE=CPU $(VENV)-xla/bin/pytest -q -W default tests/xla
+
+test-gpu:  ## on a machine with a GPU, in the environment that is active: PYTHON, torch, numpy, pandas, pydantic and pytest are enough
+	$(PYTHON) -m pytest -q -rs -m cuda tests/cuda
 
 lint: $(INSTALLED)-dev
 	$(BIN)/ruff check .

@@ -72,6 +72,20 @@ Tracking = Annotated[
 ]
 
 
+Checkpoints = Annotated[
+    int | None,
+    typer.Option(
+        "--checkpoints", min=1, help="How many checkpoints to take, evenly in log t; in place of the file's choice."
+    ),
+]
+StepList = Annotated[
+    str | None, typer.Option("--steps", help="The checkpoints to take: 0,100,499. In place of the file's choice.")
+]
+Nearest = Annotated[
+    bool, typer.Option("--nearest", help="Take the nearest checkpoint where a step has none, instead of stopping.")
+]
+
+
 def main() -> None:
     """Entry point of the command `icl`."""
     results = forgive_output()
@@ -176,22 +190,28 @@ def llc(
             "pilot chains choose the constants. --set is applied afterwards."
         ),
     ] = None,
+    checkpoints: Checkpoints = None,
+    steps: StepList = None,
+    nearest: Nearest = False,
     jobs: Jobs = None,
     executor: Executor = "local",
     tracking: Tracking = "auto",
 ) -> None:
     """Estimate the local learning coefficient (LLC) at checkpoints of trained runs.
 
-    The sweep file says which runs, which checkpoints, and how to sample. Train the runs first, with `icl train`. Estimates
-    that exist already are not made again.
+    The sweep file says which runs, which checkpoints, and how to sample. Train the runs first, with `icl train`. The training
+    sweep itself will do: `icl train mine.yaml`, then `icl llc mine.yaml --preset automatic --checkpoints 5`. An LLC sweep
+    may name its training runs by `runs: {from: mine.yaml}`, instead of repeating their settings. Estimates that exist
+    already are not made again.
 
-    Every estimate comes with its standard error and with a verdict: "healthy", or what is wrong with it. `icl calibrate`
-    searches for good settings of the sampler. `icl tabulate` collects the estimates in a table.
+    Every estimate comes with its standard error and with a verdict: "healthy", or what is wrong with it. A table of all
+    of them closes. `icl calibrate` searches for good settings of the sampler. `icl tabulate` collects the estimates in a
+    table.
     """
     from icl.commands.sweep import run_sweep_command
-    from icl.sampling.presets import preset_override
+    from icl.execution.points import choice_overrides
 
-    overrides = [*([] if preset is None else [preset_override(preset)]), *(overrides or [])]
+    overrides = [*choice_overrides(preset, checkpoints, steps, nearest), *(overrides or [])]
     raise typer.Exit(run_sweep_command("llc", sweep, index, overrides, jobs, executor, tracking))
 
 
@@ -301,24 +321,26 @@ def analyse(
 
 @app.command()
 def tabulate(
-    sweep: Annotated[Path, typer.Argument(help="The W&B sweep file that `icl llc` ran.")],
-    output: Annotated[Path, typer.Option(help="Folder of the tables.")],
+    sweep: Annotated[Path, typer.Argument(help="The sweep file that `icl train` or `icl llc` ran.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the tables. Default: data/<name of the sweep file>.")
+    ] = None,
     name: Annotated[
         str, typer.Option(help="Name of the table: llc, or another beside it, such as llc_calibrated.")
     ] = "llc",
+    preset: Annotated[
+        str | None, typer.Option(help="Only the estimates under this preset; needed where there are several.")
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Collect the estimates of `icl llc` in one table, and the loss of their chains, draw by draw, in another.
+    """Collect what a sweep's runs left in tables, with a column for each setting that varies.
 
-    Runs of the sweep that have no estimates yet are left out. Call it again when there are more.
+    llc.csv: the estimates, one row per run and checkpoint. llc_traces.csv.gz: the loss of their chains along the draws.
+    metrics.csv: what training logged. Runs that have no results yet are left out. Call it again when there are more.
     """
-    from icl.config.sweeps import expand, load_sweep
-    from icl.estimation import LLCConfig
-    from icl.estimation.tables import tabulate
-    from icl.execution.surroundings import Surroundings
+    from icl.commands.tabulate import tabulate_command
 
-    configs = [LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides or [])]
-    for path in tabulate(configs, Surroundings.from_environment().results, output, name):
+    for path in tabulate_command(sweep, output, name, preset, overrides or []):
         print(path)
 
 

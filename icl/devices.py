@@ -16,7 +16,7 @@ _UNKNOWN_MEMORY = 4 * 2**30
 
 
 def resolve_device(name: str | None = None) -> torch.device:
-    """The device of that name; without a name, cuda where there is a GPU, else cpu.
+    """The device of that name; without a name, cuda if there is a GPU, else cpu.
 
     mps and xla are never chosen by themselves: models of this size are too small to keep an mps device busy, and looking
     for a TPU starts its runtime.
@@ -63,20 +63,20 @@ def end_of_graph(device: torch.device) -> None:
 
 
 def same_graph_each_step(device: torch.device) -> AbstractContextManager[object]:
-    """Within, backward passes run in the calling thread on a lazy device (xla).
+    """On a lazy device (xla), run backward passes in the calling thread within this block.
 
-    A graph's results are all tensors that are alive at its end. A thread of autograd's own frees those of a backward pass
-    when it comes to it: every time another set of them would be a graph of its own, and compiled.
+    The results of a graph are all tensors that are alive at its end. Autograd's own thread frees the tensors of a backward pass at no fixed
+    time. Each time others would be alive, so that the graph would be a new one and be compiled again.
     """
     return torch.autograd.set_multithreading_enabled(device.type != "xla")
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """PyTorch's own CPU threads within a block of code.
+    """Set how many CPU threads PyTorch uses within this block.
 
-    One beside code that brings its own threads: PyTorch's spin for a while after each operation that used them, on the
-    cores that the others need.
+    Code that has threads of its own should give PyTorch one. PyTorch's threads spin for a while after each operation, on the cores that the
+    others need.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -87,8 +87,8 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 def chain_memory(device: torch.device) -> int:
-    """Bytes that the chains of one group may take where nobody said: `memory_budget` of an accelerator, 2 GiB beside a CPU, where larger
-    groups are no faster."""
+    """Bytes that the chains of one group may take by default: `memory_budget` on an accelerator, 2 GiB on a CPU, where larger groups are no
+    faster."""
     return 2**31 if device.type == "cpu" else memory_budget(device)
 
 

@@ -46,7 +46,7 @@ def icl_score(losses: Tensor, early: int, late: int) -> float:
 
 @dataclass(frozen=True)
 class FixedBatch:
-    """A batch of one distribution with what the optimal predictors make of it."""
+    """A batch of one distribution, with the predictions of the optimal predictors for it."""
 
     name: str
     xs: Tensor
@@ -75,10 +75,9 @@ def make_evaluator(
     dmmse = ridge
     if pretrain.num_tasks is not None:
         dmmse = partial(dmmse_predictor, tasks=pretrain.tasks.to(device), noise_variance=task.noise_variance)
-    assert task.true_seed is not None, "seeds are resolved before use"
     batches = []
     for name, law in (("pretrain", pretrain), ("true", task.true_task())):
-        stream = Stream(task.true_seed, f"evaluation/{name}")
+        stream = _evaluation_stream(config, name)
         xs, ys = law.sample(stream, 0, config.eval_batch_size, device)
         lengths = stream.child("lengths").integers(0, xs.shape[1], (len(xs), 1), device) + 1
         references = {"ridge": ridge(xs, ys)}
@@ -95,6 +94,17 @@ def make_evaluator(
         return metrics | {"weight/norm": weight_norm(weights)}
 
     return evaluate
+
+
+def zero_loss(config: TrainingConfig) -> float:
+    """What predicting 0 would have as `pretrain/mse`, on the same sequences; seeds must be resolved."""
+    stream = _evaluation_stream(config, "pretrain")
+    return float(config.task_config.pretrain_task().sample(stream, 0, config.eval_batch_size)[1].square().mean())
+
+
+def _evaluation_stream(config: TrainingConfig, name: str) -> Stream:
+    assert config.task_config.true_seed is not None, "seeds are resolved before use"
+    return Stream(config.task_config.true_seed, f"evaluation/{name}")
 
 
 def mse(batch: FixedBatch, predictions: Tensor) -> Metrics:

@@ -40,7 +40,7 @@ _NORM_EPSILON = 1e-5
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """All that decides the model's function besides its parameters; the fields are those of
+    """The sizes and switches that, with the parameters, define the model's function; the fields are those of
     `InContextRegressionTransformer`."""
 
     task_size: int
@@ -164,12 +164,12 @@ def predict(shape: TransformerShape, parameters: Parameters, xs: Tensor, ys: Ten
 def predict_with_activations(
     shape: TransformerShape, parameters: Parameters, xs: Tensor, ys: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The full computation: predictions (B, K, 1) and every intermediate activation.
+    """Compute everything: predictions (B, K, 1) and every intermediate activation.
 
     Activations: "embedding" (B, T, C); per block l "blocks.l.input", "blocks.l.middle" (after attention),
     "blocks.l.output" (the stream after the block), each (B, T, C), and "blocks.l.attention.pattern" (B, H, T, T) of
-    queries × keys; "tokens" (B, T, D+1), the outputs at all tokens, of which those at y tokens would be predictions
-    of the next x and are never trained.
+    queries × keys; "tokens" (B, T, D+1), the outputs at all tokens. Those at y tokens are not trained: the next x
+    cannot be predicted.
     """
     _check_inputs(shape, xs, ys)
     stream = _embed(parameters, encode_tokens(xs, ys))

@@ -108,8 +108,7 @@ class Stream:
 def normals_of_streams(
     streams: Sequence[Stream], step: int, shapes: Sequence[Sequence[int]], device: torch.device | str = "cpu"
 ) -> list[Tensor]:
-    """`stream.normal(step, shape)` of several streams, whose arithmetic is done in one go: a batch is small, and calls
-    cost more than numbers."""
+    """`stream.normal(step, shape)` of several streams, computed in one go: for small batches, calls cost more than numbers."""
     counts = [math.prod(shape) for shape in shapes]
     words = [stream._words(step, _half(count), device) for stream, count in zip(streams, counts, strict=True)]
     word0, word1 = (torch.cat(part) for part in zip(*words, strict=True))
@@ -136,7 +135,7 @@ def normals(keys: Tensor, steps: Tensor, count: int) -> Tensor:
 
 
 def scaled_down(words: Tensor, high: int) -> Tensor:
-    """Words in [0, 2^32), as int64, to integers in [0, high), high <= 2^31."""
+    """Map words in [0, 2^32), as int64, to integers in [0, high), high <= 2^31."""
     return torch.bitwise_right_shift(words * high, 32)
 
 

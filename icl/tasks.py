@@ -17,7 +17,7 @@ from icl.streams import Stream, keys_of, normals, normals_of_streams, scaled_dow
 
 @dataclass(frozen=True)
 class RegressionTask:
-    """The law of a sequence: w ~ task distribution, x_k ~ N(0, I_D), y_k = w·x_k + η_k with η_k ~ N(0, σ²).
+    """The distribution of a sequence: w ~ task distribution, x_k ~ N(0, I_D), y_k = w·x_k + η_k with η_k ~ N(0, σ²).
 
     Attributes:
         task_size: D.
@@ -75,8 +75,7 @@ class RegressionTask:
         return xs, self.response(xs, tasks) + noise * math.sqrt(self.noise_variance)
 
     def response(self, xs: Tensor, tasks: Tensor) -> Tensor:
-        """Labels without noise, w·x_k: xs (..., B, K, D), tasks (..., B, D) -> (..., B, K, 1). Another law of sequences
-        overrides this."""
+        """Labels without noise, w·x_k: xs (..., B, K, D), tasks (..., B, D) -> (..., B, K, 1). A new task overrides this."""
         return dot(xs, tasks)
 
     def sample_tasks(self, stream: Stream, step: int, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -99,7 +98,7 @@ def label(xs: Tensor, tasks: Tensor, errors: Tensor) -> Tensor:
 
 
 TASKS: Mapping[str, type[RegressionTask]] = {"linear": RegressionTask}
-"""The laws of sequences, by the name that the setting `task_type` gives. A new one is a subclass and a line here."""
+"""The distributions of sequences, by their names in the setting `task_type`. A new one is a subclass and a line here."""
 
 
 def _sizes(batch_size: int, num_examples: int, task_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:

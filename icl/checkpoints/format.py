@@ -10,9 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 FORMAT_VERSION = 1
@@ -47,6 +45,8 @@ def encode(step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     Raises:
         CheckpointError: the step is negative or the metadata is not JSON.
     """
+    import safetensors.torch  # here and below: what keeps no checkpoint needs no library for them
+
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise CheckpointError(f"a checkpoint's step must be a whole number from 0, not {step!r}")
     # Cloned, because safetensors refuses tensors that share memory, as the views of one flat vector do.
@@ -55,7 +55,7 @@ def encode(step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     try:
         record["sha256"] = _digest(record, copies)
         return safetensors.torch.save(copies, {_ENTRY: _canonical(record)})
-    except (TypeError, ValueError, SafetensorError) as error:
+    except (TypeError, ValueError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"this checkpoint cannot be written: {error}") from error
 
 
@@ -66,9 +66,19 @@ def decode(data: bytes, source: str, kind: str) -> Checkpoint:
         DamagedCheckpointError: truncated, altered, or written by another program.
         CheckpointError: written by a newer version of this library, or of the other kind.
     """
+    import safetensors.torch
+
     try:
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+    except (
+        safetensors.SafetensorError,
+        KeyError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        OverflowError,
+        MemoryError,
+    ) as error:
         # Only now: a checkpoint of ours may begin like a pickle, with the length of its header.
         if data[:1] == b"\x80" or data[:4] == b"PK\x03\x04":
             raise DamagedCheckpointError(

@@ -5,8 +5,6 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from icl.checkpoints.format import CheckpointError
 from icl.checkpoints.run import FOLDER, SUFFIX, Checkpoints
 from icl.config import ConfigError, TrainingConfig
@@ -111,28 +109,6 @@ def verify_run(store: Store, name: str, progress: Progress = lambda done, total:
             checkpoints.layout = {label: tuple(value.shape) for label, value in checkpoint.tensors.items()}
     progress(len(keys), len(keys))
     return problems
-
-
-def spread_in_log_time(steps: Collection[int], count: int) -> list[int]:
-    """Choose `count` of `steps`, the first and the last among them, as evenly as possible in log(step + 1).
-
-    Greedy: each choice is the step farthest from all chosen before.
-
-    Raises:
-        ValueError: `count` is less than 2 while there are more steps than that.
-    """
-    ordered = sorted(set(steps))
-    if len(ordered) <= count:
-        return ordered
-    if count < 2:
-        raise ValueError(f"cannot keep {count} checkpoints: the first and the last always stay; keep 2 or more")
-    time = np.log1p(ordered)
-    chosen = [0, len(ordered) - 1]
-    distance = np.minimum(time - time[0], time[-1] - time)
-    while len(chosen) < count:
-        chosen.append(int(distance.argmax()))
-        distance = np.minimum(distance, abs(time - time[chosen[-1]]))
-    return [ordered[index] for index in sorted(chosen)]
 
 
 def prune_run(

@@ -9,13 +9,13 @@ from typing import Any
 
 import pandas as pd
 
-from icl.config import ConfigError
-from icl.config.sweeps import expand, load_sweep, select
+from icl.config.steps import refuse_missing_steps
+from icl.config.sweeps import load_sweep, select
 from icl.devices import available_cores
 from icl.engine import mse_loss
-from icl.estimation import LLCConfig
 from icl.estimation.batches import sampling_batches
 from icl.estimation.estimate import model_at
+from icl.execution.points import llc_points
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
 from icl.sampling import PRESETS
@@ -65,16 +65,12 @@ def calibrate_command(
         ConfigError: the sweep, an override or the choice of checkpoints is wrong, or the run has no checkpoints.
         RunInUseError: another search writes to the folder.
     """
-    config = select([LLCConfig.parse(data) for data in expand(load_sweep(sweep), overrides)], index)
+    config = select(llc_points(load_sweep(sweep), overrides), index)
     place = Surroundings.from_environment()
     config = config.of(place.with_kept_seed(config.training))
     checkpoints = place.checkpoints(config.training)
     present = checkpoints.steps()
-    missing = sorted(set(steps) - set(present))
-    if missing:
-        raise ConfigError(
-            f"the run {config.training.name} has no checkpoint at step {missing[0]}; `icl runs` says which it has"
-        )
+    refuse_missing_steps(steps, present, config.training.name)
     chosen = list(steps) or _spread(config.chosen_steps(present))
     sampler = config.sampler_config.model_copy(
         update={

@@ -15,10 +15,10 @@ from icl.checkpoints.runs import (
     copy_run,
     list_runs,
     prune_run,
-    spread_in_log_time,
     verify_run,
 )
 from icl.config import ConfigError
+from icl.config.steps import spread_in_log_time
 from icl.execution.progress import progress_bar
 from icl.storage import LocalStore, MirroredStore, StorageError, Store, open_store, store_from_environment
 

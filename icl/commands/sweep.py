@@ -7,13 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from icl.checkpoints import CheckpointError
 from icl.config import ConfigError
-from icl.config.sweeps import expand, load_sweep, select
+from icl.config.sweeps import Sweep, expand, load_sweep, select
 from icl.devices import available_cores
+from icl.estimation import LLCConfig
+from icl.execution.closing import say_how_it_ended
 from icl.execution.names import RunConfig, training_of
+from icl.execution.points import llc_points, says_how_to_sample
 from icl.execution.run import CONFIGS, Command, run_point
-from icl.execution.surroundings import Surroundings
+from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
+from icl.sampling.presets import PRESETS
 from icl.storage import StorageError
 from icl.tracking.agent import RUN_ID_VARIABLE, agent_run, reject_agent_run
 from icl.tracking.wandb import say
@@ -38,12 +43,59 @@ def run_sweep_command(
     if sweep is None:
         return _run_for_agent(command)
     definition = load_sweep(sweep)
-    configs = [_parse(command, data, str(sweep)) for data in expand(definition, overrides)]
+    configs = _points(command, definition, overrides)
     if index is not None:
         configs = [select(configs, index)]
     if len(configs) > 1 and os.environ.pop(RUN_ID_VARIABLE, None):
         say(f"{RUN_ID_VARIABLE} names one W&B run, and {sweep} has {len(configs)}: each gets an id of its own")
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
+    _refuse_hopeless(configs, place)
+    status = _run_all(command, configs, place, jobs, executor)
+    if SUPERVISOR not in os.environ:  # else the sweep that started this run closes with all of them
+        say_how_it_ended(configs, place)
+    return status
+
+
+def _points(command: Command, sweep: Sweep, overrides: Sequence[str]) -> Sequence[RunConfig]:
+    """The runs of a sweep file."""
+    if command == "llc":
+        if not says_how_to_sample(sweep, overrides):
+            raise ConfigError(
+                f"{sweep.source} says nothing of the sampler; choose its settings, as in: icl llc {sweep.source} --preset automatic "
+                f"(there are {', '.join(PRESETS)}; `icl presets` explains them)"
+            )
+        return llc_points(sweep, overrides)
+    if sweep.runs is not None:
+        raise ConfigError(f"{sweep.source} is a sweep of `icl llc`, as its key runs says; start icl llc {sweep.source}")
+    return [_parse(command, data, sweep.source) for data in expand(sweep, overrides)]
+
+
+def _refuse_hopeless(configs: Sequence[RunConfig], place: Surroundings) -> None:
+    """Refuse a choice of checkpoints that no run of the sweep can meet, before anything is begun.
+
+    Raises:
+        ConfigError: what is wrong with that of the first run.
+    """
+    errors: list[ConfigError] = []
+    for config in configs:
+        if not isinstance(config, LLCConfig):
+            return
+        try:
+            training = place.with_kept_seed(config.training)
+            config.of(training).chosen_steps(place.checkpoints(training).steps())
+        except ConfigError as error:
+            errors.append(error)
+        except (CheckpointError, StorageError):
+            return  # the run itself will say what is wrong
+        else:
+            return
+    if errors:
+        raise errors[0]
+
+
+def _run_all(
+    command: Command, configs: Sequence[RunConfig], place: Surroundings, jobs: int | None, executor: str
+) -> int:
     if len(configs) == 1 and executor == "local":
         return _run(configs[0], replace(place, threads=jobs or available_cores(place.device)))
     batched = executor == "batch" or (executor == "local" and jobs is None and batches_runs(place))

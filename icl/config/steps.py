@@ -1,7 +1,7 @@
 """Grids of training steps: when something is saved, logged or sampled."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any
 
 import numpy as np
@@ -100,3 +100,41 @@ StepGrid = Annotated[Steps, BeforeValidator(_checked_steps)]
 def nearest_step(steps: Iterable[int], step: int) -> int:
     """The checkpointed step closest to the one asked for."""
     return min(steps, key=lambda candidate: (abs(candidate - step), candidate))
+
+
+def spread_in_log_time(steps: Collection[int], count: int) -> list[int]:
+    """Choose `count` of `steps`, the first and the last among them, as evenly as possible in log(step + 1).
+
+    Greedy: each choice is the step farthest from all chosen before.
+
+    Raises:
+        ValueError: `count` is less than 2 while there are more steps than that.
+    """
+    ordered = sorted(set(steps))
+    if len(ordered) <= count:
+        return ordered
+    if count < 2:
+        raise ValueError(f"cannot keep {count} checkpoints: the first and the last always stay; keep 2 or more")
+    time = np.log1p(ordered)
+    chosen = [0, len(ordered) - 1]
+    distance = np.minimum(time - time[0], time[-1] - time)
+    while len(chosen) < count:
+        chosen.append(int(distance.argmax()))
+        distance = np.minimum(distance, abs(time - time[chosen[-1]]))
+    return [ordered[index] for index in sorted(chosen)]
+
+
+def refuse_missing_steps(wanted: Iterable[int], present: Collection[int], run: str) -> None:
+    """Refuse steps that have no checkpoint.
+
+    Raises:
+        ConfigError: naming the first of them, and the nearest checkpoint.
+    """
+    missing = sorted(set(wanted) - set(present))
+    if not missing:
+        return
+    more = f" (nor at {len(missing) - 1} more of the steps asked for)" if len(missing) > 1 else ""
+    raise ConfigError(
+        f"the run {run} has no checkpoint at step {missing[0]}{more}; the nearest is {nearest_step(present, missing[0])}: ask for that, "
+        "or take the nearest with --nearest (in a sweep file, nearest: {value: true})"
+    )

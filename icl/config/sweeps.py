@@ -11,7 +11,7 @@ import random
 import sys
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from difflib import get_close_matches
 from pathlib import Path
@@ -26,7 +26,7 @@ ConfigT = TypeVar("ConfigT")
 
 _SWEEP_KEYS = (
     *("command", "controller", "description", "early_terminate", "entity", "imageuri", "job", "method", "metric"),
-    *("name", "parameters", "program", "project", "run_cap"),
+    *("name", "parameters", "program", "project", "run_cap", "runs"),
 )
 _PARAMETER_KEYS = (
     *("a", "b", "distribution", "max", "min", "mu", "parameters", "probabilities", "q", "sigma", "value", "values"),
@@ -54,6 +54,23 @@ class Sweep:
     entity: str | None = None
     run_cap: int | None = None
     """The most runs that this sweep may have; a random sweep needs one."""
+    runs: "RunsOf | None" = None
+    """The training runs that an LLC sweep is about, in place of their settings."""
+
+
+@dataclass(frozen=True)
+class RunsOf:
+    """`runs` of an LLC sweep: `{from: sweeps/mine.yaml}`, the runs of that training sweep, or a list of names of runs.
+
+    Attributes:
+        sweep: the file, as it is written; it is looked for from the working directory, then beside the sweep that names it.
+        names: of the runs.
+        settings: what else stands there, such as `checkpoints: 3` and `preset: calibrated`: settings of the estimates.
+    """
+
+    sweep: str | None = None
+    names: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_sweep(path: str | Path) -> Sweep:
@@ -65,6 +82,7 @@ def load_sweep(path: str | Path) -> Sweep:
     """
     source = str(path)
     data = read_yaml(path, "sweep file")
+    data, runs = _take_runs(data, source)
     if not isinstance(data, dict) or "parameters" not in data:
         raise ConfigError(f"{source}: a sweep file is a mapping with the keys 'method' and 'parameters'")
     for key in data:
@@ -85,13 +103,46 @@ def load_sweep(path: str | Path) -> Sweep:
     return Sweep(
         source,
         method,
-        _checked_parameters(data["parameters"], "parameters", source),
+        {} if runs and not data["parameters"] else _checked_parameters(data["parameters"], "parameters", source),
         tuple(map(str, command)),
         data.get("name"),
         data.get("project"),
         data.get("entity"),
         run_cap,
+        runs,
     )
+
+
+def _take_runs(data: Any, source: str) -> tuple[Any, RunsOf | None]:
+    """A sweep file without its `runs`, which stand at the top or among the parameters, and these."""
+    if not isinstance(data, dict):
+        return data, None
+    parameters = data.get("parameters")
+    if "runs" in data:
+        given, rest = data["runs"], {key: value for key, value in data.items() if key != "runs"}
+        rest.setdefault("parameters", {})
+    elif isinstance(parameters, dict) and "runs" in parameters:
+        entry = parameters["runs"]
+        wrapped = next((key for key in ("value", "values") if isinstance(entry, dict) and key in entry), None)
+        given = entry if wrapped is None else entry[wrapped]
+        rest = {**data, "parameters": {key: value for key, value in parameters.items() if key != "runs"}}
+    else:
+        return data, None
+    rest.setdefault("method", "grid")
+    hint = f"{source}: runs must be {{from: SWEEP.yaml}}, or a list of names of runs (got {_shown(given)})"
+    if isinstance(given, str):
+        given = {"from": given} if given.endswith((".yaml", ".yml")) else [given]
+    if isinstance(given, list) and given and all(isinstance(name, str) for name in given):
+        return rest, RunsOf(names=tuple(given))
+    if not isinstance(given, dict):
+        raise ConfigError(hint)
+    settings = _plain({key: value for key, value in given.items() if key not in ("from", "names")})
+    names = given.get("names", [])
+    if isinstance(given.get("from"), str) and not names:
+        return rest, RunsOf(given["from"], settings=settings)
+    if isinstance(names, list) and names and all(isinstance(name, str) for name in names) and "from" not in given:
+        return rest, RunsOf(names=tuple(names), settings=settings)
+    raise ConfigError(hint)
 
 
 def expand(sweep: Sweep, overrides: Iterable[str] = (), *, count: int | None = None, seed: int = 0) -> list[Config]:
@@ -111,13 +162,23 @@ def expand(sweep: Sweep, overrides: Iterable[str] = (), *, count: int | None = N
     if sweep.method == "random" and cap is None:
         raise ConfigError(f"{sweep.source}: a random sweep never ends; give 'run_cap' in the file, or a count")
     _check_size(sweep, cap)
+    drawn = _draw(sweep, sys.maxsize if cap is None else cap, seed) if sweep.parameters else [{}]
+    return with_overrides(drawn, overrides)
+
+
+def with_overrides(configs: Iterable[Config], overrides: Iterable[str]) -> list[Config]:
+    """The configurations with settings changed by texts `a.b=value`; those that become equal are kept once.
+
+    Raises:
+        ConfigError: an override that cannot be applied.
+    """
     assignments = [parse_override(text) for text in overrides]
-    configs: dict[str, Config] = {}
-    for config in _draw(sweep, sys.maxsize if cap is None else cap, seed):
+    changed: dict[str, Config] = {}
+    for config in configs:
         for path, value in assignments:
             config = override(config, path, value)
-        configs.setdefault(json.dumps(config, sort_keys=True, default=str), config)
-    return list(configs.values())
+        changed.setdefault(json.dumps(config, sort_keys=True, default=str), config)
+    return list(changed.values())
 
 
 def select(configs: Sequence[ConfigT], index: int) -> ConfigT:
@@ -131,10 +192,10 @@ def select(configs: Sequence[ConfigT], index: int) -> ConfigT:
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
     """`a.b=c` -> (("a", "b"), c). The value c is YAML: `3`, `null`, `[1, 2]`, `{log_space: 5}`, `1e-4` mean what they say."""
     key, equals, value = text.partition("=")
-    path = tuple(key.strip().split("."))
+    path, source = tuple(key.strip().split(".")), f"--set {' '.join(text.split())}"
     if not equals or not all(path):
-        raise ConfigError(f"--set {text}: write it as key.subkey=value")
-    return path, _plain(parse_yaml(value, f"--set {text}"))
+        raise ConfigError(f"{source}: write it as key.subkey=value")
+    return path, _plain(parse_yaml(value, source))
 
 
 def override(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> Config:
@@ -333,7 +394,7 @@ def _most_entries(value: Any) -> int:
 
 
 def _shown(value: Any) -> str:
-    """A value in a message, cut where nobody reads on."""
+    """A value in a message, cut if it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:80] + "..."
 

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from icl.config import ConfigError, Settings, StepGrid, TrainingConfig, expand_steps
-from icl.config.steps import STEP_GRID, nearest_step
+from icl.config.steps import STEP_GRID, nearest_step, refuse_missing_steps, spread_in_log_time
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
-from icl.sampling.presets import MEANS
+from icl.sampling.presets import MEANS, preset_named
 
 
 class PlottingConfig(Settings):
@@ -28,18 +28,23 @@ class LLCConfig(Settings):
     """At which checkpoints of a training run to sample, and how.
 
     A sweep file holds the settings of the training run beside the others; the checkpoints are found by them. At most one of
-    `steps` (a grid), `step` (one) and `checkpoint_idx` (an index into the sorted checkpoints) is given. None of them
-    means every checkpoint, as in the reference code. A step without a checkpoint is replaced by the nearest step that
-    has one.
+    `steps` (a list or a grid), `step` (one), `checkpoint_idx` (an index into the sorted checkpoints) and `checkpoints` (how
+    many) is given. None of them means every checkpoint, as in the reference code. A step that is named and has no
+    checkpoint is an error, unless `nearest` is set; for the steps of a grid the nearest checkpoints are taken.
     """
 
     flattened = ("training",)
-    decides = ("sampler_config", "steps", "step", "checkpoint_idx", "testing")
+    later = ("checkpoints",)
+    decides = ("sampler_config", "steps", "step", "checkpoint_idx", "checkpoints", "testing")
 
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="the training run whose checkpoints these are"
     )
     sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to measure")
+    preset: str | None = Field(
+        default=None,
+        description="named settings of the sampler: automatic, calibrated or published; those of sampler_config come on top",
+    )
     steps: StepGrid = Field(
         default=None, description=f"training steps to sample at: {STEP_GRID}; null: every checkpoint"
     )
@@ -47,12 +52,28 @@ class LLCConfig(Settings):
     checkpoint_idx: int | None = Field(
         default=None, description="the one checkpoint to sample at: its place among the run's, -1 for the last"
     )
+    checkpoints: int | None = Field(
+        default=None, ge=1, description="how many checkpoints to sample at, evenly in log t; 1: the last"
+    )
+    nearest: bool = Field(
+        default=False,
+        description="whether a step without a checkpoint means the nearest that has one; else it is an error",
+    )
     plotting_config: PlottingConfig = Field(default=PlottingConfig(), description="figures of each estimate")
     testing: bool = Field(default=False, description="sample only at the first and the last of the chosen steps")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _settings_of_the_preset(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or not isinstance(data.get("preset"), str):
+            return data
+        preset = preset_named(data["preset"]).model_dump(mode="json", exclude_unset=True)
+        own = data.get("sampler_config") or {}
+        return {**data, "sampler_config": {**preset, **own}} if isinstance(own, Mapping) else data
+
     @model_validator(mode="after")
     def _one_choice_of_steps(self) -> Self:
-        given = [name for name in ("steps", "step", "checkpoint_idx") if getattr(self, name) is not None]
+        given = [name for name in ("steps", "step", "checkpoint_idx", "checkpoints") if getattr(self, name) is not None]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} both choose the checkpoints; keep one of them")
         return self
@@ -100,7 +121,11 @@ class LLCConfig(Settings):
         if not present:
             raise ConfigError(f"the run {self.training.name} has no checkpoints; train it first with the same settings")
         if self.step is not None:
-            chosen = self._nearest([self.step], present)
+            chosen = self._named([self.step], present)
+        elif self.checkpoints is not None:
+            chosen = spread_in_log_time(present, self.checkpoints) if self.checkpoints > 1 else [present[-1]]
+        elif self.steps is not None and not isinstance(self.steps, Mapping):
+            chosen = self._named(self.steps, present)
         elif self.checkpoint_idx is not None:
             if not -len(present) <= self.checkpoint_idx < len(present):
                 raise ConfigError(
@@ -108,10 +133,33 @@ class LLCConfig(Settings):
                 )
             chosen = [present[self.checkpoint_idx]]
         elif self.steps is not None:
-            chosen = self._nearest(expand_steps(self.steps, self.training.num_steps), present)
+            chosen = self._nearest(self._reached(), present)
         else:
             chosen = list(present)
         return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
+
+    def substitutes(self, present: Sequence[int]) -> dict[int, int]:
+        """Step that the grid reaches, or that is named with `nearest`, and has no checkpoint -> the checkpoint in its place."""
+        if self.step is None and self.steps is None:
+            return {}
+        wanted = [self.step] if self.step is not None else self._reached()
+        return {step: nearest_step(present, step) for step in wanted if step not in set(present)}
+
+    def _reached(self) -> list[int]:
+        """The steps of the grid, or of the list."""
+        return (
+            expand_steps(self.steps, self.training.num_steps)
+            if isinstance(self.steps, Mapping)
+            else list(self.steps or ())
+        )
+
+    def _named(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
+        """The checkpoints at exactly these steps, or with `nearest` near them."""
+        nearest = self._nearest(wanted, present)
+        if self.nearest:
+            return nearest
+        refuse_missing_steps(wanted, present, self.training.name)
+        return sorted(set(wanted))
 
     def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
         """The present checkpoints nearest to those wanted."""

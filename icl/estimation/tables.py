@@ -2,20 +2,40 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from icl import __version__
+from icl.analysis.run_tables import (
+    SEED,
+    SEED_COLUMN,
+    RunStep,
+    RunTable,
+    column_of,
+    label_of,
+    read_run_table,
+    setting_of,
+    without,
+    write_run_tables,
+)
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS, boundary_table, find_boundaries, stage_table
-from icl.analysis.tables import AnalysisTable, read_table
+from icl.analysis.tables import read_table
 from icl.config import ConfigError
+from icl.config.settings import dotted
+from icl.config.varying import varying
 from icl.estimation.config import LLCConfig
-from icl.estimation.traces import read_estimates, read_traces
-from icl.storage.files import read_file, write_table
-from icl.storage.jsonl import parse_object
+from icl.estimation.kept import CONFIG, Estimates, find_estimates, read_object, settings_of
+from icl.storage.files import write_table
+from icl.storage.locks import exclusive
 from icl.tasks import zero_predictor_loss
+from icl.tracking import read_metrics
 
-CONFIG = "config.json"
+SAMPLER = "sampler_config"
+
+Parts = list[tuple[LLCConfig, pd.DataFrame]]
+"""Rows of runs, each part with the settings that made it."""
+
 ESTIMATES = ("llc", "llc_calibrated")
 """Tables of estimates that the stages are read from: under the published settings, and under calibrated ones."""
 
@@ -23,57 +43,53 @@ FEWEST_ESTIMATES = 8
 """That the detector of boundaries needs."""
 
 
-def tabulate(configs: Sequence[LLCConfig], results: Path, output: Path, name: str = "llc") -> list[Path]:
-    """Collect the estimates of a sweep in `<name>.csv`, and the loss of their chains along the draws in `<name>_traces.csv.gz`.
+def tabulate(
+    configs: Sequence[LLCConfig], results: Path, output: Path, name: str = "llc", preset: str | None = None
+) -> list[Path]:
+    """Bring what the runs of a sweep left into tables: all of them, or after an error none.
 
-    One row per run and checkpoint, with the columns of `LLCResult.summary`, `chains`, the number of chains, and
-    `loss/zero`, the loss of predicting 0. Runs of the sweep without results yet are left out; called again, their rows
-    come in. Sweeps that differ only in the number of chains may share one table. Of several estimates at one checkpoint the
-    table keeps that with the most chains; of equals, the last. Beside each table lies a JSON file with the settings that it was
-    made with.
+    `<name>.csv`: one row per run and checkpoint, with the columns of `LLCResult.summary`, `chains`, the number of chains, and
+    `loss/zero`, the loss of predicting 0. `<name>_traces.csv.gz`: the course of the chains. `metrics.csv`: what training logged,
+    unless the folder has evaluations of `icl analyse`.
+
+    The first columns of each are `model_seed` and every setting that varies in the sweep, under its dotted name, such as
+    `optimizer_config.lr`; then comes `step`. Beside each table lies a JSON file with the settings that all its rows share.
+
+    Estimates of any choice of checkpoints count (`find_estimates`). Runs without results yet are left out; called again,
+    their rows come in. Sweeps that differ only in the number of chains may share one table. Of several estimates at
+    one checkpoint the table keeps that with the most chains; of equals, the last.
 
     Args:
         configs: the grid points of the sweep.
         results: the folder of results folders.
         output: the folder of tables.
         name: of the table.
+        preset: the name of the sampler's settings.
 
     Raises:
-        ConfigError: no run of the sweep has estimates, or one was made with other settings.
+        ConfigError: no run of the sweep has estimates or metrics; they are under several settings; or some were made with
+            other settings than their name says.
         ValueError: the table on disk was made with other settings.
+        RunInUseError: another process writes to the folder.
     """
-    written: list[AnalysisTable] = []
-    for config in configs:
-        folder = results / config.name
-        estimates, traces = pd.DataFrame(read_estimates(folder)), read_traces(folder)
-        if estimates.empty:
-            continue
-        stored = parse_object(read_file(folder / CONFIG)) if (folder / CONFIG).exists() else None
-        if stored is not None:
-            config = config.of(config.training.with_kept_seed(stored))
-            config.refuse_another(stored, f"what {folder} holds")
-        seed = config.training.task_config.model_seed
-        if seed is None:
-            raise ConfigError(f"{folder} does not say its model_seed, and the sweep has none either; name the seed")
-        estimates["chains"] = chains = config.sampler_config.num_chains
-        estimates["loss/zero"] = zero_predictor_loss(config.training.task_config.resolved().pretrain_task())
-        parts = {f"{name}.csv": estimates, f"{name}_traces.csv.gz": _trace_rows(traces)}
-        tables = {file: AnalysisTable(output / file, _settings(config)) for file in parts}
-        old = tables[f"{name}.csv"].rows_of(seed)
-        stays = set(old["step"]) - set(estimates["step"])
-        if len(old):
-            stays |= set(old.loc[old["chains"] > chains, "step"])
-        for file, rows in parts.items():
-            table = tables[file]
-            merged = _merged(table.rows_of(seed), rows, stays)
-            if len(merged):
-                table.begin_run(seed, config.training.name)
-                table.replace_run(seed, merged)
-                table.write()
-                written.append(table)
-    if not written:
-        raise ConfigError(f"no run of this sweep has estimates under {results}; make them with `icl llc` first")
-    return list(dict.fromkeys(table.path for table in written))
+    found = find_estimates(configs, results, preset)
+    logged = [] if (output / "evals.csv").exists() else _logged(configs, results)
+    if not found and (preset or not logged):
+        under = f" under the preset {preset}" if preset else ""
+        raise ConfigError(f"no run of this sweep has estimates{under} in {results}; make them with `icl llc` first")
+    keys = _keys(configs)
+    tables: list[RunTable] = []
+    with exclusive(output / ".lock", f"the folder {output}"):
+        if found:
+            estimates, traces = _best(found, keys)
+            tables += _joined_estimates(
+                _table(output / f"{name}.csv", keys, estimates), _table(output / f"{name}_traces.csv.gz", keys, traces)
+            )
+        if logged:
+            of_training = [key for key in keys if not key.startswith(SAMPLER)]
+            tables.append(_joined_metrics(_table(output / "metrics.csv", of_training, logged).without(SAMPLER)))
+        write_run_tables([table for table in tables if len(table.rows)])
+    return [table.path for table in tables if len(table.rows)]
 
 
 def write_stages(folder: Path) -> list[Path]:
@@ -117,27 +133,100 @@ def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=pd.Index([*columns, *(name for name in table.columns if name not in columns)]))
 
 
-def _merged(old: pd.DataFrame, new: pd.DataFrame, stays: set[int]) -> pd.DataFrame:
-    """The old rows of the steps that stay, and the new ones of all others; columns as the wider table has them."""
-    parts = [old.loc[old["step"].isin(list(stays))], new.loc[~new["step"].isin(list(stays))] if len(new) else new]
-    columns = max(old.columns, new.columns, key=len)
-    return pd.DataFrame(pd.concat([part for part in parts if len(part)] or [new], ignore_index=True), columns=columns)
+def _keys(configs: Sequence[LLCConfig]) -> list[str]:
+    """The columns that tell the runs of a sweep apart: the model's seed, where there is one, and what varies."""
+    told = [settings_of(config) for config in configs]
+    seed = [SEED] if any(SEED in dotted(each) for each in told) else []
+    return [column_of(setting) for setting in dict.fromkeys([*seed, *varying(told)])]
 
 
-def _trace_rows(traces: Sequence[dict]) -> pd.DataFrame:
-    """One row per checkpoint, chain and point: `step`, `chain`, `draw`, `loss`, `distance`."""
-    rows = [
-        pd.DataFrame({"step": trace["step"], "chain": chain, "draw": trace["draw"], "loss": loss, "distance": distance})
-        for trace in traces
-        for chain, (loss, distance) in enumerate(zip(trace["loss"], trace["distance"], strict=True))
-    ]
-    return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
+def _logged(configs: Sequence[LLCConfig], results: Path) -> Parts:
+    """The training metrics of each run of the sweep that has some."""
+    found: Parts = []
+    for name, config in {config.training.name: config for config in configs}.items():
+        rows = pd.DataFrame(read_metrics(results / name))
+        if len(rows):
+            found.append((config.of(config.training.with_kept_seed(read_object(results / name / CONFIG))), rows))
+    return found
 
 
-def _settings(config: LLCConfig) -> dict[str, object]:
-    """What the rows of a table share: everything but the seeds, the choice of checkpoints, how many chains, and what cores and memory
-    they may use."""
-    kept = config.training.decisive("task_config", "num_steps", "batch_size")
+def _best(found: Sequence[tuple[LLCConfig, Estimates]], keys: Sequence[str]) -> tuple[Parts, Parts]:
+    """The estimates, and the traces, of each run and step once: those with the most chains, and among these the last."""
+    tables = [(made, each.rows, each.traces) for made, each in found]
+    best: dict[RunStep, int] = {}
+    for index, (made, rows, _) in enumerate(tables):
+        for step in rows["step"]:
+            at = label_of(_values(made, keys)), int(step)
+            before = tables[best.get(at, index)][0].sampler_config.num_chains
+            if made.sampler_config.num_chains >= before:
+                best[at] = index
+    estimates: Parts = []
+    traces: Parts = []
+    for index, (made, rows, course) in enumerate(tables):
+        steps = [step for (_, step), winner in best.items() if winner == index]
+        zero = zero_predictor_loss(made.training.task_config.resolved().pretrain_task())
+        rows = rows.assign(**{"chains": made.sampler_config.num_chains, "loss/zero": zero})
+        estimates.append((made, rows.loc[rows["step"].isin(steps)]))
+        traces.append((made, course.loc[course["step"].isin(steps)] if len(course) else course))
+    return estimates, traces
+
+
+def _values(config: LLCConfig, keys: Sequence[str]) -> dict[str, Any]:
+    """What a run has in the columns that tell runs apart.
+
+    Raises:
+        ConfigError: its seed is not known.
+    """
+    told = dotted(settings_of(config))
+    values = {key: told.get(setting_of(key)) for key in keys}
+    if SEED_COLUMN in values and values[SEED_COLUMN] is None:
+        raise ConfigError(f"{config.name} does not say its model_seed, and the sweep has none either; name the seed")
+    return values
+
+
+def _table(path: Path, keys: Sequence[str], parts: Parts) -> RunTable:
+    """The rows of all runs, with the settings that tell them apart in front."""
+    tables: list[pd.DataFrame] = []
+    runs, shared = {}, {}
+    for config, rows in parts:
+        values = _values(config, keys)
+        runs[label_of(values)] = config.training.name
+        shared = without(_shared(config), [setting_of(key) for key in keys])
+        if len(rows):
+            rest = [column for column in rows.columns if column != "step"]
+            tables.append(pd.DataFrame({**values, "step": rows["step"], **{column: rows[column] for column in rest}}))
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=pd.Index([*keys, "step"]))
+    return RunTable(path, tuple(keys), rows, shared, runs)
+
+
+def _joined_estimates(estimates: RunTable, traces: RunTable) -> list[RunTable]:
+    """Both tables with what they hold on disk; of a checkpoint's estimates that with the most chains stays."""
+    old, old_traces = read_run_table(estimates.path), read_run_table(traces.path)
+    keys = list(dict.fromkeys([*(old.keys if old else ()), *estimates.keys]))
+    estimates, traces = estimates.widened(keys), traces.widened(keys)
+    if old is None:
+        return [estimates, traces]
+    old, old_traces = old.widened(keys), old_traces and old_traces.widened(keys)
+    now = dict(zip(estimates.run_steps(), estimates.rows["chains"], strict=True))
+    kept = {at for at, chains in zip(old.run_steps(), old.rows["chains"], strict=True) if chains > now.get(at, 0)}
+    return [estimates.joined_to(old, kept), traces.joined_to(old_traces, kept)]
+
+
+def _joined_metrics(metrics: RunTable) -> RunTable:
+    """The table with what it holds on disk of other runs."""
+    old = read_run_table(metrics.path)
+    if old is None:
+        return metrics
+    keys = list(dict.fromkeys([*old.keys, *metrics.keys]))
+    old, metrics = old.widened(keys), metrics.widened(keys)
+    new = {run for run, _ in metrics.run_steps()}
+    return metrics.joined_to(old, {at for at in old.run_steps() if at[0] not in new})
+
+
+def _shared(config: LLCConfig) -> dict[str, Any]:
+    """What the rows of a table may share, and how they were made: everything but the seeds, the choice of checkpoints, how many chains,
+    and what cores and memory they may use."""
+    kept = config.training.decisive("task_config", "num_steps", "batch_size", "optimizer_config", "scheduler_config")
     kept["sampler_config"] = config.sampler_config.decisive()
     for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
         kept["task_config"].pop(seed, None)

@@ -1,5 +1,6 @@
 """The estimates along one run, with everything they touch."""
 
+import sys
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -46,7 +47,11 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     estimates = estimates_of(config, place)
     with stop_signal(place.supervisor) as stopped, estimates.lock(place.lock_wait_s):
         # What cannot be met, and weights of another run, are errors before anything is recorded.
-        checkpoints.read(config.chosen_steps(checkpoints.steps())[0])
+        present = checkpoints.steps()
+        checkpoints.read(config.chosen_steps(present)[0])
+        if replaced := config.substitutes(present):
+            each = ", ".join(f"{step} by {nearest}" for step, nearest in replaced.items())
+            print(f"icl: {len(replaced)} steps have no checkpoint, and the nearest is taken: {each}", file=sys.stderr)
         rows = read_estimates(place.results / name)
         done = [row["step"] for row in rows]
         estimates.save_config(config.model_dump(mode="json"))

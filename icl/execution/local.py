@@ -26,8 +26,9 @@ def _opened(log: Path) -> int:
     """A descriptor that appends to the log; where it cannot be, one that drops what it gets, and a warning."""
     try:
         log.parent.mkdir(parents=True, exist_ok=True)
-        # Without waiting: somebody may have put a pipe there that nobody reads.
-        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NONBLOCK", 0), 0o666)
+        # Without waiting: somebody may have put a pipe there that nobody reads, or a link to another file.
+        guards = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | guards, 0o666)
     except OSError as error:
         _log.warning("what the run prints is not kept: cannot write %s: %s", log, explain(error))
         return os.open(os.devnull, os.O_WRONLY)

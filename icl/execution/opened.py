@@ -8,7 +8,6 @@ Nothing here writes, and nothing is remembered: a table is read anew each time, 
 """
 
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -24,56 +23,10 @@ from icl.config import ConfigError, TrainingConfig
 from icl.config.settings import dotted
 from icl.config.sweeps import expand, load_sweep
 from icl.config.varying import varying
-from icl.estimation import LLCConfig
-from icl.estimation.traces import read_estimates, read_traces
+from icl.estimation.kept import Estimates, estimates_of
 from icl.model import InContextRegressionTransformer
-from icl.sampling.presets import preset_of
 from icl.storage import LocalStore, Store, local_root, store_from_environment
 from icl.tracking import read_metrics, read_summary
-
-
-@dataclass(frozen=True)
-class Estimates:
-    """What one `icl llc` left of a run: the estimates under one choice of sampler settings and checkpoints.
-
-    Attributes:
-        name: of their folder, `llc-<run>-<hash>`.
-        folder: that folder.
-    """
-
-    name: str
-    folder: Path
-
-    @cached_property
-    def stored(self) -> dict[str, Any]:
-        """The settings as they were written with the estimates; empty where they are lost."""
-        return Checkpoints(LocalStore(self.folder.parent.parent), self.name).config() or {}
-
-    @property
-    def settings(self) -> LLCConfig:
-        """The same, typed; raises `ConfigError` if this version does not take them."""
-        return LLCConfig.parse(self.stored)
-
-    @property
-    def preset(self) -> str:
-        """The name of the sampler's preset, or nothing if it is none."""
-        return preset_of(self.settings.sampler_config) if self.stored else ""
-
-    @property
-    def rows(self) -> pd.DataFrame:
-        """One row per checkpoint: `step` and the columns of `icl.sampling.LLCResult.summary` (`llc/mean`, `llc/mcse`,
-        `verdict`, ...)."""
-        return pd.DataFrame(read_estimates(self.folder))
-
-    @property
-    def traces(self) -> pd.DataFrame:
-        """The course of the chains, thinned: `step`, `chain`, `draw`, `loss`, `distance`."""
-        rows = [
-            pd.DataFrame({"step": each["step"], "chain": chain, "draw": each["draw"], "loss": loss, "distance": far})
-            for each in read_traces(self.folder)
-            for chain, (loss, far) in enumerate(zip(each["loss"], each["distance"], strict=True))
-        ]
-        return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
 
 @dataclass(frozen=True)
@@ -126,9 +79,7 @@ class Run:
     @property
     def estimate_sets(self) -> list[Estimates]:
         """Its estimates, one entry for each choice of sampler settings and checkpoints, by name."""
-        pattern = re.compile(rf"llc-{re.escape(self.name)}-[0-9a-f]{{8}}")
-        folders = self.results.iterdir() if self.results.is_dir() else ()
-        return [Estimates(folder.name, folder) for folder in sorted(folders) if pattern.fullmatch(folder.name)]
+        return estimates_of(self.name, self.results)
 
     @property
     def estimates(self) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """Requests to stop: signals, and a supervisor that is gone.
 
-A person sends SIGINT (Ctrl-C). Schedulers, service managers and closed terminals send SIGTERM or SIGHUP. SIGXCPU and SIGUSR1
-warn of a limit. All of them mean: save, then end. A scheduler may send several, and each more than once, to every process of
-a job. So only a second Ctrl-C, some seconds after the first, means: end at once.
+A person sends SIGINT (Ctrl-C). Schedulers, service managers and closed terminals send SIGTERM or SIGHUP. SIGXCPU, SIGUSR1
+and SIGUSR2 warn of a limit. All of them mean: save, then end. A scheduler may send several, and each more than once, to every
+process of a job. So only a second Ctrl-C, some seconds after the first, means: end at once.
 """
 
 import os
@@ -17,7 +17,7 @@ PATIENCE_S = 2.0
 """From one Ctrl-C to the next that is meant as another."""
 
 _ALWAYS = ("SIGINT", "SIGTERM")
-_UNLESS_IGNORED = ("SIGHUP", "SIGXCPU", "SIGUSR1")  # nohup, and who else ignores a signal, means it
+_UNLESS_IGNORED = ("SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")  # nohup, and who else ignores a signal, means it
 
 
 class StopRequests:

@@ -8,10 +8,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from icl.config import TrainingConfig
+from icl.execution.health import LOSS, remark
 from icl.execution.names import by_name
 from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
+from icl.tracking import read_metrics
 from icl.tracking.agent import agent_run
 from icl.tracking.trackers import failures_recorded
 from icl.tracking.wandb import wandb_is_set_up
@@ -96,7 +98,9 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
                 should_stop=stopped,
             )
         for member, outcome in zip(members, outcomes, strict=True):
-            member.tracker.summary(outcome.summary)
+            first = next((row[LOSS] for row in read_metrics(place.results / outcome.name) if LOSS in row), None)
+            told = remark(member.config, first, outcome.summary.get(LOSS)) if outcome.finished else ""
+            member.tracker.summary({**outcome.summary, **({"remark": told} if told else {})})
     for member, outcome in zip(members, outcomes, strict=True):
         member.tracker.finish("finished" if outcome.finished else "interrupted")
         if outcome.finished:

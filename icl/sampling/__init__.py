@@ -2,6 +2,7 @@
 
 from icl.sampling.config import SamplerConfig
 from icl.sampling.llc import Inputs, can_share_a_batch, estimate_llc, estimate_llcs
+from icl.sampling.loss_covariance import influence, loss_kernel
 from icl.sampling.presets import AUTOMATIC, CALIBRATED, PRESETS, PUBLISHED
 from icl.sampling.result import LLCResult
 
@@ -16,4 +17,6 @@ __all__ = [
     "can_share_a_batch",
     "estimate_llc",
     "estimate_llcs",
+    "influence",
+    "loss_kernel",
 ]

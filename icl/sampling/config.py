@@ -184,8 +184,9 @@ class SamplerConfig(Settings):
     max_memory_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="bytes that one group of chains (weights, noise, what a backward pass keeps) or a kept trace of "
-        "weights may take; null: 2 GiB, and for groups on an accelerator half of what is free there",
+        description="bytes that one group of chains (weights, noise, what a backward pass keeps), a kept trace of weights or "
+        "the losses of an observable may take; null: 2 GiB, and for groups on an accelerator half of what is free there. Observables "
+        "beyond it go to a temporary file",
     )
 
     @model_validator(mode="after")

@@ -7,7 +7,9 @@ off by Geyer's initial monotone positive sequence. The standard error rests on t
 Shapes: E chains, N draws.
 """
 
+import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -52,12 +54,27 @@ def mcse_of_mean(draws: Tensor) -> float:
     draws = draws.double()
     chains, length = draws.shape
     if chains < FEW_CHAINS:
-        count = -(-BATCHES // chains)
+        count = _stretches(chains)
         if length < 2 * count:
             return math.nan
         draws = torch.cat([part.mean(dim=1, keepdim=True) for part in draws.tensor_split(count, dim=1)]).reshape(-1, 1)
     means = draws.mean(dim=1)
     return float(means.std()) / math.sqrt(len(means)) * student_factor(len(means) - 1)
+
+
+def independent_parts(chains: int, length: int) -> Iterator[tuple[int, slice]]:
+    """The parts of draws (E, N) on whose means `mcse_of_mean` rests, as (chain, draws): whole chains, or stretches of fewer than FEW_CHAINS
+    chains. Where there are too few draws, whole chains all the same."""
+    count = 1 if chains >= FEW_CHAINS or length < 2 * _stretches(chains) else _stretches(chains)
+    edges = [0, *itertools.accumulate(length // count + (part < length % count) for part in range(count))]
+    for chain in range(chains):
+        for start, stop in itertools.pairwise(edges):
+            yield chain, slice(start, stop)
+
+
+def _stretches(chains: int) -> int:
+    """Into how many stretches each of few chains is cut."""
+    return -(-BATCHES // chains)
 
 
 def student_factor(freedom: int) -> float:

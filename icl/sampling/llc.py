@@ -12,20 +12,21 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from icl.model import InContextRegressionTransformer
-from icl.sampling.budget import SoFar, check_resumable, sampled, with_found, without_losses
+from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, with_found, without_losses
 from icl.sampling.chains import ChainRun, Paused, Progress
 from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
 from icl.sampling.langevin import friction_of
 from icl.sampling.look import chance_level, look_at
+from icl.sampling.loss_trace import LossTrace, Observables
 from icl.sampling.needs import Effort, longest_step
 from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import Batch, Losses, LossFunction, Objective
@@ -35,7 +36,7 @@ from icl.sampling.presets import AUTOMATIC
 from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
 from icl.sampling.supply import BatchSource, Supply, num_samples, samples_needed, supply_of, two_batches
-from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
+from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective, module_objective
 from icl.sampling.tuning import Tuned, tune
 from icl.sampling.units import InUnits
 
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 COST_BATCHES = 32
 
 TRACE_BYTES = 2**31
-"""What a kept weight trace may take where nobody said: the same everywhere, for it decides which draws are kept."""
+"""Bytes that a kept weight trace may take by default. It decides which draws are kept, so it is the same on every machine."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Inputs:
     progress: Progress | None = None
     so_far: SoFar | None = None
     resume: LLCResult | None = None
+    observed: Mapping[str, LossTrace] = field(default_factory=dict)
 
 
 def estimate_llc(
@@ -74,6 +76,7 @@ def estimate_llc(
     progress: Progress | None = None,
     so_far: SoFar | None = None,
     resume: LLCResult | None = None,
+    observables: Observables | None = None,
 ) -> LLCResult:
     """Estimate the local learning coefficient of a model at its present weights w*, which are left as they are.
 
@@ -98,16 +101,31 @@ def estimate_llc(
         so_far: called with (λ̂, its standard error) of the draws so far, some ten times.
         resume: an estimate to go on with: the result of the same call with a smaller `max_draws`. The new one equals, bit for bit, one
             that had the larger `max_draws` from the beginning.
+        observables: name -> (batches, per_sample_loss): data whose losses are kept at every draw, one per sample (S,) or per sample and
+            token (S, T). The result holds them as `observables[name]`, for `icl.sampling.influence` and `icl.sampling.susceptibility`.
 
     L(w*) is taken on the very batches of the draws, so that λ̂ is a mean of paired differences and the noise of the
     batches cancels. With `num_init_loss_batches` it is taken on that many batches instead.
 
     Raises:
-        ValueError: see `ModuleObjective` and `SamplerConfig`; a loss at w* that is not finite; other settings, weights or batches than
+        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; a loss at w* that is not finite; other
+            settings, weights or batches than
             those of the estimate to resume.
     """
+    observed = {
+        name: LossTrace(
+            name,
+            data,
+            lambda loss: module_objective(model, loss, config),
+            loss,
+            config.num_chains,
+            draws_at_most(config),
+            _held_bytes(config),
+        )
+        for name, (data, loss) in (observables or {}).items()
+    }
     inputs = Inputs(
-        batches, eval_batches, reference_loss, sample_objective, recorders, progress, so_far=so_far, resume=resume
+        batches, eval_batches, reference_loss, sample_objective, recorders, progress, so_far, resume, observed
     )
     return estimate_llc_of(make_objective(model, loss_fn, config), inputs, config)
 
@@ -197,6 +215,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             paused=paused.of_chains(slice(start, start + len(seeds))),
             weights=ready.trace,
             singular_fluctuation=ready.singular_fluctuation(config.inverse_temperature),
+            observed=inputs.observed,
         )
 
 
@@ -282,7 +301,12 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         _evaluation(config, evaluated, inputs.eval_batches),
         pair=config.num_init_loss_batches is None,
         recorders=_of_weights(
-            objective, (*inputs.recorders, *(recorder for recorder in (trace, fluctuation) if recorder is not None))
+            objective,
+            (
+                *inputs.recorders,
+                *inputs.observed.values(),
+                *(recorder for recorder in (trace, fluctuation) if recorder is not None),
+            ),
         ),
         constant=supply.constant,
         cycle=supply.cycle,
@@ -355,7 +379,12 @@ def _of_weights(objective: Objective, recorders: Sequence[Recorder]) -> tuple[Re
 def _weight_trace(config: SamplerConfig, objective: Objective) -> WeightTrace | None:
     if not {"weights", "covariance"} & set(config.eval_metrics):
         return None
-    return WeightTrace(config.num_chains, config.num_draws, objective.anchor, config.max_memory_bytes or TRACE_BYTES)
+    return WeightTrace(config.num_chains, config.num_draws, objective.anchor, _held_bytes(config))
+
+
+def _held_bytes(config: SamplerConfig) -> int:
+    """What one kept trace may take."""
+    return config.max_memory_bytes or TRACE_BYTES
 
 
 def _fluctuation(

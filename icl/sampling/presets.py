@@ -35,17 +35,26 @@ PRESETS = {
 """The presets by name, for sweep files. `automatic` gives n here, because the paper's data have no end."""
 
 
+def preset_named(name: str) -> SamplerConfig:
+    """The settings of a preset.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    if name not in PRESETS:
+        near = get_close_matches(name, PRESETS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
+        raise ConfigError(f"no preset {name!r}: {hint}")
+    return PRESETS[name]
+
+
 def preset_override(name: str) -> str:
     """The text for `--set` that puts a preset in place of a sweep file's sampler settings.
 
     Raises:
         ConfigError: no such preset.
     """
-    if name not in PRESETS:
-        near = get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
-        raise ConfigError(f"no preset {name!r}: {hint}")
-    return f"sampler_config={json.dumps(PRESETS[name].model_dump(mode='json', exclude_unset=True))}"
+    return f"sampler_config={json.dumps(preset_named(name).model_dump(mode='json', exclude_unset=True))}"
 
 
 def preset_of(sampler: SamplerConfig) -> str:

@@ -4,8 +4,10 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,11 +16,15 @@ from icl.sampling.chains import ChainRun, Paused
 from icl.sampling.checks import control_acceptance
 from icl.sampling.config import SamplerConfig
 from icl.sampling.diagnostics import bulk_ess, mcse_of_mean, split_rhat
+from icl.sampling.loss_trace import LossTrace
 from icl.sampling.needs import Effort, Needs, needs_of
 from icl.sampling.observables import WeightTrace
 from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio, stiff_ratio
 from icl.sampling.tuning import Tuned
 from icl.sampling.verdict import Evidence, Verdict, judge
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class LLCResult:
         paused: where the chains stopped, for `estimate_llc(..., resume=result)`.
         weights: w − w* at the draws, where `eval_metrics` asks for weights or covariance.
         singular_fluctuation: ν̂ (`icl.sampling.observables`), where `eval_metrics` asks for it.
+        observed: what was observed at the draws; `observables` hands it out.
     """
 
     run: ChainRun
@@ -51,6 +58,7 @@ class LLCResult:
     paused: Paused | None = None
     weights: WeightTrace | None = None
     singular_fluctuation: float | None = None
+    observed: Mapping[str, LossTrace] = field(default_factory=dict)
 
     # The estimate
 
@@ -249,6 +257,30 @@ class LLCResult:
     def distance(self) -> float:
         """‖w − w*‖ at the last draw, averaged over healthy chains."""
         return float(self.distances[self.run.healthy, -1].mean())
+
+    # What leaves the library
+
+    @cached_property
+    def observables(self) -> "dict[str, xr.DataArray]":
+        """Losses of the named data at every draw, (chain, draw, sample[, token]); those of w* are the coordinate `at_w_star`."""
+        attributes = {"nbeta": self.nbeta, "gamma": self.config.localization, "verdict": self.verdict.text}
+        return {name: trace.array(**attributes) for name, trace in self.observed.items()}
+
+    def to_xarray(self) -> "xr.Dataset":
+        """All draws, in one `xarray.Dataset` (`icl.sampling.export`)."""
+        from icl.sampling.export import to_xarray
+
+        return to_xarray(self)
+
+    def to_arviz(self) -> Any:
+        """All draws as ArviZ takes them, for its plots (`icl.sampling.export`).
+
+        Raises:
+            ImportError: ArviZ is not installed.
+        """
+        from icl.sampling.export import to_arviz
+
+        return to_arviz(self)
 
     @cached_property
     def _token_excess(self) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from icl.engine import choose_path, mse_loss
+from icl.engine.capture import Replayed
 from icl.model import InContextRegressionTransformer, TransformerShape, parameter_layout, predict, unflatten
 from icl.sampling.config import SamplerConfig
 from icl.sampling.objective import LossFunction, ModuleObjective, Objective, kept_for_backward
@@ -51,6 +52,7 @@ class TransformerObjective:
         path = choose_path(model.shape, flat.device, threads)
         self._engine, self._predict = path.run, path.predict
         self.brings_threads = path.name == "native"
+        self._mean_and_gradients = Replayed(self._driven)
 
     @property
     def groups(self) -> Tensor:
@@ -80,9 +82,19 @@ class TransformerObjective:
         return self._vectorised(positions, batch, token_weights)
 
     def _vectorised(self, positions: Tensor, batch: Batch, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
+        if token_weights is None:
+            losses, gradients = self._mean_and_gradients(positions, *batch)
+        else:
+            losses, gradients = self._driven(positions, *batch, token_weights)
+        return losses, gradients
+
+    def _driven(
+        self, positions: Tensor, xs: Tensor, ys: Tensor, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Losses (E, K) and gradients (E, P) of their mean or weighted sum, of all chains as one tensor."""
         with torch.enable_grad():
             leaf = positions.detach().requires_grad_()
-            losses = vmap(lambda position: self._token_losses(self._full(position), *batch))(leaf)
+            losses = vmap(lambda position: self._token_losses(self._full(position), xs, ys))(leaf)
             driving = losses.mean(dim=1) if token_weights is None else losses @ token_weights
             # Chains do not interact: the gradient of the sum holds each chain's own.
             (gradients,) = torch.autograd.grad(driving.sum(), leaf)
@@ -164,4 +176,12 @@ def _in_weights(
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(model, config.include, config.exclude, threads)
+    return module_objective(model, loss_fn, config)
+
+
+def module_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> ModuleObjective:
+    """`ModuleObjective` of the configured weights: the same, in the same order, as those of `make_objective`."""
+    if type(model) is InContextRegressionTransformer:
+        names = select(dict(model.named_parameters()), config.include, config.exclude, reference=True)
+        return ModuleObjective(model, loss_fn, names)
     return ModuleObjective(model, loss_fn, config.include, config.exclude)

@@ -93,12 +93,15 @@ def write_table(table: "pd.DataFrame", path: Path, digits: int | None = 7, missi
         digits: significant digits of a float. Seven are what float32 carries; None: as many as tell it from every other.
         missing: what stands for a missing value.
     """
+    write_atomically(path, table_bytes(table, path, digits, missing))
+
+
+def table_bytes(table: "pd.DataFrame", path: Path, digits: int | None = 7, missing: str = "") -> bytes:
+    """What `write_table` writes."""
     form = None if digits is None else f"%.{digits}g"
     content = table.to_csv(index=False, float_format=form, na_rep=missing).encode()
-    if path.suffix == ".gz":
-        # Without a name and a time in its head, which would differ at every writing.
-        content = gzip.compress(content, mtime=0)
-    write_atomically(path, content)
+    # Without a name and a time in its head, which would differ at every writing.
+    return gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
 
 
 def explain(error: OSError) -> str:

@@ -8,6 +8,7 @@ those before and after it count.
 import json
 import logging
 import os
+import stat
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -85,7 +86,7 @@ class JsonLines:
             write_atomically(aside, _content(aside) + b"".join(line + b"\n" for line in bad))
         lines = [line + b"\n" for line, row in good if keep(row)] if rows is None else list(map(_line, rows))
         self.count, kept = len(lines), b"".join(lines)
-        if kept != present or not path.exists():
+        if kept != present or not _is_own(path):
             write_atomically(path, kept)
         self._size = len(kept)
         self._waiting: list[bytes] = []
@@ -110,7 +111,7 @@ class JsonLines:
         if not self._waiting:
             return
         data = b"".join(self._waiting)
-        with self.path.open("r+b") as file:
+        with os.fdopen(os.open(self.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)), "r+b") as file:
             file.truncate(self._size)  # of a row that an earlier attempt wrote in part
             file.seek(self._size)
             file.write(data)
@@ -118,6 +119,15 @@ class JsonLines:
             os.fsync(file.fileno())
         self._size += len(data)
         self._waiting.clear()
+
+
+def _is_own(path: Path) -> bool:
+    """Whether there is a file that has this name alone: to write to a link, hard or symbolic, would change another."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 
 def _content(path: Path) -> bytes:

@@ -3,11 +3,13 @@
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from icl.config import ConfigError
-from icl.config.sweeps import Config, plain_config
-from icl.config.text import read_yaml
 from icl.tracking.wandb import WandbTracker, is_offline
+
+if TYPE_CHECKING:
+    from icl.config.sweeps import Config
 
 RUN_ID_VARIABLE = "WANDB_RUN_ID"
 """The environment variable that says which W&B run a process continues."""
@@ -18,7 +20,7 @@ class AgentRun:
     """What `wandb agent` handed to this process."""
 
     run_id: str
-    config: Config
+    config: "Config"
 
 
 def agent_run(environ: Mapping[str, str] = os.environ) -> AgentRun | None:
@@ -32,6 +34,9 @@ def agent_run(environ: Mapping[str, str] = os.environ) -> AgentRun | None:
     path, run_id = environ.get("WANDB_SWEEP_PARAM_PATH"), environ.get(RUN_ID_VARIABLE)
     if not path or not run_id:
         return None
+    from icl.config.sweeps import plain_config
+    from icl.config.text import read_yaml
+
     config = read_yaml(path, "configuration that the W&B agent left in") or {}
     if not isinstance(config, dict):
         raise ConfigError(f"cannot read the configuration that the W&B agent left in {path}: it is no mapping")

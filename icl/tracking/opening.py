@@ -8,7 +8,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from icl.storage.files import write_atomically
+from icl.storage.files import read_file, write_atomically
 from icl.tracking.trackers import (
     IMAGES,
     VERDICT,
@@ -83,7 +83,7 @@ def _given_id(environ: Mapping[str, str], note: Path, notify: Notify) -> str | N
 def _noted(note: Path) -> str | None:
     """The id that an earlier attempt of this run had on W&B."""
     try:
-        return note.read_text().strip() or None
+        return read_file(note).decode().strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 

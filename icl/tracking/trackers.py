@@ -27,7 +27,7 @@ Status = Literal["finished", "failed", "interrupted"]
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 IMAGES = "images"
-VERDICT = ("status", "error")  # of the last attempt; a run that goes on has none
+VERDICT = ("status", "error", "remark")  # of the last attempt; a run that goes on has none
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ device: data come from the counter-based streams there, many steps' at a time (t
 operations, however many numbers they make), learning rates from a table, losses go to a buffer. A block of steps is
 therefore only launched, never waited for:
 
-- cuda: one step is captured as a CUDA graph and replayed;
+- cuda: one step is captured as a CUDA graph and replayed, while a side stream makes the data of the steps to come;
 - xla: one step is one compiled graph, and so is the making of data, traced again and found in the cache; step numbers
   are tensors, so that no number is compiled in;
 - elsewhere (cpu, mps): the same operations, one by one.
@@ -23,11 +23,10 @@ from torch import Tensor
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, same_graph_each_step
 from icl.engine import Predict, batched_loss_and_grad
+from icl.engine.capture import warm_up
 from icl.tasks import BLOCK, EnsembleBatches
 from icl.training.optimizers import FlatOptimizer, Rates, rates_at
 from icl.training.standing import data_stream, initial_flat
-
-_WARM_UP = 3  # steps that run before a capture, as CUDA graphs ask for
 
 
 class AcceleratorStepper:
@@ -38,6 +37,7 @@ class AcceleratorStepper:
         step: number of the first step to do.
         states: the tensors of each member's saved state; empty for a fresh start.
         device: where to compute.
+        capture: on cuda, replay a step as one graph; without, its operations are launched one by one.
     """
 
     block = BLOCK
@@ -49,8 +49,10 @@ class AcceleratorStepper:
         step: int,
         states: Sequence[Mapping[str, Tensor]],
         device: torch.device,
+        capture: bool = True,
     ) -> None:
         config = configs[0]
+        self._capture = capture and device.type == "cuda"
         self._shape, self._device = config.task_config.shape, device
         self.engine = f"torch in batches on {device.type}"
         # A lazy device would compile the metrics into a graph of their own for every block: they are made on the host.
@@ -69,6 +71,8 @@ class AcceleratorStepper:
         self._ahead = torch.arange(self._batches.steps_at_once, device=device)
         self._data: tuple[Tensor, Tensor] | None = None
         self._made = step
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._fetched: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
         end_of_graph(device)  # so that the zeros above are data, not constants of the first step's graph
 
@@ -95,17 +99,41 @@ class AcceleratorStepper:
     @torch.no_grad()
     def _make_data(self) -> None:
         """The batches of the steps from here on, into memory that stays where it is: a captured step reads it there."""
-        xs, ys = self._batches(self._step + self._ahead)
+        xs, ys = self._batches(self._step + self._ahead) if self._fetched is None else self._arrived(self._fetched)
         if self._data is None:
-            self._data = xs.contiguous(), ys.contiguous()
+            self._data = (
+                xs.clone(memory_format=torch.contiguous_format),
+                ys.clone(memory_format=torch.contiguous_format),
+            )
         else:
             self._data[0].copy_(xs)
             self._data[1].copy_(ys)
         self._made = self.step
+        if self._side is not None:
+            self._fetched = self._fetch(self._side)
         end_of_graph(self._device)
 
+    def _fetch(self, side: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
+        """The batches after those, made beside the steps that run meanwhile."""
+        main = torch.cuda.current_stream(self._device)
+        first = self._step + len(self._ahead)  # read before the steps change it
+        side.wait_stream(main)
+        with torch.cuda.stream(side):
+            ahead = self._batches(first + self._ahead)
+        first.record_stream(side)
+        return ahead
+
+    def _arrived(self, fetched: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """What the side stream made, for the main stream to read."""
+        assert self._side is not None
+        main = torch.cuda.current_stream(self._device)
+        main.wait_stream(self._side)
+        for part in fetched:
+            part.record_stream(main)  # so that its memory is not given to the side stream before it was read
+        return fetched
+
     def _launch(self) -> None:
-        if self._device.type == "cuda":
+        if self._capture:
             self._launch_captured()
         else:
             self._advance()
@@ -115,13 +143,8 @@ class AcceleratorStepper:
         if self._graph is not None:
             self._graph.replay()
             return
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
         kept = [value.clone() for value in self._mutable()]
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP):
-                self._advance()
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        warm_up(self._advance, self._device)
         for value, old in zip(self._mutable(), kept, strict=True):
             value.copy_(old)
         self._graph = torch.cuda.CUDAGraph()

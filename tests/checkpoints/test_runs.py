@@ -10,8 +10,9 @@ import torch
 from rich.console import Console
 
 from icl.checkpoints import CheckpointError, Checkpoints
-from icl.checkpoints.runs import choose, copy_run, list_runs, prune_run, spread_in_log_time, verify_run
+from icl.checkpoints.runs import choose, copy_run, list_runs, prune_run, verify_run
 from icl.commands.runs import runs_command
+from icl.config.steps import spread_in_log_time
 from icl.storage import LocalStore, MirroredStore, StorageError
 from icl.storage.locks import RunInUseError
 

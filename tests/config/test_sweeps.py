@@ -398,3 +398,9 @@ def test_a_file_of_thousands_of_parameters_is_refused_before_it_is_expanded(tmp_
                 write(tmp_path, f"method: grid\nparameters: {{b: {{parameters: {{c: {{value: 1}}}}}}, {names}}}")
             )
         )
+
+
+def test_an_override_of_several_lines_is_refused_in_one():
+    with pytest.raises(ConfigError) as caught:
+        parse_override("num_steps=20\n---\n3")
+    assert str(caught.value) == "--set num_steps=20 --- 3, line 2: a second document begins here; keep one in a file"

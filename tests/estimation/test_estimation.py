@@ -15,6 +15,7 @@ from icl.estimation.batches import MadeAhead
 from icl.estimation.estimate import checkpoints_at_once, estimate_at_checkpoints, hessian_at_checkpoint
 from icl.model import InContextRegressionTransformer, initial_parameters, unflatten
 from icl.sampling import Inputs, estimate_llcs
+from icl.sampling.presets import CALIBRATED
 from icl.sampling.transformer_objective import TransformerObjective
 from icl.storage import LocalStore
 from icl.streams import Stream
@@ -38,14 +39,30 @@ def config_with(**others) -> LLCConfig:
     ("choice", "steps"),
     [
         ({}, PRESENT),
-        ({"step": 6}, [7]),
+        ({"step": 7}, [7]),
+        ({"step": 6, "nearest": True}, [7]),
         ({"checkpoint_idx": -1}, [59]),
-        ({"steps": [0, 28, 33, 59]}, [0, 30, 59]),
-        ({"steps": [0, 28, 59], "testing": True}, [0, 59]),
+        ({"steps": [0, 30, 59]}, [0, 30, 59]),
+        ({"steps": [0, 28, 33, 59], "nearest": True}, [0, 30, 59]),
+        ({"steps": {"linear_space": [0, 60, 3]}}, [0, 30]),
+        ({"steps": {"log_space": [1, 28, 2]}}, [1, 30]),
+        ({"steps": [0, 30, 59], "testing": True}, [0, 59]),
+        ({"checkpoints": 3}, [0, 7, 59]),
+        ({"checkpoints": 1}, [59]),
+        ({"checkpoints": 9}, PRESENT),
     ],
 )
 def test_the_checkpoints_that_a_sweep_chooses(choice, steps):
     assert config_with(**choice).chosen_steps(PRESENT) == steps
+
+
+def test_a_preset_gives_the_sampler_and_what_is_said_beside_it_comes_on_top():
+    config = LLCConfig.parse({"preset": "calibrated", "sampler_config": {"num_chains": 3}})
+    assert config.sampler_config == CALIBRATED.model_copy(update={"num_chains": 3})
+    assert LLCConfig.parse(config.model_dump(mode="json")) == config
+    assert LLCConfig.parse({"preset": "calibrated"}).name == LLCConfig(sampler_config=CALIBRATED).name
+    with pytest.raises(ConfigError, match="did you mean 'calibrated'"):
+        LLCConfig.parse({"preset": "calibrate"})
 
 
 def test_a_choice_that_cannot_be_met_says_why():
@@ -55,7 +72,9 @@ def test_a_choice_that_cannot_be_met_says_why():
         config_with(checkpoint_idx=5).chosen_steps(PRESENT)
     with pytest.raises(ConfigError, match="has checkpoints up to step 30 only; train it on"):
         config_with(steps=[0, 31]).chosen_steps(PRESENT[:-1])
-    assert config_with(step=10**6).chosen_steps(PRESENT) == [59]
+    for choice, nearest in (({"step": 10**6}, 59), ({"steps": [0, 6, 40]}, 7)):
+        with pytest.raises(ConfigError, match=rf"has no checkpoint at step .*the nearest is {nearest}:.*--nearest"):
+            config_with(**choice).chosen_steps(PRESENT)
     with pytest.raises(ConfigError, match="step and checkpoint_idx both choose"):
         config_with(step=1, checkpoint_idx=1)
 

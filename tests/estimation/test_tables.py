@@ -156,3 +156,88 @@ def test_stages_are_read_off_the_tables(tmp_path):
     assert stages["delta_loss"][1] == pytest.approx(-0.3 * (at[40_000] - at[1_000]), abs=0.03)
     (top,) = boundaries["step"]
     assert np.log(top) == pytest.approx(np.log(40_000), abs=0.1)
+
+
+def grid(**sampler) -> list[LLCConfig]:
+    """Runs over learning rate and seed."""
+    runs = [{"lr": lr, "seed": seed} for lr in (0.1, 0.003) for seed in (7, 11)]
+    return [
+        LLCConfig.parse(
+            {
+                "task_config": {**TASK, "model_seed": run["seed"]}, "optimizer_config": {"lr": run["lr"]}, "num_steps": 60,
+                "sampler_config": {**SAMPLER, "init_seed": 5, **sampler},
+            }
+        )
+        for run in runs
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def swept(tmp_path) -> Surroundings:
+    place = Surroundings(LocalStore(tmp_path), tmp_path / "icl", torch.device("cpu"), tracking="local")
+    for index, config in enumerate(grid()):
+        checkpoints = Checkpoints(place.store, config.training.name)
+        tracker = place.open_tracker(config.training.name, config.training, config.training.logger_config, 0)
+        for step in (0, 59):
+            checkpoints.save(step, initial_parameters(config.training.task_config.shape, step + index))
+            tracker.log(step, {"pretrain/mse": index + 1.0 / (step + 1)})
+    return place
+
+
+def test_every_setting_that_varies_is_a_column_whatever_it_is(swept, tmp_path):
+    configs = grid()
+    for config in configs:
+        run_llc(config, swept)
+    paths = tabulate(configs, swept.results, tmp_path / "tables")
+    tables = {path.name: pd.read_csv(path) for path in paths}
+    assert sorted(tables) == ["llc.csv", "llc_traces.csv.gz", "metrics.csv"]
+    for table in tables.values():
+        assert list(table.columns[:3]) == ["model_seed", "optimizer_config.lr", "step"]
+        runs = set(table[["model_seed", "optimizer_config.lr"]].itertuples(index=False, name=None))
+        assert runs == {(seed, lr) for seed in (7, 11) for lr in (0.1, 0.003)}
+    assert len(tables["llc.csv"]) == len(tables["metrics.csv"]) == 8
+    settings = json.loads((tmp_path / "tables" / "llc.json").read_text())
+    assert "lr" not in settings["optimizer_config"]
+    assert settings["runs"]["model_seed=7, optimizer_config.lr=0.003"] == configs[2].training.name
+    before = {path: path.read_bytes() for path in paths}
+    tabulate(configs, swept.results, tmp_path / "tables")
+    assert {path: path.read_bytes() for path in paths} == before
+
+
+def test_a_setting_that_begins_to_vary_becomes_a_column_of_the_rows_that_are_there(swept, tmp_path):
+    configs = grid()
+    for config in configs:
+        run_llc(config, swept)
+    whole = tabulate(configs, swept.results, tmp_path / "at-once")
+    tabulate(configs[:2], swept.results, tmp_path / "in-parts")  # one learning rate
+    with pytest.raises(ValueError, match=r"was made with optimizer_config\.lr=0\.1, not 0\.003"):
+        tabulate(configs[2:], swept.results, tmp_path / "in-parts")  # nothing here says that it varies
+    parts = tabulate(configs, swept.results, tmp_path / "in-parts")
+    assert [path.read_bytes() for path in parts] == [path.read_bytes() for path in whole]
+
+
+def test_estimates_are_found_whatever_the_checkpoints_and_the_sampler_were_and_two_ways_are_named(swept, tmp_path):
+    configs = grid()
+    for config in grid(gamma=3.0):
+        run_llc(config.model_copy(update={"step": 59}), swept)
+    (path, *_) = tabulate(configs, swept.results, tmp_path / "tables")
+    assert pd.read_csv(path)["step"].tolist() == [59] * 4
+    for config in grid(gamma=5.0)[:1]:
+        run_llc(config, swept)
+    with pytest.raises(ConfigError, match=r"under 2 settings of the sampler .*gamma 3.*gamma 5.*choose with --preset"):
+        tabulate(configs, swept.results, tmp_path / "tables")
+    with pytest.raises(ConfigError, match="no run of this sweep has estimates under the preset calibrated"):
+        tabulate(configs, swept.results, tmp_path / "tables", preset="calibrated")
+
+
+def test_after_an_error_no_table_is_written(swept, tmp_path):
+    configs = grid()
+    for config in configs:
+        run_llc(config, swept)
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "llc_traces.csv.gz").write_bytes(b"nonsense")
+    with pytest.raises(ValueError, match="llc_traces"):
+        tabulate(configs, swept.results, tmp_path / "tables")
+    assert sorted(path.name for path in (tmp_path / "tables").iterdir() if path.name != ".lock") == [
+        "llc_traces.csv.gz"
+    ]

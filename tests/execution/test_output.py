@@ -83,14 +83,16 @@ def test_results_that_were_lost_are_a_failure_and_lost_messages_are_not():
     assert refused.returncode == 2
 
 
-@pytest.mark.parametrize("obstacle", ["folder", "pipe", "file in the way"])
+@pytest.mark.parametrize("obstacle", ["folder", "pipe", "file in the way", "link"])
 def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, obstacle, caplog):
     log = tmp_path / "run" / "output.log"
     if obstacle == "file in the way":
         log.parent.touch()
     else:
         log.parent.mkdir()
-        log.mkdir() if obstacle == "folder" else os.mkfifo(log)
+        {"folder": log.mkdir, "pipe": lambda: os.mkfifo(log), "link": lambda: log.symlink_to(tmp_path / "other")}[
+            obstacle
+        ]()
     running = LocalProcess([sys.executable, "-c", "print('x: 3/7'); print('y' * 10**6)"], log, dict(os.environ))
     while (ended := running.poll()) is None:
         time.sleep(0.01)
@@ -98,3 +100,4 @@ def test_a_log_that_cannot_be_written_does_not_stop_the_run(tmp_path, obstacle, 
     assert running.note() == "3/7"
     (record,) = caplog.records
     assert str(log) in record.getMessage()
+    assert not (tmp_path / "other").exists()

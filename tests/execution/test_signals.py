@@ -12,7 +12,7 @@ import pytest
 from icl.execution import signals
 from icl.execution.signals import stop_requests, stop_signal
 
-ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1]
+ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2]
 
 
 def send(number):

@@ -6,7 +6,7 @@ import math
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from icl.storage.files import UnfitFileError
@@ -65,19 +65,18 @@ def test_a_row_that_the_disk_refuses_waits_and_is_written_once(tmp_path, monkeyp
         if stage == "fsync":
             patch.setattr(os, "fsync", refuse)
         else:
-            real = type(path).open
+            real = os.fdopen
 
-            def part(self, mode):
+            def part(descriptor, mode):
                 if mode == "rb":
-                    return real(self, mode)
-                if stage == "open":
-                    refuse()
-                with real(self, mode) as file:  # a part of the row gets there
-                    file.seek(0, os.SEEK_END)
-                    file.write(b'{"step": 2, "lo')
+                    return real(descriptor, mode)
+                with real(descriptor, mode) as file:
+                    if stage == "write":  # a part of the row gets there
+                        file.seek(0, os.SEEK_END)
+                        file.write(b'{"step": 2, "lo')
                 refuse()
 
-            patch.setattr(type(path), "open", part)
+            patch.setattr(os, "fdopen", part)
         for index in (2, 3):
             with pytest.raises(OSError, match="No space"):
                 lines.append(ROWS[index])
@@ -101,6 +100,7 @@ def test_a_row_is_on_the_disk_when_append_returns(tmp_path, monkeypatch):
 numbers = st.floats() | st.integers() | st.booleans() | st.none() | st.text()
 
 
+@settings(deadline=None)  # a busy machine
 @given(rows=st.lists(st.dictionaries(st.text(), numbers | st.lists(numbers), max_size=3), max_size=4))
 def test_a_row_that_was_read_is_written_as_it_was(tmp_path_factory, rows):
     path = file_of(tmp_path_factory.mktemp("rows"), rows)
@@ -144,3 +144,20 @@ def test_a_pipe_is_refused_before_it_is_read(tmp_path):
     for call in (read_json_lines, JsonLines):
         with pytest.raises(UnfitFileError, match="a pipe, a socket or a device"):
             call(path)
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "link to nothing"])
+def test_what_is_written_goes_to_no_file_of_another_name(tmp_path, kind):
+    path, other = tmp_path / "rows.jsonl", tmp_path / "other.jsonl"
+    if kind != "link to nothing":
+        other.write_bytes(b'{"step": 1}\n')
+    path.hardlink_to(other) if kind == "hard link" else path.symlink_to(other)
+    lines = JsonLines(path)
+    lines.append({"step": 2})
+    assert path.read_bytes().endswith(b'{"step": 2}\n')
+    assert not other.exists() or other.read_bytes() == b'{"step": 1}\n'
+    path.unlink()
+    path.symlink_to(other)  # while it is written
+    with pytest.raises(OSError, match="symbolic links"):
+        lines.append({"step": 3})
+    assert not other.exists() or other.read_bytes() == b'{"step": 1}\n'

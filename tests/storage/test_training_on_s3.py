@@ -81,7 +81,9 @@ def train_until_killed(root, run, more_steps):
 @pytest.mark.parametrize(
     ("kills", "rate", "stall_s"), [(1, 0.1, 1.0), pytest.param(5, 0.25, 10.0, marks=pytest.mark.slow)]
 )
-def test_a_killed_run_goes_on_from_the_bucket_alone(tmp_path, bucket, s3_server, monkeypatch, kills, rate, stall_s):
+def test_a_killed_run_goes_on_from_the_bucket_alone(
+    tmp_path, bucket, s3_server, monkeypatch, whole, kills, rate, stall_s
+):
     """Every start is on an empty disk, and every byte but those of the test's own checks passes a wire that fails."""
     config = TrainingConfig.parse(CONFIG).resolved()
     in_bucket = S3Store(bucket, listing_lifetime_s=0.0)
@@ -108,9 +110,7 @@ def test_a_killed_run_goes_on_from_the_bucket_alone(tmp_path, bucket, s3_server,
         f"{time.monotonic() - start:.0f} s: {dict(proxy.injected)}"
     )
     assert proxy.injected.total() > 2
-    whole = LocalStore(tmp_path / "whole")
-    train(config, whole, tmp_path / "whole")
-    assert contents(in_bucket, "icl") == contents(whole, "icl")
+    assert contents(in_bucket, "icl") == whole
 
 
 def interrupted_at(config, store, root, step):
@@ -131,11 +131,12 @@ def interrupted_at(config, store, root, step):
         return checkpoints.flush()
 
 
-@pytest.fixture
-def whole(tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
     """The files of the run that nothing happened to."""
-    store = LocalStore(tmp_path / "whole")
-    train(TrainingConfig.parse(CONFIG).resolved(), store, tmp_path / "whole")
+    root = tmp_path_factory.mktemp("whole")
+    store = LocalStore(root)
+    train(TrainingConfig.parse(CONFIG).resolved(), store, root)
     return contents(store, "icl")
 
 

@@ -64,7 +64,7 @@ def interleaving(seed, bucket, folder, whole):
     name = TrainingConfig.parse(CONFIG).resolved().name
     watch, happened = Watch(bucket, name), []
     machines = [Machine(bucket, folder / each, LIFETIME_S, 0.02) for each in ("a", "b")]
-    deadline, frozen = time.monotonic() + 240, []
+    deadline, frozen = time.monotonic() + 1200, []  # a busy machine
     machines[0].start()
     while watch.newest < 0:
         assert machines[0].running()

@@ -1,0 +1,62 @@
+"""CUDA graphs: a function's hundreds of launches as one."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+WARM_UP = 3
+"""Runs before a capture, as CUDA graphs ask for: libraries choose their algorithms and take their workspaces then."""
+
+
+def warm_up(run: Callable[[], object], device: torch.device) -> None:
+    """Run on a side stream, as often as a capture asks for."""
+    side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        for _ in range(WARM_UP):
+            run()
+    main.wait_stream(side)
+
+
+class Replayed:
+    """A function of tensors, captured once for each shape of its inputs and replayed. On other devices than cuda it is just called.
+
+    Args:
+        function: reads no number from the host that changes between calls, and gives a tuple of tensors.
+
+    Attributes:
+        captured: how many shapes were captured.
+    """
+
+    def __init__(self, function: Callable[..., tuple[Tensor, ...]]) -> None:
+        self._function = function
+        self._graphs: dict[
+            tuple[torch.Size, ...], tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]
+        ] = {}
+
+    @property
+    def captured(self) -> int:
+        return len(self._graphs)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        if inputs[0].device.type != "cuda":
+            return self._function(*inputs)
+        shapes = tuple(each.shape for each in inputs)
+        if shapes not in self._graphs:
+            self._graphs[shapes] = self._capture(inputs)
+        graph, places, outputs = self._graphs[shapes]
+        for place, value in zip(places, inputs, strict=True):
+            place.copy_(value)
+        graph.replay()
+        return tuple(each.clone() for each in outputs)  # the next replay writes where this one wrote
+
+    def _capture(
+        self, inputs: tuple[Tensor, ...]
+    ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]:
+        places = tuple(each.clone() for each in inputs)
+        warm_up(lambda: self._function(*places), places[0].device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            outputs = self._function(*places)
+        return graph, places, outputs
