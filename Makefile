@@ -30,7 +30,7 @@ lint: $(INSTALLED)-dev
 	$(BIN)/pyright
 
 figures: $(INSTALLED)  ## every file under figures/L2H4Minf* from data/
-	$(BIN)/icl figures
+	$(BIN)/icl figures --stages paper
 
 notebooks: $(INSTALLED)-dev  ## run every notebook and keep its outputs
 	$(BIN)/pytest -q -m "" --nbmake --overwrite notebooks

@@ -294,6 +294,13 @@ def analyse(
         Path | None,
         typer.Option(help="Folder of the tables. Default: data/RUN, or data/NAME for a sweep file NAME.yaml."),
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a folder of a language model's public files (checkpoint_0000100.pth): rows of tokens to measure it on, as .npy "
+            "or .safetensors."
+        ),
+    ] = None,
     overrides: Overrides = None,
 ) -> None:
     """Measure every checkpoint of a run, and write one table for each analysis.
@@ -316,7 +323,7 @@ def analyse(
         raise ValueError("--set chooses among the runs of a sweep file; give it with --family")
     else:
         assert run is not None
-        analyse_command(run, only, output)
+        analyse_command(run, only, output, tokens=tokens)
 
 
 @app.command()
@@ -363,22 +370,63 @@ def stages(
 
 @app.command()
 def figures(
-    data: Annotated[Path, typer.Option(help="Folder of the tables.")] = Path("data"),
+    data: Annotated[
+        Path, typer.Option(help="Folder of the tables of a run or a family, or a folder of such folders.")
+    ] = Path("data"),
     output: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
-    jobs: Annotated[int | None, typer.Option(min=1, help="How many processes draw. Default: one per CPU core.")] = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Processes to draw in. Default: one per CPU core.")] = None,
+    stages: Annotated[
+        str,
+        typer.Option(
+            help="Stages to shade. found: those that a run's own estimates show. paper: those of arXiv 2402.02364, for its model. "
+            "none: no stages."
+        ),
+    ] = "found",
+    verbose: Annotated[bool, typer.Option("--verbose", help="Name every figure that is drawn or left out.")] = False,
 ) -> None:
-    """Draw every figure from the tables under data/, as PNG and PDF.
+    """Draw every figure that the tables give, as PNG and PDF. The same tables always give the same files.
 
-    A figure whose table is missing is left out, and a line says how to make the table. Equal tables give equal files.
+    `icl tabulate` makes the tables of a sweep, `icl analyse` those of one run.
+
+    Examples: `icl figures --data data/mine`, `icl figures --stages paper`.
     """
-    import torch
+    from icl.commands.figures import figures_command
 
-    from icl.devices import available_cores
-    from icl.figures.build import build_figures
-
-    jobs = jobs or available_cores(torch.device("cpu"))
-    for path in build_figures(data, output, report=lambda line: print(line, file=sys.stderr), jobs=jobs):
+    if stages not in ("found", "paper", "none"):
+        raise ValueError(f"--stages must be found, paper or none (got {stages!r})")
+    for path in figures_command(data, output, jobs, stages, verbose):
         print(path)
+
+
+@app.command()
+def report(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN... | SWEEP.yaml]", help="Names of runs, or sweep files. Default: all runs."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    data: Annotated[Path, typer.Option(help="Folder below which the tables of `icl analyse` are looked for.")] = Path(
+        "data"
+    ),
+    overrides: Overrides = None,
+) -> None:
+    """Write one HTML file that shows everything about some runs. It opens without a server and without a network.
+
+    Settings and how they differ, losses and evaluations, the learning coefficient with errors and verdicts, the traces of
+    the chains, curves per token, the stages found, attention and structure where `icl analyse` measured them, the cost, and
+    the commands that continue. Runs can be switched on and off.
+
+    Examples:
+
+    - `icl report mine.yaml` (the runs of a sweep)
+
+    - `icl report RUN1 RUN2 --output two.html`
+
+    - `icl report` (all runs)
+    """
+    from icl.commands.report import report_command
+
+    report_command(what or [], output, data, overrides or [])
 
 
 @app.command()

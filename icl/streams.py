@@ -18,7 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icl.native.random import threefry_words
+from icl.native.random import fill_normals, threefry_words
+
+MANY = 2**13
+"""From so many normal deviates on they are made piece by piece, so that what is on the way stays in the cache."""
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _KEY_PARITY = 0x1BD11BDA
@@ -72,7 +75,17 @@ class Stream:
 
     def normal(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Standard normal deviates, float32, of the given shape; number i does not depend on how many are drawn."""
-        return _normals_of(*self._words(step, _half(math.prod(shape)), device), math.prod(shape)).reshape(tuple(shape))
+        count = math.prod(shape)
+        if torch.device(device).type == "cpu" and count >= MANY:
+            return self.fill_normal(step, torch.empty(tuple(shape)))
+        return _normals_of(*self._words(step, _half(count), device), count).reshape(tuple(shape))
+
+    def fill_normal(self, step: int, out: Tensor) -> Tensor:
+        """The same numbers written into a contiguous float32 tensor on the CPU."""
+        if not fill_normals(self.key(), _signed32(step), out.view(-1)):
+            count = out.numel()
+            out.copy_(_normals_of(*self._words(step, _half(count), "cpu"), count).view(out.shape))
+        return out
 
     def uniform(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Uniform deviates in (0, 1), float32 with 24 bits."""

@@ -39,6 +39,17 @@ def test_batched_draws_have_the_same_bits_as_single_ones():
     assert torch.equal(together, alone)
 
 
+@pytest.mark.parametrize("count", [8191, 8192, 8193, 65536, 65537, 200_003])
+def test_many_numbers_made_piece_by_piece_have_the_same_bits(count):
+    stream = Stream(3, "test")
+    whole = normals(keys_of([stream]), torch.tensor([5]), count)[0, 0]
+    assert torch.equal(stream.normal(5, (count,)), whole)
+    rows = torch.full((2, count), torch.nan)
+    stream.fill_normal(5, rows[1])
+    assert torch.equal(rows[1], whole)
+    assert bool(rows[0].isnan().all())
+
+
 def test_seed_purpose_and_step_each_change_the_numbers():
     draws = [
         Stream(1, "a").normal(0, (11,)),

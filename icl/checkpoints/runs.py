@@ -7,7 +7,8 @@ from typing import Literal
 
 from icl.checkpoints.format import CheckpointError
 from icl.checkpoints.run import FOLDER, SUFFIX, Checkpoints
-from icl.config import ConfigError, TrainingConfig
+from icl.config import ConfigError, Training
+from icl.config.kinds import training_kind
 from icl.storage import MissingKeyError, StorageError, Store
 from icl.storage.locks import Holder
 
@@ -186,12 +187,13 @@ def _refuse_another(reader: Checkpoints, writer: Checkpoints) -> None:
         )
 
 
-def _training_of(checkpoints: Checkpoints) -> TrainingConfig | None:
+def _training_of(checkpoints: Checkpoints) -> Training | None:
     """What decides the weights of a run, as it is stored with it; from here on its checkpoints are compared with that."""
     stored = checkpoints.settings()
     if stored is None:
         return None
-    config = TrainingConfig.parse({key: stored[key] for key in TrainingConfig.decides if key in stored})
+    kind = training_kind(stored)
+    config = kind.parse({key: stored[key] for key in kind.decides if key in stored})
     checkpoints.expect(config)
     return config
 

@@ -9,7 +9,10 @@ from icl.analysis.family import FAMILY_ANALYSES, analyse_family
 from icl.analysis.run import ANALYSES, analyse
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import FOLDER
+from icl.commands.analyse_language import analyse_folder, analyse_run
 from icl.config import ConfigError, TrainingConfig
+from icl.config.kinds import parse_training
+from icl.config.language import LanguageTraining
 from icl.config.sweeps import expand, load_sweep
 from icl.devices import resolve_device
 from icl.execution.progress import progress_bar
@@ -17,22 +20,34 @@ from icl.storage import LocalStore, store_from_environment
 
 
 def analyse_command(
-    run: str, only: Sequence[str] | None, output: Path | None, environ: Mapping[str, str] = os.environ
+    run: str,
+    only: Sequence[str] | None,
+    output: Path | None,
+    environ: Mapping[str, str] = os.environ,
+    tokens: Path | None = None,
 ) -> dict[str, Path]:
     """Run the analyses of a run, named or given as a folder `<root>/icl/<run>`; returns analysis -> table.
+
+    With `tokens`, the folder is one of a language model's public checkpoint files.
 
     Raises:
         ConfigError: an unknown analysis, no such run, or a folder that is not one of a run.
     """
     folder = Path(run).resolve()
+    if tokens is not None:
+        return analyse_folder(folder, tokens, output)
     if folder.is_dir():
         if folder.parent.name != FOLDER:
             raise ConfigError(
-                f"{run} is not the folder of a run; give the one that holds config.json, ROOT/{FOLDER}/RUN"
+                f"{run} is not the folder of a run; give the one that holds config.json, ROOT/{FOLDER}/RUN (for the public files of a "
+                "language model, say --tokens too)"
             )
         checkpoints = Checkpoints(LocalStore(folder.parent.parent), folder.name)
     else:
         checkpoints = Checkpoints(store_from_environment(environ), run)
+    stored = checkpoints.settings()
+    if stored is not None and isinstance(config := parse_training(stored), LanguageTraining):
+        return analyse_run(checkpoints, config.resolved(), output)
     target = output or Path("data") / checkpoints.run_name
     with progress_bar("analysing") as update:
         paths = analyse(

@@ -88,7 +88,7 @@ def calibrate_command(
         )
         for step in chosen
     }
-    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size is not None}
+    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size and preset.estimator == "standard"}
     cells = len(chosen) * (len(grid.cells()) + len(presets))
     print(
         f"{config.training.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "

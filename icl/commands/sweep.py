@@ -15,7 +15,7 @@ from icl.estimation import LLCConfig
 from icl.execution.closing import say_how_it_ended
 from icl.execution.names import RunConfig, training_of
 from icl.execution.points import llc_points, says_how_to_sample
-from icl.execution.run import CONFIGS, Command, run_point
+from icl.execution.run import CONFIGS, Command, parse_config, run_point
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.sampling.presets import PRESETS
@@ -108,7 +108,7 @@ def _run_all(
 
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
     try:
-        return CONFIGS[command].parse(data)
+        return parse_config(command, data)
     except ConfigError as error:
         unknown = data.keys() - CONFIGS[command].user_fields().keys()
         for other in CONFIGS:

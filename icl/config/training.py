@@ -9,7 +9,7 @@ import json
 import math
 import secrets
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
@@ -31,10 +31,46 @@ NumTasks = Annotated[Annotated[int, Field(ge=1, le=2**30)] | None, BeforeValidat
 Seed = Annotated[int, Field(ge=0, lt=2**63)] | None
 
 
-class TaskConfig(Settings):
-    """The task and the model."""
+class TaskSettings(Settings):
+    """The task and the model of a training run: what the kinds of runs differ in."""
+
+    derived: ClassVar[tuple[str, ...]] = ()
+    """Seeds that follow from the model's where they are null."""
+
+    @property
+    def seed(self) -> int | None:
+        """That of the initial weights."""
+        raise NotImplementedError
+
+    @property
+    def label(self) -> str:
+        """Readable sizes, for the run's name."""
+        raise NotImplementedError
+
+    def resolved(self) -> Self:
+        """The same with every null seed replaced by a number: model_seed drawn from the system's entropy, the others
+        from model_seed.
+
+        In the reference code null seeds continue the random state after the model's initialisation, so there too the
+        model seed decides the data. Here each is a stream of its own.
+        """
+        seed = secrets.randbits(31) if self.seed is None else self.seed
+        drawn = {
+            name: Stream(seed, f"seeds/{name}").key()[0] & 0x7FFFFFFF
+            for name in self.derived
+            if getattr(self, name) is None
+        }
+        return self.model_copy(update={"model_seed": seed, **drawn})
+
+
+Task = TypeVar("Task", bound=TaskSettings)
+
+
+class TaskConfig(TaskSettings):
+    """The task and the model of in-context linear regression."""
 
     later = ("task_type",)
+    derived = ("pretrain_seed", "true_seed", "sampling_seed")
 
     task_type: str = Field(default="linear", description="the distribution of sequences: a name in icl.tasks.TASKS")
     task_size: int = Field(default=8, ge=1, le=2**16, description="D, the dimension of inputs and tasks")
@@ -90,20 +126,16 @@ class TaskConfig(Settings):
             self.layer_norm, self.include_output, self.residual,
         )  # fmt: skip
 
-    def resolved(self) -> "TaskConfig":
-        """The same with every null seed replaced by a number: model_seed drawn from the system's entropy, the others
-        from model_seed.
+    @property
+    def seed(self) -> int | None:
+        """That of the initial weights."""
+        return self.model_seed
 
-        In the reference code null seeds continue the random state after the model's initialisation, so there too the
-        model seed decides the data. Here each is a stream of its own.
-        """
-        model_seed = secrets.randbits(31) if self.model_seed is None else self.model_seed
-        drawn = {
-            name: Stream(model_seed, f"seeds/{name}").key()[0] & 0x7FFFFFFF
-            for name in ("pretrain_seed", "true_seed", "sampling_seed")
-            if getattr(self, name) is None
-        }
-        return self.model_copy(update={"model_seed": model_seed, **drawn})
+    @property
+    def label(self) -> str:
+        """Layers, heads, tasks and examples."""
+        tasks = "inf" if self.num_tasks is None else self.num_tasks
+        return f"L{self.num_layers}H{self.num_heads}M{tasks}-K{self.max_examples}"
 
     def pretrain_task(self) -> RegressionTask:
         """The training distribution (seeds must be resolved)."""
@@ -203,12 +235,12 @@ class LoggerConfig(Settings):
     entity: str | None = Field(default=None, description="W&B user or team; null: the sweep file's, or W&B's default")
 
 
-class TrainingConfig(Settings):
-    """One training run. Defaults are the reference code's."""
+class Training(Settings, Generic[Task]):
+    """One training run of any kind. Defaults are the reference code's."""
 
     decides = ("task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size")
 
-    task_config: TaskConfig = Field(default=TaskConfig(), description="the task and the model")
+    task_config: Task
     optimizer_config: OptimizerConfig = Field(default=OptimizerConfig(), description="how the weights are updated")
     scheduler_config: SchedulerConfig = Field(default=SchedulerConfig(), description="the course of the learning rate")
     checkpointer_config: CheckpointerConfig = Field(default=CheckpointerConfig(), description="when weights are kept")
@@ -226,12 +258,10 @@ class TrainingConfig(Settings):
         """
         if self.run_name is not None:
             return self.run_name
-        task = self.task_config
         decisive = self.decisive(*self.decides)
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-        tasks = "inf" if task.num_tasks is None else task.num_tasks
-        seed = "none" if task.model_seed is None else task.model_seed
-        return f"L{task.num_layers}H{task.num_heads}M{tasks}-K{task.max_examples}-seed{seed}-{digest}"
+        seed = "none" if self.task_config.seed is None else self.task_config.seed
+        return f"{self.task_config.label}-seed{seed}-{digest}"
 
     @field_validator("run_name")
     @classmethod
@@ -246,7 +276,7 @@ class TrainingConfig(Settings):
 
     def identity(self) -> dict[str, Any]:
         """Plain data of the settings that decide the weights, with the seeds that follow from the model's."""
-        task = self.task_config if self.task_config.model_seed is None else self.task_config.resolved()
+        task = self.task_config if self.task_config.seed is None else self.task_config.resolved()
         return {**super().identity(), "task_config": task.model_dump(mode="json")}
 
     def resolved(self) -> Self:
@@ -255,19 +285,19 @@ class TrainingConfig(Settings):
 
     def with_kept_seed(self, stored: Mapping[str, Any] | None) -> Self:
         """The same, where a null model seed is the one that was drawn for the `stored` run."""
-        if stored is None or "task_config" not in stored or self.task_config.model_seed is not None:
+        if stored is None or "task_config" not in stored or self.task_config.seed is not None:
             return self
-        seed = type(self).parse({"task_config": stored["task_config"]}).task_config.model_seed
+        seed = type(self).parse({"task_config": stored["task_config"]}).task_config.seed
         return self.model_copy(update={"task_config": self.task_config.model_copy(update={"model_seed": seed})})
 
     def told(self) -> Self:
         """The same with the seeds that follow from the model's as null: what is left tells this run from others."""
-        bare = self.task_config.model_copy(update={"pretrain_seed": None, "true_seed": None, "sampling_seed": None})
-        follows = self.task_config.model_seed is not None and bare.resolved() == self.task_config
+        bare = self.task_config.model_copy(update=dict.fromkeys(self.task_config.derived))
+        follows = self.task_config.seed is not None and bare.resolved() == self.task_config
         return self.model_copy(update={"task_config": bare}) if follows else self
 
     def _resolved_name(self) -> str | None:
-        return self.name if self.task_config.model_seed is not None else self.run_name
+        return self.name if self.task_config.seed is not None else self.run_name
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of update number `step` (from 0).
@@ -297,6 +327,12 @@ class TrainingConfig(Settings):
         """The steps at which metrics are evaluated: the grid and the last step."""
         grid = expand_steps(self.logger_config.logging_steps, self.num_steps)
         return sorted({*grid, self.num_steps - 1})
+
+
+class TrainingConfig(Training[TaskConfig]):
+    """One training run of in-context linear regression. Defaults are the reference code's."""
+
+    task_config: TaskConfig = Field(default=TaskConfig(), description="the task and the model")
 
 
 def _anneal(strategy: str, start: float, end: float, fraction: float) -> float:

@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from icl.config import ConfigError, TrainingConfig
+from icl.config import ConfigError, Training
 from icl.estimation import LLCConfig
 
-RunConfig = TrainingConfig | LLCConfig
+RunConfig = Training | LLCConfig
 
 
-def training_of(config: RunConfig) -> TrainingConfig:
+def training_of(config: RunConfig) -> Training:
     """The settings of the training run that a run does or looks at."""
     return config.training if isinstance(config, LLCConfig) else config
 
@@ -24,7 +24,7 @@ def by_name(configs: Sequence[RunConfig]) -> dict[str, int]:
     places: dict[str, int] = {}
     for place, config in enumerate(configs):
         training = training_of(config)
-        if training.task_config.model_seed is None and training.run_name is None:
+        if training.task_config.seed is None and training.run_name is None:
             places[f"{config.name}-{place}"] = place
             continue
         first = configs[places.setdefault(config.name, place)]

@@ -19,7 +19,8 @@ import pandas as pd
 
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import FOLDER
-from icl.config import ConfigError, TrainingConfig
+from icl.config import ConfigError, Training
+from icl.config.kinds import parse_training
 from icl.config.settings import dotted
 from icl.config.sweeps import expand, load_sweep
 from icl.config.varying import varying
@@ -49,7 +50,7 @@ class Run:
         return Checkpoints(self.store, self.name)
 
     @cached_property
-    def settings(self) -> TrainingConfig:
+    def settings(self) -> Training:
         """What the run was told to do, seeds resolved.
 
         Raises:
@@ -58,7 +59,7 @@ class Run:
         stored = self.checkpoints.settings()
         if stored is None:
             raise ConfigError(f"the run {self.name} has no config.json beside its checkpoints; is this its name?")
-        return TrainingConfig.parse(stored)
+        return parse_training(stored)
 
     @property
     def config(self) -> pd.DataFrame:
@@ -182,7 +183,7 @@ def open_runs(sweep: str | Path | Sequence[str], environ: Mapping[str, str] = os
         runs = [open_run(name, environ) for name in sweep]
     else:
         store, results = store_from_environment(environ), local_root(environ) / FOLDER
-        names = dict.fromkeys(TrainingConfig.parse(data).name for data in expand(load_sweep(sweep)))
+        names = dict.fromkeys(parse_training(data).name for data in expand(load_sweep(sweep)))
         every = [Run(name, store, results) for name in names]
         runs = [run for run in every if run.checkpoints.settings() is not None]
         if not runs:

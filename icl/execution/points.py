@@ -9,13 +9,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from icl.config import ConfigError, TrainingConfig
+from icl.config import ConfigError, Training, TrainingConfig
+from icl.config.kinds import parse_training
 from icl.config.sweeps import Config, RunsOf, Sweep, expand, load_sweep, with_overrides
 from icl.estimation import LLCConfig
 from icl.execution.opened import open_run
 
 
-def training_points(sweep: Sweep, overrides: Sequence[str] = ()) -> list[TrainingConfig]:
+def training_points(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Training]:
     """The runs of a training sweep.
 
     Raises:
@@ -23,7 +24,7 @@ def training_points(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Trainin
     """
     if sweep.runs is not None:
         raise ConfigError(f"{sweep.source} is a sweep of `icl llc`, as its key runs says; start icl llc {sweep.source}")
-    return [TrainingConfig.parse(data) for data in expand(sweep, overrides)]
+    return [parse_training(data) for data in expand(sweep, overrides)]
 
 
 def llc_points(sweep: Sweep, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> list[LLCConfig]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from icl.config import ConfigError
 from icl.execution.names import RunConfig
-from icl.execution.run import CONFIGS, Command, run_point
+from icl.execution.run import Command, parse_config, run_point
 from icl.execution.schedule import Ended, Launch, ScheduledRun
 from icl.execution.surroundings import Surroundings
 from icl.native.allocator import keep_freed_memory
@@ -111,7 +111,7 @@ def _run_on_worker(
     keep_freed_memory()
     place = Surroundings.from_environment(tracking=tracking, project=project, entity=entity)
     try:
-        left = run_point(CONFIGS[command].parse(data), replace(place, threads=1))
+        left = run_point(parse_config(command, data), replace(place, threads=1))
         return not left, left
     except (ValueError, RuntimeError, OSError) as error:
         return False, " ".join(str(error).split())

@@ -1,10 +1,11 @@
 """One run of a sweep, training or estimates: its name, whether it is done, and doing it."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from icl.checkpoints import CheckpointError
 from icl.config import ConfigError, TrainingConfig
+from icl.config.kinds import parse_training
 from icl.estimation import LLCConfig
 from icl.estimation.traces import read_estimates
 from icl.execution.llc_run import estimates_of, run_llc
@@ -18,6 +19,15 @@ from icl.training import first_missing_step
 Command = Literal["train", "llc"]
 CONFIGS: Mapping[Command, type[RunConfig]] = {"train": TrainingConfig, "llc": LLCConfig}
 """The settings that the sweep file of a command holds."""
+
+
+def parse_config(command: Command, data: Mapping[str, Any]) -> RunConfig:
+    """The settings of one point of a command's sweep, whatever kind of run it is.
+
+    Raises:
+        ConfigError: see `Settings.parse`.
+    """
+    return parse_training(data) if command == "train" else CONFIGS[command].parse(data)
 
 
 def run_point(config: RunConfig, place: Surroundings) -> str:
@@ -40,10 +50,11 @@ def is_complete(config: RunConfig, place: Surroundings) -> bool:
         return False  # what was recorded here alone is still to be sent
     try:
         training = place.with_kept_seed(training_of(config))
-        if training.task_config.model_seed is None:
+        if training.task_config.seed is None:
             return False
         checkpoints = place.checkpoints(training)
         if isinstance(config, LLCConfig):
+            assert isinstance(training, TrainingConfig)
             config = config.of(training)
             estimates_of(config, place)
             done = {row["step"] for row in read_estimates(place.results / config.name)}

@@ -7,19 +7,21 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from icl.checkpoints import Checkpoints
-from icl.config import TrainingConfig
+from icl.config import Training
 from icl.config.settings import Settings
 from icl.config.training import LoggerConfig
 from icl.devices import resolve_device
-from icl.model import parameter_layout
 from icl.storage import Store, local_root, store_from_environment
 from icl.tracking import Tracker
 from icl.tracking.opening import Wanted, open_tracker
+from icl.training.kinds import sizes_of
+
+Run = TypeVar("Run", bound=Training)
 
 SUPERVISOR = "ICL_SUPERVISOR"
 """The environment variable by which an offline sweep tells its runs the number of its process."""
@@ -66,18 +68,17 @@ class Surroundings:
         results = local_root(environ) / "icl"
         return cls(store, results, resolve_device(environ.get("DEVICE")), **overrides)
 
-    def checkpoints(self, config: TrainingConfig) -> Checkpoints:
+    def checkpoints(self, config: Training) -> Checkpoints:
         """The checkpoints of a training run.
 
         Raises:
             CheckpointError: what is stored under its name was made with other settings.
         """
-        layout = {name: size for name, (_, size) in parameter_layout(config.task_config.shape).items()}
-        return Checkpoints(self.store, config.name, layout).expect(config)
+        return Checkpoints(self.store, config.name, sizes_of(config)).expect(config)
 
-    def with_kept_seed(self, config: TrainingConfig) -> TrainingConfig:
+    def with_kept_seed(self, config: Run) -> Run:
         """The same, where a null model seed of a run that has a name is the one that was drawn when the run began."""
-        if config.run_name is None or config.task_config.model_seed is not None:
+        if config.run_name is None or config.task_config.seed is not None:
             return config
         return config.with_kept_seed(Checkpoints(self.store, config.run_name).settings())
 

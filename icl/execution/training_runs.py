@@ -7,8 +7,8 @@ tracker, checkpoints and resume.
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
-from icl.config import TrainingConfig
-from icl.execution.health import LOSS, remark
+from icl.config import Training
+from icl.execution.health import loss_name, remark
 from icl.execution.names import by_name
 from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
@@ -21,12 +21,12 @@ from icl.training import Member, TrainingOutcome, first_missing_step, train_memb
 from icl.training.loop import seeds_left_out
 
 
-def run_training(config: TrainingConfig, place: Surroundings) -> TrainingOutcome:
+def run_training(config: Training, place: Surroundings) -> TrainingOutcome:
     """`train_together` for a single run."""
     return train_together([config], place)[0]
 
 
-def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> list[TrainingOutcome]:
+def train_together(configs: Sequence[Training], place: Surroundings) -> list[TrainingOutcome]:
     """Train runs as one batch to their end, or to the next stop signal, with their locks held.
 
     Raises:
@@ -61,12 +61,12 @@ def train_together(configs: Sequence[TrainingConfig], place: Surroundings) -> li
     return [outcomes[config.name] for config in configs]
 
 
-def train_in_batches(configs: Sequence[TrainingConfig], place: Surroundings) -> bool:
+def train_in_batches(configs: Sequence[Training], place: Surroundings) -> bool:
     """Train all runs, those that differ in their seeds alone together; True if every one is finished.
 
     After a group that was stopped no other is begun.
     """
-    groups: dict[str, list[TrainingConfig]] = {}
+    groups: dict[str, list[Training]] = {}
     resolved = [place.with_kept_seed(config).resolved() for config in configs]
     for index in by_name(resolved).values():
         groups.setdefault(seeds_left_out(resolved[index]), []).append(resolved[index])
@@ -98,8 +98,9 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
                 should_stop=stopped,
             )
         for member, outcome in zip(members, outcomes, strict=True):
-            first = next((row[LOSS] for row in read_metrics(place.results / outcome.name) if LOSS in row), None)
-            told = remark(member.config, first, outcome.summary.get(LOSS)) if outcome.finished else ""
+            loss = loss_name(member.config)
+            first = next((row[loss] for row in read_metrics(place.results / outcome.name) if loss in row), None)
+            told = remark(member.config, first, outcome.summary.get(loss)) if outcome.finished else ""
             member.tracker.summary({**outcome.summary, **({"remark": told} if told else {})})
     for member, outcome in zip(members, outcomes, strict=True):
         member.tracker.finish("finished" if outcome.finished else "interrupted")

@@ -12,8 +12,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.elements import Stages, in_order, last_step, numbers, rows_where, step_axis
+from icl.figures.elements import NO_STAGES, Stages, in_order, last_step, numbers, rows_where, step_axis
 from icl.figures.style import FULL_WIDTH, HEIGHT, page, panels, shades
 
 METRICS = {
@@ -44,7 +43,7 @@ class Role(NamedTuple):
 
 
 @page()
-def attention_metric(table: pd.DataFrame, metric: str, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def attention_metric(table: pd.DataFrame, metric: str, stages: Stages = NO_STAGES) -> Figure:
     """One metric: a row of panels for the x and for the y queries of each block, a column for each head, a line for
     each query.
 
@@ -72,9 +71,7 @@ def attention_metric(table: pd.DataFrame, metric: str, stages: Stages = PUBLISHE
 
 
 @page()
-def identified_heads(
-    table: pd.DataFrame, roles: Sequence[Role] | None = None, stages: Stages = PUBLISHED_STAGE_ENDS
-) -> Figure:
+def identified_heads(table: pd.DataFrame, roles: Sequence[Role] | None = None, stages: Stages = NO_STAGES) -> Figure:
     """One panel for each head with an identified role, each with the metric that shows it; see `find_roles`.
 
     Raises:

@@ -10,13 +10,22 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.elements import Stages, in_order, last_step, numbers, stage_legend, step_axis, token_count, token_lines
+from icl.figures.elements import (
+    NO_STAGES,
+    Stages,
+    in_order,
+    last_step,
+    numbers,
+    stage_legend,
+    step_axis,
+    token_count,
+    token_lines,
+)
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, ZERO, log_y, page, panels, shades
 
 
 @page()
-def behavioural(evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def behavioural(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Distance to the task prior's prediction 0 per example (its dip marks the first stage), and ICL scores on
     ordinary and large inputs.
 
@@ -56,7 +65,7 @@ def behavioural(evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> F
 
 
 @page()
-def prior_distance(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def prior_distance(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Distance of the predictions to those of the prior's mean, one run; a dot marks where it is smallest.
 
     Args:
@@ -81,16 +90,16 @@ def prior_distance(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -
 
 
 @page()
-def icl_scores(
-    evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, zoom: tuple[float, float] = (1_000, 10_000)
-) -> Figure:
+def icl_scores(evals: pd.DataFrame, stages: Stages = NO_STAGES, zoom: tuple[float, float] | None = None) -> Figure:
     """Early and late ICL scores, ICL_{1:K/2} and ICL_{K/2:K}, over the whole training and about its onset.
 
     Args:
         evals: one run: `step` and `loss/k`.
         stages: their ends.
-        zoom: the steps of the second panel, drawn dashed in the first.
+        zoom: the steps of the second panel, drawn dashed in the first; None: the paper's, or the last decade of a shorter run.
     """
+    end = last_step(evals, stages=stages)
+    zoom = zoom or ((1_000, 10_000) if end > 20_000 else (max(end / 10, 1), end))
     evals = in_order(evals)
     count = token_count(evals, "loss")
     half = max(1, count // 2)
@@ -102,7 +111,7 @@ def icl_scores(
             axis.plot(evals["step"], values, style, color=colour, label=rf"$\ell_{first}-\ell_{last}$")
         axis.axhline(0, color="black", lw=0.5)
         axis.set_ylabel("score, up is more ICL")
-    step_axis(whole, stages, last_step(evals, stages=stages))
+    step_axis(whole, stages, end)
     step_axis(onset, stages, zoom[1], zoom[0])
     low, high = whole.get_ylim()
     height = 0.92 * (high - low)  # below the stages' names
@@ -114,7 +123,7 @@ def icl_scores(
 
 
 @page()
-def token_losses(evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def token_losses(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Loss per example, and what the model does out of distribution: inputs and tasks g times too large.
 
     Args:
@@ -141,7 +150,7 @@ def token_losses(evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> 
 
 
 @page()
-def distance_to_optimum(evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def distance_to_optimum(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Mean squared distance of the predictions to those of ridge, per example.
 
     Args:

@@ -9,12 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Literal
 
+import numpy as np
 from matplotlib.figure import Figure
 
-from icl.figures.families import Tables, command_for, read_tables, seeds_of, table_names, tables_of_seed
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS, find_boundaries
+from icl.figures.elements import FIRST_STEP, NO_STAGES, StageEnds, Stages, numbers
+from icl.figures.families import (
+    Tables,
+    command_for,
+    is_the_papers,
+    read_tables,
+    run_label,
+    runs_of,
+    table_names,
+    tables_of_run,
+)
 from icl.figures.recipes import FAMILY_RECIPES, RECIPES, RUN_RECIPES, Recipe
 from icl.figures.style import save
 
@@ -25,25 +39,35 @@ Report = Callable[[str], None]
 _NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
 
 
-def build_figures(data: Path, output: Path, report: Report = logger.info, jobs: int = 1) -> list[Path]:
+StageChoice = Literal["found", "paper", "none"]
+"""Which stages figures show: those that each run's own curve of λ̂ shows, those of arXiv 2402.02364, or none."""
+
+PAPER_STAGES = StageEnds(dict(PUBLISHED_STAGE_ENDS), first=FIRST_STEP)
+
+
+def build_figures(
+    data: Path, output: Path, report: Report = logger.info, jobs: int = 1, stages: StageChoice = "found"
+) -> list[Path]:
     """Draw every figure whose tables exist, as PNG and PDF; returns the files, in order.
 
     The same tables give the same bytes, whatever the number of processes.
 
     Args:
-        data: the folder of families.
+        data: the folder of a family's tables, or a folder of such folders.
         output: the folder for figures.
         report: called with one line for each figure drawn or left out.
         jobs: processes to draw in; 1 is this one.
+        stages: to shade. The paper's are drawn for its model alone.
 
     Raises:
         ValueError: there is no table at all.
     """
-    drawable = {name for recipe in RECIPES.values() for name in recipe.needs}
-    families = [folder for folder in sorted(data.glob("*")) if drawable.intersection(table_names(folder))]
+    families = families_in(data)
     if not families:
-        raise ValueError(f"no tables under {data}; a family is a folder with files such as evals.csv")
-    tasks = [task for family in families for task in _tasks(family, output)]
+        raise ValueError(
+            f"no tables in {data}, nor in a folder of it; make them with: icl tabulate SWEEP --output {data}"
+        )
+    tasks = [task for family in families for task in _tasks(family, output, _choice(family, stages, report))]
     written: list[Path] = []
     with _processes(jobs) as apply:
         for lines, paths in apply(_draw_task, tasks):
@@ -53,7 +77,47 @@ def build_figures(data: Path, output: Path, report: Report = logger.info, jobs: 
     return written
 
 
-def draw(name: str, tables: Tables, report: Report = print) -> Figure | None:
+def families_in(data: Path) -> list[Path]:
+    """The families of a folder: itself, if it holds tables that figures are drawn from, else the folders in it that do."""
+    drawable = {name for recipe in RECIPES.values() for name in recipe.needs}
+    own = data.resolve() if drawable.intersection(table_names(data)) else None
+    if own is not None:
+        return [own]
+    return [folder for folder in sorted(data.glob("*")) if drawable.intersection(table_names(folder))]
+
+
+def _choice(family: Path, stages: StageChoice, report: Report) -> StageChoice:
+    if stages != "paper" or is_the_papers(family):
+        return stages
+    report(f"{family.name} is not the paper's model: it is drawn with the stages that are found, not with LR1 to LR5")
+    return "found"
+
+
+def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
+    """The stages of one run, and the first step that its figures show.
+
+    Stages are found where there are enough estimates (`icl.analysis.stages.find_boundaries`); they are called S1, S2, ...
+    """
+    if choice == "paper":
+        return PAPER_STAGES
+    steps = np.concatenate(
+        [numbers(tables[name], "step") for name in ("losses", "llc") if name in tables] or [np.ones(1)]
+    )
+    first, last = float(steps[steps > 0].min(initial=steps.max())), float(steps.max())
+    estimates = next((tables[name] for name in ("llc", "llc_calibrated") if name in tables), None)
+    if choice == "none" or estimates is None:
+        return StageEnds({}, first)
+    curve = estimates.dropna(subset=["llc/mean"])
+    try:
+        error = curve["llc/mcse"].fillna(curve["llc/mcse"].max()) if "llc/mcse" in curve else 0.0
+        boundaries = [float(step) for step in find_boundaries(curve["step"], curve["llc/mean"], error).steps]
+    except ValueError:  # too few estimates
+        boundaries = []
+    ends = [*boundaries, last + 1] if boundaries else []
+    return StageEnds({f"S{number}": end for number, end in enumerate(ends, start=1)}, first)
+
+
+def draw(name: str, tables: Tables, report: Report = print, stages: Stages = NO_STAGES) -> Figure | None:
     """One figure by its name, for notebooks: of one run if the name is in `RUN_RECIPES`, else of the family.
 
     None, after saying why, if a table is missing.
@@ -63,7 +127,7 @@ def draw(name: str, tables: Tables, report: Report = print) -> Figure | None:
     """
     if name not in RECIPES:
         raise ValueError(f"no figure {name!r}; there are: {', '.join(sorted(RECIPES))}")
-    figure = _attempt(RECIPES[name], tables, "notebook", report)
+    figure = _attempt(RECIPES[name], tables, "notebook", report, stages)
     if figure is not None:
         figure.set_dpi(_NOTEBOOK_DPI)
     return figure
@@ -76,18 +140,22 @@ class _Task:
     name: str
     tables: Tables
     folder: Path
+    stages: Stages
 
 
-def _tasks(family: Path, output: Path) -> Iterator[_Task]:
+def _tasks(family: Path, output: Path, choice: StageChoice) -> Iterator[_Task]:
     tables = read_tables(family)
-    yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name)
-    for seed in seeds_of(tables):
-        yield from _tasks_of(RUN_RECIPES, tables_of_seed(tables, seed), output / f"{family.name}-seed-{seed}")
+    # A family's runs differ in their stages: the paper's alone are common to all of its figures.
+    common = stages_of(tables, "paper" if choice == "paper" else "none")
+    yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name, common)
+    for run in runs_of(tables):
+        own = tables_of_run(tables, run)
+        yield from _tasks_of(RUN_RECIPES, own, output / f"{family.name}-{run_label(run)}", stages_of(own, choice))
 
 
-def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path) -> Iterator[_Task]:
+def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path, stages: Stages) -> Iterator[_Task]:
     for recipe in recipes:
-        yield _Task(recipe.name, {name: tables[name] for name in recipe.needs if name in tables}, folder)
+        yield _Task(recipe.name, {name: tables[name] for name in recipe.needs if name in tables}, folder, stages)
 
 
 @contextmanager
@@ -104,20 +172,21 @@ def _processes(jobs: int) -> Iterator[Callable[..., Iterator[tuple[list[str], li
 def _draw_task(task: _Task) -> tuple[list[str], list[Path]]:
     """What there is to say, and the files."""
     lines: list[str] = []
-    figure = _attempt(RECIPES[task.name], task.tables, task.folder.name, lines.append)
+    figure = _attempt(RECIPES[task.name], task.tables, task.folder.name, lines.append, task.stages)
     if figure is None:
         return lines, []
     return [*lines, f"drew {task.folder.name}/{task.name}"], save(figure, task.folder, task.name)
 
 
-def _attempt(recipe: Recipe, tables: Tables, family: str, report: Report) -> Figure | None:
+def _attempt(recipe: Recipe, tables: Tables, family: str, report: Report, stages: Stages) -> Figure | None:
     """The figure, or None and one line that says why not."""
     missing = [name for name in recipe.needs if name not in tables]
     if missing:
         report(f"left out {family}/{recipe.name}: no {missing[0]} table; make it with: {command_for(missing[0])}")
         return None
     try:
-        return recipe.draw(*(tables[name] for name in recipe.needs))
+        options = {"stages": stages} if "stages" in signature(recipe.draw).parameters else {}
+        return recipe.draw(*(tables[name] for name in recipe.needs), **options)
     except ValueError as error:
         # A table that is too short for one figure must not cost the others.
         report(f"left out {family}/{recipe.name}: {error}")

@@ -9,10 +9,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from icl.analysis.climb import crossing_draws, estimates_within
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
+    NO_STAGES,
     Stages,
     estimate_line,
+    first_step,
     in_order,
     last_step,
     numbers,
@@ -79,7 +80,7 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
 
 
 @page()
-def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """How long the loss of the chains climbs, and what that makes of λ̂; one colour per `model_seed`.
 
     Above: the draw at which each chain first does worse than predicting zero, a triangle at the last draw where it never does, and the
@@ -114,7 +115,7 @@ def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = PUBLI
     climb.set_ylabel("draw")
     value.set_ylabel(r"$\hat\lambda$")
     for axis in (climb, value):
-        step_axis(axis, stages, last_step(estimates, stages=stages), first=1_000, names=axis is climb)
+        step_axis(axis, stages, last_step(estimates, stages=stages), first=10 * first_step(stages), names=axis is climb)
     climb.set_xlabel("")
     for marker, filled, style, text in (
         (".", "black", "", "a chain is worse than predicting zero"),
@@ -171,7 +172,7 @@ def running_estimates(
 
 
 @page()
-def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = NO_STAGES) -> Figure:
     """λ̂ against the training step, one line per value of a sampler's setting, bands of ±2 standard errors.
 
     Args:
@@ -190,7 +191,7 @@ def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = PUB
 
 
 @page()
-def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """λ̂ per token with the same sampling seed at every checkpoint (thick) and with a new one each time (thin): what a shared seed hides.
 
     Args:

@@ -5,8 +5,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.elements import (
+    NO_STAGES,
     Stages,
     after_start,
     in_order,
@@ -20,7 +20,7 @@ from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, log_y, page, panels, sha
 
 
 @page()
-def hessian(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def hessian(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Leading eigenvalues and trace of the Hessian of the loss.
 
     Args:
@@ -35,7 +35,7 @@ def hessian(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figur
 
 
 @page()
-def geometric(llc: pd.DataFrame, hessian_table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def geometric(llc: pd.DataFrame, hessian_table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """The learning coefficient per token and its mean, above the Hessian.
 
     Args:

@@ -5,7 +5,7 @@
 estimate whose own diagnostics say not to trust it (`verdict`).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl.analysis.curves import fitted_curves, ridge_loss
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.analysis.run_tables import keys_of, plain_text
 from icl.figures.elements import (
+    HEALTHY,
+    NO_STAGES,
+    StageEnds,
     Stages,
     after_start,
     estimate_line,
+    first_step,
     in_order,
     last_step,
     numbers,
@@ -38,15 +42,14 @@ from icl.figures.style import (
     page,
     panels,
     seed_looks,
+    shades,
 )
 
 LLC_LABEL = r"$\hat\lambda$ (±2 Monte-Carlo s.e.)"
 
 
 @page()
-def loss_and_llc(
-    evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, loss: str = "loss/mean"
-) -> Figure:
+def loss_and_llc(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = NO_STAGES, loss: str = "loss/mean") -> Figure:
     """Test loss above, learning coefficient below, with the stages of development.
 
     Args:
@@ -70,21 +73,87 @@ def loss_and_llc(
 
 
 @page()
-def loss_and_llc_of_seeds(evals: pd.DataFrame, llc: pd.DataFrame, loss: str = "loss/mean") -> Figure:
-    """The same two panels with one line per `model_seed`, and without stages, whose boundaries are one seed's."""
+def loss_and_llc_of_runs(
+    losses: pd.DataFrame, llc: pd.DataFrame, stages: Stages = NO_STAGES, loss: str = "loss/mean"
+) -> Figure:
+    """The same two panels for several runs: a line per setting with a band over its seeds, or a line per `model_seed` where nothing
+    else varies; without stages, whose boundaries are one run's.
+
+    Args:
+        losses: the columns that tell runs apart, `step` and the column `loss`.
+        llc: the same columns, `llc/mean`, and where known `llc/mcse`, `verdict`.
+        stages: whose first step the axis begins with.
+        loss: the column of the loss.
+    """
     figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT, sharex=True)
-    seeds = sorted(set(evals["model_seed"]) | set(llc["model_seed"]))
-    for seed, (colour, style) in zip(seeds, seed_looks(len(seeds)), strict=True):
-        one = in_order(rows_where(evals, model_seed=seed))
-        top.plot(one["step"], one[loss], color=colour, ls=style, alpha=0.8)
-        of_seed = in_order(rows_where(llc, model_seed=seed))
-        estimate_line(bottom, of_seed, f"seed {seed}", colour, style=style, band=0.1)
+    settings = settings_in(llc)
+    if settings:
+        _lines_of_settings(top, losses, loss, settings)
+        _lines_of_settings(bottom, llc, "llc/mean", settings)
+        bottom.set_ylabel(r"$\hat\lambda$ (mean and range over seeds)")
+    else:
+        seeds = sorted(set(losses["model_seed"]) | set(llc["model_seed"]))
+        for seed, (colour, style) in zip(seeds, seed_looks(len(seeds)), strict=True):
+            one = in_order(rows_where(losses, model_seed=seed))
+            top.plot(one["step"], one[loss], color=colour, ls=style, alpha=0.8)
+            of_seed = in_order(rows_where(llc, model_seed=seed))
+            estimate_line(bottom, of_seed, f"seed {seed}", colour, style=style, band=0.1)
+        bottom.set_ylabel(LLC_LABEL)
     for axis in (top, bottom):
-        step_axis(axis, {}, last_step(evals, stages={}))
+        step_axis(axis, StageEnds({}, first_step(stages)), last_step(losses))
     top.set(ylabel=r"test loss $\ell$", xlabel="")
-    bottom.set_ylabel(LLC_LABEL)
-    figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    figure.legend(*bottom.get_legend_handles_labels(), loc="outside lower center", ncols=3 if not settings else 2)
     return figure
+
+
+@page()
+def loss_of_runs(metrics: pd.DataFrame, stages: Stages = NO_STAGES, loss: str = "loss/mean") -> Figure:
+    """The loss of several runs during training: a line per setting with a band over its seeds, or a line per `model_seed`.
+
+    Args:
+        metrics: the columns that tell runs apart, `step` and the column `loss`.
+        stages: whose first step the axis begins with.
+        loss: the column of the loss.
+    """
+    figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.5 * HEIGHT)
+    _lines_of_settings(axis, metrics, loss, settings_in(metrics) or ["model_seed"])
+    step_axis(axis, StageEnds({}, first_step(stages)), last_step(metrics))
+    log_y(axis)
+    axis.set_ylabel(r"loss $\ell$")
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def settings_in(table: pd.DataFrame) -> list[str]:
+    """The columns before `step` that take several values, other than the model's seed."""
+    return [key for key in keys_of(table) if key != "model_seed" and table[key].nunique(dropna=False) > 1]
+
+
+def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: Sequence[str]) -> None:
+    """One line for each combination of settings: the mean over its seeds at the steps that all of them have, and a band from the
+    smallest to the largest. A cross marks estimates that are not healthy."""
+    short = [name.rpartition(".")[2] for name in settings]
+    kept = after_start(table).dropna(subset=[column])
+    groups: dict[str, list[pd.DataFrame]] = {}
+    for values, rows in kept.groupby([*settings], sort=True, dropna=False):
+        named = zip(short, values if isinstance(values, tuple) else (values,), strict=True)
+        groups.setdefault(", ".join(f"{name} {plain_text(value)}" for name, value in named), []).append(rows)
+    looks = seed_looks(len(groups)) if len(groups) <= 10 else [(shade, "-") for shade in shades("viridis", len(groups))]
+    for (label, parts), (colour, style) in zip(groups.items(), looks, strict=True):
+        rows = pd.concat(parts)
+        runs = [key for key in keys_of(table) if key not in settings]
+        wide = rows.pivot_table(index="step", columns=runs, values=column) if runs else rows.set_index("step")[[column]]
+        wide = pd.DataFrame(wide).dropna().sort_index()
+        steps, values = wide.index.to_numpy(dtype=float), wide.to_numpy(dtype=float)
+        marker = "." if len(steps) < 60 else ""
+        axis.plot(steps, values.mean(axis=1), color=colour, ls=style, lw=1, marker=marker, ms=3, label=label)
+        axis.fill_between(steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, lw=0)
+        if "verdict" in rows.columns:
+            doubtful = rows.loc[rows["verdict"] != HEALTHY]
+            axis.plot(doubtful["step"], doubtful[column], ls="", marker="x", ms=3.5, mew=0.8, color=colour, zorder=3)
+    if "verdict" in kept.columns and (kept["verdict"] != HEALTHY).any():
+        text = "a seed's, not healthy (its own verdict)"
+        axis.plot([], [], ls="", marker="x", ms=3.5, mew=0.8, color="black", label=text)
 
 
 @page()
@@ -123,7 +192,7 @@ def llc_against_loss(llc: pd.DataFrame, evals: pd.DataFrame) -> Figure:
 
 
 @page()
-def behavioural_detail(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def behavioural_detail(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Loss, λ̂ and weight norm above, their derivatives below, with the Gaussian-process fit and its derivative.
 
     Args:
@@ -164,7 +233,7 @@ def _fit(axis: Axes, curve: pd.DataFrame, raw: str | None, mean: str, deviation:
 
 
 def published_and_calibrated(
-    llc: pd.DataFrame, calibrated: pd.DataFrame, evals: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS
+    llc: pd.DataFrame, calibrated: pd.DataFrame, evals: pd.DataFrame, stages: Stages = NO_STAGES
 ) -> Figure:
     """`settings_compared` of one run: the published and the calibrated settings."""
     zero = float(numbers(llc, "loss/zero")[0]) if "loss/zero" in llc.columns else None
@@ -176,7 +245,7 @@ def settings_compared(
     tables: Mapping[str, pd.DataFrame],
     norms: pd.DataFrame,
     zero_loss: float | None = None,
-    stages: Stages = PUBLISHED_STAGE_ENDS,
+    stages: Stages = NO_STAGES,
 ) -> Figure:
     """λ̂ under different sampler settings, and what tells them apart: the loss of the chains and how far they went.
 

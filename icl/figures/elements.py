@@ -1,7 +1,8 @@
 """The parts that figures share: the axis of training steps with its stages, lines per token, bands that are errors."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -13,13 +14,38 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures.style import MEAN, MODEL, Colour, LineStyle, shades, token_colours
 
 Stages = Mapping[str, float]
 """The end of each stage in training steps, in order; an empty mapping draws no stages."""
 
+
+@dataclass(frozen=True)
+class StageEnds(Mapping[str, float]):
+    """Stages, and from which step on a figure shows them.
+
+    Attributes:
+        ends: of each stage, in order.
+        first: where the axis of steps begins.
+    """
+
+    ends: Mapping[str, float]
+    first: float = 1
+
+    def __getitem__(self, stage: str) -> float:
+        return self.ends[stage]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+
+NO_STAGES = StageEnds({})
 FIRST_STEP = 100
+"""Where the axis of steps of the paper's figures begins."""
+
 HEALTHY = "healthy"
 _STAGE_COLOURS: Sequence[tuple[float, float, float]] = (
     (0.992, 0.727, 0.492), (0.914, 0.369, 0.051), (0.423, 0.684, 0.840), (0.0, 0.346, 0.639), (0.591, 0.591, 0.591),
@@ -28,14 +54,20 @@ _STAGE_ALPHA = 0.2
 _NAME_INCHES = 0.18
 
 
+def first_step(stages: Stages) -> float:
+    """Where the axis of steps begins by default."""
+    return stages.first if isinstance(stages, StageEnds) else FIRST_STEP
+
+
 def stage_colours(stages: Stages) -> dict[str, tuple[float, float, float]]:
     """The paper's colours in order, oranges for stages in which λ̂ rises and blues for those in which it falls."""
     return {name: _STAGE_COLOURS[i % len(_STAGE_COLOURS)] for i, name in enumerate(stages)}
 
 
-def step_axis(axis: Axes, stages: Stages, last: float, first: float = FIRST_STEP, names: bool = True) -> None:
-    """Make x the logarithmic axis of training steps from `first` to `last`, with the stages shaded and named at the
-    top."""
+def step_axis(axis: Axes, stages: Stages, last: float, first: float | None = None, names: bool = True) -> None:
+    """Make x the logarithmic axis of training steps from `first` (by default that of the stages) to `last`, with the stages
+    shaded and named at the top."""
+    first = first or first_step(stages)
     axis.set_xscale("log")
     axis.set_xlim(first, max(last, 2 * first))
     axis.set_xlabel("training step $t$")
@@ -66,7 +98,7 @@ def stage_legend(figure: Figure, stages: Stages) -> None:
         figure.legend(handles=patches, loc="outside lower center", ncols=len(patches))
 
 
-def last_step(*tables: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> float:
+def last_step(*tables: pd.DataFrame, stages: Stages = NO_STAGES) -> float:
     """Where the axis of steps ends: the last stage's end, or the last step of the tables if they go less far."""
     reached = max(float(numbers(table, "step").max()) for table in tables)
     end = max(stages.values(), default=reached)

@@ -11,21 +11,30 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from icl.analysis.forms import circles_of, forms_of, functional_trajectory
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.elements import Stages, in_order, last_step, numbers, rows_where, stage_colours, step_axis, token_count
+from icl.figures.elements import (
+    NO_STAGES,
+    Stages,
+    in_order,
+    last_step,
+    numbers,
+    rows_where,
+    stage_colours,
+    step_axis,
+    token_count,
+)
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, page, panels, shades
 
 _SHOWN_CIRCLES = 120
 _SHOWN_SHARE = 0.6  # of the trajectory, in the figure of its geometry: published are 3000 of 5000 checkpoints
 
 
-def planes_of_outputs(essential_dynamics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def planes_of_outputs(essential_dynamics: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """`planes` of the trajectory that the paper shows."""
     return planes(functional_trajectory(essential_dynamics), stages)
 
 
 @page()
-def planes(trajectories: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3) -> Figure:
+def planes(trajectories: pd.DataFrame, stages: Stages = NO_STAGES, num_components: int = 3) -> Figure:
     """Every plane of the first components, the trajectory coloured by stage, and the explained variance; one row per variant.
 
     Args:
@@ -56,14 +65,13 @@ def planes(trajectories: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, nu
         bars = own[-1].bar(range(1, len(shares) + 1), shares.to_numpy(dtype=float), color=MODEL)
         own[-1].bar_label(bars, fmt="%.2f", fontsize=6)
         own[-1].set(xlabel="component", ylabel="explained variance", ylim=(0, 1.15))
-    axes[0].legend()
+    if axes[0].get_legend_handles_labels()[0]:
+        axes[0].legend()
     return figure
 
 
 @page()
-def evolutes(
-    essential_dynamics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3
-) -> Figure:
+def evolutes(essential_dynamics: pd.DataFrame, stages: Stages = NO_STAGES, num_components: int = 3) -> Figure:
     """The smoothed trajectory with its osculating circles, their centres (the evolute), sharpest points and forms.
 
     The raw trajectory is drawn as grey points. A form has a cross where the trajectory turns, and another at the point round which it turns
@@ -116,7 +124,7 @@ def evolutes(
 
 @page()
 def components_over_time(
-    essential_dynamics: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS, num_components: int = 3
+    essential_dynamics: pd.DataFrame, stages: Stages = NO_STAGES, num_components: int = 3
 ) -> Figure:
     """The first components against the step, with dotted lines at the detected forms."""
     trajectory = in_order(functional_trajectory(essential_dynamics))

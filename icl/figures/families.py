@@ -3,12 +3,16 @@
 A family is a folder of tables, such as data/L2H4Minf with `evals.csv` or `evals.csv.gz`.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from icl.analysis.measures import ONLY_OF_FAMILIES
+from icl.analysis.run_tables import keys_of, plain_text
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -16,10 +20,18 @@ COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
     "llc_calibrated": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
     "llc_long": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
+    "losses": "icl tabulate SWEEP --output data/FAMILY",
+    "metrics": "icl tabulate SWEEP --output data/FAMILY",
     "stages": "icl stages data/FAMILY",
     "boundaries": "icl stages data/FAMILY",
 }
 """The commands of tables that no analysis makes. Traces of chains come with their estimates."""
+
+
+PAPERS_STEPS = 500_000
+PAPERS_MODEL = {
+    "task_size": 4, "max_examples": 8, "num_tasks": "inf", "embed_size": 64, "mlp_size": 64, "num_heads": 4, "num_layers": 2,
+}  # fmt: skip
 
 
 def command_for(table: str) -> str:
@@ -37,8 +49,32 @@ def table_names(family: Path) -> Iterator[str]:
 
 
 def read_tables(family: Path) -> dict[str, pd.DataFrame]:
-    """All tables of a family by name."""
-    return {name: read_table(family, name) for name in table_names(family)}
+    """All tables of a family by name, and `losses`: the loss along each run, from the first that there is of the evaluations, what
+    training logged, and the losses of the weights that estimates begin with."""
+    tables = {name: read_table(family, name) for name in table_names(family)}
+    for name, column in (("evals", "loss/mean"), ("metrics", "pretrain/mse"), ("llc", "loss/init")):
+        if name in tables and column in tables[name].columns:
+            rows = tables[name].dropna(subset=[column])
+            return {**tables, "losses": rows if column == "loss/mean" else _losses(rows, column)}
+    return tables
+
+
+def _losses(rows: pd.DataFrame, column: str) -> pd.DataFrame:
+    return pd.DataFrame(rows[[*keys_of(rows), "step"]].assign(**{"loss/mean": rows[column]}))
+
+
+def is_the_papers(family: Path) -> bool:
+    """Whether the tables of a family say that they are of the linear-regression transformer of arXiv 2402.02364, trained as
+    long: K = 8 examples, all tasks, 500,000 steps."""
+    for path in sorted(family.glob("*.json")):
+        try:
+            settings = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(settings, dict) and "task_config" in settings and "num_steps" in settings:
+            task = settings["task_config"]
+            return settings["num_steps"] == PAPERS_STEPS and all(task.get(k) == v for k, v in PAPERS_MODEL.items())
+    return False
 
 
 def read_table(family: Path, name: str) -> pd.DataFrame:
@@ -71,3 +107,42 @@ def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
         if len(rows):
             chosen[name] = rows if "step" in rows.columns else rows.reset_index(drop=True)
     return chosen
+
+
+def runs_of(tables: Tables) -> list[dict[str, Any]]:
+    """The runs that the tables are of: what each has in the columns that tell runs apart."""
+    keys = max((_run_keys(name, table) for name, table in tables.items()), key=len, default=())
+    rows = [table[list(keys)] for name, table in tables.items() if keys and set(_run_keys(name, table)) == set(keys)]
+    if not rows:
+        return [{}] if any(name.startswith("llc") for name in tables) else []
+    every = pd.DataFrame(pd.concat(rows, ignore_index=True).drop_duplicates()).sort_values(by=list(keys), kind="stable")
+    return [dict(zip(keys, row, strict=True)) for row in every.itertuples(index=False, name=None)]
+
+
+def tables_of_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
+    """The rows of one run, of every table that has any, in order of steps where there are steps."""
+    if list(run) == ["model_seed"]:
+        return tables_of_seed(tables, int(run["model_seed"]))
+    chosen = {}
+    for name, table in tables.items():
+        if set(_run_keys(name, table)) == set(run) and "step" in table.columns:
+            kept = pd.Series(True, index=table.index)
+            for key, value in run.items():
+                kept &= table[key].isna() if value != value else table[key] == value
+            if kept.any():
+                chosen[name] = table.loc[kept].sort_values("step", kind="stable")
+    return chosen
+
+
+def run_label(run: Mapping[str, Any]) -> str:
+    """A run in the name of a folder: `seed-3`, or `seed-3-lr-0.01`."""
+    parts = [f"{key.rpartition('.')[2].removeprefix('model_')}-{plain_text(value)}" for key, value in run.items()]
+    return re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join(parts)) or "run"
+
+
+def _run_keys(name: str, table: pd.DataFrame) -> tuple[str, ...]:
+    """The columns that tell the runs of a table apart. Tables of analyses have further columns before their step."""
+    if name in ONLY_OF_FAMILIES or "step" not in table.columns:
+        return ()
+    tabulated = name.startswith("llc") or name in ("metrics", "losses")
+    return keys_of(table) if tabulated else tuple(key for key in ("model_seed",) if key in table.columns)

@@ -29,8 +29,8 @@ class Recipe:
 
     Attributes:
         name: of the file.
-        needs: the tables, by the names of their files.
-        draw: called with these tables, in this order.
+        needs: the tables, by the names of their files; `losses` is made of others (`icl.figures.families`).
+        draw: called with these tables, in this order, and with `stages` where it takes them.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Recipe:
 
 
 RUN_RECIPES = (
-    Recipe("loss-and-llc", ("evals", "llc"), development.loss_and_llc),
-    Recipe("loss-and-llc-calibrated", ("evals", "llc_calibrated"), development.loss_and_llc),
+    Recipe("loss-and-llc", ("losses", "llc"), development.loss_and_llc),
+    Recipe("loss-and-llc-calibrated", ("losses", "llc_calibrated"), development.loss_and_llc),
     Recipe("llc-settings", ("llc", "llc_calibrated", "evals"), development.published_and_calibrated),
     Recipe("llc-traces", ("llc_traces", "llc"), chains.relaxation),
     Recipe("llc-calibrated-traces", ("llc_calibrated_traces", "llc_calibrated"), chains.relaxation),
@@ -72,8 +72,9 @@ RUN_RECIPES = (
 """The figures of one run (one model seed)."""
 
 FAMILY_RECIPES = (
-    Recipe("loss-and-llc-multiple", ("evals", "llc"), development.loss_and_llc_of_seeds),
-    Recipe("loss-and-llc-calibrated-multiple", ("evals", "llc_calibrated"), development.loss_and_llc_of_seeds),
+    Recipe("loss-and-llc-multiple", ("losses", "llc"), development.loss_and_llc_of_runs),
+    Recipe("loss-and-llc-calibrated-multiple", ("losses", "llc_calibrated"), development.loss_and_llc_of_runs),
+    Recipe("loss-multiple", ("metrics",), partial(development.loss_of_runs, loss="pretrain/mse")),
     Recipe("llc-against-loss", ("llc", "evals"), development.llc_against_loss),
     Recipe("llc-climb", ("llc_traces", "llc"), chains.climbs),
     Recipe("task-prior", ("task_prior",), task_families.task_prior),

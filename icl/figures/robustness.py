@@ -6,8 +6,17 @@ Tables are those of `icl.analysis.ood`, one run, with a column `step`.
 import pandas as pd
 from matplotlib.figure import Figure
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures.elements import Stages, in_order, last_step, numbers, rows_where, stage_legend, step_axis, step_colours
+from icl.figures.elements import (
+    NO_STAGES,
+    Stages,
+    in_order,
+    last_step,
+    numbers,
+    rows_where,
+    stage_legend,
+    step_axis,
+    step_colours,
+)
 from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, shades
 
 
@@ -44,7 +53,7 @@ def gain_sweep(table: pd.DataFrame) -> Figure:
 
 
 @page()
-def effective_task(table: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def effective_task(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Cosine and relative length of the task vector that the model acts on, against the true task; one line per examples seen.
 
     Args:

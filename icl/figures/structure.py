@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.analysis.structure import OFF, layer_norm_statistics
 from icl.figures.curvature import draw_hessian
 from icl.figures.elements import (
+    NO_STAGES,
     Stages,
     in_order,
     last_step,
@@ -28,7 +28,7 @@ _SYMBOLS = {"weight": r"\gamma", "bias": r"\beta"}
 
 
 @page()
-def embed_collapse(spectra: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def embed_collapse(spectra: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Shares σ_i²/Σσ² of both embeddings' spectra, effective ranks, and how far the token embedding lies in the
     positional one's space.
 
@@ -55,7 +55,7 @@ def embed_collapse(spectra: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS)
 
 
 @page()
-def unembed_collapse(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def unembed_collapse(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Final norm, unembedding row of the prediction, and the map the two make together; weights above, biases below.
 
     Args:
@@ -79,7 +79,7 @@ def unembed_collapse(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE
 
 
 @page()
-def norm_collapse(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def norm_collapse(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Mean of gain and shift over coordinates, one line per layer norm, ± one standard deviation over coordinates.
 
     Args:
@@ -105,7 +105,7 @@ def norm_collapse(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_EN
 
 
 @page()
-def norm_collapse_detail(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS) -> Figure:
+def norm_collapse_detail(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """Every coordinate of every layer norm, gains above and shifts below; insets: share of coordinates below 0.1 in
     magnitude."""
     layers = norm_layers(coordinates)
@@ -130,9 +130,7 @@ def norm_collapse_detail(coordinates: pd.DataFrame, stages: Stages = PUBLISHED_S
 
 
 @page()
-def norm_collapse_and_hessian(
-    coordinates: pd.DataFrame, hessian: pd.DataFrame, stages: Stages = PUBLISHED_STAGE_ENDS
-) -> Figure:
+def norm_collapse_and_hessian(coordinates: pd.DataFrame, hessian: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """The final norm's gains above the Hessian of the loss."""
     figure, (above, below) = panels(2, 1, FULL_WIDTH * 0.8, 2 * HEIGHT, sharex=True)
     _coordinates(above, coordinates, "final_norm", "weight")

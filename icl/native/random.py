@@ -1,4 +1,4 @@
-"""Threefry words on the CPU: the bits of `icl.streams.threefry2x32` without its many tensors.
+"""Threefry words and normal deviates on the CPU: the bits of `icl.streams` without its many tensors.
 
 By the compiled loop of threefry.cpp, or by NumPy where there is no compiler: its calls cost a third of PyTorch's, and a
 batch is small.
@@ -20,15 +20,43 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _KEY_PARITY = 0x1BD11BDA
 _WORD = 0xFFFFFFFF
 
+PIECE = 2**15
+"""Pairs of normal deviates made at a time."""
+
 
 def threefry_words(key: tuple[int, int], step: int, count: int) -> Tensor:
     """The words of a key at counters (step, 0..count-1), int32 (2, count) on cpu."""
-    function = _function()
-    if function is None:
+    library = _library()
+    if library is None:
         return torch.from_numpy(_by_numpy(key, step, count).view(np.int32))
     words = torch.empty((2, count), dtype=torch.int32)
-    function(key[0] & _WORD, key[1] & _WORD, step & _WORD, count, words.data_ptr())
+    library.threefry_words(*(word & _WORD for word in (*key, step)), count, words.data_ptr())
     return words
+
+
+def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
+    """Write the standard normal deviates of a key at a step, number 0 and on, into float32 (N,) on cpu; False without a compiler.
+
+    Piece by piece, so that what is on the way stays in the cache. Logarithms, roots, cosines and sines are PyTorch's, whose last bits are
+    no other library's.
+    """
+    library = _library()
+    if library is None:
+        return False
+    uniform, sine, pairs = torch.empty(2 * PIECE), torch.empty(PIECE), torch.empty(2 * PIECE)
+    for start in range(0, len(out), 2 * PIECE):
+        target = out[start : start + 2 * PIECE]
+        count = (len(target) + 1) // 2
+        whole = target if len(target) == 2 * count else pairs  # of the last pair only one may be asked for
+        radius, angle = uniform[:count], uniform[count : 2 * count]
+        library.threefry_polar(*(word & _WORD for word in (*key, step)), start // 2, count, uniform.data_ptr())
+        radius.log_().mul_(-2.0).sqrt_()
+        torch.sin(angle, out=sine[:count])
+        angle.cos_()
+        library.interleave(count, radius.data_ptr(), angle.data_ptr(), sine.data_ptr(), whole.data_ptr())
+        if whole is pairs:
+            target.copy_(pairs[: len(target)])
+    return True
 
 
 def _by_numpy(key: tuple[int, int], step: int, count: int) -> np.ndarray:
@@ -51,11 +79,18 @@ def _by_numpy(key: tuple[int, int], step: int, count: int) -> np.ndarray:
 
 
 @cache
-def _function():
+def _library() -> ctypes.CDLL | None:
     try:
-        function = load_library(_SOURCE, {}).threefry_words
+        library = load_library(_SOURCE, {})
     except NativeUnavailable:
         return None
-    function.argtypes = [ctypes.c_uint32, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_int64, ctypes.c_void_p]
-    function.restype = None
-    return function
+    words, number, place = [ctypes.c_uint32] * 3, ctypes.c_int64, ctypes.c_void_p
+    arguments = {
+        "threefry_words": [*words, number, place],
+        "threefry_polar": [*words, number, number, place],
+        "interleave": [number, place, place, place, place],
+    }
+    for name, kinds in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = kinds, None
+    return library

@@ -1,9 +1,11 @@
 """Sampling around a trained model: the local learning coefficient, its relatives and their health."""
 
 from icl.sampling.config import SamplerConfig
+from icl.sampling.linear_response import susceptibility
 from icl.sampling.llc import Inputs, can_share_a_batch, estimate_llc, estimate_llcs
 from icl.sampling.loss_covariance import influence, loss_kernel
 from icl.sampling.presets import AUTOMATIC, CALIBRATED, PRESETS, PUBLISHED
+from icl.sampling.restriction import restrict
 from icl.sampling.result import LLCResult
 
 __all__ = [
@@ -19,4 +21,6 @@ __all__ = [
     "estimate_llcs",
     "influence",
     "loss_kernel",
+    "restrict",
+    "susceptibility",
 ]

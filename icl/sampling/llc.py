@@ -29,14 +29,15 @@ from icl.sampling.look import chance_level, look_at
 from icl.sampling.loss_trace import LossTrace, Observables
 from icl.sampling.needs import Effort, longest_step
 from icl.sampling.noise import chain_seeds
-from icl.sampling.objective import Batch, Losses, LossFunction, Objective
+from icl.sampling.objective import Batch, Losses, LossFunction, ModuleObjective, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
 from icl.sampling.plan import AnchorLosses, Evaluation, Plan, Recorder, TestSchedule
 from icl.sampling.presets import AUTOMATIC
+from icl.sampling.restriction import Masks
 from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
 from icl.sampling.supply import BatchSource, Supply, num_samples, samples_needed, supply_of, two_batches
-from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective, module_objective
+from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import Tuned, tune
 from icl.sampling.units import InUnits
 
@@ -77,6 +78,7 @@ def estimate_llc(
     so_far: SoFar | None = None,
     resume: LLCResult | None = None,
     observables: Observables | None = None,
+    mask: Masks | None = None,
 ) -> LLCResult:
     """Estimate the local learning coefficient of a model at its present weights w*, which are left as they are.
 
@@ -104,6 +106,10 @@ def estimate_llc(
         observables: name -> (batches, per_sample_loss): data whose losses are kept at every draw, one per sample (S,) or per sample and
             token (S, T). The result holds them as `observables[name]`, for `icl.sampling.influence` and `icl.sampling.susceptibility`.
 
+        mask: parameter name -> boolean mask of what moves of it; names that are left out stay at w*. It goes with `include` and
+            `exclude` of the config, which name parameters, parts of them and attention heads (`icl.sampling.restriction`). None: all
+            that they name.
+
     L(w*) is taken on the very batches of the draws, so that λ̂ is a mean of paired differences and the noise of the
     batches cancels. With `num_init_loss_batches` it is taken on that many batches instead.
 
@@ -116,7 +122,7 @@ def estimate_llc(
         name: LossTrace(
             name,
             data,
-            lambda loss: module_objective(model, loss, config),
+            lambda loss: ModuleObjective(model, loss, config.include, config.exclude, mask=mask),
             loss,
             config.num_chains,
             draws_at_most(config),
@@ -127,7 +133,7 @@ def estimate_llc(
     inputs = Inputs(
         batches, eval_batches, reference_loss, sample_objective, recorders, progress, so_far, resume, observed
     )
-    return estimate_llc_of(make_objective(model, loss_fn, config), inputs, config)
+    return estimate_llc_of(make_objective(model, loss_fn, config, mask), inputs, config)
 
 
 def estimate_llc_of(objective: Objective, inputs: Inputs, config: SamplerConfig = AUTOMATIC) -> LLCResult:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from icl.sampling.patterns import select
+from icl.sampling.restriction import Masks, restrict
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ class ModuleObjective:
     Args:
         model: at w*; it is not modified. Buffers stay as they are at w*.
         loss_fn: see `LossFunction`; the module is reached through `predict` only.
-        include, exclude: patterns of parameter names (`icl.sampling.patterns`).
+        include, exclude, mask: what moves (`icl.sampling.restriction`).
         vectorise: run all chains in one call by `torch.func.vmap`; None decides by device and size.
 
     Parameters with `requires_grad=False` stay at w*. Parameters of several floating types are sampled in the widest of them, and of
@@ -75,6 +75,7 @@ class ModuleObjective:
         include: Sequence[str] = ("**",),
         exclude: Sequence[str] = (),
         vectorise: bool | None = None,
+        mask: Masks | None = None,
     ) -> None:
         model = _unwrapped(model)
         refuse_stochastic_modules(model)
@@ -84,7 +85,8 @@ class ModuleObjective:
         self._loss_fn = loss_fn
         parameters = {name: value.detach() for name, value in model.named_parameters()}
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
-        names = [name for name in select(parameters, include, exclude) if name in trained]
+        restriction = restrict(model, include, exclude, mask)
+        names = [name for name in restriction.masks if name in trained]
         if not names:
             raise ValueError(
                 "every selected parameter is frozen (requires_grad=False), so there is nothing to sample; "
@@ -100,9 +102,12 @@ class ModuleObjective:
         self._frozen = {name: value for name, value in parameters.items() if name not in self._sizes}
         self._buffers = {name: value.detach() for name, value in model.named_buffers()}
         anchor = torch.cat([parameters[name].reshape(-1) for name in names]).clone()
-        self.anchor = anchor.to(torch.promote_types(anchor.dtype, torch.float32))
+        self._whole = anchor.to(torch.promote_types(anchor.dtype, torch.float32))
+        index = restriction.index(names)
+        self._index = None if index is None else index.to(anchor.device)
+        self.anchor = self._whole if self._index is None else self._whole[self._index]
         if vectorise is None:
-            vectorise = self.anchor.device.type != "cpu" or self.anchor.numel() < VECTORISE_BELOW
+            vectorise = anchor.device.type != "cpu" or anchor.numel() < VECTORISE_BELOW
         self._vectorise = vectorise
 
     def losses(self, positions: Tensor, batch: Batch) -> Tensor:
@@ -141,7 +146,7 @@ class ModuleObjective:
         try:
             module = copy.deepcopy(self._model)
             own = dict(module.named_parameters())
-            pieces = position.split([size.numel() for size in self._sizes.values()])
+            pieces = self._full(position).split([size.numel() for size in self._sizes.values()])
             with torch.no_grad():
                 for (name, size), piece in zip(self._sizes.items(), pieces, strict=True):
                     own[name].copy_(piece.view(size))
@@ -152,13 +157,15 @@ class ModuleObjective:
             return None
         found = [(own[name], own[name].grad) for name in self._sizes]
         pieces = [torch.zeros_like(weight) if gradient is None else gradient for weight, gradient in found]
-        return torch.cat([piece.reshape(-1) for piece in pieces]).to(position.dtype)
+        whole = torch.cat([piece.reshape(-1) for piece in pieces]).to(position.dtype)
+        return whole if self._index is None else whole[self._index]
 
     @property
     def groups(self) -> Tensor:
         """(P,) which parameter tensor each sampled weight belongs to."""
         sizes = torch.tensor([size.numel() for size in self._sizes.values()])
-        return torch.arange(len(sizes)).repeat_interleave(sizes)
+        groups = torch.arange(len(sizes)).repeat_interleave(sizes)
+        return groups if self._index is None else groups[self._index.to(groups.device)]
 
     def bytes_for_backward(self, batch: Batch) -> int:
         """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
@@ -179,7 +186,7 @@ class ModuleObjective:
         return losses.detach(), gradient
 
     def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
-        pieces = flat.split([size.numel() for size in self._sizes.values()])
+        pieces = self._full(flat).split([size.numel() for size in self._sizes.values()])
         weights = {
             name: piece.view(size).to(self._types[name])
             for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)
@@ -196,6 +203,10 @@ class ModuleObjective:
                 f"loss_fn returned a {type(losses).__name__}; it must return a tensor: a scalar, or a loss per token"
             )
         return losses.reshape(-1)
+
+    def _full(self, flat: Tensor) -> Tensor:
+        """The parameters that move at least in part, their other coordinates at w*."""
+        return flat if self._index is None else self._whole.index_copy(0, self._index, flat)
 
     def _module(self) -> nn.Module:
         """The module for this thread: `functional_call` puts the chain's weights into it for the length of the call, so that two threads

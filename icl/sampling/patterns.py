@@ -41,6 +41,35 @@ def reference_name(name: str, layer_norm: bool = True) -> str:
     return name
 
 
+def everything_if_star(include: Sequence[str]) -> Sequence[str]:
+    """The patterns, with the reference code's word for everything, a lone `*`, as ours."""
+    return ("**",) if tuple(include) == ("*",) else include
+
+
+def matching(names: Iterable[str], pattern: str, *, reference: bool = False) -> list[str]:
+    """The names that one pattern fits, in their order.
+
+    Args:
+        reference: also match the reference code's names, with and without their common first segment.
+
+    Raises:
+        ValueError: it fits none, a typing error that would otherwise restrict in silence.
+    """
+    names = list(names)
+    layer_norm = any("norm" in name for name in names)
+
+    def aliases(name: str) -> list[str]:
+        if not reference:
+            return [name]
+        other = reference_name(name, layer_norm)
+        return [name, other, other.removeprefix("token_sequence_transformer.")]
+
+    found = [name for name in names if any(matches(pattern, alias) for alias in aliases(name))]
+    if not found:
+        raise ValueError(f"the pattern {pattern!r} matches no parameter; the names are {', '.join(names)}")
+    return found
+
+
 def select(
     names: Iterable[str], include: Sequence[str], exclude: Sequence[str] = (), *, reference: bool = False
 ) -> list[str]:
@@ -53,27 +82,9 @@ def select(
         ValueError: a pattern matches no name (a typing error that would otherwise restrict in silence), or nothing is left.
     """
     names = list(names)
-    if tuple(include) == ("*",):  # the reference code's word for everything
-        include = ("**",)
-    layer_norm = any("norm" in name for name in names)
-
-    def aliases(name: str) -> list[str]:
-        if not reference:
-            return [name]
-        other = reference_name(name, layer_norm)
-        return [name, other, other.removeprefix("token_sequence_transformer.")]
-
-    def fits(pattern: str, name: str) -> bool:
-        return any(matches(pattern, alias) for alias in aliases(name))
-
-    for pattern in (*include, *exclude):
-        if not any(fits(pattern, name) for name in names):
-            raise ValueError(f"the pattern {pattern!r} matches no parameter; the names are {', '.join(names)}")
-    chosen = [
-        name
-        for name in names
-        if any(fits(pattern, name) for pattern in include) and not any(fits(pattern, name) for pattern in exclude)
-    ]
+    taken = {name for pattern in everything_if_star(include) for name in matching(names, pattern, reference=reference)}
+    left = {name for pattern in exclude for name in matching(names, pattern, reference=reference)}
+    chosen = [name for name in names if name in taken and name not in left]
     if not chosen:
         raise ValueError(f"include={list(include)} with exclude={list(exclude)} leaves no parameter to sample")
     return chosen

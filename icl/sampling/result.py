@@ -14,11 +14,12 @@ from torch import Tensor
 
 from icl.sampling.chains import ChainRun, Paused
 from icl.sampling.checks import control_acceptance
-from icl.sampling.config import SamplerConfig
+from icl.sampling.config import PUBLISHED_LANGUAGE_ESTIMATOR, SamplerConfig
 from icl.sampling.diagnostics import bulk_ess, mcse_of_mean, split_rhat
 from icl.sampling.loss_trace import LossTrace
 from icl.sampling.needs import Effort, Needs, needs_of
 from icl.sampling.observables import WeightTrace
+from icl.sampling.online import artefact, online_excess
 from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio, stiff_ratio
 from icl.sampling.tuning import Tuned
 from icl.sampling.verdict import Evidence, Verdict, judge
@@ -82,6 +83,14 @@ class LLCResult:
         """Standard deviation over chains of their own λ̂; 0 for one chain."""
         healthy = self.llc_per_chain[self.run.healthy]
         return float(healthy.std()) if len(healthy) > 1 else 0.0
+
+    @property
+    def llc_corrected(self) -> float:
+        """λ̂ less what the artefact of the estimator "published-language" adds (`icl.sampling.online`); λ̂ itself for the usual estimator."""
+        if self.config.estimator != PUBLISHED_LANGUAGE_ESTIMATOR:
+            return self.llc_mean
+        chains, draws = self.run.losses.shape[:2]
+        return self.llc_mean - artefact(self.nbeta, chains, draws, self.init_loss)[0]
 
     @property
     def llc_per_token(self) -> Tensor:
@@ -285,6 +294,8 @@ class LLCResult:
     @cached_property
     def _token_excess(self) -> Tensor:
         """(E, N, T)"""
+        if self.config.estimator == PUBLISHED_LANGUAGE_ESTIMATOR:
+            return self.nbeta * online_excess(self.token_loss_trace)
         paired = self.token_loss_trace - self.run.anchor_losses.double()
         return self.nbeta * (paired - self.run.corrections.double()[:, :, None])
 
@@ -303,6 +314,8 @@ class LLCResult:
             "test/stiff": evidence.stiff, "test/virial": evidence.virial, "test/minimum": evidence.cost,
             "gamma/sensitivity": evidence.sensitivity,
         }  # fmt: skip
+        if self.config.estimator == PUBLISHED_LANGUAGE_ESTIMATOR:
+            row |= {"llc/corrected": self.llc_corrected}
         row |= {name: ratio.value for name, ratio in tests.items() if not math.isnan(ratio.value)}
         if len(self.llc_per_token) > 1:
             row |= {f"llc/mean/{t}": value for t, value in enumerate(self.llc_per_token.tolist())}

@@ -15,7 +15,7 @@ from icl.engine.capture import Replayed
 from icl.model import InContextRegressionTransformer, TransformerShape, parameter_layout, predict, unflatten
 from icl.sampling.config import SamplerConfig
 from icl.sampling.objective import LossFunction, ModuleObjective, Objective, kept_for_backward
-from icl.sampling.patterns import select
+from icl.sampling.restriction import Masks, restrict
 from icl.sampling.units import InUnits, numbered
 
 Batch = tuple[Tensor, Tensor]
@@ -26,7 +26,7 @@ class TransformerObjective:
 
     Args:
         model: at w*; not modified.
-        include, exclude: patterns, of this library's parameter names or of the reference code's.
+        include, exclude, mask: what moves (`icl.sampling.restriction`), by this library's parameter names or the reference code's.
         threads: CPU threads of one call; 1 where chains are spread over workers.
         vectorise: run all chains of a call as one tensor, by PyTorch; None: on an accelerator.
 
@@ -41,11 +41,12 @@ class TransformerObjective:
         exclude: Sequence[str] = (),
         threads: int | None = None,
         vectorise: bool | None = None,
+        mask: Masks | None = None,
     ) -> None:
         self._shape = model.shape
         flat = torch.cat([value.detach().reshape(-1) for value in model.parameters()]).clone()
-        index = sampled_indices(model.shape, include, exclude)
-        self._index = None if len(index) == len(flat) else index.to(flat.device)
+        index = restrict(model, include, exclude, mask).index(parameter_layout(model.shape))
+        self._index = None if index is None else index.to(flat.device)
         self._flat = flat
         self.anchor = flat if self._index is None else flat[self._index]
         self._one_by_one = flat.device.type == "cpu" if vectorise is None else not vectorise
@@ -140,11 +141,11 @@ def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Se
     """Where the sampled weights lie in the flat vector of all, ascending.
 
     Raises:
-        ValueError: see `icl.sampling.patterns.select`.
+        ValueError: see `icl.sampling.restriction.restrict`.
     """
-    layout = parameter_layout(shape)
-    pieces = [layout[name] for name in select(layout, include, exclude, reference=True)]
-    return torch.cat([torch.arange(offset, offset + math.prod(size)) for offset, size in pieces])
+    model = InContextRegressionTransformer.from_shape(shape, seed=0)
+    index = restrict(model, include, exclude).index(parameter_layout(shape))
+    return torch.arange(shape.num_parameters) if index is None else index
 
 
 def weight_groups(shape: TransformerShape) -> Tensor:
@@ -162,26 +163,20 @@ def weight_groups(shape: TransformerShape) -> Tensor:
     return numbered(groups, shape.num_parameters)
 
 
-def make_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> Objective:
+def make_objective(
+    model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None = None
+) -> Objective:
     """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`; in the configured units."""
-    objective = _in_weights(model, loss_fn, config)
+    objective = _in_weights(model, loss_fn, config, mask)
     return InUnits(objective) if config.localization_units == "relative" else objective
 
 
 def _in_weights(
-    model: nn.Module, loss_fn: LossFunction, config: SamplerConfig
+    model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None
 ) -> TransformerObjective | ModuleObjective:
     trained = all(value.requires_grad for value in model.parameters())
     if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained:
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
-        return TransformerObjective(model, config.include, config.exclude, threads)
-    return module_objective(model, loss_fn, config)
-
-
-def module_objective(model: nn.Module, loss_fn: LossFunction, config: SamplerConfig) -> ModuleObjective:
-    """`ModuleObjective` of the configured weights: the same, in the same order, as those of `make_objective`."""
-    if type(model) is InContextRegressionTransformer:
-        names = select(dict(model.named_parameters()), config.include, config.exclude, reference=True)
-        return ModuleObjective(model, loss_fn, names)
-    return ModuleObjective(model, loss_fn, config.include, config.exclude)
+        return TransformerObjective(model, config.include, config.exclude, threads, mask=mask)
+    return ModuleObjective(model, loss_fn, config.include, config.exclude, mask=mask)

@@ -31,6 +31,7 @@ Parameters = Mapping[str, Tensor]
 Batch = tuple[Tensor]
 
 NORM_EPSILON = 1e-5
+_NOTHING = -100
 _BUFFER = re.compile(r"blocks\.\d+\.attn\.(mask|IGNORE)\Z")
 
 
@@ -118,7 +119,7 @@ def _run(parameters: Parameters, tokens: Tensor, positions: bool) -> tuple[Tenso
         patterns.append(pattern)
         layer += 1
     stream = _norm(parameters, "ln_final", stream)
-    return stream @ parameters["unembed.W_U"] + parameters["unembed.b_U"], patterns
+    return F.linear(stream, parameters["unembed.W_U"].T, parameters["unembed.b_U"]), patterns
 
 
 def _attend(parameters: Parameters, block: str, stream: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,16 +128,18 @@ def _attend(parameters: Parameters, block: str, stream: Tensor, place: Tensor) -
     normed = _norm(parameters, f"{block}.ln1", stream)
     placed = normed + place
 
-    def project(source: Tensor, kind: str) -> Tensor:
-        weight = parameters[f"{block}.attn.W_{kind}"].transpose(0, 1).flatten(1)
-        bias = parameters[f"{block}.attn.b_{kind}"].flatten()
-        return (source @ weight + bias).unflatten(-1, (heads, width)).transpose(-3, -2)
+    def project(source: Tensor, kind: str, scale: float = 1.0) -> Tensor:
+        weight = parameters[f"{block}.attn.W_{kind}"].transpose(1, 2).flatten(0, 1) * scale
+        bias = parameters[f"{block}.attn.b_{kind}"].flatten() * scale
+        return F.linear(source, weight, bias).unflatten(-1, (heads, width)).transpose(-3, -2)
 
-    queries, keys, values = project(placed, "Q"), project(placed, "K"), project(normed, "V")
-    scores = queries @ keys.transpose(-2, -1) / math.sqrt(width) + _causal_mask(queries)
+    # The scale goes to the weight, the smallest of those that it could go to.
+    queries, keys, values = project(placed, "Q", 1 / math.sqrt(width)), project(placed, "K"), project(normed, "V")
+    scores = torch.baddbmm(_causal_mask(queries), queries.flatten(0, -3), keys.flatten(0, -3).transpose(-2, -1))
     pattern = scores.softmax(dim=-1)
-    mixed = (pattern @ values).transpose(-3, -2).flatten(-2)
-    return pattern, mixed @ parameters[f"{block}.attn.W_O"].flatten(0, 1) + parameters[f"{block}.attn.b_O"]
+    mixed = (pattern @ values.flatten(0, -3)).unflatten(0, queries.shape[:-2]).transpose(-3, -2).flatten(-2)
+    output = parameters[f"{block}.attn.W_O"].flatten(0, 1).T
+    return pattern.unflatten(0, queries.shape[:-2]), F.linear(mixed, output, parameters[f"{block}.attn.b_O"])
 
 
 def _causal_mask(queries: Tensor) -> Tensor:
@@ -152,9 +155,10 @@ def _norm(parameters: Parameters, name: str, stream: Tensor) -> Tensor:
 
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy (B, T - 1) in nats of each next token, from logits (B, T, V) at tokens (B, T)."""
-    return F.cross_entropy(logits[..., :-1, :].flatten(0, -2), tokens[..., 1:].flatten(), reduction="none").reshape(
-        tokens[..., 1:].shape
-    )
+    # The last token has nothing to predict. Its logits are ignored, not cut off: a cut would copy all others, and their gradients.
+    following = F.pad(tokens[..., 1:], (0, 1), value=_NOTHING)
+    losses = F.cross_entropy(logits.flatten(0, -2), following.flatten(), ignore_index=_NOTHING, reduction="none")
+    return losses.reshape(tokens.shape)[..., :-1]
 
 
 def next_token_loss(predict: Callable[..., Tensor], batch: tuple[Tensor, ...]) -> Tensor:

@@ -48,7 +48,7 @@ class FolderCheckpoints:
             raise CheckpointError(
                 f"there is no folder {root}; give the one that holds files such as checkpoint_0000100.pth"
             )
-        self._paths = _by_step(root.iterdir()) or _by_step((root / INNER).glob("*"))
+        self._paths = by_step(root.iterdir()) or by_step((root / INNER).glob("*"))
         if not self._paths:
             raise CheckpointError(
                 f"{root} holds no checkpoint; its files are called checkpoint_0000100.pth, after their step"
@@ -64,9 +64,7 @@ class FolderCheckpoints:
         Raises:
             CheckpointError: there is none.
         """
-        if step not in self._paths:
-            raise CheckpointError(f"there is no checkpoint of step {step}; there are {_listed(self.steps())}")
-        return self._paths[step]
+        return of_step(self._paths, step)
 
 
 def load_model(path: str | os.PathLike[str]) -> AttentionOnlyTransformer:
@@ -114,7 +112,15 @@ def _safetensors(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path} is truncated or not a safetensors file ({reason}); copy it again") from error
 
 
-def _by_step(paths: Iterable[Path]) -> dict[int, Path]:
+def of_step(found: Mapping[int, Path], step: int) -> Path:
+    """The file of a step; raises `CheckpointError` where there is none."""
+    if step not in found:
+        raise CheckpointError(f"there is no checkpoint of step {step}; there are {_listed(sorted(found))}")
+    return found[step]
+
+
+def by_step(paths: Iterable[Path]) -> dict[int, Path]:
+    """Step -> file, of those that are called like checkpoints; raises `CheckpointError` for two of one step."""
     found: dict[int, Path] = {}
     for path in sorted(paths):
         if match := _FILE.match(path.name):

@@ -15,22 +15,26 @@ A member sees the data of its solo run bit for bit; its losses agree to the roun
 Shapes: E members, S steps, B batch, K examples, D task dimension, M tasks, P parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, same_graph_each_step
-from icl.engine import Predict, batched_loss_and_grad
+from icl.engine import batched_loss_and_grad
 from icl.engine.capture import warm_up
+from icl.evals import make_evaluator
+from icl.model import unflatten
 from icl.tasks import BLOCK, EnsembleBatches
+from icl.training.kinds import initial_flat
 from icl.training.optimizers import FlatOptimizer, Rates, rates_at
-from icl.training.standing import data_stream, initial_flat
+from icl.training.standing import data_stream
 
 
 class AcceleratorStepper:
-    """The state of E members on the device, and the step that advances it in place; see `icl.training.loop.Stepper`.
+    """The state of E members on the device, and the step that advances it in place; see `icl.training.stepper.Stepper`.
 
     Args:
         configs: of the members, with resolved seeds; they share everything but seeds.
@@ -41,7 +45,6 @@ class AcceleratorStepper:
     """
 
     block = BLOCK
-    predict: Predict | None = None
 
     def __init__(
         self,
@@ -53,10 +56,10 @@ class AcceleratorStepper:
     ) -> None:
         config = configs[0]
         self._capture = capture and device.type == "cuda"
-        self._shape, self._device = config.task_config.shape, device
+        self._configs, self._shape, self._device = configs, config.task_config.shape, device
         self.engine = f"torch in batches on {device.type}"
         # A lazy device would compile the metrics into a graph of their own for every block: they are made on the host.
-        self.evaluated_on = torch.device("cpu") if device.type == "xla" else device
+        self._evaluated_on = torch.device("cpu") if device.type == "xla" else device
         streams = [data_stream(each) for each in configs]
         laws = [each.task_config.pretrain_task() for each in configs]
         self._batches = EnsembleBatches(laws, streams, config.batch_size, device)
@@ -87,6 +90,19 @@ class AcceleratorStepper:
                 self._launch()
                 self.step += 1
         return self._losses.cpu()[slots]
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """The members' weights."""
+        return [unflatten(self._shape, flat) for flat in self.flats.cpu()]
+
+    def evaluate(self) -> list[Mapping[str, float]]:
+        """The metrics of `icl.evals.make_evaluator`."""
+        flats = self.flats.to(self._evaluated_on)
+        return [of(unflatten(self._shape, flat)) for of, flat in zip(self._evaluators, flats, strict=True)]
+
+    @cached_property
+    def _evaluators(self) -> list[Callable[[Mapping[str, Tensor]], dict[str, float]]]:
+        return [make_evaluator(config, self._evaluated_on) for config in self._configs]
 
     def states(self) -> list[dict[str, Tensor]]:
         """Parameters and optimiser state of each member, on the host."""

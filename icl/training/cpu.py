@@ -3,19 +3,23 @@
 Shapes: B batch, K examples, P parameters.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from icl.config import TrainingConfig
-from icl.engine import Path, Predict
+from icl.engine import Path
+from icl.evals import make_evaluator
+from icl.model import unflatten
+from icl.training.kinds import initial_flat
 from icl.training.optimizers import FlatOptimizer, rates_at
-from icl.training.standing import data_stream, initial_flat
+from icl.training.standing import data_stream
 
 
 class CpuStepper:
-    """The state of one member and the step that advances it in place; see `icl.training.loop.Stepper`.
+    """The state of one member and the step that advances it in place; see `icl.training.stepper.Stepper`.
 
     Args:
         config: of the member, with resolved seeds.
@@ -32,13 +36,6 @@ class CpuStepper:
         self._law, self._stream = config.task_config.pretrain_task(), data_stream(config)
         self._flat = initial_flat(config, state).clone()
         self._optimizer = FlatOptimizer(config.optimizer_config, self._flat, state)
-        self.predict: Predict | None = path.predict
-        self.evaluated_on = torch.device("cpu")
-
-    @property
-    def flats(self) -> Tensor:
-        """Parameters (1, P)."""
-        return self._flat.detach()[None]
 
     def run(self, count: int) -> Tensor:
         """Do `count` steps; returns their batch losses (count, 1). A loss that is not finite ends the block before its update."""
@@ -52,6 +49,18 @@ class CpuStepper:
             self._optimizer.update(gradient, rates_at(self._config, self.step))
             self.step += 1
         return losses
+
+    def weights(self) -> list[dict[str, Tensor]]:
+        """Views of the member's weights."""
+        return [unflatten(self._config.task_config.shape, self._flat.detach())]
+
+    def evaluate(self) -> list[Mapping[str, float]]:
+        """The metrics of `icl.evals.make_evaluator`."""
+        return [self._evaluator(each) for each in self.weights()]
+
+    @cached_property
+    def _evaluator(self) -> Callable[[Mapping[str, Tensor]], dict[str, float]]:
+        return make_evaluator(self._config, "cpu", self._path.predict)
 
     def states(self) -> list[dict[str, Tensor]]:
         """Parameters and optimiser state of the member."""

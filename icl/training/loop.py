@@ -1,8 +1,9 @@
 """The training loop: data -> gradient -> update, with checkpoints and metrics on their grids.
 
-One loop trains one run or several that differ in their seeds alone. A stepper does the steps: on a CPU that of one
-member, a step at a time (`icl.training.cpu`); on an accelerator all members at once, in blocks that the host only
-launches (`icl.training.accelerator`). A run begun by one can go on in the other.
+One loop trains one run or several that differ in their seeds alone. A stepper (`icl.training.stepper`) does the steps. For
+regression it is on a CPU that of one member, a step at a time (`icl.training.cpu`), and on an accelerator that of all members at
+once, in blocks that the host only launches (`icl.training.accelerator`); a run begun by one can go on in the other. The language
+model has a stepper of its own (`icl.training.language`).
 
 Checkpoint "t" is written after update number t, so it holds t + 1 updates, as in the reference code. Batch t is a
 function of (sampling seed, t) alone and every state is saved whole. A run that was killed at any moment and started
@@ -16,23 +17,23 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import ROWS
-from icl.config import TrainingConfig
+from icl.config import Training, TrainingConfig
+from icl.config.language import LanguageTraining
 from icl.devices import torch_threads
-from icl.engine import Predict, choose_path
-from icl.evals import make_evaluator
-from icl.model import unflatten
+from icl.engine import choose_path
 from icl.tracking import Tracker
 from icl.training.accelerator import AcceleratorStepper
 from icl.training.cpu import CpuStepper
 from icl.training.engines import ENGINES, engines_with
+from icl.training.language import LanguageStepper
 from icl.training.standing import Progress, TrainingDiverged, TrainingOutcome, starting_point
+from icl.training.stepper import Stepper
 
 _SEEDS = {"model_seed", "pretrain_seed", "true_seed", "sampling_seed"}
 
@@ -47,44 +48,13 @@ class Member:
         tracker: receives the metrics; the caller opened it for the step that `first_missing_step` gives.
     """
 
-    config: TrainingConfig
+    config: Training
     checkpoints: Checkpoints
     tracker: Tracker
 
 
-class Stepper(Protocol):
-    """What the loop asks of a step.
-
-    Attributes:
-        engine: which code computes; another one rounds differently.
-        step: the number of updates done.
-        block: most steps of one call of `run`.
-        predict: how to run the model for the metrics; None: by PyTorch.
-        evaluated_on: the device of the metrics.
-    """
-
-    engine: str
-    step: int
-    block: int
-    predict: Predict | None
-    evaluated_on: torch.device
-
-    @property
-    def flats(self) -> Tensor:
-        """Parameters (E, P)."""
-        ...
-
-    def run(self, count: int) -> Tensor:
-        """Do `count` steps; returns their batch losses (count, E) on the host."""
-        ...
-
-    def states(self) -> list[dict[str, Tensor]]:
-        """What each member needs to go on from here, on the host."""
-        ...
-
-
 def train(
-    config: TrainingConfig,
+    config: Training,
     checkpoints: Checkpoints,
     tracker: Tracker,
     device: torch.device | str = "cpu",
@@ -137,7 +107,7 @@ def train_members(
     return [outcomes[index] for index in range(len(members))]
 
 
-def seeds_left_out(config: TrainingConfig) -> str:
+def seeds_left_out(config: Training) -> str:
     """All settings that runs of one batch must share, as text."""
     rest = config.model_dump_json(exclude={"task_config", "run_name"})
     return rest + config.task_config.model_dump_json(exclude=_SEEDS)
@@ -149,19 +119,24 @@ def _is_finished(member: Member, step: int) -> bool:
 
 @contextmanager
 def _stepper(
-    configs: Sequence[TrainingConfig],
+    configs: Sequence[Training],
     step: int,
     states: Sequence[Mapping[str, Tensor]],
     device: torch.device,
     threads: int,
 ) -> Iterator[Stepper]:
     """The stepper that is fastest here."""
-    if device.type != "cpu" or len(configs) > 1:
-        yield AcceleratorStepper(configs, step, states, device)
+    if language := [config for config in configs if isinstance(config, LanguageTraining)]:
+        with torch_threads(threads):
+            yield LanguageStepper(language, step, states, device)
         return
-    path = choose_path(configs[0].task_config.shape, device, threads)
+    regression = [config for config in configs if isinstance(config, TrainingConfig)]
+    if device.type != "cpu" or len(configs) > 1:
+        yield AcceleratorStepper(regression, step, states, device)
+        return
+    path = choose_path(regression[0].task_config.shape, device, threads)
     with torch_threads(1 if path.name == "native" else threads):
-        yield CpuStepper(configs[0], step, states[0], path)
+        yield CpuStepper(regression[0], step, states[0], path)
 
 
 def _train_group(
@@ -169,8 +144,7 @@ def _train_group(
 ) -> list[TrainingOutcome]:
     """Train members that stand at the same step."""
     config = members[0].config
-    shape, last_step, state_every = config.task_config.shape, config.num_steps, config.checkpointer_config.state_every
-    evaluators = [make_evaluator(member.config, stepper.evaluated_on, stepper.predict) for member in members]
+    last_step, state_every = config.num_steps, config.checkpointer_config.state_every
     metadata = [{"config": member.config.model_dump_json()} for member in members]
     vouching = [member.checkpoints.keeps_metrics() for member in members]
     engines = [{ENGINES: engines_with(stepper.engine, stepper.step, member.checkpoints)} for member in members]
@@ -181,10 +155,6 @@ def _train_group(
         """Where the next checkpoint, evaluation or saved state is due, or the block is full."""
         next_due = due[min(bisect_left(due, step), len(due) - 1)] + 1
         return min(next_due, (step // state_every + 1) * state_every, step + stepper.block, last_step)
-
-    def evaluate() -> list[Mapping[str, float]]:
-        flats = stepper.flats.to(stepper.evaluated_on)
-        return [of_weights(unflatten(shape, flat)) for of_weights, flat in zip(evaluators, flats, strict=True)]
 
     def save_states() -> None:
         for member, state, about, counts, by in zip(
@@ -202,11 +172,11 @@ def _train_group(
         step = stepper.step
         evaluated = step - 1 in log_at
         if evaluated:
-            summaries = evaluate()
+            summaries = stepper.evaluate()
         _log(members, losses, first, summaries if evaluated else None)
         if step - 1 in checkpoint_at:
-            for member, flat, about in zip(members, stepper.flats.cpu(), metadata, strict=True):
-                member.checkpoints.save(step - 1, unflatten(shape, flat), about)
+            for member, weights, about in zip(members, stepper.weights(), metadata, strict=True):
+                member.checkpoints.save(step - 1, weights, about)
         if step % state_every == 0 or step == last_step:
             save_states()
             saved = step
@@ -219,7 +189,7 @@ def _train_group(
         for member in members:
             member.checkpoints.keep_last_state()
         # A run that was killed between its last state and its end has its summary still to come.
-        summaries = summaries if all(summaries) else evaluate()
+        summaries = summaries if all(summaries) else stepper.evaluate()
     return [
         TrainingOutcome(member.config.name, stepper.step, finished, summary)
         for member, summary in zip(members, summaries, strict=True)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icl.config import OptimizerConfig, TrainingConfig
+from icl.config import OptimizerConfig, Training
 
 
 class Rates(NamedTuple):
@@ -23,7 +23,7 @@ class Rates(NamedTuple):
     """Adam's √(1 - β₂ᵗ)"""
 
 
-def rates_at(config: TrainingConfig, step: int) -> Rates:
+def rates_at(config: Training, step: int) -> Rates:
     """The rates of update number `step`, counted from 0, in double precision: 1 - β₂ᵗ cancels in float32."""
     rate, (beta1, beta2), time = config.learning_rate(step), config.optimizer_config.betas, step + 1
     return Rates(rate, rate / (1 - beta1**time), (1 - beta2**time) ** 0.5)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from icl.checkpoints import Checkpoint, CheckpointError, Checkpoints
 from icl.checkpoints.format import check_layout
-from icl.config import TrainingConfig
-from icl.model import flatten, initial_parameters
+from icl.config import Training, TrainingConfig
 from icl.streams import Stream
+from icl.training.kinds import num_parameters, sizes_of
 from icl.training.optimizers import FlatOptimizer
 
 _log = logging.getLogger(__name__)
@@ -47,19 +47,12 @@ def data_stream(config: TrainingConfig) -> Stream:
     return Stream(seed, "training")
 
 
-def initial_flat(config: TrainingConfig, state: Mapping[str, Tensor]) -> Tensor:
-    """The parameters (P,) of a saved state, or those of a run that has not begun."""
-    seed = config.task_config.model_seed
-    assert seed is not None, "seeds are resolved before use"
-    return state["flat"] if state else flatten(initial_parameters(config.task_config.shape, seed))
-
-
-def first_missing_step(config: TrainingConfig, checkpoints: Checkpoints) -> int:
+def first_missing_step(config: Training, checkpoints: Checkpoints) -> int:
     """The number of updates from which `train` will continue: 0 for a new run, num_steps for a finished one."""
     return starting_point(config, checkpoints)[0]
 
 
-def starting_point(config: TrainingConfig, checkpoints: Checkpoints) -> tuple[int, dict[str, Tensor]]:
+def starting_point(config: Training, checkpoints: Checkpoints) -> tuple[int, dict[str, Tensor]]:
     """The newest stored state whose past is whole.
 
     A state whose past lacks checkpoints of the grid (a denser grid was asked for, or files were deleted) or rows of
@@ -88,11 +81,11 @@ def starting_point(config: TrainingConfig, checkpoints: Checkpoints) -> tuple[in
     return start
 
 
-def _check_state(config: TrainingConfig, state: Checkpoint, source: str) -> None:
+def _check_state(config: Training, state: Checkpoint, source: str) -> None:
     """Refuse a state with other tensors than such a run saves, before the optimiser takes them for its memory."""
     if state.metadata.get("config") is None:
         raise CheckpointError(f"{source} does not say with which settings it was made; delete it to go on without it")
-    flat = torch.zeros(config.task_config.shape.num_parameters)
+    flat = torch.zeros(num_parameters(sizes_of(config)))
     own = {"flat": flat, **FlatOptimizer(config.optimizer_config, flat, fused=False).state(state.step)}
     check_layout(state.tensors, {name: tuple(value.shape) for name, value in own.items()}, source)
     if "step" in own and state.tensors["step"] != state.step:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from icl.analysis.curves import ridge_loss
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
+from icl.figures.build import PAPER_STAGES
 from icl.figures.elements import estimate_line, last_step, step_colours, token_count
 from icl.figures.families import read_tables, tables_of_seed
 
@@ -40,7 +41,7 @@ def test_loss_and_llc_draw_the_columns_with_their_errors(tables):
 
 
 def test_stages_are_shaded_from_end_to_end(tables):
-    axis = development.loss_and_llc(tables["evals"], tables["llc"]).axes[0]
+    axis = development.loss_and_llc(tables["evals"], tables["llc"], PAPER_STAGES).axes[0]
     spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axis.patches]
     ends = list(PUBLISHED_STAGE_ENDS.values())
     assert spans == list(zip([100, *ends[:-1]], ends, strict=True))
@@ -49,8 +50,8 @@ def test_stages_are_shaded_from_end_to_end(tables):
 
 
 def test_the_axis_of_an_unfinished_run_ends_where_the_run_does():
-    assert last_step(pd.DataFrame({"step": [0, 30_000]})) == 30_001
-    assert last_step(pd.DataFrame({"step": [0, 499_999]})) == 500_000
+    assert last_step(pd.DataFrame({"step": [0, 30_000]}), stages=PAPER_STAGES) == 30_001
+    assert last_step(pd.DataFrame({"step": [0, 499_999]}), stages=PAPER_STAGES) == 500_000
 
 
 def test_scores_go_up_with_in_context_learning():
@@ -86,7 +87,7 @@ def test_heads_with_a_role_are_found():
 
 def test_pieces_of_a_trajectory_cover_it(tables):
     trajectory = tables["trajectory"]
-    figure = essential_dynamics.planes(trajectory)
+    figure = essential_dynamics.planes(trajectory, PAPER_STAGES)
     drawn = sum(len(one.get_xdata()) for one in figure.axes[0].get_lines())
     # Neighbouring pieces share one point.
     assert drawn == len(trajectory) + len(figure.axes[0].get_lines()) - 1

@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS
+from icl.commands.figures import left_out
 from icl.figures import build
-from icl.figures.build import build_figures, draw
+from icl.figures.build import build_figures, draw, stages_of
 from icl.figures.families import read_table, read_tables, tables_of_seed
 from icl.figures.recipes import FAMILY_RECIPES, RUN_RECIPES
 
@@ -31,13 +35,14 @@ def drawn(monkeypatch) -> dict[str, Figure]:
 def test_every_figure_of_a_run_is_drawn_from_its_tables(family, drawn, tmp_path, monkeypatch):
     lines: list[str] = []
     # Both seeds are in the figures of the family; one is enough for those of a run.
-    monkeypatch.setattr(build, "seeds_of", lambda tables: [3])
+    monkeypatch.setattr(build, "runs_of", lambda tables: [{"model_seed": 3}])
     written = build_figures(family.parent, tmp_path, lines.append)
     expected = {f"tiny-seed-3/{recipe.name}" for recipe in RUN_RECIPES}
     left_out = {line.split(":")[0].removeprefix("left out ") for line in lines if line.startswith("left out")}
     # A random model has no head with a role, and one number of tasks is no family of them.
     allowed = {
         "attn-roles",
+        "loss-multiple",  # of what training logged, which this family has no table of
         *(recipe.name for recipe in FAMILY_RECIPES if recipe.name.startswith(("transient", "task-prior"))),
     }
     assert {name.split("/")[1] for name in left_out} <= allowed
@@ -91,3 +96,68 @@ def test_notebooks_draw_by_name(family):
     assert "no hessian table" in lines[0]
     with pytest.raises(ValueError, match="no figure 'icl-score'"):
         draw("icl-score", tables)
+
+
+def own_family(folder: Path, points: int = 5) -> Path:
+    """Tables as `icl tabulate` makes them: two learning rates, two seeds, a run of 500 steps."""
+    rows = [
+        {
+            "model_seed": seed, "optimizer_config.lr": lr, "step": int(step), "llc/mean": 10 * lr * step + seed, "llc/mcse": 0.1,
+            "loss/init": 4 - step / 500, "verdict": "healthy",
+        }
+        for seed in (0, 1) for lr in (0.003, 0.01) for step in np.linspace(3, 499, points).astype(int)
+    ]  # fmt: skip
+    folder.mkdir(parents=True)
+    table = pd.DataFrame(rows)
+    table.to_csv(folder / "llc.csv", index=False)
+    metrics = table.drop(columns=["llc/mean", "llc/mcse", "verdict"]).rename(columns={"loss/init": "pretrain/mse"})
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    return folder
+
+
+def test_a_family_of_ones_own_has_its_own_steps_a_line_per_setting_and_no_stage_of_another_model(drawn, tmp_path):
+    folder = own_family(tmp_path / "anywhere" / "mine")
+    for data, stages in ((folder, "found"), (folder.parent, "none"), (folder, "paper")):
+        drawn.clear()
+        lines: list[str] = []
+        build_figures(data, tmp_path / "figures", lines.append, stages=stages)
+        assert ("mine is not the paper's model" in " ".join(lines)) == (stages == "paper")
+        assert {f"mine-seed-{s}-lr-{lr}/loss-and-llc" for s in (0, 1) for lr in (0.003, 0.01)} <= set(drawn)
+        for name in ("mine/loss-and-llc-multiple", "mine/loss-multiple", "mine-seed-1-lr-0.01/loss-and-llc"):
+            figure = drawn[name]
+            texts = [text.get_text() for axis in figure.axes for text in axis.texts]
+            texts += [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+            assert not any(text.startswith(("LR", "S1")) for text in texts)
+            for axis in figure.axes:
+                assert axis.get_xlim() == (3, 499)
+        labels = [
+            text.get_text() for legend in drawn["mine/loss-and-llc-multiple"].legends for text in legend.get_texts()
+        ]
+        assert labels == ["lr 0.003", "lr 0.01"]
+        top, bottom = drawn["mine/loss-and-llc-multiple"].axes
+        for axis in (top, bottom):
+            assert len(axis.collections) == 2  # a band over the seeds of each setting
+        (line, _) = bottom.get_lines()[:2]
+        np.testing.assert_allclose(line.get_ydata(), 10 * 0.003 * np.asarray(line.get_xdata()) + 0.5)
+
+
+def test_stages_are_those_that_a_runs_own_estimates_show():
+    steps = np.unique(np.geomspace(1, 499, 30).astype(int))
+    x = np.log(steps)
+    llc = pd.DataFrame({"step": steps, "llc/mean": 100 - 8 * (x - np.log(60)) ** 2, "llc/mcse": 0.5})
+    found = stages_of({"llc": llc}, "found")
+    assert list(found) == ["S1", "S2"]
+    assert 50 < found["S1"] < 72
+    assert found["S2"] == 500
+    assert found.first == 1
+    assert dict(stages_of({"llc": llc}, "none")) == dict(stages_of({"llc": llc[:5]}, "found")) == {}
+    assert dict(stages_of({"llc": llc}, "paper")) == dict(PUBLISHED_STAGE_ENDS)
+
+
+def test_what_is_left_out_is_told_in_two_lines(family, tmp_path):
+    lines: list[str] = []
+    build_figures(own_family(tmp_path / "mine"), tmp_path / "figures", lines.append)
+    assert len(lines) > 70
+    summary = left_out(lines)
+    assert len(summary) <= 2
+    assert f"left out {sum('table; make it' in line for line in lines)} figures" in summary[0]

@@ -235,7 +235,7 @@ def test_sources_are_part_of_the_package():
 @pytest.mark.parametrize("step", [0, 7, -1])
 def test_words_are_those_of_the_reference(key, step, count, compiled, monkeypatch):
     if not compiled:
-        monkeypatch.setattr(random, "_function", lambda: None)
+        monkeypatch.setattr(random, "_library", lambda: None)
     words = random.threefry_words(key, step, count)
     counter = torch.arange(count, dtype=torch.int32)
     keys = torch.tensor(key, dtype=torch.int32)

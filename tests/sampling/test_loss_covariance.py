@@ -132,7 +132,7 @@ def test_one_chain_tokens_queries_and_blocks_agree(observed, monkeypatch):
     alone = influence(losses[:1])
     np.testing.assert_allclose(alone["covariance"], np.cov(losses[0].astype(float).T), rtol=1e-8)
     assert bool((alone["mcse"] > 0).all())
-    monkeypatch.setattr("icl.sampling.loss_covariance.BLOCK", 3)
+    monkeypatch.setattr("icl.sampling.series.BLOCK", 3)
     for name, values in influence(losses).items():
         np.testing.assert_allclose(values, whole[name], rtol=1e-10, atol=1e-12, err_msg=str(name))
 

@@ -1,0 +1,76 @@
+"""Heads that make induction: to the previous token, and to the token after an earlier occurrence of the present one.
+
+Both scores are measured on random tokens, where nothing but the order of tokens can be used (Olsson et al. 2022, arXiv 2209.11895;
+arXiv 2402.02364).
+
+Shapes: S sequences, T tokens, L blocks, H heads.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from icl.streams import Stream
+
+Patterns = Callable[[Tensor], Sequence[Tensor]]
+"""tokens (S, T) -> attention (S, H, T, T) of each block, queries × keys."""
+
+SAMPLES = 10_000
+LENGTHS = (16, 64)
+REPEATED_LENGTH = 128
+AT_ONCE = 250
+
+
+@torch.no_grad()
+def previous_token_scores(
+    patterns: Patterns,
+    d_vocab: int,
+    begin: int,
+    samples: int = SAMPLES,
+    lengths: tuple[int, int] = LENGTHS,
+    seed: int = 0,
+) -> Tensor:
+    """(L, H) mean attention from the last token to the one before it, in random sequences after BOS of lengths `lengths`, ends included."""
+    stream = Stream(seed, "previous token")
+    low, high = lengths
+    sizes = low + stream.child("length").integers(0, high - low + 1, (samples,))
+    tokens = stream.integers(0, d_vocab, (samples, high))
+    tokens[:, 0] = begin
+    total: Tensor | None = None
+    for size in sizes.unique().tolist():
+        for part in tokens[sizes == size][:, :size].split(AT_ONCE):
+            scores = torch.stack([pattern[:, :, -1, -2].double().sum(dim=0) for pattern in patterns(part)])
+            total = scores if total is None else total + scores
+    assert total is not None
+    return total / samples
+
+
+@torch.no_grad()
+def prefix_matching_scores(
+    patterns: Patterns, d_vocab: int, begin: int, samples: int = SAMPLES, length: int = REPEATED_LENGTH, seed: int = 0
+) -> Tensor:
+    """(L, H) mean attention from the second occurrence of a token to the token after its first.
+
+    Sequences are random tokens after BOS; the repeated token stands once in the first half and once in the second, and nowhere else.
+    """
+    stream = Stream(seed, "prefix matching")
+    half = length // 2
+    tokens = stream.integers(0, d_vocab, (samples, length))
+    tokens[:, 0] = begin
+    repeated = stream.child("token").integers(0, d_vocab, (samples,))
+    first = 1 + stream.child("first").integers(0, half - 2, (samples,))  # the token after it is still another one
+    second = half + stream.child("second").integers(0, length - half, (samples,))
+    everywhere = tokens == repeated[:, None]
+    everywhere[:, 0] = False
+    tokens[everywhere] = (tokens[everywhere] + 1) % d_vocab
+    rows = torch.arange(samples)
+    tokens[rows, first] = repeated
+    tokens[rows, second] = repeated
+    total: Tensor | None = None
+    for part, query, key in zip(tokens.split(AT_ONCE), second.split(AT_ONCE), (first + 1).split(AT_ONCE), strict=True):
+        own = torch.arange(len(part))
+        scores = torch.stack([pattern[own, :, query, key].double().sum(dim=0) for pattern in patterns(part)])
+        total = scores if total is None else total + scores
+    assert total is not None
+    return total / samples

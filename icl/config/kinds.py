@@ -1,0 +1,25 @@
+"""Which kinds of training runs there are; `task_config.task_type` tells them apart."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from icl.config.language import LanguageTraining
+from icl.config.training import Training, TrainingConfig
+
+KINDS: Mapping[str, type[Training]] = {"language": LanguageTraining}
+"""`task_type` -> settings of its runs. All other types are those of in-context linear regression."""
+
+
+def training_kind(data: Mapping[str, Any]) -> type[Training]:
+    """The kind of run that plain data are the settings of."""
+    task = data.get("task_config")
+    return KINDS.get(str(task.get("task_type")), TrainingConfig) if isinstance(task, Mapping) else TrainingConfig
+
+
+def parse_training(data: Mapping[str, Any]) -> Training:
+    """The settings of a training run of any kind.
+
+    Raises:
+        ConfigError: see `Settings.parse`.
+    """
+    return training_kind(data).parse(data)
