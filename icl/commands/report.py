@@ -40,7 +40,9 @@ def report_command(
     with progress_bar("reading", len(runs)) as update:
         material = gather(runs, data if data.is_dir() else None, lambda done, note: update(done, note))
     if material.metrics.empty and material.estimates.empty and not sum(material.runs["checkpoints"]):
-        raise ConfigError(f"nothing to report: {_listed(runs)} left no checkpoint, no metrics and no estimates yet")
+        raise ConfigError(
+            f"nothing to report: {_listed([run.name for run in runs])} left no checkpoint, no metrics and no estimates yet"
+        )
     sweeps = [each for each in what if Path(each).suffix in YAML]
     size = write_report(material, output, continuing(material, sweeps, overrides, output))
     print(f"{output} ({size / 1e6:.1f} MB): open it in a browser")
@@ -97,7 +99,7 @@ def continuing(
     if not sweeps:
         if len(unfinished):
             lines.append(
-                (f"{', '.join(unfinished)}: not finished; start the sweep file again.", "icl train SWEEP.yaml")
+                (f"{_listed(list(unfinished))}: not finished; start the sweep file again.", "icl train SWEEP.yaml")
             )
         listed = ", ".join(f'"{name}"' for name in names)
         file = f"runs: [{listed}]\nparameters: {{preset: {{value: automatic}}, checkpoints: {{value: {CHECKPOINTS}}}}}"
@@ -128,6 +130,5 @@ def _left_something(run: Run) -> bool:
     return run.checkpoints.settings() is not None or bool(run.estimate_sets)
 
 
-def _listed(runs: Sequence[Run]) -> str:
-    names = [run.name for run in runs]
+def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

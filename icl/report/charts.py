@@ -77,9 +77,13 @@ def training(material: Material) -> Chart | None:
     names.sort(key=lambda name: name != loss)
     curves = [(name, run, _curve(rows, name)) for name in names for (run,), rows in _groups(table, "run")]
     curves = [(name, run, curve) for name, run, curve in curves if len(curve)]
+    curves, left = _fitting(curves, CURVES)
     points = _share(CURVES, len(curves))
-    traces = [_line(material, run, *_thinned(curve, points), pick={"show": name}) for name, run, curve in curves]
-    note = f"One line per run. A curve of more than {points} points keeps the lowest and the highest of each stretch, so no peak is lost."
+    traces = [
+        _line(material, run, *_thinned(curve, MOST if name == loss else points), pick={"show": name})
+        for name, run, curve in curves
+    ]
+    note = f"One line per run. Long curves keep the lowest and the highest of each stretch, so no peak is lost.{left}"
     hover = "%{fullData.name}<br>after %{x} updates: %{y:.5g}<extra></extra>"
     return Chart("training", "Loss and evaluations", note, _figure(traces, hover, y="value"), log_y=True)
 
@@ -191,27 +195,34 @@ def tokens(material: Material) -> Chart | None:
     note = "At the last step that has it. Tokens are the examples in the context, counted from 0."
     hover = "%{fullData.name}<br>token %{x}: %{y:.5g}<extra></extra>"
     figure = _figure(traces, hover, x="token", y="value", log_x=False)
+    figure.update_xaxes(dtick=1 + max(len(trace["x"]) for trace in traces) // 12)
     return Chart("tokens", "Per token, at the end", note, figure)
 
 
 def tokens_along(material: Material) -> Chart | None:
     """The same over the steps, for one run: one line per token."""
-    found = list(_per_token(material))
+    found = [
+        (measure, run, token, max(*curves, 1), curve)
+        for measure, run, curves in _per_token(material)
+        for token, curve in curves.items()
+    ]
     if not found:
         return None
-    points = _share(TOKENS, sum(len(curves) for _, _, curves in found))
+    # The loss and λ̂ are the last to be left out.
+    first = sorted(found, key=lambda each: 0 if each[0] == material.loss else 1 if each[0].startswith("λ̂") else 2)
+    found, left = _fitting(first, TOKENS)
+    points = _share(TOKENS, len(found))
     traces: list[dict[str, Any]] = []
-    for measure, run, curves in found:
-        for token, curve in curves.items():
-            x, y = _thinned(curve, points)
-            meta = {
-                "run": None,
-                "pick": {"run": _label(material, run), "show": measure},
-                "palette": "tokens",
-                "colour": token / max(*curves, 1),
-            }
-            traces.append({"x": _updates(x), "y": _numbers(y), "name": f"token {token}", "mode": "lines", "meta": meta})
-    note = f"One line per token, from the first to the last. At most {points} points per line."
+    for measure, run, token, last, curve in found:
+        x, y = _thinned(curve, points)
+        meta = {
+            "run": None,
+            "pick": {"run": _label(material, run), "show": measure},
+            "palette": "tokens",
+            "colour": token / last,
+        }
+        traces.append({"x": _updates(x), "y": _numbers(y), "name": f"token {token}", "mode": "lines", "meta": meta})
+    note = f"One line per token, from the first to the last. At most {points} points per line.{left}"
     hover = "%{fullData.name}<br>after %{x} updates: %{y:.5g}<extra></extra>"
     return Chart("tokens-along", "Per token, over training", note, _figure(traces, hover, y="value", legend=True))
 
@@ -222,25 +233,25 @@ def attention(material: Material) -> Chart | None:
     names = [name for name in table.columns if name not in ("run", ALONG, "block", "head")]
     if table.empty or not names:
         return None
-    heads = list(_groups(table, "run", "block", "head"))
-    order = {head: place for place, head in enumerate(sorted({(block, head) for (_, block, head), _ in heads}))}
-    points = _share(HEADS, len(heads) * len(names))
+    order = {
+        head: place for place, (head, _) in enumerate(_groups(table.sort_values(["block", "head"]), "block", "head"))
+    }
+    curves = [
+        (name, run, block, head, curve)
+        for name in names
+        for (run, block, head), rows in _groups(table, "run", "block", "head")
+        if len(curve := _curve(rows, name))
+    ]
+    curves, left = _fitting(curves, HEADS)
+    points = _share(HEADS, len(curves))
     traces: list[dict[str, Any]] = []
-    for name in names:
-        for (place, block, head), rows in heads:
-            curve = _curve(rows, name)
-            if not len(curve):
-                continue
-            x, y = _thinned(curve, points)
-            meta = {
-                "run": None,
-                "pick": {"run": _label(material, place), "show": name},
-                "palette": "runs",
-                "colour": order[block, head],
-            }
-            title = f"block {block}, head {head}"
-            traces.append({"x": _updates(x), "y": _numbers(y), "name": title, "mode": "lines", "meta": meta})
-    note = f"Averaged over sequences and query tokens (`icl analyse`). At most {points} points per line."
+    for name, run, block, head, curve in curves:
+        x, y = _thinned(curve, points)
+        pick = {"run": _label(material, run), "show": name}
+        meta = {"run": None, "pick": pick, "palette": "runs", "colour": order[block, head]}
+        title = f"block {block}, head {head}"
+        traces.append({"x": _updates(x), "y": _numbers(y), "name": title, "mode": "lines", "meta": meta})
+    note = f"Averaged over sequences and query tokens (`icl analyse`). At most {points} points per line.{left}"
     hover = "%{fullData.name}<br>after %{x} updates: %{y:.4g}<extra></extra>"
     return Chart("attention", "Attention", note, _figure(traces, hover, y="value", legend=True))
 
@@ -250,14 +261,14 @@ def structure(material: Material) -> Chart | None:
     table = material.structure
     if table.empty:
         return None
-    curves = list(_groups(table, "measure", "run", "part"))
+    curves = [(*keys, _curve(rows, "value")) for keys, rows in _groups(table, "measure", "run", "part")]
+    curves, left = _fitting(curves, MEASURES)
     points = _share(MEASURES, len(curves))
     traces = []
-    for (measure, place, part), rows in curves:
-        x, y = _thinned(_curve(rows, "value"), points)
-        line = _line(material, int(place), x, y, pick={"show": measure})
+    for measure, run, part, curve in curves:
+        line = _line(material, int(run), *_thinned(curve, points), pick={"show": measure})
         traces.append(line | {"name": f"{line['name']}, {plain(part)}"} if part else line)
-    note = f"From the tables of `icl analyse`. At most {points} points per line."
+    note = f"From the tables of `icl analyse`. At most {points} points per line.{left}"
     hover = "%{fullData.name}<br>after %{x} updates: %{y:.5g}<extra></extra>"
     return Chart("structure", "Structure", note, _figure(traces, hover, y="value"), log_y=True)
 
@@ -337,6 +348,21 @@ def _thinned(curve: pd.Series, points: int) -> tuple[np.ndarray, np.ndarray]:
     edges = np.flatnonzero(np.diff(stretch[order])) + 1
     kept = np.unique([0, len(values) - 1, *order[[0, *edges]], *order[[*(edges - 1), -1]]])
     return steps[kept], values[kept]
+
+
+def _fitting(curves: Sequence[tuple[Any, ...]], points: int) -> tuple[list[tuple[Any, ...]], str]:
+    """The curves of as many choices, their first entries, as have FEWEST points each; and what is left out, in a sentence."""
+    sizes: dict[str, int] = {}
+    for name, *_ in curves:
+        sizes[name] = sizes.get(name, 0) + 1
+    kept, room = [], points // FEWEST
+    for name, size in sizes.items():
+        room -= size
+        if room >= 0 or not kept:
+            kept.append(name)
+    left = [name for name in sizes if name not in kept]
+    told = f" Left out for their number: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}." if left else ""
+    return [curve for curve in curves if curve[0] in kept], told
 
 
 def _share(points: int, curves: int) -> int:

@@ -1,10 +1,11 @@
 """What a report shows, as tables: read from the runs, their estimates, and the tables of `icl analyse`.
 
-A run has what it has. What is missing, be it settings, metrics or estimates, leaves its table empty and stops nothing.
+A run has what it has. What is missing, be it settings, metrics or estimates, leaves its table empty and stops nothing. Where the
+metrics or the estimates themselves are gone, the tables of `icl tabulate` and `icl analyse` stand for them.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from icl.analysis.run_tables import plain_text
+from icl.analysis.measures import MEASURES
+from icl.analysis.run_tables import keys_of, label_of, plain_text
 from icl.analysis.stages import find_boundaries, stage_table
 from icl.analysis.tables import read_table
 from icl.checkpoints.run import SUFFIX
@@ -27,6 +29,11 @@ from icl.storage import LocalStore, StorageError
 
 LOSSES = ("pretrain/mse", "batch/loss")
 """What stands for the loss of a run, in this order; else the first column that has "loss" in its name."""
+
+STRUCTURE = (*(name for name in MEASURES if name not in ("attention", "evals")), "evals")
+"""Tables of `icl analyse` that are shown as they are, in this order."""
+ESTIMATES = "llc"
+"""How the names of the tables of estimates begin."""
 
 HEALTHY = "healthy"
 ALONG = "step"
@@ -80,16 +87,16 @@ def gather(runs: Sequence[Run], data: Path | None = None, progress: Progress = l
     told = [_settings(run) for run in runs]
     differing = varying(told)
     flat = [dotted(each) for each in told]
-    analysed, notes = _analysed(runs, data)
-    # The evaluations last: what training logged of them is in a chart of its own.
-    of_steps = sorted((each for each in analysed if each[0] != "attention"), key=lambda each: each[0] == "evals")
+    tables, notes = _tables_of(runs, data)
     labels = _labels([run.name for run in runs], flat, differing)
     reasons: dict[str, list[int]] = {}
     summaries, metrics, estimates, traces, stages = [], [], [], [], []
     for place, run in enumerate(runs):
         progress(place, run.name)
-        logged = run.metrics
+        logged = run.metrics if len(run.metrics) else _rows_of(tables, ("metrics", "evals"), place)
         estimated, chains = _estimates(run)
+        if estimated.empty:
+            estimated, chains = _tabulated(tables, place)
         found, why = _stages(estimated)
         reasons.setdefault(why, []).append(place)
         summaries.append({"run": place, **_summary(run, logged, estimated, flat[place])})
@@ -105,8 +112,8 @@ def gather(runs: Sequence[Run], data: Path | None = None, progress: Progress = l
         estimates=_joined(estimates),
         traces=_joined(traces),
         stages=_joined(stages),
-        attention=_joined([_attention(rows) for name, rows in analysed if name == "attention"]),
-        structure=_joined([_long(name, rows) for name, rows in of_steps]),
+        attention=_joined([_attention(rows) for name, rows in tables.items() if name == "attention"]),
+        structure=_joined([_long(name, tables[name]) for name in STRUCTURE if name in tables]),
         notes=tuple(notes),
     )
 
@@ -164,7 +171,7 @@ def _summary(run: Run, metrics: pd.DataFrame, estimates: pd.DataFrame, settings:
     verdicts = _column(estimates, "verdict")
     return {
         "name": run.name,
-        "state": _state(run),
+        "state": "finished" if done is not None and done == settings.get("num_steps") else _state(run),
         "remark": str(summary.get("error") or summary.get("remark") or ""),
         "steps": done,
         "num_steps": settings.get("num_steps"),
@@ -257,33 +264,34 @@ def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     return _joined(tables), " ".join(dict.fromkeys(reasons))
 
 
-def _analysed(runs: Sequence[Run], data: Path | None) -> tuple[list[tuple[str, pd.DataFrame]], list[str]]:
-    """(analysis, its rows with `run`) of the tables under a folder whose JSON file names one of the runs; and what was unreadable."""
+def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Name -> its rows, with `run`, of the tables under a folder whose JSON files name some of the runs; and what was unreadable."""
     places = {run.name: place for place, run in enumerate(runs)}
-    found, notes = [], []
-    for path, about in _tables(data):
-        name = path.name.split(".")[0]
-        wanted = {str(key): places[run] for key, run in about.items() if isinstance(run, str) and run in places}
-        if not wanted or name.partition("_")[0] in ("llc", "metrics"):  # made from what is read already
+    found: dict[str, list[pd.DataFrame]] = {}
+    notes = []
+    for path, named in _tables(data):
+        wanted = {str(key): places[run] for key, run in named.items() if isinstance(run, str) and run in places}
+        if not wanted:
             continue
         try:
             table = read_table(path, ALONG)
         except (ValueError, OSError) as error:
-            notes.append(f"{path.name}: {error}")
+            notes.append(f"{path.name} is left out: {error}")
             continue
-        if ALONG not in table.columns:
-            continue
-        key = str(table.columns[0])
-        of = [wanted.get(plain_text(value)) for value in table[key]]
-        rows = table.assign(run=of).dropna(subset=["run"]).drop(columns=key)
+        keys = list(keys_of(table))
+        labels = [label_of(row) for row in pd.DataFrame(table, columns=pd.Index(keys)).to_dict("records")]
+        of = pd.DataFrame({"run": [wanted.get(label) for label in labels]})
+        rows = pd.concat([of, table.drop(columns=keys)], axis=1).dropna(subset=["run"])
         if len(rows):
-            found.append((name, rows.astype({"run": int})))
-    return found, notes
+            found.setdefault(path.name.split(".")[0], []).append(rows.astype({"run": int}))
+    return {name: _joined(tables) for name, tables in found.items()}, notes
 
 
 def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The tables under a folder, with the runs that they are of: key -> name."""
+    """The tables under a folder that the report reads, with the runs that they are of: label -> name."""
     for about in sorted([*data.glob("*.json"), *data.glob("*/*.json")]) if data is not None else ():
+        if about.stem not in ("metrics", "evals", "attention", *STRUCTURE) and not about.stem.startswith(ESTIMATES):
+            continue
         try:
             runs = json.loads(about.read_text("utf-8")).get("runs")
         except (ValueError, OSError, AttributeError):
@@ -291,6 +299,24 @@ def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
         for path in (about.with_suffix(".csv"), about.with_suffix(".csv.gz")):
             if path.is_file() and isinstance(runs, dict):
                 yield path, runs
+
+
+def _rows_of(tables: Mapping[str, pd.DataFrame], names: Sequence[str], place: int) -> pd.DataFrame:
+    """The rows of a run in the first of some tables that has any."""
+    for table in (tables[name] for name in names if name in tables):
+        rows = pd.DataFrame(table.loc[table["run"] == place]).drop(columns="run").copy()
+        if len(rows):
+            return rows
+    return pd.DataFrame()
+
+
+def _tabulated(tables: Mapping[str, pd.DataFrame], place: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Estimates and traces of a run from tables alone; their names stand for how they were sampled."""
+    names = [name for name in tables if name.startswith(ESTIMATES) and not name.endswith("_traces")]
+    parts = [
+        tuple(_rows_of(tables, [table], place).assign(way=name) for table in (name, f"{name}_traces")) for name in names
+    ]
+    return _joined([rows for rows, _ in parts]), _joined([traces for _, traces in parts])
 
 
 def _attention(rows: pd.DataFrame) -> pd.DataFrame:
@@ -301,23 +327,24 @@ def _attention(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _long(name: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, step and number. Of a table with several rows per step, each number's root mean square over them."""
+    """One row per run, step, part and number. Of rows that only an index tells apart, each number's root mean square."""
     texts = [column for column in rows.columns if not pd.api.types.is_numeric_dtype(rows[column])]
-    keys = ["run", ALONG, *texts]
-    places = [column for column in ("index", "position") if column in rows.columns]
-    numbers = [column for column in rows.columns if column not in (*keys, *places)]
-    several = bool(rows.duplicated(["run", ALONG]).any())
+    parts = [*texts, *(column for column in ("position", "gain") if column in rows.columns)]
+    keys = ["run", ALONG, *parts]
+    numbers = [column for column in rows.columns if column not in (*keys, "index")]
+    several = bool(rows.duplicated(keys).any())
     if several:
         squares = rows.assign(**{column: rows[column] ** 2 for column in numbers})
         means = _means(squares, keys, numbers)
         rows = means.assign(**{column: means[column].pow(0.5) for column in numbers})
-    long = rows.melt(id_vars=keys, value_vars=numbers, value_name="value").dropna(subset=["value"])
-    column = long["variable"].astype(str)
+    long = rows.melt(keys, numbers, "_name", "_value").dropna(subset=["_value"])
+    column = long["_name"].astype(str)
     numbered = column.str.extract(r"^(?P<measure>.*)/(?P<part>\d+)$")
     measure = f"{name}: " + numbered["measure"].fillna(column) + (" (root mean square)" if several else "")
-    part = long[texts].astype(str).agg(".".join, axis=1) if texts else numbered["part"].fillna("")
+    told = [long[key].map(plain_text) for key in parts]
+    part = told[0].str.cat(told[1:], " ") if told else numbered["part"].fillna("")
     return pd.DataFrame(
-        {"run": long["run"], "measure": measure, "part": part, ALONG: long[ALONG], "value": long["value"]}
+        {"run": long["run"], "measure": measure, "part": part, ALONG: long[ALONG], "value": long["_value"]}
     )
 
 

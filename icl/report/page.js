@@ -65,9 +65,9 @@
       xaxis: { ...axis, ...x }, yaxis: { ...axis, ...y }, margin: { l: 58, r: 14, t: 12, b: 46 },
       hovermode: "closest", hoverlabel: { align: "left", namelength: -1 }, uirevision: JSON.stringify([chart.picked, state.log]),
       modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("muted"), activecolor: colour("accent") },
-      legend: { orientation: "h", y: -0.2, font: { size: 11 } },
+      legend: { orientation: "h", x: 0, yref: "container", y: 0, yanchor: "bottom", font: { size: 11 } },
     };
-    return Plotly.react(chart.place, traces, layout, { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] });
+    return Plotly.react(chart.place, traces, layout, { responsive: true, displaylogo: false, showSendToCloud: false, plotlyServerURL: "", modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d", "sendChartToCloud"] });
   };
 
   const swatches = () => document.querySelectorAll("#switches .switch").forEach((label, run) => {
@@ -80,7 +80,13 @@
     swatches();
     return Promise.all(report.charts.map((chart) => chart.place && window.Plotly && draw(chart)));
   };
-  const rows = () => document.querySelectorAll("tbody tr[data-run]").forEach((row) => { row.hidden = !state.on[row.dataset.run]; });
+  // The tables of estimates and of stages follow the choice of the chart beside them.
+  const rows = () => {
+    const sampler = (report.charts.find((chart) => chart.name === "estimates")?.picked || {}).sampler;
+    document.querySelectorAll("tbody tr[data-run]").forEach((row) => {
+      row.hidden = !state.on[row.dataset.run] || ("way" in row.dataset && sampler !== undefined && row.dataset.way !== sampler);
+    });
+  };
 
   theme.value = new URLSearchParams(location.hash.slice(1)).get("theme") || remembered("icl-theme") || "auto";
   if (!theme.value) theme.value = "auto";
@@ -103,13 +109,15 @@
       const label = document.createElement("label"), select = document.createElement("select");
       label.append(name, select);
       figure.querySelector(".picks").append(label);
-      select.addEventListener("change", () => { chart.picked[name] = select.value; offer(chart); draw(chart); });
+      select.addEventListener("change", () => { chart.picked[name] = select.value; offer(chart); draw(chart); rows(); });
       chart.selects[name] = select;
     }
     offer(chart);
     await draw(chart);
+    new ResizeObserver(() => Plotly.Plots.resize(chart.place)).observe(chart.place);
   }
 
+  rows();
   const redraw = () => { rows(); report.charts.forEach(draw); };
   const boxes = [...document.querySelectorAll("#switches input")];
   boxes.forEach((box) => box.addEventListener("change", () => { state.on[box.dataset.run] = box.checked; redraw(); }));
@@ -119,7 +127,7 @@
   }));
   document.getElementById("axis").addEventListener("click", (event) => {
     state.log = !state.log;
-    event.target.textContent = state.log ? "log axis" : "linear axis";
+    event.target.textContent = state.log ? "steps: log" : "steps: linear";
     report.charts.forEach(draw);
   });
   theme.addEventListener("change", () => { remembered("icl-theme", theme.value); recolour(); });

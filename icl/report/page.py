@@ -49,7 +49,7 @@ def page(material: Material, commands: Sequence[tuple[str, str]] = (), title: st
         style=Markup(_part("page.css")), script=Markup(_part("page.js")), plotly=_plotly(),
         data=_embedded(material, drawn), charts={chart.name: chart for chart in drawn},
         runs=_records(material.runs), differing=material.differing, settings=_settings(material), estimates=_estimates(material),
-        stages=_records(material.stages), notes=material.notes, commands=commands, labels=list(material.runs["label"]),
+        stages=_stages(material), ways=_ways(material), notes=material.notes, commands=commands, labels=list(material.runs["label"]),
     )  # fmt: skip
 
 
@@ -167,6 +167,23 @@ def _estimates(material: Material) -> list[dict[str, Any]]:
         }
         for row in rows
     ]
+
+
+def _stages(material: Material) -> list[dict[str, Any]]:
+    """The stages, their changes with as many digits as the errors leave."""
+    return [
+        row
+        | {
+            name: estimate_text({"llc/mean": row[f"delta_{name}"], "llc/mcse": row[f"delta_{name}_std"]})
+            for name in ("loss", "llc")
+        }
+        for row in _records(material.stages)
+    ]
+
+
+def _ways(material: Material) -> int:
+    """How many settings of the sampler there are."""
+    return len(set(material.estimates["way"])) if len(material.estimates) else 0
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -98,6 +98,21 @@ def leave_estimates(folder: Path, course: list[float]) -> None:
     (folder / "traces.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def leave_tables(folder: Path, run: str) -> None:
+    """What `icl tabulate` leaves of a run."""
+    keys = {"model_seed": 1, "optimizer_config.lr": 0.002}
+    rows = {"step": [0, 6], "llc/mean": [-1.5, 7.25], "llc/mcse": [0.5, 0.5], "loss/init": [2.5, 2.0]}
+    tables = {
+        "llc.csv": keys | rows | {"verdict": ["negative", "healthy"]},
+        "llc_traces.csv.gz": keys
+        | {"step": 6, "chain": 0, "draw": [1, 2], "loss": [1.0, 2.0], "distance": [0.5, 0.75]},
+    }
+    for name, table in tables.items():
+        pd.DataFrame(table).to_csv(folder / name, index=False)
+        about = {"runs": {"model_seed=1, optimizer_config.lr=0.002": run}}
+        (folder / f"{name.split('.')[0]}.json").write_text(json.dumps(about))
+
+
 def leave_analyses(folder: Path, run: str) -> None:
     """What `icl analyse` leaves of a run of seed 1."""
     folder.mkdir()
@@ -124,11 +139,15 @@ def root(tmp_path_factory):
             tracker = LocalTracker(folder / "icl" / config.name)
             train(config, checkpoints, tracker)
             tracker.finish()
-            if len(names) < 3:  # the last one was stopped
+            if len(names) < 3:
                 checkpoints.mark_finished(config.num_steps - 1)
+            else:  # it was stopped after step 3
+                checkpoints.store.delete(checkpoints.weights_key(config.num_steps - 1))
+                LocalTracker(folder / "icl" / config.name, next_step=4).finish("interrupted")
         names.append(config.name)
     leave_estimates(folder / "icl" / f"llc-{names[0]}-0123abcd", COURSE)
     leave_analyses(folder / "tables", names[0])
+    leave_tables(folder / "tables", names[1])
     return folder
 
 
@@ -172,7 +191,7 @@ def test_every_number_of_the_charts_is_one_of_the_tables(root, written):
     chains = written.traces("chains")
     course = [trace for trace in chains if trace["meta"]["pick"]["step"] == "10,000"]
     assert [trace["y"] for trace in course if trace["name"] == "chain 1"] == [[2, 3, 1.5], [1, 1, 1]]
-    along = [trace for trace in written.traces("tokens-along") if trace["meta"]["pick"]["show"] == "λ̂"]
+    along = [trace for trace in written.traces("tokens-along") if trace["meta"]["pick"]["show"].startswith("λ̂")]
     assert [trace["y"] for trace in along] == [
         pytest.approx(list(estimates[f"llc/mean/{k}"]), rel=1e-6) for k in range(3)
     ]
@@ -205,9 +224,16 @@ def test_the_table_of_runs_says_how_they_differ_and_what_state_they_are_in(mater
     assert set(material.differing) == {"task_config.model_seed", "optimizer_config.lr"}
     assert material.runs["label"].nunique() == 4
     assert list(material.runs["state"]) == ["finished"] * 3 + ["interrupted"]
-    assert list(material.runs["steps"]) == [7] * 4
-    assert list(material.runs["sequences"]) == [7 * 13] * 4
-    assert list(material.runs["healthy"]) == [12, 0, 0, 0]
+    assert list(material.runs["steps"]) == [7, 7, 7, 4]
+    assert list(material.runs["sequences"]) == [7 * 13, 7 * 13, 7 * 13, 4 * 13]
+    assert list(material.runs["healthy"]) == [12, 1, 0, 0]
+
+
+def test_where_the_estimates_of_a_run_are_gone_its_tables_stand_for_them(material):
+    rows = material.estimates.loc[material.estimates["run"] == 1]
+    assert rows[["way", "step", "llc/mean"]].to_numpy().tolist() == [["llc", 0, -1.5], ["llc", 6, 7.25]]
+    assert material.traces.loc[material.traces["run"] == 1, "loss"].tolist() == [1.0, 2.0]
+    assert any("stages need estimates at 8 checkpoints, and there are 2" in note for note in material.notes)
 
 
 def test_the_page_asks_no_server_and_names_the_commands_that_continue(root, written):
