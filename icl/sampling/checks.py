@@ -1,12 +1,13 @@
 """Measurements that a verdict rests on, besides the chains themselves."""
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from icl.sampling.chains import ChainRun
+from icl.sampling.chains import ChainRun, goes_one_by_one
 from icl.sampling.config import SamplerConfig
 from icl.sampling.diagnostics import FEW_CHAINS, student_factor
 from icl.sampling.langevin import LangevinConfig, friction_of
@@ -36,12 +37,14 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float
         return 0.0
     steps = range(config.num_steps, config.num_steps + PROBES)
     here = positions[:1].to(plan.objective.anchor.device)
-    probes = []
-    for step in steps:
-        data = StepData(plan, step, [config.init_seed or 0])
-        gradient = data.losses_and_gradients(here, None)[1]
-        probes.append(gradient - data.control() if plan.control else gradient)
-    trace = float(torch.cat(probes).cpu().double().var(dim=0).sum())
+
+    def probes() -> Iterator[Tensor]:
+        for step in steps:
+            data = StepData(plan, step, [config.init_seed or 0])
+            gradient = data.losses_and_gradients(here, None)[1]
+            yield gradient - data.control() if plan.control else gradient
+
+    trace = _one_after_the_other(probes()) if goes_one_by_one(here) else _together(probes())
     step = config.step_size
     if config.method == "langevin":
         constants = LangevinConfig(
@@ -49,6 +52,22 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float
         )
         step = effective_step(config.step_size, friction_of(constants))
     return step * config.inverse_temperature**2 * trace / 8
+
+
+def _together(vectors: Iterator[Tensor]) -> float:
+    """The total variance of vectors (1, P)."""
+    return float(torch.cat(list(vectors)).cpu().double().var(dim=0).sum())
+
+
+def _one_after_the_other(vectors: Iterator[Tensor]) -> float:
+    """The same without holding them all (Welford's sums)."""
+    mean, squares, count = torch.zeros(()), 0.0, 0
+    for vector in vectors:
+        count += 1
+        away = vector - mean
+        mean = mean + away / count
+        squares += float((away * (vector - mean)).sum(dtype=torch.float64))
+    return squares / (count - 1)
 
 
 def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -> float:
@@ -82,20 +101,34 @@ def cost_of_w_star(plan: Plan, run: ChainRun, batches: Sequence[Batch]) -> tuple
     the first value says nothing; there the second still does. NaN without enough healthy chains.
     """
     nbeta, objective, healthy = plan.config.inverse_temperature, plan.objective, run.healthy
-    means = run.mean_positions[healthy].to(objective.anchor.device)
+    means = run.mean_positions if bool(healthy.all()) else run.mean_positions[healthy]
+    means = means.to(objective.anchor.device)
     if plan.mean is None or len(means) < 2:
         return UNKNOWN, UNKNOWN
-    away = (means - plan.anchors[:1]).double().cpu()
     gradient, doubt = plan.mean.whole[0].double().cpu(), plan.mean.error[0].double().cpu()
-    promised = mean_ratio(-nbeta / 2 * (away @ gradient)[:, None])
-    twin = Ratio(promised.value, math.hypot(promised.error, nbeta / 2 * float(away.mean(dim=0) @ doubt)))
+    if goes_one_by_one(means):
+        along, off = (
+            torch.stack([(mean - plan.anchors[0]).double() @ each for mean in means]) for each in (gradient, doubt)
+        )
+        uncertain = float(off.mean())
+    else:
+        away = (means - plan.anchors[:1]).double().cpu()
+        along, uncertain = away @ gradient, float(away.mean(dim=0) @ doubt)
+    promised = mean_ratio(-nbeta / 2 * along[:, None])
+    twin = Ratio(promised.value, math.hypot(promised.error, nbeta / 2 * uncertain))
     count = len(means)
     if count < FEW_CHAINS:
         return UNKNOWN, twin
     middle = means.mean(dim=0)
-    without = (count * middle - means) / (count - 1)
-    places = torch.cat([plan.anchors[:1], middle[None], without])
-    losses = torch.stack([objective.losses(places, batch).double().mean(dim=-1).cpu() for batch in batches])
+    if goes_one_by_one(means):
+        without = ((count * middle - mean) / (count - 1) for mean in means)
+        places = itertools.chain((plan.anchors[0], middle), without)
+        of_places = [[objective.losses(place[None], batch) for batch in batches] for place in places]
+        losses = torch.stack([torch.cat(each).double().mean(dim=-1).cpu() for each in of_places], dim=1)
+    else:
+        without = (count * middle - means) / (count - 1)
+        places = torch.cat([plan.anchors[:1], middle[None], without])
+        losses = torch.stack([objective.losses(places, batch).double().mean(dim=-1).cpu() for batch in batches])
     gains = nbeta * (losses[:, :1] - losses[:, 1:])  # (batches, 1 + E)
     cost, left_out = float(gains[:, 0].mean()), gains[:, 1:].mean(dim=0)
     spread = math.sqrt((count - 1) / count * float((left_out - left_out.mean()).square().sum()))
