@@ -399,6 +399,37 @@ def figures(
 
 
 @app.command()
+def report(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN... | SWEEP.yaml]", help="Names of runs, or sweep files. Default: all runs."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    data: Annotated[Path, typer.Option(help="Folder below which the tables of `icl analyse` are looked for.")] = Path(
+        "data"
+    ),
+    overrides: Overrides = None,
+) -> None:
+    """Write one HTML file that shows everything about some runs. It opens without a server and without a network.
+
+    Settings and how they differ, losses and evaluations, the learning coefficient with errors and verdicts, the traces of
+    the chains, curves per token, the stages found, attention and structure where `icl analyse` measured them, the cost, and
+    the commands that continue. Runs can be switched on and off.
+
+    Examples:
+
+    - `icl report mine.yaml` (the runs of a sweep)
+
+    - `icl report RUN1 RUN2 --output two.html`
+
+    - `icl report` (all runs)
+    """
+    from icl.commands.report import report_command
+
+    report_command(what or [], output, data, overrides or [])
+
+
+@app.command()
 def runs(
     verify: Annotated[bool, typer.Option(help="Read every checkpoint, and say which are damaged.")] = False,
     prune: Annotated[

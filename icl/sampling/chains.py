@@ -53,7 +53,7 @@ class ChainRun:
         lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.
         positions: (E, P) the last weights.
         mean_positions: (E, P) each chain's mean weights over its draws, those of earlier parts included.
-        stiff, trace, virial, temperature, at_box: (E, D) the terms of the tests of the target, at the D draws where they were taken
+        stiff, trace, virial, temperature, at_box, pairing: (E, D) the terms of the tests of the target, at the D draws that were tested
             (`icl.sampling.stein`).
     """
 
@@ -70,6 +70,7 @@ class ChainRun:
     virial: Tensor
     temperature: Tensor
     at_box: Tensor
+    pairing: Tensor
 
     @property
     def healthy(self) -> Tensor:

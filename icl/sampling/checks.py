@@ -2,7 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,10 +18,18 @@ from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio
 from icl.sampling.tuning import effective_step
 from icl.streams import Stream
 
-PROBES = 8
+PROBES = 24
+PLACES = 2
 
 
-def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float:
+class Heating(NamedTuple):
+    """What the noise of the batches adds to λ̂ without and with the control variate; NaN where it is not known."""
+
+    plain: float
+    controlled: float
+
+
+def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> Heating:
     r"""What the noise of the gradient's batches adds to λ̂, to first order in the step, near a quadratic minimum.
 
     Gradient noise of covariance C raises the temperature of a direction by ε' nβ² C / 4, and each direction contributes half of its
@@ -28,46 +37,69 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float
 
         (ε' nβ² / 8) tr C,        ε' = ε under SGLD,    ε' = ε coth(η√ε / 2) under Langevin dynamics of friction η.
 
-    tr C is measured on PROBES batches at one healthy chain's last position, with the control variate if the chain is driven with it. 0 for
-    data that never change. NaN for the other kernels, which have no such formula, and without a healthy chain.
+    tr C is measured on PROBES batches at the last positions of up to PLACES healthy chains. 0 for data that never change. NaN for the other
+    kernels, which have no such formula, and without a healthy chain.
     """
     if len(positions) == 0 or config.step_size is None or config.method not in ("sgld", "langevin"):
-        return math.nan
+        return Heating(math.nan, math.nan)
     if plan.constant:
-        return 0.0
-    steps = range(config.num_steps, config.num_steps + PROBES)
-    here = positions[:1].to(plan.objective.anchor.device)
-
-    def probes() -> Iterator[Tensor]:
-        for step in steps:
-            data = StepData(plan, step, [config.init_seed or 0])
-            gradient = data.losses_and_gradients(here, None)[1]
-            yield gradient - data.control() if plan.control else gradient
-
-    trace = _one_after_the_other(probes()) if goes_one_by_one(here) else _together(probes())
+        return Heating(0.0, 0.0)
+    large = goes_one_by_one(positions)
+    here = positions[:PLACES].to(plan.objective.anchor.device)
+    seeds = [config.init_seed or 0] * len(here)
+    plain, quiet = (_RunningVariance(), _RunningVariance()) if large else (_Variance(), _Variance())
+    for step in range(config.num_steps, config.num_steps + PROBES):
+        data = StepData(plan, step, seeds)
+        gradient = data.losses_and_gradients(here, None)[1]
+        plain.add(gradient)
+        if plan.mean is not None:
+            quiet.add(gradient - data.control())
     step = config.step_size
     if config.method == "langevin":
-        constants = LangevinConfig(
-            nbeta=0.0, gamma=config.localization, weight_decay=config.weight_decay, friction=config.friction
-        )
-        step = effective_step(config.step_size, friction_of(constants))
-    return step * config.inverse_temperature**2 * trace / 8
+        step = effective_step(config.step_size, friction_of(langevin_constants(config)))
+
+    def added(trace: float) -> float:
+        return step * config.inverse_temperature**2 * trace / 8
+
+    return Heating(added(plain.total()), added(quiet.total()))
 
 
-def _together(vectors: Iterator[Tensor]) -> float:
-    """The total variance of vectors (1, P)."""
-    return float(torch.cat(list(vectors)).cpu().double().var(dim=0).sum())
+class _Variance:
+    """The total variance of vectors (E, P) over repetitions, averaged over E; NaN without any."""
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] = []
+
+    def add(self, vectors: Tensor) -> None:
+        self._held.append(vectors)
+
+    def total(self) -> float:
+        if not self._held:
+            return math.nan
+        return float(torch.stack(self._held).cpu().double().var(dim=0).sum(dim=-1).mean())
 
 
-def _one_after_the_other(vectors: Iterator[Tensor]) -> float:
-    """The same without holding them all (Welford's sums)."""
-    mean, squares, count = torch.zeros(()), 0.0, 0
-    for vector in vectors:
-        count += 1
-        away = vector - mean
-        mean = mean + away / count
-        squares += float((away * (vector - mean)).sum(dtype=torch.float64))
-    return squares / (count - 1)
+class _RunningVariance:
+    """The same without holding them (Welford's sums)."""
+
+    def __init__(self) -> None:
+        self._mean, self._squares, self._count = torch.zeros(()), 0.0, 0
+
+    def add(self, vectors: Tensor) -> None:
+        self._count += 1
+        away = vectors - self._mean
+        self._mean = self._mean + away / self._count
+        self._squares += float((away * (vectors - self._mean)).sum(dim=-1, dtype=torch.float64).mean())
+
+    def total(self) -> float:
+        return self._squares / (self._count - 1) if self._count > 1 else math.nan
+
+
+def langevin_constants(config: SamplerConfig) -> LangevinConfig:
+    """Those that decide the friction."""
+    return LangevinConfig(
+        nbeta=0.0, gamma=config.localization, weight_decay=config.weight_decay, friction=config.friction
+    )
 
 
 def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -> float:

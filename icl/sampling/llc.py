@@ -10,6 +10,7 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from icl.model import InContextRegressionTransformer
 from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, with_found, without_losses
 from icl.sampling.chains import ChainRun, Paused, Progress
-from icl.sampling.checks import cost_of_w_star, noise_heating
+from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
+from icl.sampling.langevin import friction_of
 from icl.sampling.look import chance_level, look_at
 from icl.sampling.loss_trace import LossTrace, Observables
+from icl.sampling.needs import Effort, longest_step
 from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import Batch, Losses, LossFunction, ModuleObjective, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
@@ -33,7 +36,7 @@ from icl.sampling.presets import AUTOMATIC
 from icl.sampling.restriction import Masks
 from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
-from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
+from icl.sampling.supply import BatchSource, Supply, num_samples, samples_needed, supply_of, two_batches
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import Tuned, tune
 from icl.sampling.units import InUnits
@@ -202,11 +205,13 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             mean=_of_anchor(plan, place),
         )
         cost, twin = cost_of_w_star(own, part, held)
+        heating = noise_heating(config, own, part.positions[part.healthy])
         yield LLCResult(
             part,
             config,
             seed,
-            noise_heating=noise_heating(config, own, part.positions[part.healthy]),
+            noise_heating=heating.controlled if plan.control else heating.plain,
+            effort=_effort(ready, own, part, heating, tuned),
             reference_loss=chance_level(objectives[place], ready.first)
             if inputs.reference_loss is None
             else inputs.reference_loss,
@@ -243,6 +248,28 @@ def _chains_of(
         so_far = inputs.so_far if models == 1 else None
         run, paused = sampled(plan, seeds, inputs.progress, so_far, may_go_on=ready.trace is None)
     return plan, seed, plan.config, tuned, run, paused
+
+
+def _effort(ready: "_Ready", plan: Plan, run: ChainRun, heating: Heating, tuned: Tuned | None) -> Effort | None:
+    """What the estimate spent; None for kernels whose heat no formula tells."""
+    config = plan.config
+    if config.method not in ("sgld", "langevin") or config.step_size is None:
+        return None
+    friction = friction_of(langevin_constants(config)) if config.method == "langevin" else None
+    everything = ready.supply.everything
+    return Effort(
+        steps=config.num_burnin_steps + run.losses.shape[1] * config.num_steps_bw_draws,
+        epsilon=config.step_size,
+        friction=friction,
+        nbeta=config.inverse_temperature,
+        batch=None if plan.constant else num_samples(ready.first),
+        samples=None if everything is None else sum(map(num_samples, everything)),
+        control=plan.control,
+        found=tuned is not None,
+        longest=math.nan if tuned is None else longest_step(tuned.curvature, config.localization + config.weight_decay),
+        plain=heating.plain,
+        controlled=heating.controlled,
+    )
 
 
 @dataclass(frozen=True)
