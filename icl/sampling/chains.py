@@ -281,7 +281,7 @@ class _Group:
         if plan.control and plan.evaluation is None:
             record.correct((data.control() * (drawn - self._anchor)).sum(dim=-1))
         if plan.tests is not None and plan.tests.is_due(draw):
-            partner = plan.tests.partner(draw, step, plan.cycle)
+            partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
             after = data if plan.constant else StepData(plan, partner, self._seeds, self._owners)
             record.test(
                 test_terms(plan, data, after, self._state, gradient, draw, self._seeds, self._kernel.temperature)
