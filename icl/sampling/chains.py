@@ -368,7 +368,7 @@ class _Group:
         plan = self._plan
         if plan.tests is None or not plan.tests.is_due(draw):
             return None
-        partner = plan.tests.partner(draw, step, plan.cycle)
+        partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
         after = data if plan.constant else StepData(plan, partner, seeds, owners)
         return test_terms(plan, data, after, state, gradient, draw, seeds, self._kernel.temperature)
 
