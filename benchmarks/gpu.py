@@ -32,10 +32,10 @@ from benchmarks.speed import cases
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, resolve_device
 from icl.engine import batched_loss_and_grad, loss_and_grad, mse_loss
-from icl.estimation.batches import sampling_batches
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters
 from icl.sampling import PUBLISHED, Inputs, estimate_llcs
 from icl.storage.files import write_atomically
+from icl.subjects.regression import sampling_batches
 from icl.tasks import BLOCK, RegressionTask
 from icl.training.accelerator import AcceleratorStepper
 

@@ -303,6 +303,13 @@ def analyse(
         Path | None,
         typer.Option(help="Folder of the tables. Default: data/RUN, or data/NAME for a sweep file NAME.yaml."),
     ] = None,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(
+            help="For a folder of a language model's public files (checkpoint_0000100.pth): rows of tokens to measure it on, as .npy "
+            "or .safetensors."
+        ),
+    ] = None,
     checkpoints: Checkpoints = None,
     steps: StepList = None,
     nearest: Nearest = False,
@@ -330,7 +337,7 @@ def analyse(
         raise ValueError("--set chooses among the runs of a sweep file; give it with --family")
     else:
         assert run is not None
-        analyse_command(run, only, output, count=checkpoints, steps=steps, nearest=nearest)
+        analyse_command(run, only, output, tokens=tokens, count=checkpoints, steps=steps, nearest=nearest)
 
 
 @app.command()
@@ -403,6 +410,37 @@ def figures(
         raise ValueError(f"--stages must be found, paper or none (got {stages!r})")
     for path in figures_command(data, output, jobs, stages, verbose):
         print(path)
+
+
+@app.command()
+def report(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RUN... | SWEEP.yaml]", help="Names of runs, or sweep files. Default: all runs."),
+    ] = None,
+    output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    data: Annotated[Path, typer.Option(help="Folder below which the tables of `icl analyse` are looked for.")] = Path(
+        "data"
+    ),
+    overrides: Overrides = None,
+) -> None:
+    """Write one HTML file that shows everything about some runs. It opens without a server and without a network.
+
+    Settings and how they differ, losses and evaluations, the learning coefficient with errors and verdicts, the traces of
+    the chains, curves per token, the stages found, attention and structure where `icl analyse` measured them, the cost, and
+    the commands that continue. Runs can be switched on and off.
+
+    Examples:
+
+    - `icl report mine.yaml` (the runs of a sweep)
+
+    - `icl report RUN1 RUN2 --output two.html`
+
+    - `icl report` (all runs)
+    """
+    from icl.commands.report import report_command
+
+    report_command(what or [], output, data, overrides or [])
 
 
 @app.command()

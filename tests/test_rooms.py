@@ -13,6 +13,7 @@ ROOMS = (
         "__init__",
         "cli",
         "commands",
+        "report",
         "execution",
         "estimation",
         "training",

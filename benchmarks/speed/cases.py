@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,6 @@ from icl.checkpoints import Checkpoints
 from icl.config import OptimizerConfig
 from icl.engine import choose_path, loss_and_grad, mse_loss
 from icl.engine.native import NativeTransformer
-from icl.estimation.batches import sampling_batches
 from icl.model import InContextRegressionTransformer, TransformerShape, flatten, initial_parameters, unflatten
 from icl.native.allocator import keep_freed_memory
 from icl.sampling import SamplerConfig
@@ -30,12 +30,13 @@ from icl.sampling.plan import AnchorLosses, Plan
 from icl.sampling.transformer_objective import make_objective
 from icl.storage import LocalStore
 from icl.streams import Stream
+from icl.subjects.regression import sampling_batches
 from icl.tasks import RegressionTask
 from icl.training.optimizers import FlatOptimizer, Rates
 
 PAPER = TransformerShape(task_size=4, max_examples=8, embed_size=64, mlp_size=64, num_heads=4, num_layers=2)
 NOISE_VARIANCE = 0.125
-SGLD = {"epsilon": 3e-5, "nbeta": 30.0, "gamma": 100.0}
+SGLD: dict[str, Any] = {"epsilon": 3e-5, "nbeta": 30.0, "gamma": 100.0}
 
 
 def make_training(shape: TransformerShape, seeds: int, batch: int, steps: int) -> Callable[[], None]:

@@ -22,10 +22,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
-from torch import Tensor
+from torch import Tensor, nn
 
 from icl.analysis.data import AnalysisData
 from icl.model import InContextRegressionTransformer, flatten, predict, unflatten
+from icl.sampling.objective import Batch, LossFunction, ModuleObjective
 from icl.streams import Stream
 
 NUM_SEQUENCES = 1024
@@ -172,11 +173,23 @@ def hessian_table(
     """One row: `hessian/evals/0..k-1`, `hessian/trace`, `hessian/trace_std_error`, `hessian/num_probes`,
     `hessian/num_products`."""
     loss, point = regression_loss(model, xs, ys)
+    return pd.DataFrame([hessian_row(loss, point, k, num_probes, tolerance)])
+
+
+def hessian_row(
+    loss: Loss, point: Tensor, k: int = 3, num_probes: int = 8, tolerance: float = 1e-2
+) -> dict[str, float]:
+    """The columns of `hessian_table`, of any loss at a point (P,)."""
     estimate = estimate_hessian(loss, point, k, num_probes, tolerance)
     row: dict[str, float] = {f"hessian/evals/{i}": float(value) for i, value in enumerate(estimate.eigenvalues)}
     row |= {"hessian/trace": estimate.trace, "hessian/trace_std_error": estimate.trace_std_error}
-    row |= {"hessian/num_probes": estimate.num_probes, "hessian/num_products": estimate.num_products}
-    return pd.DataFrame([row])
+    return row | {"hessian/num_probes": estimate.num_probes, "hessian/num_products": estimate.num_products}
+
+
+def module_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> tuple[Loss, Tensor]:
+    """The loss of any module on a batch as a function of its flat trained parameters, and these (P,)."""
+    objective = ModuleObjective(model, loss_fn)
+    return lambda flat: objective.loss_at(flat, batch), objective.anchor
 
 
 def measure_hessian(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:

@@ -64,7 +64,7 @@ class RunTable:
                 )
         values = {key: told[setting_of(key)] for key in new}
         rows = self.rows[list(self.keys)].drop_duplicates().itertuples(index=False, name=None)
-        combinations = [dict(zip(self.keys, row, strict=True)) for row in rows] or [{}]
+        combinations = [dict(zip(self.keys, row, strict=True)) for row in rows] if self.keys else [{}]
         wider = {label_of(each): label_of({key: {**each, **values}[key] for key in keys}) for each in combinations}
         return RunTable(
             self.path,

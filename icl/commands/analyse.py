@@ -9,7 +9,10 @@ from icl.analysis.family import FAMILY_ANALYSES, analyse_family
 from icl.analysis.run import ANALYSES, analyse
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import FOLDER
+from icl.commands.analyse_language import analyse_folder, analyse_run
 from icl.config import ConfigError, TrainingConfig
+from icl.config.kinds import parse_training
+from icl.config.language import LanguageTraining
 from icl.config.steps import nearest_step, refuse_missing_steps, spread_in_log_time
 from icl.config.sweeps import expand, load_sweep
 from icl.devices import resolve_device
@@ -23,6 +26,7 @@ def analyse_command(
     only: Sequence[str] | None,
     output: Path | None,
     environ: Mapping[str, str] = os.environ,
+    tokens: Path | None = None,
     count: int | None = None,
     steps: str | None = None,
     nearest: bool = False,
@@ -30,6 +34,7 @@ def analyse_command(
     """Run the analyses of a run, named or given as a folder `<root>/icl/<run>`; returns analysis -> table.
 
     Args:
+        tokens: rows of tokens; the folder is then one of a language model's public checkpoint files.
         count: how many checkpoints, evenly in log t; None: all, or `steps`.
         steps: the checkpoints, as text `0,100,499`.
         nearest: whether the nearest checkpoint is taken where a step has none.
@@ -38,14 +43,22 @@ def analyse_command(
         ConfigError: an unknown analysis, no such run, a folder that is not one of a run, or a step without a checkpoint.
     """
     folder = Path(run).resolve()
+    if tokens is not None:
+        if count is not None or steps is not None or nearest:
+            raise ConfigError("--checkpoints, --steps and --nearest are for a run, not for a folder of public files")
+        return analyse_folder(folder, tokens, output)
     if folder.is_dir():
         if folder.parent.name != FOLDER:
             raise ConfigError(
-                f"{run} is not the folder of a run; give the one that holds config.json, ROOT/{FOLDER}/RUN"
+                f"{run} is not the folder of a run; give the one that holds config.json, ROOT/{FOLDER}/RUN (for the public files of a "
+                "language model, say --tokens too)"
             )
         checkpoints = Checkpoints(LocalStore(folder.parent.parent), folder.name)
     else:
         checkpoints = Checkpoints(store_from_environment(environ), run)
+    stored = checkpoints.settings()
+    if stored is not None and isinstance(config := parse_training(stored), LanguageTraining):
+        return analyse_run(checkpoints, config.resolved(), output, _chosen(checkpoints, count, steps, nearest))
     target = output or Path("data") / checkpoints.run_name
     with progress_bar("analysing") as update:
         paths = analyse(

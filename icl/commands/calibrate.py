@@ -8,23 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from icl.config.steps import refuse_missing_steps
 from icl.config.sweeps import load_sweep, select
 from icl.devices import available_cores
-from icl.engine import mse_loss
-from icl.estimation.batches import sampling_batches
-from icl.estimation.estimate import model_at
+from icl.execution.llc_run import subject_of
 from icl.execution.points import llc_points
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
-from icl.sampling import PRESETS
-from icl.sampling.calibration import Calibration, Cell, SearchGrid, Subject, calibrate
+from icl.sampling import PRESETS, SamplerConfig
+from icl.sampling.calibration import Calibration, Cell, SearchGrid, Target, calibrate
 from icl.sampling.transformer_objective import make_objective
 from icl.storage.files import write_table
 from icl.storage.jsonl import JsonLines, Row, read_json_lines
 from icl.storage.locks import exclusive
-from icl.tasks import zero_predictor_loss
+from icl.subjects import Subject, inputs_of
 
 MOST_CHECKPOINTS = 4
 SHOWN = {
@@ -68,9 +67,9 @@ def calibrate_command(
     config = select(llc_points(load_sweep(sweep), overrides), index)
     place = Surroundings.from_environment()
     config = config.of(place.with_kept_seed(config.training))
-    checkpoints = place.checkpoints(config.training)
-    present = checkpoints.steps()
-    refuse_missing_steps(steps, present, config.training.name)
+    subject = subject_of(config, place)
+    present = subject.steps()
+    refuse_missing_steps(steps, present, config.subject_name)
     chosen = list(steps) or _spread(config.chosen_steps(present))
     sampler = config.sampler_config.model_copy(
         update={
@@ -78,25 +77,22 @@ def calibrate_command(
             "init_seed": config.sampler_config.init_seed or 0, "cores": available_cores(place.device),
         }
     )  # fmt: skip
-    task = config.training.task_config.resolved().pretrain_task()
-    batches, _ = sampling_batches(task, sampler, sampler.init_seed or 0, place.device)
-    subjects = {
-        step: Subject(
-            make_objective(model_at(config, checkpoints.load(step), place.device), mse_loss, sampler),
-            batches,
-            zero_predictor_loss(task),
-        )
-        for step in chosen
-    }
-    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size is not None}
+    targets = {step: _target(subject, step, sampler, place.device) for step in chosen}
+    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size and preset.estimator == "standard"}
     cells = len(chosen) * (len(grid.cells()) + len(presets))
+    of_size = f" of {sampler.grad_batch_size} sequences" if config.is_regression else ""
     print(
-        f"{config.training.name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
-        f"{budget.gradients(cells):,} gradients of {sampler.grad_batch_size} sequences"
+        f"{config.subject_name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))}), "
+        f"{budget.gradients(cells):,} gradients{of_size}"
+    )
+    about = (
+        {"training": config.training.identity()}
+        if config.is_regression
+        else {"subject": config.subject, "subject_config": config.subject_config}
     )
     made = {
-        "run": config.training.name,
-        "training": config.training.identity(),
+        "run": config.subject_name,
+        **about,
         "sampler": sampler.model_dump(mode="json", exclude={"cores"}),
     }
     with exclusive(output / ".lock", f"the folder {output}"), progress_bar("calibrating", cells) as update:
@@ -109,12 +105,18 @@ def calibrate_command(
             journal.append(cell)
             update(done, f"step {cell.step}, ε {cell.epsilon:g}, γ {cell.gamma:g}, nβ {cell.nbeta:g}")
 
-        found = calibrate(subjects, sampler, grid, presets, done=journal.cells, record=record)
+        found = calibrate(targets, sampler, grid, presets, done=journal.cells, record=record)
         write_table(found.table, output / "calibration.csv", digits=6)
     print(shown(found.table))
     _draw(found, output)
     print(found.text)
     return found
+
+
+def _target(subject: Subject, step: int, sampler: SamplerConfig, device: torch.device) -> Target:
+    inputs = inputs_of(subject, step, sampler, device)
+    objective = make_objective(subject.model(step).to(device), subject.loss, sampler)
+    return Target(objective, inputs.batches, inputs.reference_loss)
 
 
 def shown(table: pd.DataFrame) -> str:

@@ -19,12 +19,15 @@ from icl.estimation import LLCConfig
 from icl.estimation.traces import read_estimates
 from icl.evals import ValidationSet, validation_metrics, weight_norm
 from icl.execution.llc_run import run_llc
+from icl.execution.opened import Run
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
 from icl.figures.demo import demo_figure
 from icl.figures.style import save
 from icl.model import predict
+from icl.report import gather, write_report
+from icl.report.page import quoted
 from icl.sampling.presets import CALIBRATED
 from icl.storage import LocalStore
 from icl.storage.files import write_table
@@ -81,6 +84,12 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     paths = save(demo_figure(evals, estimates, references), output, "demo")
     console.print(_table(summary))
     console.print(f"figure: {paths[0]}   tables: {output}/evals.csv, llc.csv, summary.csv")
+    page, folder = output / "report.html", place.results / training.name
+    again = ("Make this page anew.", quoted("icl", "report", str(folder), "--output", str(page)))
+    first = ("Train runs of your own: copy this sweep and change it.", "icl train sweeps/training-runs/quick.yaml")
+    material = gather([Run(training.name, place.store, place.results)])
+    write_report(material, page, [first, again], title="The demo run")
+    console.print(f"report: {page}; open it in a browser")
     console.print(what_was_seen(summary, training.num_steps))
 
 

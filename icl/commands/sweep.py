@@ -15,6 +15,7 @@ from icl.config.sweeps import Sweep, expand, load_sweep, select
 from icl.devices import available_cores
 from icl.estimation import LLCConfig
 from icl.execution.closing import say_how_it_ended
+from icl.execution.llc_run import subject_of
 from icl.execution.names import RunConfig, training_of
 from icl.execution.points import llc_points, says_how_to_sample
 from icl.execution.run import CONFIGS, Command, parse_config, run_point
@@ -22,6 +23,7 @@ from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.sampling.presets import PRESETS
 from icl.storage import StorageError
+from icl.subjects.named import check_subject
 from icl.tracking.agent import RUN_ID_VARIABLE, agent_run, reject_agent_run
 from icl.tracking.wandb import say
 
@@ -76,7 +78,10 @@ def _points(command: Command, sweep: Sweep, overrides: Sequence[str]) -> Sequenc
                 f"{sweep.source} says nothing of the sampler; choose its settings, as in: icl llc {sweep.source} --preset automatic "
                 f"(there are {', '.join(PRESETS)}; `icl presets` explains them)"
             )
-        return llc_points(sweep, overrides)
+        points = llc_points(sweep, overrides)
+        for config in points:
+            _check(config)
+        return points
     if sweep.runs is not None:
         raise ConfigError(f"{sweep.source} is a sweep of `icl llc`, as its key runs says; start icl llc {sweep.source}")
     return [_parse(command, data, sweep.source) for data in expand(sweep, overrides)]
@@ -93,8 +98,8 @@ def _refuse_hopeless(configs: Sequence[RunConfig], place: Surroundings) -> None:
         if not isinstance(config, LLCConfig):
             return
         try:
-            training = place.with_kept_seed(config.training)
-            config.of(training).chosen_steps(place.checkpoints(training).steps())
+            config = config.of(place.with_kept_seed(config.training))
+            config.chosen_steps(subject_of(config, place).steps())
         except ConfigError as error:
             errors.append(error)
         except (CheckpointError, StorageError):
@@ -120,7 +125,7 @@ def _run_all(
 
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
     try:
-        return parse_config(command, data)
+        return _check(parse_config(command, data))
     except ConfigError as error:
         unknown = data.keys() - CONFIGS[command].user_fields().keys()
         for other in CONFIGS:
@@ -128,6 +133,17 @@ def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
                 text = f"{source} is a sweep of `icl {other}`, as its key {foreign[0]} says; start icl {other} {source}"
                 raise ConfigError(text) from None
         raise ConfigError(f"{source}: {error}") from None
+
+
+def _check(config: RunConfig) -> RunConfig:
+    """The same, after a look at a subject of the user's own.
+
+    Raises:
+        ConfigError: it cannot be imported, is none, or does not take its settings.
+    """
+    if isinstance(config, LLCConfig) and not config.is_regression:
+        check_subject(config.subject, config.subject_config)
+    return config
 
 
 def _run_for_agent(command: Command) -> int:

@@ -70,8 +70,13 @@ class Settings(BaseModel):
                 if name not in defaults or getattr(self, name) != defaults[name]
             }
         for name in self.flattened:
-            data = {**data.pop(name, {}), **data}
+            part = data.pop(name, {})
+            data = {**part, **data} if self.writes(name) else data
         return data
+
+    def writes(self, flattened: str) -> bool:
+        """Whether the keys of a flattened record are part of files and dumps; those of a record that says nothing need not be."""
+        return True
 
     @classmethod
     def user_fields(cls) -> dict[str, FieldInfo]:

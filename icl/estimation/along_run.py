@@ -1,24 +1,21 @@
-"""The learning coefficient along a training run: one estimate per checkpoint, from the sweep files' settings.
+"""The learning coefficient along the checkpoints of a subject: one estimate at each, from the sweep files' settings."""
 
-Shapes: B batch, K examples, D task dimension, n samples of the evaluation set.
-"""
-
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from icl.checkpoints import Checkpoints
 from icl.estimation.config import LLCConfig
 from icl.estimation.estimate import (
     checkpoints_at_once,
-    estimate_at_checkpoints,
+    estimates_of,
     finds_localisation,
     with_localisation,
     with_one_localisation,
 )
 from icl.sampling import LLCResult
+from icl.subjects import Subject
 
 
 class _Stopped(Exception):
@@ -27,9 +24,9 @@ class _Stopped(Exception):
 
 def estimate_over_run(
     config: LLCConfig,
-    checkpoints: Checkpoints,
+    subject: Subject,
     done: Sequence[int],
-    record: Callable[[int, Mapping[str, Tensor], LLCResult], None],
+    record: Callable[[int, nn.Module, LLCResult], None],
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -40,25 +37,25 @@ def estimate_over_run(
     Returns how many are left undone. Checkpoints whose chains share a batch are ready together; a stop loses those that are not.
 
     Args:
-        record: called with each step, its weights and its estimate.
+        record: called with each step, its model and its estimate.
         progress: called with (sampling steps done, steps in all), over all checkpoints.
         should_stop: asked at each checkpoint and whenever `progress` is called; an estimate that it cuts short is not
         recorded.
         gamma: the localisation of the estimates that are done, where the pilot chains found it; None: they find it now, at the last
         chosen checkpoint, for all of them.
     """
-    chosen = config.chosen_steps(checkpoints.steps())
+    chosen = config.chosen_steps(subject.steps())
     todo = [step for step in chosen if step not in set(done)]
     if todo and finds_localisation(config):
         config = (
-            with_one_localisation(config, checkpoints.load(chosen[-1]), device)
+            with_one_localisation(config, subject, chosen[-1], device)
             if gamma is None
             else with_localisation(config, gamma)
         )
     size = checkpoints_at_once(config, device)
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     start = 0
-    for steps, weights in _read_ahead(checkpoints, groups):
+    for steps, models in _models(subject, groups):
         # Not before the first: until its first step it may compile, which a signal ends at once (`stop_signal`).
         if start > 0 and should_stop():
             return len(todo) - start
@@ -70,44 +67,45 @@ def estimate_over_run(
                 progress(start * total + share * now, len(todo) * total)
 
         try:
-            for step, each, result in zip(
-                steps, weights, estimate_at_checkpoints(config, weights, device, report), strict=True
-            ):
-                record(step, each, result)
+            results = estimates_of(config, subject, steps, models, device, report)
+            for step, model, result in zip(steps, models, results, strict=True):
+                record(step, model, result)
         except _Stopped:
             return len(todo) - start
         start += len(steps)
     return 0
 
 
-def _read_ahead(
-    checkpoints: Checkpoints, groups: Sequence[Sequence[int]]
-) -> Iterator[tuple[Sequence[int], list[Mapping[str, Tensor]]]]:
-    """Each group's steps and weights; those of the next are read while one is sampled at.
+def _models(subject: Subject, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], list[nn.Module]]]:
+    """Each group's steps and models; those of the next are read while one is sampled at, where the subject allows it.
 
     Raises:
         CheckpointError, StorageError: a checkpoint cannot be read; those before it have been given out.
     """
+    if not getattr(subject, "reads_ahead", False):
+        for steps in groups:
+            yield steps, [subject.model(step) for step in steps]
+        return
 
-    def read(steps: Sequence[int]) -> tuple[list[Mapping[str, Tensor]], Exception | None]:
-        weights: list[Mapping[str, Tensor]] = []
+    def read(steps: Sequence[int]) -> tuple[list[nn.Module], Exception | None]:
+        models: list[nn.Module] = []
         try:
             for step in steps:
-                weights.append(checkpoints.load(step))
+                models.append(subject.model(step))
         except Exception as error:
-            return weights, error
-        return weights, None
+            return models, error
+        return models, None
 
     reader = ThreadPoolExecutor(1)
     try:
         following = reader.submit(read, groups[0]) if groups else None
         for index, steps in enumerate(groups):
             assert following is not None
-            weights, error = following.result()
+            models, error = following.result()
             if error is None and index + 1 < len(groups):
                 following = reader.submit(read, groups[index + 1])
-            if weights:
-                yield steps[: len(weights)], weights
+            if models:
+                yield steps[: len(models)], models
             if error is not None:
                 raise error
     finally:

@@ -13,6 +13,10 @@ from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
 from icl.sampling.presets import MEANS, preset_named
+from icl.subjects.named import short_name
+
+REGRESSION = "regression"
+"""The name of the subject that a training run of this library is."""
 
 
 class PlottingConfig(Settings):
@@ -25,20 +29,36 @@ class PlottingConfig(Settings):
 
 
 class LLCConfig(Settings):
-    """At which checkpoints of a training run to sample, and how.
+    """How to sample at which checkpoints of a subject.
 
-    A sweep file holds the settings of the training run beside the others; the checkpoints are found by them. At most one of
+    The subject is a training run of this library, unless `subject` names another one (`icl.subjects`). In a sweep file the settings of the
+    training run, which find its checkpoints, stand beside the others; those of another subject stand below `subject_config`. At most one of
     `steps` (a list or a grid), `step` (one), `checkpoint_idx` (an index into the sorted checkpoints) and `checkpoints` (how
     many) is given. None of them means every checkpoint, as in the reference code. A step that is named and has no
     checkpoint is an error, unless `nearest` is set; for the steps of a grid the nearest checkpoints are taken.
     """
 
     flattened = ("training",)
-    later = ("checkpoints",)
-    decides = ("sampler_config", "steps", "step", "checkpoint_idx", "checkpoints", "testing")
+    later = ("checkpoints", "subject", "subject_config")
+    decides = (
+        "subject",
+        "subject_config",
+        "sampler_config",
+        "steps",
+        "step",
+        "checkpoint_idx",
+        "checkpoints",
+        "testing",
+    )
 
+    subject: str = Field(
+        default=REGRESSION,
+        description="what the estimates are about: regression (a training run of this library), or a class of your own, "
+        "as module:Class, looked for from the working directory",
+    )
+    subject_config: dict[str, Any] = Field(default={}, description="settings of a subject other than regression")
     training: TrainingConfig = Field(
-        default=TrainingConfig(), description="the training run whose checkpoints these are"
+        default=TrainingConfig(), description="the training run whose checkpoints these are (subject regression alone)"
     )
     sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to measure")
     preset: str | None = Field(
@@ -78,6 +98,40 @@ class LLCConfig(Settings):
             raise ValueError(f"{' and '.join(given)} both choose the checkpoints; keep one of them")
         return self
 
+    @model_validator(mode="after")
+    def _settings_of_one_subject(self) -> Self:
+        if self.is_regression and self.subject_config:
+            raise ValueError(
+                "subject_config holds the settings of another subject, and those of the regression run stand beside it (task_config, "
+                "num_steps, ...); name the subject, as subject: {value: my_module:MySubject}"
+            )
+        if not self.is_regression:
+            given = sorted(self.training.model_fields_set)
+            if given:
+                raise ValueError(
+                    f"{given[0]} is a setting of the regression run, and the subject is {self.subject}; its own settings stand below "
+                    "subject_config"
+                )
+            if "covariance" in self.sampler_config.eval_metrics:
+                raise ValueError(
+                    "eval_metrics: covariance is that of weight groups of the library's own transformer; leave it out, or take weights"
+                )
+        return self
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether the subject is a training run of this library."""
+        return self.subject == REGRESSION
+
+    def writes(self, flattened: str) -> bool:
+        """The settings of a training run say nothing of another subject."""
+        return flattened != "training" or self.is_regression
+
+    @property
+    def subject_name(self) -> str:
+        """The training run's name, or that of the subject's class."""
+        return self.training.name if self.is_regression else short_name(self.subject)
+
     @property
     def metrics(self) -> tuple[EvalMetric, ...]:
         """The sampler's metrics, and the weights where a figure is drawn from them."""
@@ -88,20 +142,20 @@ class LLCConfig(Settings):
 
     @property
     def name(self) -> str:
-        """The name of this estimate: the training run's, and a hash of the sampler's settings and the choice of
-        steps."""
+        """The name of this estimate: the subject's, and a hash of its settings, the sampler's, and the choice of steps."""
         decisive = self.decisive(*self.decides)
         sampler = decisive["sampler_config"]
         # The names of results outlive defaults.
         sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
-        return f"llc-{self.training.name}-{digest}"
+        return f"llc-{self.subject_name}-{digest}"
 
     def identity(self) -> dict[str, Any]:
-        """Plain data of what decides the estimates: the training run, how it is sampled, and where."""
+        """Plain data of what decides the estimates: the subject, how it is sampled, and where."""
         own = super().identity()
         sampler = {name: value for name, value in own["sampler_config"].items() if name not in MEANS}
-        return {**self.training.identity(), **own, "sampler_config": sampler}
+        training = self.training.identity() if self.is_regression else {}
+        return {**training, **own, "sampler_config": sampler}
 
     def resolved(self) -> Self:
         """The same with all seeds of the training run given."""
@@ -119,7 +173,7 @@ class LLCConfig(Settings):
             the choice reaches.
         """
         if not present:
-            raise ConfigError(f"the run {self.training.name} has no checkpoints; train it first with the same settings")
+            raise ConfigError(f"the run {self.subject_name} has no checkpoints; train it first with the same settings")
         if self.step is not None:
             chosen = self._named([self.step], present)
         elif self.checkpoints is not None:
@@ -133,7 +187,7 @@ class LLCConfig(Settings):
                 )
             chosen = [present[self.checkpoint_idx]]
         elif self.steps is not None:
-            chosen = self._nearest(self._reached(), present)
+            chosen = self._nearest(self._reached(present), present)
         else:
             chosen = list(present)
         return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
@@ -142,13 +196,13 @@ class LLCConfig(Settings):
         """Step that the grid reaches, or that is named with `nearest`, and has no checkpoint -> the checkpoint in its place."""
         if self.step is None and self.steps is None:
             return {}
-        wanted = [self.step] if self.step is not None else self._reached()
+        wanted = [self.step] if self.step is not None else self._reached(present)
         return {step: nearest_step(present, step) for step in wanted if step not in set(present)}
 
-    def _reached(self) -> list[int]:
+    def _reached(self, present: Sequence[int]) -> list[int]:
         """The steps of the grid, or of the list."""
         return (
-            expand_steps(self.steps, self.training.num_steps)
+            expand_steps(self.steps, self._num_steps(present))
             if isinstance(self.steps, Mapping)
             else list(self.steps or ())
         )
@@ -158,17 +212,21 @@ class LLCConfig(Settings):
         nearest = self._nearest(wanted, present)
         if self.nearest:
             return nearest
-        refuse_missing_steps(wanted, present, self.training.name)
+        refuse_missing_steps(wanted, present, self.subject_name)
         return sorted(set(wanted))
 
     def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
         """The present checkpoints nearest to those wanted."""
         if not wanted:
             raise ConfigError("steps is empty; leave it out to sample at every checkpoint")
-        last = min(max(wanted), self.training.num_steps - 1)
+        last = min(max(wanted), self._num_steps(present) - 1)
         if last > present[-1]:
             raise ConfigError(
-                f"step {last} is chosen, but {self.training.name} has checkpoints up to step {present[-1]} only; train it on, or choose "
+                f"step {last} is chosen, but {self.subject_name} has checkpoints up to step {present[-1]} only; train it on, or choose "
                 "earlier steps"
             )
         return sorted({nearest_step(present, step) for step in wanted})
+
+    def _num_steps(self, present: Sequence[int]) -> int:
+        """The length of the run: as planned, or where nobody says so up to its last checkpoint."""
+        return self.training.num_steps if self.is_regression else present[-1] + 1

@@ -2,31 +2,26 @@
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from icl.engine import mse_loss
-from icl.estimation.batches import sampling_batches
 from icl.estimation.config import LLCConfig
 from icl.model import InContextRegressionTransformer
 from icl.sampling import LLCResult, can_share_a_batch, estimate_llcs
 from icl.sampling.chains import chains_that_fit
 from icl.sampling.config import SamplerConfig
-from icl.sampling.llc import Inputs, estimate_llc_of, localisation_of
+from icl.sampling.llc import estimate_llc_of, localisation_of
 from icl.sampling.transformer_objective import make_objective
 from icl.streams import Stream
-from icl.tasks import zero_predictor_loss
+from icl.subjects import Subject, inputs_of
+from icl.subjects.regression import HeldWeights, RegressionRun
+from icl.subjects.subject import first_batch
 
 AT_ONCE = 16
 """Most checkpoints whose chains share a batch: what a run that is stopped loses."""
-
-
-def model_at(
-    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
-) -> InContextRegressionTransformer:
-    """The run's model with the given weights."""
-    return InContextRegressionTransformer.from_weights(config.training.task_config.shape, weights).to(device)
 
 
 def estimate_at_checkpoint(
@@ -35,7 +30,7 @@ def estimate_at_checkpoint(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> LLCResult:
-    """One estimate at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
+    """One estimate of a regression run at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
     return next(estimate_at_checkpoints(config, [weights], device, progress))
 
 
@@ -45,31 +40,51 @@ def estimate_at_checkpoints(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[LLCResult]:
-    """`estimate_at_checkpoint` at each of several checkpoints; the chains of more than one run as one batch.
+    """`estimate_at_checkpoint` at each of several weights; the chains of more than one run as one batch.
 
     Raises:
         ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
     """
-    sampler, inputs = _asked(config, device, progress)
-    models = [model_at(config, each, device) for each in weights]
+    subject = RegressionRun(config.training, HeldWeights(weights))
+    steps = subject.steps()
+    return estimates_of(config, subject, steps, [subject.model(step) for step in steps], device, progress)
+
+
+def estimates_of(
+    config: LLCConfig,
+    subject: Subject,
+    steps: Sequence[int],
+    models: Sequence[nn.Module],
+    device: torch.device | str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[LLCResult]:
+    """One estimate at each of some checkpoints, whose models are given; the chains of more than one run as one batch.
+
+    Raises:
+        ValueError: models or settings that do not allow that (`icl.sampling.can_share_a_batch`).
+    """
+    sampler = sampler_of(config)
+    inputs = replace(inputs_of(subject, steps[0], sampler, device), progress=progress)
+    models = [model.to(device) for model in models]
     if len(models) == 1:
-        yield estimate_llc_of(make_objective(models[0], mse_loss, sampler), inputs, sampler)
+        yield estimate_llc_of(make_objective(models[0], subject.loss, sampler), inputs, sampler)
     else:
-        yield from estimate_llcs(models, mse_loss, inputs, sampler)
+        alike = [model for model in models if isinstance(model, InContextRegressionTransformer)]
+        yield from estimate_llcs(alike, subject.loss, inputs, sampler)
 
 
 def with_one_localisation(
-    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
+    config: LLCConfig, subject: Subject, step: int, device: torch.device | str = "cpu"
 ) -> LLCConfig:
-    """The same with the localisation γ that the pilot chains find at the given weights, where none is given and they look for it.
+    """The same with the localisation γ that the pilot chains find at a checkpoint, where none is given and they look for it.
 
     Estimates along a run compare only at one γ.
     """
     if not finds_localisation(config):
         return config
-    sampler, inputs = _asked(config, device, None)
-    objective = make_objective(model_at(config, weights, device), mse_loss, sampler)
-    return with_localisation(config, localisation_of(objective, inputs, sampler))
+    sampler = sampler_of(config)
+    objective = make_objective(subject.model(step).to(device), subject.loss, sampler)
+    return with_localisation(config, localisation_of(objective, inputs_of(subject, step, sampler, device), sampler))
 
 
 def finds_localisation(config: LLCConfig) -> bool:
@@ -82,35 +97,45 @@ def with_localisation(config: LLCConfig, gamma: float) -> LLCConfig:
     return config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"gamma": gamma})})
 
 
-def _asked(
-    config: LLCConfig, device: torch.device | str, progress: Callable[[int, int], None] | None
-) -> tuple[SamplerConfig, Inputs]:
-    """The sampler's settings with seed and n given, and the data of an estimate."""
-    task = config.training.task_config.resolved().pretrain_task()
+def sampler_of(config: LLCConfig) -> SamplerConfig:
+    """The sampler's settings of one estimate, with the seed given."""
     sampler = config.sampler_config
     seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
-    told = {"init_seed": seed, "eval_metrics": config.metrics, "eval_dataset_size": sampler.eval_dataset_size}
-    sampler = sampler.model_copy(update=told)
-    batches, eval_batches = sampling_batches(task, sampler, seed, device)
-    return sampler, Inputs(batches, eval_batches, zero_predictor_loss(task), progress=progress)
+    told: dict[str, object] = {"init_seed": seed, "eval_metrics": config.metrics}
+    if config.is_regression:  # whose n is a setting; other data may tell theirs
+        told["eval_dataset_size"] = sampler.eval_dataset_size
+    return sampler.model_copy(update=told)
 
 
 def hessian_at_checkpoint(
     config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
-    """`hessian/evals/i` for the `num_evals` largest eigenvalues of the loss Hessian, and `hessian/trace`, on fixed
-    data.
+    """`hessian_of` a regression run at the given weights."""
+    subject = RegressionRun(config.training, HeldWeights([weights]))
+    return hessian_of(config, subject, 0, subject.model(0), device)
 
-    The loss is that of the first `eval_batch_size` (default `grad_batch_size`) sequences of the evaluation set.
+
+def hessian_of(
+    config: LLCConfig, subject: Subject, step: int, model: nn.Module, device: torch.device | str = "cpu"
+) -> dict[str, float]:
+    """`hessian/evals/i` for the `num_evals` largest eigenvalues of the loss Hessian at a checkpoint, and `hessian/trace`, on fixed data.
+
+    The loss of a regression run is that of the first `eval_batch_size` (default `grad_batch_size`) sequences of the evaluation set; that of
+    another subject is taken on its first batch.
     """
-    from icl.analysis.hessian import hessian_table
+    from icl.analysis.hessian import hessian_row, hessian_table, module_loss
 
     sampler = config.sampler_config
-    task = config.training.task_config.resolved().pretrain_task()
-    size = sampler.eval_batch_size or sampler.grad_batch_size
-    xs, ys = task.sample(Stream(sampler.init_seed or 0, "sampling").child("dataset"), 0, size, device)
-    table = hessian_table(model_at(config, weights, device), xs, ys, sampler.num_evals)
-    return {str(name): float(table[name].iloc[0]) for name in table.columns}
+    model = model.to(device)
+    if isinstance(model, InContextRegressionTransformer) and config.is_regression:
+        task = config.training.task_config.resolved().pretrain_task()
+        size = sampler.eval_batch_size or sampler.grad_batch_size
+        xs, ys = task.sample(Stream(sampler.init_seed or 0, "sampling").child("dataset"), 0, size, device)
+        table = hessian_table(model, xs, ys, sampler.num_evals)
+        return {str(name): float(table[name].iloc[0]) for name in table.columns}
+    return hessian_row(
+        *module_loss(model, subject.loss, first_batch(subject, step, sampler, device)), k=sampler.num_evals
+    )
 
 
 def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
@@ -120,7 +145,12 @@ def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
     because the chains of a single checkpoint fill the caches. Also one if each checkpoint draws a seed of its own.
     """
     sampler = config.sampler_config.model_copy(update={"eval_metrics": config.metrics})
-    if torch.device(device).type == "cpu" or sampler.init_seed is None or not can_share_a_batch(sampler):
+    if (
+        not config.is_regression
+        or torch.device(device).type == "cpu"
+        or sampler.init_seed is None
+        or not can_share_a_batch(sampler)
+    ):
         return 1
     task = config.training.task_config.resolved().pretrain_task()
     batch = task.sample(Stream(0, "sampling"), 0, sampler.grad_batch_size, device)

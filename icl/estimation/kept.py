@@ -135,7 +135,7 @@ def find_estimates(
     if own or not others or preset:
         return list(own.values())
     if len(others) > 1:
-        ways = sorted(_way(made) for (made, _), *_ in (list(found.values()) for found in others.values()))
+        ways = sorted(way(made) for (made, _), *_ in (list(found.values()) for found in others.values()))
         raise ConfigError(
             f"the runs of this sweep have estimates under {len(others)} settings of the sampler ({'; '.join(ways)}); choose with "
             "--preset, or with --set sampler_config.KEY=VALUE"
@@ -151,7 +151,7 @@ def _text(sampler: SamplerConfig) -> str:
     return json.dumps(sampler.model_dump(mode="json", exclude=set(MEANS)), sort_keys=True)
 
 
-def _way(config: LLCConfig) -> str:
+def way(config: LLCConfig) -> str:
     """Sampler settings in a few words."""
     sampler = config.sampler_config
     told = {name: getattr(sampler, name) for name in ("epsilon", "gamma", "nbeta", "num_chains", "num_draws")}

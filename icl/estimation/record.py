@@ -3,22 +3,20 @@
 Shapes: E chains, N draws, P parameters.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from icl.engine import mse_loss
-from icl.estimation.batches import sampling_batches
 from icl.estimation.config import LLCConfig
-from icl.estimation.estimate import model_at
 from icl.sampling import LLCResult
 from icl.sampling.observables import WeightTrace
 from icl.sampling.transformer_objective import make_objective, sampled_indices
+from icl.subjects import Subject
+from icl.subjects.subject import first_batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,8 +71,10 @@ def weight_scores(trace: WeightTrace, components: int) -> tuple[np.ndarray, np.n
     return fitted.explained_variance_ratio, fitted.components, scores
 
 
-def figures_of(config: LLCConfig, result: LLCResult, weights: Mapping[str, Tensor]) -> dict[str, "Figure"]:
-    """The figures that `plotting_config` asks for, of one estimate around the checkpoint `weights`."""
+def figures_of(
+    config: LLCConfig, subject: Subject, step: int, model: nn.Module, result: LLCResult
+) -> dict[str, "Figure"]:
+    """The figures that `plotting_config` asks for, of one estimate around a checkpoint."""
     from icl.figures.chains import loss_trace, weight_planes
 
     wanted, figures = config.plotting_config, {}
@@ -82,7 +82,7 @@ def figures_of(config: LLCConfig, result: LLCResult, weights: Mapping[str, Tenso
         figures["loss-trace"] = loss_trace(trace_table(result), result.init_loss)
     if wanted.include_weights_pca and result.weights is not None:
         shares, components, scores = weight_scores(result.weights, wanted.num_components)
-        landscapes = _landscapes(config, weights, components, scores)
+        landscapes = _landscapes(config, subject, step, model, components, scores)
         figures["weights-pca"] = weight_planes(scores, shares, landscapes)
     return figures
 
@@ -114,14 +114,12 @@ def _covariances(config: LLCConfig, trace: WeightTrace) -> pd.DataFrame:
 
 
 def _landscapes(
-    config: LLCConfig, weights: Mapping[str, Tensor], components: np.ndarray, scores: pd.DataFrame
+    config: LLCConfig, subject: Subject, step: int, model: nn.Module, components: np.ndarray, scores: pd.DataFrame
 ) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Plane (i, j) -> x (n,), y (n,) and loss (n, n) at w* + x PC_i + y PC_j, over the draws' range and 10 % more."""
     sampler = config.sampler_config
-    objective = make_objective(model_at(config, weights), mse_loss, sampler)
-    batch = sampling_batches(config.training.task_config.resolved().pretrain_task(), sampler, sampler.init_seed or 0)[
-        0
-    ](0)
+    objective = make_objective(model.to("cpu"), subject.loss, sampler)
+    batch = first_batch(subject, step, sampler)
     axes = []
     for i in range(len(components)):
         low, high = scores[f"pc/{i}"].min(), scores[f"pc/{i}"].max()

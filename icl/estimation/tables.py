@@ -36,6 +36,8 @@ SAMPLER = "sampler_config"
 Parts = list[tuple[LLCConfig, pd.DataFrame]]
 """Rows of runs, each part with the settings that made it."""
 
+SUBJECT_SETTINGS = "subject_config."
+
 ESTIMATES = ("llc", "llc_calibrated")
 """Tables of estimates that the stages are read from: under the published settings, and under calibrated ones."""
 
@@ -52,8 +54,9 @@ def tabulate(
     `loss/zero`, the loss of predicting 0. `<name>_traces.csv.gz`: the course of the chains. `metrics.csv`: what training logged,
     unless the folder has evaluations of `icl analyse`.
 
-    The first columns of each are `model_seed` and every setting that varies in the sweep, under its dotted name, such as
-    `optimizer_config.lr`; then comes `step`. Beside each table lies a JSON file with the settings that all its rows share.
+    The first columns of each are `model_seed`, or the settings of another subject (`subject_config.<name>`), and every setting that
+    varies in the sweep, under its dotted name, such as `optimizer_config.lr`; then comes `step`. Beside each table lies a JSON file with
+    the settings that all its rows share.
 
     Estimates of any choice of checkpoints count (`find_estimates`). Runs without results yet are left out; called again,
     their rows come in. Sweeps that differ only in the number of chains may share one table. Of several estimates at
@@ -134,16 +137,18 @@ def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
 
 
 def _keys(configs: Sequence[LLCConfig]) -> list[str]:
-    """The columns that tell the runs of a sweep apart: the model's seed, where there is one, and what varies."""
+    """The columns that tell the runs of a sweep apart: the model's seed, where there is one, or the settings of another subject, and what
+    varies."""
     told = [settings_of(config) for config in configs]
-    seed = [SEED] if any(SEED in dotted(each) for each in told) else []
-    return [column_of(setting) for setting in dict.fromkeys([*seed, *varying(told)])]
+    names = dict.fromkeys(name for each in told for name in dotted(each))
+    first = [name for name in names if name == SEED or name.startswith(SUBJECT_SETTINGS)]
+    return [column_of(setting) for setting in dict.fromkeys([*first, *varying(told)])]
 
 
 def _logged(configs: Sequence[LLCConfig], results: Path) -> Parts:
     """The training metrics of each run of the sweep that has some."""
     found: Parts = []
-    for name, config in {config.training.name: config for config in configs}.items():
+    for name, config in {config.training.name: config for config in configs if config.is_regression}.items():
         rows = pd.DataFrame(read_metrics(results / name))
         if len(rows):
             found.append((config.of(config.training.with_kept_seed(read_object(results / name / CONFIG))), rows))
@@ -164,8 +169,9 @@ def _best(found: Sequence[tuple[LLCConfig, Estimates]], keys: Sequence[str]) -> 
     traces: Parts = []
     for index, (made, rows, course) in enumerate(tables):
         steps = [step for (_, step), winner in best.items() if winner == index]
-        zero = zero_predictor_loss(made.training.task_config.resolved().pretrain_task())
-        rows = rows.assign(**{"chains": made.sampler_config.num_chains, "loss/zero": zero})
+        rows = rows.assign(chains=made.sampler_config.num_chains)
+        if made.is_regression:
+            rows["loss/zero"] = zero_predictor_loss(made.training.task_config.resolved().pretrain_task())
         estimates.append((made, rows.loc[rows["step"].isin(steps)]))
         traces.append((made, course.loc[course["step"].isin(steps)] if len(course) else course))
     return estimates, traces
@@ -190,7 +196,7 @@ def _table(path: Path, keys: Sequence[str], parts: Parts) -> RunTable:
     runs, shared = {}, {}
     for config, rows in parts:
         values = _values(config, keys)
-        runs[label_of(values)] = config.training.name
+        runs[label_of(values)] = config.subject_name
         shared = without(_shared(config), [setting_of(key) for key in keys])
         if len(rows):
             rest = [column for column in rows.columns if column != "step"]
@@ -226,10 +232,15 @@ def _joined_metrics(metrics: RunTable) -> RunTable:
 def _shared(config: LLCConfig) -> dict[str, Any]:
     """What the rows of a table may share, and how they were made: everything but the seeds, the choice of checkpoints, how many chains,
     and what cores and memory they may use."""
-    kept = config.training.decisive("task_config", "num_steps", "batch_size", "optimizer_config", "scheduler_config")
+    if config.is_regression:
+        kept = config.training.decisive(
+            "task_config", "num_steps", "batch_size", "optimizer_config", "scheduler_config"
+        )
+        for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
+            kept["task_config"].pop(seed, None)
+    else:
+        kept = {"subject": config.subject, "subject_config": dict(config.subject_config)}
     kept["sampler_config"] = config.sampler_config.decisive()
-    for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
-        kept["task_config"].pop(seed, None)
     for name in ("num_chains", "cores", "max_memory_bytes"):
         kept["sampler_config"].pop(name, None)
     return {**kept, "icl_version": __version__}

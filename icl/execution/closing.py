@@ -50,7 +50,7 @@ def estimates_table(configs: Sequence[LLCConfig], place: Surroundings) -> Table:
         flat = dotted(settings)
         for row in read_estimates(place.results / config.name):
             table.add_row(
-                config.training.name, *(str(flat.get(setting)) for setting in differing), f"{row['step']:,}",
+                config.subject_name, *(str(flat.get(setting)) for setting in differing), f"{row['step']:,}",
                 estimate_text(row), in_short(str(row.get("verdict", ""))),
             )  # fmt: skip
     return table

@@ -1,20 +1,34 @@
 """The estimates along one run, with everything they touch."""
 
 import sys
-from collections.abc import Mapping
 
-from torch import Tensor
+from torch import nn
 
 from icl.checkpoints import Checkpoints
 from icl.estimation import LLCConfig, estimate_over_run
-from icl.estimation.estimate import hessian_at_checkpoint
+from icl.estimation.estimate import hessian_of
 from icl.estimation.traces import append_trace, read_estimates
 from icl.execution.progress import progress_bar
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
 from icl.sampling import LLCResult
 from icl.storage.files import write_table
+from icl.subjects import Subject
+from icl.subjects.named import make_subject
+from icl.subjects.regression import RegressionRun
 from icl.tracking.trackers import failures_recorded
+
+
+def subject_of(config: LLCConfig, place: Surroundings) -> Subject:
+    """What the estimates are about.
+
+    Raises:
+        ConfigError: the subject cannot be made.
+        CheckpointError: the training run of this name was made with other settings.
+    """
+    if config.is_regression:
+        return RegressionRun(config.training, place.checkpoints(config.training))
+    return make_subject(config.subject, config.subject_config)
 
 
 def estimates_of(config: LLCConfig, place: Surroundings) -> Checkpoints:
@@ -27,14 +41,14 @@ def estimates_of(config: LLCConfig, place: Surroundings) -> Checkpoints:
 
 
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
-    """Estimate along a run, continuing where an earlier call stopped; returns how many checkpoints are left undone.
+    """Estimate along a subject's checkpoints, continuing where an earlier call stopped; returns how many checkpoints are left undone.
 
     The results folder of `config.name` gets the estimates as rows of `metrics.jsonl`, the course of their chains as
     `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
     (`icl.estimation.record.tables_of`) as `tables/<name>-<step>.csv.gz`.
 
     Raises:
-        ConfigError: the training run has no checkpoints.
+        ConfigError: the subject cannot be made, or has no checkpoints.
         CheckpointError: the training run, or the estimates of this name, were made with other settings.
         RunInUseError: another process makes these estimates, or has taken them over.
     """
@@ -42,13 +56,13 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     from icl.estimation.record import figures_of, tables_of
 
     config = config.of(place.with_kept_seed(config.training))
-    checkpoints = place.checkpoints(config.training)
+    subject = subject_of(config, place)
     name = config.name
     estimates = estimates_of(config, place)
     with stop_signal(place.supervisor) as stopped, estimates.lock(place.lock_wait_s):
         # What cannot be met, and weights of another run, are errors before anything is recorded.
-        present = checkpoints.steps()
-        checkpoints.read(config.chosen_steps(present)[0])
+        present = subject.steps()
+        subject.model(config.chosen_steps(present)[0])
         if replaced := config.substitutes(present):
             each = ", ".join(f"{step} by {nearest}" for step, nearest in replaced.items())
             print(f"icl: {len(replaced)} steps have no checkpoint, and the nearest is taken: {each}", file=sys.stderr)
@@ -60,23 +74,23 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         config = config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"cores": cores})})
         tracker = place.open_tracker(name, config, config.training.logger_config, max(done, default=-1) + 1)
 
-        def record(step: int, weights: Mapping[str, Tensor], result: LLCResult) -> None:
+        def record(step: int, model: nn.Module, result: LLCResult) -> None:
             estimates.confirm_lock()
             row = result.summary()
             if "hessian" in config.sampler_config.eval_metrics:
-                row |= hessian_at_checkpoint(config, weights, place.device)
+                row |= hessian_of(config, subject, step, model, place.device)
             if place.tracking != "none":
                 # Before the metrics: a checkpoint counts as done once it has those.
                 append_trace(place.results / name, step, result)
                 for table_name, table in tables_of(config, result).items():
                     write_table(table, place.results / name / "tables" / f"{table_name}-{step}.csv.gz")
             tracker.summary({"step": step, **row})
-            tracker.log(step, row, figures_of(config, result, weights))
+            tracker.log(step, row, figures_of(config, subject, step, model, result))
 
         try:
             with failures_recorded(tracker), progress_bar(name) as update:
                 left = estimate_over_run(
-                    config, checkpoints, done, record, place.device,
+                    config, subject, done, record, place.device,
                     lambda now, total: update(now, total=total), stopped,
                     next((row["gamma"] for row in rows if "gamma" in row), None),
                 )  # fmt: skip

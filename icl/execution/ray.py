@@ -91,13 +91,14 @@ def ray_cluster(
         room = ray.cluster_resources().get("GPU" if "num_gpus" in resources else "CPU", 1)
         variables = {key: value for key, value in environ.items() if key.startswith(_PASSED_ON)}
         variables["LOCAL_ROOT"] = str(local_root(environ).absolute())
+        folder = os.getcwd()
         remote = ray.remote(_run_on_worker).options(
             max_retries=RETRIES, runtime_env={"env_vars": variables}, **resources
         )
 
         def launch(run: ScheduledRun) -> RayTask:
-            data = configs[run.index].model_dump(mode="json")
-            return RayTask(ray, remote.remote(command, data, place.tracking, place.project, place.entity))
+            data = configs[run.index].model_dump(mode="json", exclude_unset=True)
+            return RayTask(ray, remote.remote(command, data, folder, place.tracking, place.project, place.entity))
 
         yield launch, max(int(room), 1)
     finally:
@@ -105,10 +106,12 @@ def ray_cluster(
 
 
 def _run_on_worker(
-    command: Command, data: dict[str, Any], tracking: Wanted, project: str | None, entity: str | None
+    command: Command, data: dict[str, Any], folder: str, tracking: Wanted, project: str | None, entity: str | None
 ) -> tuple[bool, str]:
     """One run on a worker of the cluster: whether it is done, and if not, why in one line."""
     keep_freed_memory()
+    if os.path.isdir(folder):  # a user's own subject and its files are looked for from there
+        os.chdir(folder)
     place = Surroundings.from_environment(tracking=tracking, project=project, entity=entity)
     try:
         left = run_point(parse_config(command, data), replace(place, threads=1))

@@ -8,7 +8,7 @@ from icl.config import ConfigError, TrainingConfig
 from icl.config.kinds import parse_training
 from icl.estimation import LLCConfig
 from icl.estimation.traces import read_estimates
-from icl.execution.llc_run import estimates_of, run_llc
+from icl.execution.llc_run import estimates_of, run_llc, subject_of
 from icl.execution.names import RunConfig, training_of
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
@@ -52,13 +52,13 @@ def is_complete(config: RunConfig, place: Surroundings) -> bool:
         training = place.with_kept_seed(training_of(config))
         if training.task_config.seed is None:
             return False
-        checkpoints = place.checkpoints(training)
         if isinstance(config, LLCConfig):
             assert isinstance(training, TrainingConfig)
             config = config.of(training)
             estimates_of(config, place)
             done = {row["step"] for row in read_estimates(place.results / config.name)}
-            return bool(done) and set(config.chosen_steps(checkpoints.steps())) <= done
+            return bool(done) and set(config.chosen_steps(subject_of(config, place).steps())) <= done
+        checkpoints = place.checkpoints(training)
         training = training.resolved()
         finished = checkpoints.finished_step() is not None
         return finished and first_missing_step(training, checkpoints) == training.num_steps

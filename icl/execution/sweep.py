@@ -74,7 +74,9 @@ def scheduled_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[Sc
 
 def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:
     """The text of a sweep file whose only run is this one."""
-    parameters = {key: {"value": value} for key, value in config.model_dump(mode="json").items()}
+    # What the user left out stays out: it may be told by the data.
+    given = config.model_dump(mode="json", exclude_unset=True)
+    parameters = {key: {"value": value} for key, value in given.items()}
     kept = {"project": place.project, "entity": place.entity}
     return yaml.safe_dump({"method": "grid", **kept, "parameters": parameters}, sort_keys=False)
 

@@ -60,7 +60,7 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
 
     Args:
         traces: one run: one row per `step`, `chain` and `draw`: `loss` (mean since the draw before), `distance`.
-        estimates: the same run: `step`, `loss/zero`.
+        estimates: the same run: `step`, and where known `loss/zero`.
     """
     figure, axes = panels(1, 2, FULL_WIDTH, 1.6 * HEIGHT)
     steps = sorted({int(step) for step in numbers(traces, "step")})
@@ -71,9 +71,10 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
             axis.plot(mean.index, numbers(mean, column), color=colours[step], lw=0.8)
         axis.set(xscale="log", xlabel=r"draw $\tau$")
         log_y(axis)
-    axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")
     axes[0].set_ylabel("loss of the chains")
-    axes[0].legend(loc="lower right")
+    if "loss/zero" in estimates.columns:
+        axes[0].axhline(numbers(estimates, "loss/zero")[0], color="black", ls=":", lw=0.9, label="predicting zero")
+        axes[0].legend(loc="lower right")
     axes[1].set_ylabel(r"distance $\|w - w_t\|$")
     figure.colorbar(shown, ax=axes, label="training step $t$")
     return figure

@@ -57,7 +57,7 @@ class SearchGrid:
 
 
 @dataclass(frozen=True)
-class Subject:
+class Target:
     """What is sampled: the loss around one checkpoint, its data, and the loss of a useless model."""
 
     objective: Objective
@@ -127,7 +127,7 @@ class Calibration:
 
 
 def calibrate(
-    subjects: Mapping[int, Subject],
+    targets: Mapping[int, Target],
     base: SamplerConfig,
     grid: SearchGrid,
     presets: Mapping[str, SamplerConfig] | None = None,
@@ -135,10 +135,10 @@ def calibrate(
     done: Iterable[Cell] = (),
     record: Callable[[Cell], None] = lambda cell: None,
 ) -> Calibration:
-    """Sample every cell of the grid, and the constants of every preset, at every subject, and judge.
+    """Sample every cell of the grid, and the constants of every preset, at every checkpoint, and judge.
 
     Args:
-        subjects: checkpoint -> what is sampled there.
+        targets: checkpoint -> what is sampled there.
         base: kernel, budget (chains, draws, burn-in, batches) and seed of every cell; its constants are replaced.
         presets: settings to report beside the grid, with the base's budget; they take no part in the choice.
         done: cells of an earlier, interrupted call with the same base, which are not sampled again.
@@ -148,13 +148,13 @@ def calibrate(
     settings += [(name, with_constants_of(base, preset)) for name, preset in (presets or {}).items()]
     known = {cell.key: cell for cell in done}
     cells = []
-    for step, subject in subjects.items():
+    for step, target in targets.items():
         for name, config in settings:
             assert config.step_size is not None
             key = (name, step, config.step_size, config.localization, config.inverse_temperature)
             if key not in known:
-                inputs = Inputs(subject.batches, reference_loss=subject.reference_loss)
-                result = estimate_llc_of(subject.objective, inputs, config)
+                inputs = Inputs(target.batches, reference_loss=target.reference_loss)
+                result = estimate_llc_of(target.objective, inputs, config)
                 known[key] = _cell(name, step, config, result)
                 record(known[key])
             cells.append(known[key])

@@ -42,7 +42,7 @@ class ChainRun:
         lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.
         positions: (E, P) the last weights.
         mean_positions: (E, P) each chain's mean weights over its draws, those of earlier parts included.
-        stiff, trace, virial, temperature, at_box: (E, D) the terms of the tests of the target, at the D draws where they were taken
+        stiff, trace, virial, temperature, at_box, pairing: (E, D) the terms of the tests of the target, at the D draws that were tested
             (`icl.sampling.stein`).
     """
 
@@ -59,6 +59,7 @@ class ChainRun:
     virial: Tensor
     temperature: Tensor
     at_box: Tensor
+    pairing: Tensor
 
     @property
     def healthy(self) -> Tensor:
@@ -280,7 +281,7 @@ class _Group:
         if plan.control and plan.evaluation is None:
             record.correct((data.control() * (drawn - self._anchor)).sum(dim=-1))
         if plan.tests is not None and plan.tests.is_due(draw):
-            partner = plan.tests.partner(draw, step, plan.cycle)
+            partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
             after = data if plan.constant else StepData(plan, partner, self._seeds, self._owners)
             record.test(
                 test_terms(plan, data, after, self._state, gradient, draw, self._seeds, self._kernel.temperature)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +17,18 @@ from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio
 from icl.sampling.tuning import effective_step
 from icl.streams import Stream
 
-PROBES = 8
+PROBES = 24
+PLACES = 2
 
 
-def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float:
+class Heating(NamedTuple):
+    """What the noise of the batches adds to λ̂ without and with the control variate; NaN where it is not known."""
+
+    plain: float
+    controlled: float
+
+
+def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> Heating:
     r"""What the noise of the gradient's batches adds to λ̂, to first order in the step, near a quadratic minimum.
 
     Gradient noise of covariance C raises the temperature of a direction by ε' nβ² C / 4, and each direction contributes half of its
@@ -27,28 +36,38 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> float
 
         (ε' nβ² / 8) tr C,        ε' = ε under SGLD,    ε' = ε coth(η√ε / 2) under Langevin dynamics of friction η.
 
-    tr C is measured on PROBES batches at one healthy chain's last position, with the control variate if the chain is driven with it. 0 for
-    data that never change. NaN for the other kernels, which have no such formula, and without a healthy chain.
+    tr C is measured on PROBES batches at the last positions of up to PLACES healthy chains. 0 for data that never change. NaN for the other
+    kernels, which have no such formula, and without a healthy chain.
     """
     if len(positions) == 0 or config.step_size is None or config.method not in ("sgld", "langevin"):
-        return math.nan
+        return Heating(math.nan, math.nan)
     if plan.constant:
-        return 0.0
-    steps = range(config.num_steps, config.num_steps + PROBES)
-    here = positions[:1].to(plan.objective.anchor.device)
-    probes = []
-    for step in steps:
-        data = StepData(plan, step, [config.init_seed or 0])
+        return Heating(0.0, 0.0)
+    here = positions[:PLACES].to(plan.objective.anchor.device)
+    seeds = [config.init_seed or 0] * len(here)
+    plain, quiet = [], []
+    for step in range(config.num_steps, config.num_steps + PROBES):
+        data = StepData(plan, step, seeds)
         gradient = data.losses_and_gradients(here, None)[1]
-        probes.append(gradient - data.control() if plan.control else gradient)
-    trace = float(torch.cat(probes).cpu().double().var(dim=0).sum())
+        plain.append(gradient)
+        if plan.mean is not None:
+            quiet.append(gradient - data.control())
     step = config.step_size
     if config.method == "langevin":
-        constants = LangevinConfig(
-            nbeta=0.0, gamma=config.localization, weight_decay=config.weight_decay, friction=config.friction
-        )
-        step = effective_step(config.step_size, friction_of(constants))
-    return step * config.inverse_temperature**2 * trace / 8
+        step = effective_step(config.step_size, friction_of(langevin_constants(config)))
+
+    def added(gradients: list[Tensor]) -> float:
+        variances = torch.stack(gradients).cpu().double().var(dim=0).sum(dim=-1) if gradients else None
+        return math.nan if variances is None else step * config.inverse_temperature**2 * float(variances.mean()) / 8
+
+    return Heating(added(plain), added(quiet))
+
+
+def langevin_constants(config: SamplerConfig) -> LangevinConfig:
+    """Those that decide the friction."""
+    return LangevinConfig(
+        nbeta=0.0, gamma=config.localization, weight_decay=config.weight_decay, friction=config.friction
+    )
 
 
 def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -> float:

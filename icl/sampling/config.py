@@ -16,6 +16,9 @@ _SCALES = ("gradient_scale", "localization_scale", "noise_scale")
 _PHYSICAL = ("epsilon", "gamma", "temperature", "nbeta")
 
 
+PUBLISHED_LANGUAGE_ESTIMATOR = "published-language"
+
+
 class SamplerConfig(Settings):
     """How to sample around w*, the trained weights, and what to measure on the draws.
 
@@ -27,7 +30,7 @@ class SamplerConfig(Settings):
 
     later = (
         "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "batch_order", "noise_law",
-        "localization_units",
+        "localization_units", "estimator",
     )  # fmt: skip
 
     sampling_method: str = Field(
@@ -175,6 +178,11 @@ class SamplerConfig(Settings):
         description="how chain c draws its noise; independent: from init_seed and c, so that no two seeds share a chain; sequential: "
         "from init_seed + c, as before, where chain 1 of seed 0 is chain 0 of seed 1. With init_seed 0 both are the same numbers",
     )
+    estimator: Literal["standard", "published-language"] = Field(
+        default="standard",
+        description="how λ̂ is made of the draws' losses. published-language repeats an artefact of the published language "
+        "model's estimates (icl.sampling.online), to compare with them: about half of nβ L(w*) is added. It is never a measurement",
+    )
     num_init_loss_batches: int | None = Field(
         default=None,
         ge=1,
@@ -220,6 +228,11 @@ class SamplerConfig(Settings):
         if self.step_size is None and self.method != "langevin":
             raise ValueError(
                 f"sampling_method={self.sampling_method!r} needs epsilon; only 'langevin' finds its own step size"
+            )
+        if self.estimator == PUBLISHED_LANGUAGE_ESTIMATOR and (self.num_burnin_steps or self.num_init_loss_batches):
+            given = "num_burnin_steps" if self.num_burnin_steps else "num_init_loss_batches"
+            raise ValueError(
+                f"estimator='published-language' takes L(w*) from the first draw of each chain, which {given} contradicts; leave it out"
             )
         if self.eval_method == "grad-minibatch" and self.eval_batch_size not in (None, self.grad_batch_size):
             raise ValueError(

@@ -65,10 +65,13 @@ def mean_gradient(
 ) -> MeanGradient:
     """ḡ over the whole of a finite data set, else over batches number `first` on that hold at least so many samples."""
     if everything is not None:
-        sizes = [num_samples(each) for each in everything]
-        total = sum(at_anchor(each) * size for each, size in zip(everything, sizes, strict=True)) / sum(sizes)
-        assert isinstance(total, Tensor)
-        return MeanGradient(total, (total, total), len(sizes))
+        total, count = torch.zeros(()), 0
+        for each in everything:
+            size = num_samples(each)
+            gradient = at_anchor(each) * size
+            total, count = gradient if count == 0 else total + gradient, count + size
+        total = total / count
+        return MeanGradient(total, (total, total), len(everything))
     sums, counts = [torch.zeros(()), torch.zeros(())], [0, 0]
     index, seen = 0, 0
     while seen < samples or index < 2:

@@ -10,6 +10,7 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
 import logging
+import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +21,13 @@ from torch import Tensor, nn
 from icl.model import InContextRegressionTransformer
 from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, with_found, without_losses
 from icl.sampling.chains import ChainRun, Paused, Progress
-from icl.sampling.checks import cost_of_w_star, noise_heating
+from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
+from icl.sampling.langevin import friction_of
 from icl.sampling.look import chance_level, look_at
 from icl.sampling.loss_trace import LossTrace, Observables
+from icl.sampling.needs import Effort, longest_step
 from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import Batch, Losses, LossFunction, ModuleObjective, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
@@ -33,7 +36,17 @@ from icl.sampling.presets import AUTOMATIC
 from icl.sampling.restriction import Masks
 from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
-from icl.sampling.supply import BatchSource, Supply, samples_needed, supply_of, two_batches
+from icl.sampling.supply import (
+    BatchSource,
+    Placed,
+    Supply,
+    finite,
+    num_samples,
+    on_device,
+    samples_needed,
+    supply_of,
+    two_batches,
+)
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import Tuned, tune
 from icl.sampling.units import InUnits
@@ -202,11 +215,13 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             mean=_of_anchor(plan, place),
         )
         cost, twin = cost_of_w_star(own, part, held)
+        heating = noise_heating(config, own, part.positions[part.healthy])
         yield LLCResult(
             part,
             config,
             seed,
-            noise_heating=noise_heating(config, own, part.positions[part.healthy]),
+            noise_heating=heating.controlled if plan.control else heating.plain,
+            effort=_effort(ready, own, part, heating, tuned),
             reference_loss=chance_level(objectives[place], ready.first)
             if inputs.reference_loss is None
             else inputs.reference_loss,
@@ -245,6 +260,28 @@ def _chains_of(
     return plan, seed, plan.config, tuned, run, paused
 
 
+def _effort(ready: "_Ready", plan: Plan, run: ChainRun, heating: Heating, tuned: Tuned | None) -> Effort | None:
+    """What the estimate spent; None for kernels whose heat no formula tells."""
+    config = plan.config
+    if config.method not in ("sgld", "langevin") or config.step_size is None:
+        return None
+    friction = friction_of(langevin_constants(config)) if config.method == "langevin" else None
+    everything = ready.supply.everything
+    return Effort(
+        steps=config.num_burnin_steps + run.losses.shape[1] * config.num_steps_bw_draws,
+        epsilon=config.step_size,
+        friction=friction,
+        nbeta=config.inverse_temperature,
+        batch=None if plan.constant else num_samples(ready.first),
+        samples=None if everything is None else sum(map(num_samples, everything)),
+        control=plan.control,
+        found=tuned is not None,
+        longest=math.nan if tuned is None else longest_step(tuned.curvature, config.localization + config.weight_decay),
+        plain=heating.plain,
+        controlled=heating.controlled,
+    )
+
+
 @dataclass(frozen=True)
 class _Ready:
     """What is made before any sampling."""
@@ -265,10 +302,13 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     """Look at what was given, and plan the chains."""
     objective, anchors = objectives[0], torch.stack([each.anchor for each in objectives])
     seed = secrets.randbelow(2**31) if config.init_seed is None else config.init_seed
-    supply = supply_of(inputs.batches, config.independent_batches, seed, config.shuffled)
+    device = objective.anchor.device
+    supply = supply_of(inputs.batches, config.independent_batches, seed, config.shuffled, config.grad_batch_size)
+    supply = on_device(supply, device)
     config = with_samples(config, supply)
     source = supply.source
-    evaluated = _evaluation_batches(config, source, inputs.eval_batches)
+    held_out = _held_out(inputs.eval_batches, seed, device)
+    evaluated = _evaluation_batches(config, source, held_out)
     first, second = two_batches(supply, config.independent_batches, seed)
     look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
@@ -277,7 +317,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         objective,
         source,
         AnchorLosses(objective, anchors),
-        _evaluation(config, evaluated, inputs.eval_batches),
+        _evaluation(config, evaluated, held_out),
         pair=config.num_init_loss_batches is None,
         recorders=_of_weights(
             objective,
@@ -289,6 +329,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         ),
         constant=supply.constant,
         cycle=supply.cycle,
+        stride=supply.stride,
     )
     plan = _with_gradients_of_w_star(plan, supply, seed)
     return _Ready(plan, seed, supply, evaluated, first, trace, fluctuation)
@@ -399,7 +440,7 @@ def _evaluation(
                 raise ValueError(
                     "eval_method='dataset' needs eval_batches as a sequence that holds the whole evaluation set"
                 )
-            everything = list(eval_batches)
+            everything = eval_batches
             return Evaluation(lambda draw: everything, constant=True)
 
 
@@ -411,8 +452,19 @@ def _evaluation_batches(
         return (lambda index: source(index, config.init_seed or 0)) if config.independent_batches else source
     if callable(eval_batches):
         return eval_batches
-    held = list(eval_batches)
-    return lambda index: held[index % len(held)]
+    return lambda index: eval_batches[index % len(eval_batches)]
+
+
+def _held_out(
+    eval_batches: BatchSource | Iterable[Batch] | None, seed: int, device: torch.device
+) -> BatchSource | Sequence[Batch] | None:
+    """The evaluation's batches on the model's device: index -> batch, or a sequence of all."""
+    if eval_batches is None:
+        return None
+    if callable(eval_batches):
+        source, place = eval_batches, Placed(device)
+        return lambda index: place(source(index))
+    return finite(eval_batches, seed, device)
 
 
 def _mean_init_losses(objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int) -> Tensor:

@@ -69,6 +69,7 @@ def _look(objective: Objective, first: Batch, second: Batch | None) -> None:
         raise ValueError(
             "the loss is random: two evaluations at w* on one batch differ (dropout or noise?); call model.eval(), or fix the noise"
         )
+    _refuse_unreached(objective, gradient, first, second)
     near = anchor + _displacement(anchor, 1.0)
     _look_at_gradient(objective, near, first)
     _look_at_scale(objective, near, first)
@@ -79,6 +80,23 @@ def _look(objective: Objective, first: Batch, second: Batch | None) -> None:
                 f"loss_fn returned {losses.shape[1]} losses for one batch and {shape[1]} for another; return their mean, or as many "
                 "losses (tokens) for every batch"
             )
+
+
+def _refuse_unreached(objective: Objective, gradient: Tensor, first: Batch, second: Batch | None) -> None:
+    """Refuse parameters that the loss does not reach on either batch: they would wander in the prior and tell nothing of the model."""
+    unreached = getattr(objective, "unreached", None)
+    if unreached is None:
+        return
+    names = unreached(gradient[0], first)
+    if names and second is not None:
+        also = set(unreached(objective.losses_and_gradients(objective.anchor[None], second, None)[1][0], second))
+        names = [name for name in names if name in also]
+    if names:
+        shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        raise ValueError(
+            f"the loss does not reach the parameters {shown}; leave them out (exclude), freeze them with requires_grad_(False), or let "
+            "loss_fn use them"
+        )
 
 
 def _displacement(anchor: Tensor, share: float) -> Tensor:

@@ -24,6 +24,11 @@ Batch = Any
 LossFunction = Callable[[Callable[..., Any], Batch], Tensor]
 """(predict, batch) -> a scalar, or one loss per token (T,), whose mean then drives the chain."""
 
+DETACHED = (
+    "the loss does not depend on the sampled weights; loss_fn must run the model through its argument `predict`, "
+    "without detaching the output"
+)
+
 VECTORISE_BELOW = 20_000
 """On a CPU, chains of modules with fewer sampled parameters run as one batched tensor: call overhead dominates there, arithmetic above."""
 
@@ -81,7 +86,7 @@ class ModuleObjective:
         refuse_stochastic_modules(model)
         refuse_unfit_weights(model)
         self._model = model
-        self._copies = threading.local()
+        self._own = threading.local()
         self._loss_fn = loss_fn
         parameters = {name: value.detach() for name, value in model.named_parameters()}
         trained = {name for name, value in model.named_parameters() if value.requires_grad}
@@ -140,15 +145,39 @@ class ModuleObjective:
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
+    def unreached(self, gradient: Tensor, batch: Batch) -> list[str]:
+        """Names of the sampled parameters that the loss on a batch does not depend on at all, given its gradient (P,)."""
+        sizes = [size.numel() for size in self._sizes.values()]
+        whole = gradient if self._index is None else torch.zeros_like(self._whole).index_copy(0, self._index, gradient)
+        silent = [name for name, part in zip(self._sizes, whole.split(sizes), strict=True) if not part.any()]
+        if not silent:
+            return []
+        with torch.enable_grad():
+            flat = self._whole.detach()
+            leaves = {
+                name: part.clone().requires_grad_() for name, part in zip(self._sizes, flat.split(sizes), strict=True)
+            }
+            sought = [leaves[name] for name in silent]
+
+            def gradients(predict: Callable[..., Any]) -> Sequence[Tensor | None]:
+                losses = _checked(self._loss_fn(predict, batch))
+                return torch.autograd.grad(losses.sum(), sought, allow_unused=True)
+
+            found = self._at(list(leaves.values()), gradients)
+        return [name for name, each in zip(silent, found, strict=True) if each is None]
+
+    def loss_at(self, flat: Tensor, batch: Batch) -> Tensor:
+        """The loss, a scalar with a graph to `flat` (P,), for derivatives of any order."""
+        return self._losses_of(flat, batch).mean()
+
     def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
         """The gradient (P,) at weights (P,) as a copy of the module that holds them gets it, by its own backward pass; None where it cannot
         be copied so. Where the module reads its weights again during the backward pass, that of `losses_and_gradients` differs."""
         try:
             module = copy.deepcopy(self._model)
             own = dict(module.named_parameters())
-            pieces = self._full(position).split([size.numel() for size in self._sizes.values()])
             with torch.no_grad():
-                for (name, size), piece in zip(self._sizes.items(), pieces, strict=True):
+                for (name, size), piece in zip(self._sizes.items(), self._pieces(position), strict=True):
                     own[name].copy_(piece.view(size))
                     own[name].grad = None
             with torch.enable_grad():
@@ -173,60 +202,103 @@ class ModuleObjective:
         return 4 * kept_for_backward(lambda flat: self._losses_of(flat, batch), self.anchor) if self._vectorise else 0
 
     def _one_with_gradient(self, flat: Tensor, batch: Batch, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = flat.detach().requires_grad_()
-            losses = self._losses_of(leaf, batch)
+        leaf = flat.detach().requires_grad_()
+
+        def losses_and_gradient(predict: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+            losses = _checked(self._loss_fn(predict, batch))
             driving = _drive(losses, token_weights)
             gradient = torch.autograd.grad(driving, leaf, allow_unused=True)[0] if losses.requires_grad else None
             if gradient is None:
-                raise ValueError(
-                    "the loss does not depend on the sampled weights; loss_fn must run the model through its argument `predict`, "
-                    "without detaching the output"
-                )
-        return losses.detach(), gradient
+                raise ValueError(DETACHED)
+            return losses.detach(), gradient
+
+        with torch.enable_grad():
+            return self._at(self._pieces(leaf), losses_and_gradient)
 
     def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
-        pieces = self._full(flat).split([size.numel() for size in self._sizes.values()])
+        return self._at(self._pieces(flat), lambda predict: _checked(self._loss_fn(predict, batch)))
+
+    def _pieces(self, flat: Tensor) -> Sequence[Tensor]:
+        """The parameters, each as a vector, in their order."""
+        return self._full(flat).split([size.numel() for size in self._sizes.values()])
+
+    def _at(self, pieces: Sequence[Tensor], run: Callable[[Callable[..., Any]], Any]) -> Any:
+        """What `run(predict)` gives while the weights are in the module, until it ends: a backward pass within it that computes
+        activations again, as activation checkpointing does, meets the weights of the forward pass."""
         weights = {
             name: piece.view(size).to(self._types[name])
             for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)
         }
         # A forward pass that writes to a buffer writes to a copy: neither the user's module nor another chain sees it.
         buffers = {name: value.clone() for name, value in self._buffers.items()}
-
-        def predict(*inputs: Any, **keywords: Any) -> Any:
-            return functional_call(self._module(), {**self._frozen, **buffers, **weights}, inputs, keywords)
-
-        losses = self._loss_fn(predict, batch)
-        if not isinstance(losses, Tensor):
-            raise ValueError(
-                f"loss_fn returned a {type(losses).__name__}; it must return a tensor: a scalar, or a loss per token"
-            )
-        return losses.reshape(-1)
+        values = {f"model.{name}": value for name, value in {**self._frozen, **buffers, **weights}.items()}
+        return functional_call(self._within(), values, (run,))
 
     def _full(self, flat: Tensor) -> Tensor:
         """The parameters that move at least in part, their other coordinates at w*."""
         return flat if self._index is None else self._whole.index_copy(0, self._index, flat)
 
-    def _module(self) -> nn.Module:
+    def _within(self) -> "_Within":
         """The module for this thread: `functional_call` puts the chain's weights into it for the length of the call, so that two threads
         in one module would run on each other's weights."""
+        if not hasattr(self._own, "within"):
+            self._own.within = _Within(self._model_of_thread())
+        return self._own.within
+
+    def _model_of_thread(self) -> nn.Module:
         if threading.current_thread() is threading.main_thread():
             return self._model
-        if not hasattr(self._copies, "module"):
-            try:
-                self._copies.module = copy.deepcopy(self._model)
-            except Exception as error:
-                raise ValueError(
-                    f"{type(self._model).__name__} cannot be copied for a worker thread ({error}); use cores=1"
-                ) from error
-        return self._copies.module
+        try:
+            return copy.deepcopy(self._model)
+        except Exception as error:
+            raise ValueError(
+                f"{type(self._model).__name__} cannot be copied for a worker thread ({error}); use cores=1"
+            ) from error
 
     def _give_up_vectorising(self, error: Exception) -> None:
         logger.info(
             "this model cannot be vectorised over chains, running them one by one: %s", str(error).split("\n")[0]
         )
         self._vectorise = False
+
+
+class _Within(nn.Module):
+    """Runs a function of a module as its forward pass."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, run: Callable[[Callable[..., Any]], Any]) -> Any:
+        inside = False
+
+        def predict(*inputs: Any, **keywords: Any) -> Any:
+            nonlocal inside
+            before, inside = inside, True
+            try:
+                return self.model(*inputs, **keywords)
+            finally:
+                inside = before
+
+        def only_through_predict(*_: Any) -> None:
+            # Here it would be right, on another thread it would run at w*.
+            if not inside:
+                raise ValueError(DETACHED)
+
+        hook = self.model.register_forward_pre_hook(only_through_predict)
+        try:
+            return run(predict)
+        finally:
+            hook.remove()
+
+
+def _checked(losses: object) -> Tensor:
+    """What a loss function returned, as (T,)."""
+    if not isinstance(losses, Tensor):
+        raise ValueError(
+            f"loss_fn returned a {type(losses).__name__}; it must return a tensor: a scalar, or a loss per token"
+        )
+    return losses.reshape(-1)
 
 
 def kept_for_backward(losses: Callable[[Tensor], Tensor], weights: Tensor) -> int:

@@ -35,11 +35,12 @@ class Evaluation:
 
     def losses(self, objective: Objective, draw: int, positions: Tensor) -> Tensor:
         """Mean losses (E, T) over the samples of the draw's batches."""
-        batches = self._batches(draw)
-        sizes = [num_samples(batch) for batch in batches]
-        total = sum(objective.losses(positions, batch) * size for batch, size in zip(batches, sizes, strict=True))
-        assert isinstance(total, Tensor)
-        return total / sum(sizes)
+        total, count = positions.new_zeros(()), 0
+        for batch in self._batches(draw):
+            size = num_samples(batch)
+            losses = objective.losses(positions, batch) * size
+            total, count = losses if count == 0 else total + losses, count + size
+        return total / count
 
     def anchor_losses(self, objective: Objective, draw: int, anchors: Tensor) -> Tensor:
         """Mean losses (C, T) of every w* over the draw's batches."""
@@ -86,10 +87,10 @@ class TestSchedule:
         stretch, place = divmod(draw, self.stride)
         return place == int(Stream(self.seed, "test-places").integers(stretch, self.stride, (1,)))
 
-    def partner(self, draw: int, step: int, cycle: int | None) -> int:
+    def partner(self, draw: int, step: int, cycle: int | None, stride: int = 1) -> int:
         """The step whose batch a test uses as its second: the next one. If the batches are a cycle, it is any of the cycle, this step's own
         included. Two batches that can never coincide are not independent: if two make up the data, their errors are opposite."""
-        return step + 1 if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
+        return step + stride if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Plan:
         pair: also take the loss of w* on the batch of every draw.
         constant: whether every step meets the same batch.
         cycle: how many batches are met in turn; None where that is not known.
+        stride: so many steps on, the batch is independent of this one.
         anchor_gradients, mean: the gradients of w* on batches, and their mean ḡ (`icl.sampling.control`).
         control: whether the chains are driven by the gradient with its control variate.
         tests: when the tests of the target are taken (`icl.sampling.stein`); None: never.
@@ -116,6 +118,7 @@ class Plan:
     recorders: tuple[Recorder, ...] = ()
     constant: bool = False
     cycle: int | None = None
+    stride: int = 1
     anchor_gradients: AnchorGradients | None = None
     mean: MeanGradient | None = None
     control: bool = False

@@ -1,6 +1,7 @@
 """Named settings of the sampler."""
 
 import json
+import math
 from difflib import get_close_matches
 from typing import Any
 
@@ -24,6 +25,18 @@ AUTOMATIC = SamplerConfig(num_draws=3000, num_burnin_steps=1000, init_seed=0, ta
 """The default for any model: the underdamped kernel, its step size and localisation found by pilot chains; measured in docs/llc.md.
 n, and with it nβ = n / log n, comes from the data or from the user."""
 
+PUBLISHED_LANGUAGE = SamplerConfig(
+    num_chains=20, num_draws=200, epsilon=0.003, gamma=300.0, nbeta=100 / math.log(100), grad_batch_size=100, init_seed=0,
+    estimator="published-language", test_target=False,
+)  # fmt: skip
+"""The setting of that paper's language models: ε = 0.003, γ = 300, nβ = 100/log 100 = 21.71, batch 100, no burn-in, and the artefact of its
+estimator (`icl.sampling.online`). For comparison with the published curve alone."""
+
+CALIBRATED_LANGUAGE = SamplerConfig(
+    num_chains=4, num_draws=400, num_burnin_steps=200, nbeta=100.0, init_seed=0, target_error=0.05
+)
+"""For language models: the underdamped kernel with its step size and localisation by pilot chains, and the standard estimator."""
+
 MEANS = ("cores", "max_memory_bytes")
 """Settings of a sampler that say with what means it computes, not what."""
 
@@ -31,6 +44,8 @@ PRESETS = {
     "published": PUBLISHED,
     "calibrated": CALIBRATED,
     "automatic": AUTOMATIC.model_copy(update={"eval_dataset_size": 2**17}),
+    "published-language": PUBLISHED_LANGUAGE,
+    "calibrated-language": CALIBRATED_LANGUAGE,
 }
 """The presets by name, for sweep files. `automatic` gives n here, because the paper's data have no end."""
 

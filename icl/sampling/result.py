@@ -5,7 +5,7 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from icl.sampling.chains import ChainRun, Paused
 from icl.sampling.checks import control_acceptance
-from icl.sampling.config import SamplerConfig
+from icl.sampling.config import PUBLISHED_LANGUAGE_ESTIMATOR, SamplerConfig
 from icl.sampling.diagnostics import bulk_ess, mcse_of_mean, split_rhat
 from icl.sampling.loss_trace import LossTrace
+from icl.sampling.needs import Effort, Needs, needs_of
 from icl.sampling.observables import WeightTrace
+from icl.sampling.online import artefact, online_excess
 from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio, stiff_ratio
 from icl.sampling.tuning import Tuned
 from icl.sampling.verdict import Evidence, Verdict, judge
@@ -37,6 +39,7 @@ class LLCResult:
         noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.checks`).
         reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
         cost, twin: how much of λ̂ it costs that w* is not the minimum (`icl.sampling.checks.cost_of_w_star`).
+        effort: what it spent (`icl.sampling.needs`); None for kernels whose heat no formula tells.
         tuned: what the pilot chains found, if they ran.
         paused: where the chains stopped, for `estimate_llc(..., resume=result)`.
         weights: w − w* at the draws, where `eval_metrics` asks for weights or covariance.
@@ -51,6 +54,7 @@ class LLCResult:
     reference_loss: float | None = None
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
+    effort: Effort | None = None
     tuned: Tuned | None = None
     paused: Paused | None = None
     weights: WeightTrace | None = None
@@ -79,6 +83,14 @@ class LLCResult:
         """Standard deviation over chains of their own λ̂; 0 for one chain."""
         healthy = self.llc_per_chain[self.run.healthy]
         return float(healthy.std()) if len(healthy) > 1 else 0.0
+
+    @property
+    def llc_corrected(self) -> float:
+        """λ̂ less what the artefact of the estimator "published-language" adds (`icl.sampling.online`); λ̂ itself for the usual estimator."""
+        if self.config.estimator != PUBLISHED_LANGUAGE_ESTIMATOR:
+            return self.llc_mean
+        chains, draws = self.run.losses.shape[:2]
+        return self.llc_mean - artefact(self.nbeta, chains, draws, self.init_loss)[0]
 
     @property
     def llc_per_token(self) -> Tensor:
@@ -167,7 +179,19 @@ class LLCResult:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """Whether the estimate may be trusted, and why not."""
+        """Whether the estimate may be trusted, why not, and what it would need."""
+        needs = self.needs.text
+        return replace(self._judged, text=f"{self._judged.text}; {needs}") if needs else self._judged
+
+    @cached_property
+    def needs(self) -> Needs:
+        """What would make it answer, where length or quiet is missing; empty where it is healthy."""
+        if self.effort is None or self._judged.trusted or not self.any_healthy:
+            return Needs()
+        return needs_of(self.effort, self.llc_mean, self._judged.findings)
+
+    @cached_property
+    def _judged(self) -> Verdict:
         return judge(
             self.healthy_excess,
             num_lost=self.num_lost,
@@ -195,7 +219,14 @@ class LLCResult:
             cost=self.cost,
             twin=self.twin,
             sensitivity=self.gamma_sensitivity,
+            pairing=self._pairing,
         )
+
+    @property
+    def _pairing(self) -> Ratio:
+        """Unknown where the loss is that of no paired batch, or has its control variate."""
+        paired = self.config.eval_method == "grad-minibatch" and not bool(self.run.corrections.any())
+        return mean_ratio(self.run.pairing[self.run.healthy]) if paired else UNKNOWN
 
     @cached_property
     def gamma_sensitivity(self) -> Ratio:
@@ -263,6 +294,8 @@ class LLCResult:
     @cached_property
     def _token_excess(self) -> Tensor:
         """(E, N, T)"""
+        if self.config.estimator == PUBLISHED_LANGUAGE_ESTIMATOR:
+            return self.nbeta * online_excess(self.token_loss_trace)
         paired = self.token_loss_trace - self.run.anchor_losses.double()
         return self.nbeta * (paired - self.run.corrections.double()[:, :, None])
 
@@ -281,6 +314,8 @@ class LLCResult:
             "test/stiff": evidence.stiff, "test/virial": evidence.virial, "test/minimum": evidence.cost,
             "gamma/sensitivity": evidence.sensitivity,
         }  # fmt: skip
+        if self.config.estimator == PUBLISHED_LANGUAGE_ESTIMATOR:
+            row |= {"llc/corrected": self.llc_corrected}
         row |= {name: ratio.value for name, ratio in tests.items() if not math.isnan(ratio.value)}
         if len(self.llc_per_token) > 1:
             row |= {f"llc/mean/{t}": value for t, value in enumerate(self.llc_per_token.tolist())}

@@ -44,6 +44,8 @@ class TestTerms(NamedTuple):
     """kinetic temperature; NaN for a kernel without momentum"""
     at_box: Tensor
     """share of coordinates at the wall of the bounding box"""
+    pairing: Tensor
+    """nβ (g_b(w*) − ḡ)·(w − w*) on the batch of the draw: what its noise adds to a paired difference of losses"""
 
 
 class Ratio(NamedTuple):
@@ -103,6 +105,7 @@ def test_terms(
         trace=(signs * (shifted - gradient)).sum(dim=-1) / width,
         virial=(away * force).mean(dim=-1),
         temperature=none if temperature is None else temperature(state),
+        pairing=config.inverse_temperature * (data.control() * away).sum(dim=-1),
         at_box=torch.zeros_like(none) if box is None else (away.abs() >= box * (1 - 1e-6)).to(away).mean(dim=-1),
     )
 

@@ -24,17 +24,26 @@ COST_SHARE, LEAST_COST = 0.05, 0.1
 BALL_DECIDES = 0.75
 """−dλ̂/d log γ in units of λ̂ from which the ball decides: 1 where λ̂ is proportional to 1/γ."""
 MOST_AT_BOX = 0.01
+FORGOTTEN = 10.0
+"""Relaxation times after which a direction counts as spread."""
 
 Outcome = Literal["passed", "failed", "not tested"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One test: its name, its outcome, and for one that did not pass what was seen and what to do."""
+    """One test: its name, its outcome, and for one that did not pass what was seen and what to do.
+
+    Attributes:
+        times: how many times as many steps would settle it; 1 where length is not what is missing.
+        hot: by what factor the chains are hotter than the target where this test looks; 1 for one that says nothing of it.
+    """
 
     name: str
     outcome: Outcome
     text: str = ""
+    times: float = 1.0
+    hot: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Evidence:
         at_box: share of coordinates at the wall of the bounding box.
         cost, twin: how much of λ̂ it costs that w* is not the minimum, by the loss at the chains' mean and by the gradient at w*.
         sensitivity: −dλ̂/d log γ.
+        pairing: what λ̂ gains because the batch that a loss is taken on is not independent of where the chain is.
     """
 
     stiff: Ratio = UNKNOWN
@@ -70,6 +80,7 @@ class Evidence:
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
     sensitivity: Ratio = UNKNOWN
+    pairing: Ratio = UNKNOWN
 
 
 def judge(
@@ -108,6 +119,7 @@ def judge(
         *_stationary(excess, rhat, ess, mcse),
         *judge_target(evidence),
         _heating(noise_heating, mean),
+        _pairing(evidence.pairing, mean),
         _minimum(evidence, mean),
         _certainty(mean, mcse),
         _ball(evidence.sensitivity, mean),
@@ -152,7 +164,14 @@ def judge_agreement(rhat: float, ess: float) -> Finding:
     """Whether chains agree, and have enough independent draws to tell."""
     disagree = f"chains disagree: split R-hat {rhat:.3f} is above {RHAT_LIMIT} (more draws, more burn-in)"
     few = f"too few independent draws: effective sample size {ess:.0f} is below {ESS_LIMIT:.0f} (more draws)"
-    return _finding("agreement", disagree if rhat > RHAT_LIMIT else "" if ess >= ESS_LIMIT else few)
+    # R̂² − 1 falls like 1 / draws for chains of one law.
+    if rhat > RHAT_LIMIT:
+        return Finding("agreement", "failed", disagree, times=(rhat**2 - 1) / (RHAT_LIMIT**2 - 1))
+    return (
+        Finding("agreement", "failed", few, times=ESS_LIMIT / max(ess, 1.0))
+        if ess < ESS_LIMIT
+        else _finding("agreement", "")
+    )
 
 
 def judge_target(evidence: Evidence) -> Iterator[Finding]:
@@ -164,12 +183,13 @@ def judge_target(evidence: Evidence) -> Iterator[Finding]:
         "noise_level 1, no weight decay)",
         "too cold where the loss is steep: the Stein ratio is {} (noise_level 1, no bounding box, more burn-in)",
     )  # fmt: skip
-    share = max(virial.value, 1e-3)
+    times = times_to_spread(virial.value)
     yield _ratio(
         "all directions", virial,
         "too hot: the virial is {} (smaller epsilon, larger batches, no weight decay)",
-        f"not spread: the virial is {{}}, so the soft directions are not explored and λ̂ may be too small (about {1 / share:.2g} times the "
+        f"not spread: the virial is {{}}, so the soft directions are not explored and λ̂ may be too small (about {times:.2g} times the "
         "steps, or a larger gamma)",
+        times,
     )  # fmt: skip
     temperature = evidence.temperature
     if temperature.value - ERRORS * temperature.error > 1 + TOLERANCE:
@@ -184,14 +204,32 @@ def judge_target(evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _ratio(name: str, ratio: Ratio, above: str, below: str) -> Finding:
+def times_to_spread(virial: float) -> float:
+    """How many times as many steps let a direction forget its start at w* ten times over, by the virial.
+
+    After x relaxation times without burn-in, the mean square of a direction is 1 − (1 − e^{−2x}) / 2x of its law's.
+    """
+    if not virial < 0.95:
+        return 1.0
+    low, high = 1e-6, FORGOTTEN
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if 1 + math.expm1(-2 * middle) / (2 * middle) < virial else (low, middle)
+    return FORGOTTEN / high
+
+
+def _ratio(name: str, ratio: Ratio, above: str, below: str, times_below: float = 1.0) -> Finding:
     if math.isnan(ratio.value) or math.isnan(ratio.error):
         return Finding(name, "not tested", "too few tested draws, or no clear curvature: more draws")
     shown, off = f"{ratio.value:.2f} ± {ratio.error:.2f}", abs(ratio.value - 1)
     if off - ERRORS * ratio.error > TOLERANCE:
-        return _finding(name, (above if ratio.value > 1 else below).format(shown))
+        if ratio.value > 1:
+            return Finding(name, "failed", above.format(shown), hot=ratio.value)
+        return Finding(name, "failed", below.format(shown), times_below)
     if off + 2 * ratio.error > PASS:
-        return Finding(name, "not tested", f"too noisy to say: {shown}; more draws or larger batches")
+        # A ratio that is off by no more than half of what passes would, with its error so much smaller.
+        times = (2 * ratio.error / (PASS - min(off, PASS / 2))) ** 2
+        return Finding(name, "not tested", f"too noisy to say: {shown}; more draws or larger batches", max(times, 2.0))
     return Finding(name, "passed")
 
 
@@ -202,6 +240,16 @@ def _heating(noise_heating: float, mean: float) -> Finding:
         "(larger batches, control variates, smaller epsilon or smaller nbeta)"
     )
     return _finding("batch noise", text if hot else "")
+
+
+def _pairing(pairing: Ratio, mean: float) -> Finding:
+    """Batches in turn have a memory: the ones before add up to less where this one has more, and the chain has followed them."""
+    off = abs(pairing.value) - ERRORS * pairing.error
+    text = (
+        f"the order of the batches adds about {pairing.value:.2g}: a chain has followed the others to where the loss of the next is higher "
+        '(batch_order "random", or control variates)'
+    )
+    return _finding("batch order", text if off > COST_SHARE * abs(mean) else "")
 
 
 def _minimum(evidence: Evidence, mean: float) -> Finding:
@@ -225,7 +273,7 @@ def _certainty(mean: float, mcse: float) -> Finding:
     allowed = max(ERROR_SHARE * abs(mean), LEAST_ERROR)
     times = (mcse / allowed) ** 2
     text = f"too uncertain to say: the standard error {mcse:.2g} is above {allowed:.2g} (about {times:.2g} times the draws)"
-    return _finding("error", text if mcse > allowed else "")
+    return Finding("error", "failed", text, times) if mcse > allowed else _finding("error", "")
 
 
 def _ball(sensitivity: Ratio, mean: float) -> Finding:

@@ -11,7 +11,6 @@ from icl.checkpoints import CheckpointError, Checkpoints
 from icl.config import ConfigError
 from icl.engine import mse_loss
 from icl.estimation import LLCConfig, estimate_at_checkpoint, estimate_over_run
-from icl.estimation.batches import MadeAhead
 from icl.estimation.estimate import checkpoints_at_once, estimate_at_checkpoints, hessian_at_checkpoint
 from icl.model import InContextRegressionTransformer, initial_parameters, unflatten
 from icl.sampling import Inputs, estimate_llcs
@@ -19,6 +18,7 @@ from icl.sampling.presets import CALIBRATED
 from icl.sampling.transformer_objective import TransformerObjective
 from icl.storage import LocalStore
 from icl.streams import Stream
+from icl.subjects.regression import MadeAhead, RegressionRun
 from icl.tasks import RegressionTask
 
 TASK = {
@@ -116,7 +116,7 @@ def test_an_estimate_that_is_cut_short_is_not_recorded(tmp_path):
 
     left = estimate_over_run(
         config,
-        checkpoints,
+        RegressionRun(config.training, checkpoints),
         [0],
         lambda step, weights, result: recorded.append(step),
         progress=count,
@@ -187,7 +187,7 @@ def test_a_run_whose_checkpoints_share_batches_gives_the_same_rows(memory, tmp_p
     config, checkpoints = trained_run(tmp_path, {0: 1, 1: 2, 7: 3}, sampler_config=sampler)
     rows, progress = {}, []
     left = estimate_over_run(
-        config, checkpoints, [], lambda step, weights, result: rows.update({step: result.summary()}),
+        config, RegressionRun(config.training, checkpoints), [], lambda step, weights, result: rows.update({step: result.summary()}),
         progress=lambda done, total: progress.append(done / total),
     )  # fmt: skip
     assert left == 0
@@ -205,7 +205,12 @@ def test_checkpoints_before_a_damaged_one_are_recorded_and_it_is_named(tmp_path,
     file.write_bytes(file.read_bytes()[:-9])
     recorded = []
     with pytest.raises(CheckpointError, match="7"):
-        estimate_over_run(config, checkpoints, [0], lambda step, weights, result: recorded.append(step))
+        estimate_over_run(
+            config,
+            RegressionRun(config.training, checkpoints),
+            [0],
+            lambda step, weights, result: recorded.append(step),
+        )
     assert recorded == [1]
 
 
@@ -214,7 +219,12 @@ def test_weights_that_are_no_minimum_of_anything_do_not_cost_the_checkpoints_bef
     checkpoints.save(7, {name: torch.full_like(value, torch.inf) for name, value in checkpoints.load(1).items()})
     recorded = []
     with pytest.raises(ValueError, match="not finite"):
-        estimate_over_run(config, checkpoints, [0], lambda step, weights, result: recorded.append(step))
+        estimate_over_run(
+            config,
+            RegressionRun(config.training, checkpoints),
+            [0],
+            lambda step, weights, result: recorded.append(step),
+        )
     assert recorded == [1]
 
 
@@ -222,7 +232,7 @@ def test_a_stop_within_a_batch_leaves_its_checkpoints_undone(tmp_path, two_at_on
     config, checkpoints = trained_run(tmp_path, {0: 1, 1: 2, 7: 3, 30: 4, 59: 5})
     recorded, ticks = [], []
     left = estimate_over_run(
-        config, checkpoints, [], lambda step, weights, result: recorded.append(step),
+        config, RegressionRun(config.training, checkpoints), [], lambda step, weights, result: recorded.append(step),
         progress=lambda done, total: ticks.append(done), should_stop=lambda: len(recorded) == 2 and len(ticks) > 4,
     )  # fmt: skip
     assert (left, recorded) == (3, [0, 1])

@@ -12,15 +12,14 @@ import torch
 from icl.checkpoints import Checkpoints
 from icl.engine import mse_loss
 from icl.estimation import LLCConfig, estimate_at_checkpoint
-from icl.estimation.batches import sampling_batches
-from icl.estimation.estimate import model_at
 from icl.estimation.record import weight_scores
 from icl.execution.llc_run import run_llc
 from icl.execution.surroundings import Surroundings
-from icl.model import flatten, initial_parameters, unflatten
+from icl.model import InContextRegressionTransformer, flatten, initial_parameters, unflatten
 from icl.sampling import estimate_llc
 from icl.sampling.objective import ModuleObjective
 from icl.storage import LocalStore
+from icl.subjects.regression import sampling_batches
 from icl.tracking import read_metrics
 
 TASK = {
@@ -62,7 +61,7 @@ def test_every_evaluation_runs_and_is_the_loss_of_the_data_it_names(method, orig
     seen = []
     sampler = config.sampler_config
     batches, held = sampling_batches(config.training.task_config.resolved().pretrain_task(), sampler, 5)
-    model = model_at(config, weights_of(config))
+    model = InContextRegressionTransformer.from_weights(config.training.task_config.shape, weights_of(config))
     estimate_llc(
         model, mse_loss, batches, sampler, eval_batches=held, recorders=[lambda draw, w, chains: seen.append(w.clone())]
     )
@@ -142,7 +141,7 @@ def test_the_singular_fluctuation_of_the_transformer_is_that_of_its_sequences():
     config = config_with({"eval_metrics": ["singular-fluctuation"], "eval_method": "fixed-minibatch"})
     seen = []
     batches, held = sampling_batches(config.training.task_config.resolved().pretrain_task(), config.sampler_config, 5)
-    model = model_at(config, weights_of(config))
+    model = InContextRegressionTransformer.from_weights(config.training.task_config.shape, weights_of(config))
     result = estimate_llc(
         model, mse_loss, batches, config.sampler_config, eval_batches=held,
         recorders=[lambda draw, w, chains: seen.append(w.clone())],

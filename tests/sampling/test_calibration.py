@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from icl.sampling import PUBLISHED, SamplerConfig
-from icl.sampling.calibration import Cell, SearchGrid, Subject, calibrate, cell_config, conclude, with_constants_of
+from icl.sampling.calibration import Cell, SearchGrid, Target, calibrate, cell_config, conclude, with_constants_of
 from icl.sampling.objective import ModuleObjective
 from icl.streams import Stream
 
@@ -86,7 +86,7 @@ def test_the_choice_does_not_depend_on_the_scale_of_the_estimates_and_presets_ta
 
 def test_a_search_samples_every_cell_and_the_presets_and_goes_on_where_it_was_stopped():
     base = SamplerConfig(num_chains=4, num_draws=200, num_burnin_steps=100, sampling_method="langevin", init_seed=0)
-    subject = Subject(ModuleObjective(linear(), squares), [INPUTS], reference_loss=10.0)
+    subject = Target(ModuleObjective(linear(), squares), [INPUTS], reference_loss=10.0)
     grid = SearchGrid((1e-3, 4e-3), (5.0,), (30.0, 60.0))
     made: list[Cell] = []
     found = calibrate({0: subject}, base, grid, {"published": PUBLISHED}, record=made.append)

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc, plan
@@ -198,22 +197,11 @@ class InPlace(nn.Module):
         return self.linear(inputs)
 
 
-class Recomputing(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(5, 9), nn.Linear(9, 2)
-        self.block = nn.Sequential(nn.Linear(9, 9), nn.Tanh(), nn.Linear(9, 9), nn.Tanh())
-
-    def forward(self, inputs):
-        return self.last(checkpoint(self.block, torch.tanh(self.first(inputs)), use_reentrant=False))
-
-
 @pytest.mark.parametrize(
     ("model", "loss", "said"),
     [
         (Dropping(), half, "random"),
         (InPlace(), half, "changes its input"),
-        (Recomputing(), half, "gradient is not that of the loss"),
         (nn.Linear(5, 2), lambda p, b: half(p, b) * float("nan"), "not finite"),
         (nn.Linear(5, 2), lambda p, b: (p(b[0]) - p(b[0]).detach()).square().sum().sqrt(), "gradient of the loss at w"),
         (nn.Linear(5, 2), lambda p, b: F.mse_loss(p(b[0]), b[1], reduction="sum"), "sums over the samples"),
@@ -236,7 +224,6 @@ def test_what_cannot_be_sampled_is_refused_before_any_sampling(model, loss, said
 @pytest.mark.parametrize(
     ("batches", "said"),
     [
-        (TensorDataset(torch.zeros(8, 5), torch.zeros(8, 2)), "DataLoader"),
         ({"x": torch.zeros(8, 5)}, "one batch"),
         ([], "empty"),
         (lambda: iter([]), "step -> batch"),

@@ -118,7 +118,7 @@ def test_tee_sends_everything_to_all_and_null_takes_anything(tmp_path):
 
 def test_a_run_that_goes_on_forgets_how_its_last_attempt_ended(tmp_path):
     tracker = record(tmp_path, 0, 3)
-    tracker.summary({"best": 0.5})
+    tracker.summary({"best": 0.5, "remark": "it did not learn"})
     tracker.finish("failed", "no memory")
     record(tmp_path, 3, 5).finish()
     assert read_summary(tmp_path) == {"best": 0.5, "status": "finished"}

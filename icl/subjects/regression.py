@@ -1,16 +1,84 @@
-"""The batches that the chains of an estimate see."""
+"""The regression run as a subject: the library's transformer along its own training run, and its sampling data.
 
-from collections.abc import Callable, Sequence
+Shapes: B batch, K examples, D task dimension, n samples of the evaluation set.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from icl.sampling import SamplerConfig
+from icl.config import TrainingConfig
+from icl.engine import mse_loss
+from icl.model import InContextRegressionTransformer
+from icl.sampling import Inputs, SamplerConfig
 from icl.streams import Stream
-from icl.tasks import EnsembleBatches, RegressionTask
+from icl.tasks import EnsembleBatches, RegressionTask, zero_predictor_loss
 
 Batch = tuple[Tensor, Tensor]
+
+
+class Weights(Protocol):
+    """Weights by step, such as `icl.checkpoints.Checkpoints`."""
+
+    def steps(self) -> list[int]: ...
+
+    def load(self, step: int) -> Mapping[str, Tensor]: ...
+
+
+class HeldWeights:
+    """Weights at hand, at the steps 0, 1, ..."""
+
+    def __init__(self, weights: Sequence[Mapping[str, Tensor]]) -> None:
+        self._weights = weights
+
+    def steps(self) -> list[int]:
+        return list(range(len(self._weights)))
+
+    def load(self, step: int) -> Mapping[str, Tensor]:
+        return self._weights[step]
+
+
+class RegressionRun:
+    """A training run of this library.
+
+    Args:
+        training: its settings.
+        weights: its checkpoints.
+    """
+
+    reads_ahead = True
+    loss = staticmethod(mse_loss)
+
+    def __init__(self, training: TrainingConfig, weights: Weights) -> None:
+        self.training = training
+        self._weights = weights
+
+    def steps(self) -> list[int]:
+        """Ascending."""
+        return self._weights.steps()
+
+    def model(self, step: int) -> InContextRegressionTransformer:
+        """Raises:
+        CheckpointError, StorageError: the checkpoint cannot be read.
+        """
+        return InContextRegressionTransformer.from_weights(self.training.task_config.shape, self._weights.load(step))
+
+    def batches(self, step: int) -> Callable[[int], Batch]:
+        """Those of the default sampler with seed 0."""
+        return sampling_batches(self._task, SamplerConfig(), 0)[0]
+
+    def sampling_inputs(self, step: int, sampler: SamplerConfig, device: torch.device | str = "cpu") -> Inputs:
+        """The data that the sampler's settings ask for, the same at every checkpoint; `init_seed` is given."""
+        assert sampler.init_seed is not None, "the seed is drawn before the data are made"
+        batches, eval_batches = sampling_batches(self._task, sampler, sampler.init_seed, device)
+        return Inputs(batches, eval_batches, zero_predictor_loss(self._task))
+
+    @property
+    def _task(self) -> RegressionTask:
+        return self.training.task_config.resolved().pretrain_task()
 
 
 def sampling_batches(

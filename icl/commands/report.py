@@ -1,0 +1,134 @@
+"""`icl report`: which runs, and the commands that continue them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from icl.checkpoints.run import FOLDER
+from icl.checkpoints.runs import list_runs
+from icl.config import ConfigError
+from icl.config.sweeps import load_sweep
+from icl.estimation.kept import estimates_of
+from icl.execution.opened import Run, open_run
+from icl.execution.points import llc_points, says_how_to_sample, training_points
+from icl.execution.progress import progress_bar
+from icl.report import Material, gather, write_report
+from icl.report.page import quoted
+from icl.storage import local_root, store_from_environment
+
+YAML = (".yaml", ".yml")
+CHECKPOINTS = 9
+"""That a command for estimates proposes; with eight, stages can be found."""
+
+
+def report_command(
+    what: Sequence[str],
+    output: Path,
+    data: Path,
+    overrides: Sequence[str] = (),
+    environ: Mapping[str, str] = os.environ,
+) -> Path:
+    """Write the report of runs, of sweeps, or of all runs; returns its path.
+
+    Raises:
+        ConfigError: no such run, none of a sweep has begun, or nothing to report.
+        ValueError: the output is a folder.
+    """
+    if output.is_dir():
+        raise ValueError(f"{output} is a folder; give --output a file, such as {output / 'report.html'}")
+    runs = chosen_runs(what, overrides, environ)
+    with progress_bar("reading", len(runs)) as update:
+        material = gather(runs, data if data.is_dir() else None, lambda done, note: update(done, note))
+    if material.metrics.empty and material.estimates.empty and not sum(material.runs["checkpoints"]):
+        raise ConfigError(
+            f"nothing to report: {_listed([run.name for run in runs])} left no checkpoint, no metrics and no estimates yet"
+        )
+    sweeps = [each for each in what if Path(each).suffix in YAML]
+    size = write_report(material, output, continuing(material, sweeps, overrides, output))
+    print(f"{output} ({size / 1e6:.1f} MB): open it in a browser")
+    return output
+
+
+def chosen_runs(what: Sequence[str], overrides: Sequence[str], environ: Mapping[str, str]) -> list[Run]:
+    """The runs that names, folders and sweep files stand for, each once; all runs if nothing is named.
+
+    Raises:
+        ConfigError: no such run, or none.
+    """
+    store, results = store_from_environment(environ), local_root(environ) / FOLDER
+    if not what:
+        every = [run.name for run in list_runs(store)]
+        if not every:
+            raise ConfigError(f"nothing to report: there are no runs in {store}; train one with: icl train SWEEP.yaml")
+        return [Run(name, store, results) for name in every]
+    if overrides and not any(Path(each).suffix in YAML for each in what):
+        raise ConfigError("--set chooses among the runs of a sweep file; give one")
+    runs: dict[tuple[str, Path], Run] = {}
+    for each in what:
+        if Path(each).suffix in YAML:
+            found = [
+                run for name in _names(each, overrides, environ) if _left_something(run := Run(name, store, results))
+            ]
+            if not found:
+                raise ConfigError(f"nothing to report: no run of {each} has begun; start it with: icl train {each}")
+        elif os.sep not in each and estimates_of(each, results):
+            found = [Run(each, store, results)]  # of a subject that icl did not train, there may be estimates alone
+        else:
+            found = [open_run(each, environ)]
+        runs |= {(run.name, run.results): run for run in found}
+    return list(runs.values())
+
+
+def continuing(
+    material: Material, sweeps: Sequence[str], overrides: Sequence[str], output: Path
+) -> list[tuple[str, str]]:
+    """(what it does, the command line): what goes on with unfinished runs, adds estimates and measurements, and renews the page."""
+    runs = material.runs
+    names = [str(name) for name in runs["name"]]
+    settings = [word for text in overrides for word in ("--set", text)]
+    lines: list[tuple[str, str]] = []
+    unfinished = runs.loc[runs["state"].isin(["interrupted", "running"]), "name"]
+    for sweep in sweeps:
+        if len(unfinished):
+            lines.append(
+                (f"Train on: {len(unfinished)} of the runs are not finished.", quoted("icl", "train", sweep, *settings))
+            )
+        preset = ["--preset", "automatic", "--checkpoints", str(CHECKPOINTS)]
+        lines.append(("Estimate λ̂ at checkpoints spread in log t.", quoted("icl", "llc", sweep, *preset, *settings)))
+        lines.append(("Collect everything in tables.", quoted("icl", "tabulate", sweep, *settings)))
+    if not sweeps:
+        if len(unfinished):
+            lines.append(
+                (f"{_listed(list(unfinished))}: not finished; start the sweep file again.", "icl train SWEEP.yaml")
+            )
+        listed = ", ".join(f'"{name}"' for name in names)
+        file = f"runs: [{listed}]\nparameters: {{preset: {{value: automatic}}, checkpoints: {{value: {CHECKPOINTS}}}}}"
+        lines.append(("Estimate λ̂: put this into llc.yaml, and start icl llc llc.yaml.", file))
+    unmeasured = set(range(len(names))) - set(material.attention["run"] if len(material.attention) else ())
+    lines += [
+        (
+            f"Measure attention and structure of {material.runs['label'].iloc[place]}.",
+            quoted("icl", "analyse", names[place]),
+        )
+        for place in sorted(unmeasured)[:1]
+    ]
+    again = sweeps or names
+    lines.append(("Make this page anew.", quoted("icl", "report", *again, *settings, "--output", str(output))))
+    return lines
+
+
+def _names(sweep: str, overrides: Sequence[str], environ: Mapping[str, str]) -> list[str]:
+    loaded = load_sweep(sweep)
+    if loaded.runs is not None or says_how_to_sample(loaded, overrides):
+        configs = [config.training for config in llc_points(loaded, overrides, environ)]
+    else:
+        configs = training_points(loaded, overrides)
+    return list(dict.fromkeys(config.name for config in configs))
+
+
+def _left_something(run: Run) -> bool:
+    return run.checkpoints.settings() is not None or bool(run.estimate_sets)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,80 @@
+"""Figures of language models: the published curve, and the behaviour of a run."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from icl.figures.elements import NO_STAGES, StageEnds, Stages, in_order, last_step, numbers, stage_legend, step_axis
+from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, page, panels
+
+PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100)
+"""Of the two-layer model of arXiv 2402.02364."""
+
+
+@page()
+def published_curve(table: pd.DataFrame) -> Figure:
+    """The published two-layer language model: loss; λ̂ as published and less its artefact; the published spread over the loss.
+
+    Args:
+        table: `step`, `test_loss`, `llc_mean_raw`, `llc_std_raw`, `llc_corrected`, `std_over_loss`, `artefact_spread`, the ratio that the
+            artefact makes by itself (`benchmarks.language`).
+    """
+    table = in_order(pd.DataFrame(table[table["step"] > 0]))
+    figure, (top, middle, bottom) = panels(3, 1, 1.5 * WIDTH, 2.7 * HEIGHT, sharex=True)
+    for axis in (top, middle, bottom):
+        step_axis(axis, PUBLISHED_STAGES, 50_000, names=axis is top)
+    for axis in (top, middle):
+        axis.set_xlabel("")
+    steps = numbers(table, "step")
+    top.plot(steps, numbers(table, "test_loss"), color=MODEL)
+    top.set_ylabel("test loss (nats)")
+    middle.plot(steps, numbers(table, "llc_mean_raw"), color=ZERO, label="as published")
+    middle.plot(steps, numbers(table, "llc_corrected"), color=MODEL, label=r"less its artefact, $10.26\,\ell$")
+    middle.set_ylabel(r"$\hat\lambda$")
+    middle.legend(loc="lower right")
+    bottom.plot(steps, numbers(table, "std_over_loss"), color=ZERO, lw=0.7, label="published")
+    bottom.axhline(numbers(table, "artefact_spread")[0], color=OTHER, ls="--", label="by the artefact alone")
+    bottom.set(ylabel=r"spread of $\hat\lambda$ / loss", ylim=(0, 8))
+    bottom.legend(loc="lower right")
+    stage_legend(figure, PUBLISHED_STAGES)
+    return figure
+
+
+@page()
+def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
+    """A language model's behaviour over training: losses with the entropies of unigrams and bigrams; the in-context score; the heads.
+
+    Args:
+        table: one run, as `icl.analysis.language` makes it.
+        stages: their ends.
+    """
+    table = in_order(pd.DataFrame(table[table["step"] > 0]))
+    steps = numbers(table, "step")
+    figure, (top, middle, bottom) = panels(3, 1, FULL_WIDTH, 2.7 * HEIGHT, sharex=True)
+    for axis in (top, middle, bottom):
+        step_axis(axis, stages, last_step(table, stages=stages), float(steps.min()), names=axis is top)
+    for axis in (top, middle):
+        axis.set_xlabel("")
+    for column, colour, label in (
+        ("test/loss", MODEL, "test loss"),
+        ("test/loss_without_positions", ZERO, "without positions"),
+        ("bigram_score", OPTIMAL, "bigram score"),
+    ):
+        top.plot(steps, numbers(table, column), color=colour, label=label)
+    for column, label in (("unigram_entropy", "unigrams"), ("bigram_entropy", "bigrams")):
+        top.axhline(
+            numbers(table, column)[-1],
+            color=OTHER,
+            ls="--" if label == "unigrams" else ":",
+            label=f"entropy of {label}",
+        )
+    top.set_ylabel("nats")
+    top.legend(loc="upper right", ncols=2)
+    middle.plot(steps, numbers(table, "test/icl"), color=MEAN)
+    middle.axhline(0, color=OTHER, lw=0.6)
+    middle.set_ylabel("in-context score (nats)")
+    bottom.plot(steps, numbers(table, "previous_token/max"), color=MODEL, label="previous token")
+    bottom.plot(steps, numbers(table, "prefix_matching/max"), color=ZERO, label="prefix matching")
+    bottom.set(ylabel="attention, largest head", ylim=(0, None))
+    bottom.legend(loc="upper left")
+    stage_legend(figure, stages)
+    return figure

@@ -1,0 +1,362 @@
+"""What a report shows, as tables: read from the runs, their estimates, and the tables of `icl analyse`.
+
+A run has what it has. What is missing, be it settings, metrics or estimates, leaves its table empty and stops nothing. Where the
+metrics or the estimates themselves are gone, the tables of `icl tabulate` and `icl analyse` stand for them.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from icl.analysis.measures import MEASURES
+from icl.analysis.run_tables import keys_of, label_of, plain_text
+from icl.analysis.stages import find_boundaries, stage_table
+from icl.analysis.tables import read_table
+from icl.checkpoints.run import SUFFIX
+from icl.config import ConfigError
+from icl.config.settings import dotted
+from icl.config.varying import varying
+from icl.estimation.kept import Estimates, way
+from icl.estimation.tables import FEWEST_ESTIMATES
+from icl.execution.closing import short_name
+from icl.execution.opened import Run
+from icl.storage import LocalStore, StorageError
+
+LOSSES = ("pretrain/mse", "batch/loss")
+"""What stands for the loss of a run, in this order; else the first column that has "loss" in its name."""
+
+STRUCTURE = (*(name for name in MEASURES if name not in ("attention", "evals")), "evals")
+"""Tables of `icl analyse` that are shown as they are, in this order."""
+ESTIMATES = "llc"
+"""How the names of the tables of estimates begin."""
+
+HEALTHY = "healthy"
+ALONG = "step"
+
+Progress = Callable[[int, str], None]
+
+
+@dataclass(frozen=True)
+class Material:
+    """The tables of a report. Each has the column `run`, the place of the run in `runs`, counted from 0.
+
+    Attributes:
+        runs: one row per run: `name`, `label`, `state`, `remark`, `steps`, `num_steps`, `first_loss`, `loss`, `parameters`,
+            `sequences`, `checkpoints`, `bytes`, `seconds`, `estimates`, `healthy`, `estimation_seconds`.
+        settings: one row per setting: `setting`, then one column per run, by its place.
+        differing: the settings that vary.
+        metrics: `run`, `step`, and what training logged.
+        estimates: `run`, `way` (the sampler's preset or settings in words), `step`, and `LLCResult.summary`.
+        traces: `run`, `way`, `step`, `chain`, `draw`, `loss`, `distance`.
+        stages: `run`, `way`, and the columns of `icl.analysis.stages.stage_table`; each end has `low`, `high`, `probability`, `kind`.
+        attention: `run`, `step`, `block`, `head`, and the metrics of `icl analyse`, averaged over the query tokens.
+        structure: `run`, `measure`, `part`, `step`, `value`: what else `icl analyse` measured at each checkpoint.
+        notes: what could not be shown, and why, in sentences.
+    """
+
+    runs: pd.DataFrame
+    settings: pd.DataFrame
+    differing: tuple[str, ...]
+    metrics: pd.DataFrame
+    estimates: pd.DataFrame
+    traces: pd.DataFrame
+    stages: pd.DataFrame
+    attention: pd.DataFrame
+    structure: pd.DataFrame
+    notes: tuple[str, ...]
+
+    @property
+    def loss(self) -> str | None:
+        """The column of the metrics that stands for the loss."""
+        return loss_column(self.metrics)
+
+
+def gather(runs: Sequence[Run], data: Path | None = None, progress: Progress = lambda done, note: None) -> Material:
+    """Read the tables of a report.
+
+    Args:
+        runs: of which it tells.
+        data: the folder below which the tables of `icl analyse` lie; none: they are not looked for.
+        progress: called before each run with its place and its name.
+    """
+    told = [_settings(run) for run in runs]
+    differing = varying(told)
+    flat = [dotted(each) for each in told]
+    tables, notes = _tables_of(runs, data)
+    labels = _labels([run.name for run in runs], flat, differing)
+    reasons: dict[str, list[int]] = {}
+    summaries, metrics, estimates, traces, stages = [], [], [], [], []
+    for place, run in enumerate(runs):
+        progress(place, run.name)
+        logged = run.metrics if len(run.metrics) else _rows_of(tables, ("metrics", "evals"), place)
+        estimated, chains = _estimates(run)
+        if estimated.empty:
+            estimated, chains = _tabulated(tables, place)
+        found, why = _stages(estimated)
+        reasons.setdefault(why, []).append(place)
+        summaries.append({"run": place, **_summary(run, logged, estimated, flat[place])})
+        for rows, table in ((metrics, logged), (estimates, estimated), (traces, chains), (stages, found)):
+            rows.append(table.assign(run=place))
+    progress(len(runs), "")
+    notes += [f"{_which(places, labels)}: {why}" for why, places in reasons.items() if why]
+    return Material(
+        runs=pd.DataFrame(summaries).assign(label=labels),
+        settings=_settings_table(flat),
+        differing=tuple(differing),
+        metrics=_joined(metrics),
+        estimates=_joined(estimates),
+        traces=_joined(traces),
+        stages=_joined(stages),
+        attention=_joined([_attention(rows) for name, rows in tables.items() if name == "attention"]),
+        structure=_joined([_long(name, tables[name]) for name in STRUCTURE if name in tables]),
+        notes=tuple(notes),
+    )
+
+
+def loss_column(metrics: pd.DataFrame) -> str | None:
+    """The column that stands for the loss of a run; None where there is none."""
+    named = [name for name in LOSSES if name in metrics.columns]
+    return next(iter([*named, *(str(name) for name in metrics.columns if "loss" in str(name))]), None)
+
+
+def _settings(run: Run) -> dict[str, Any]:
+    """What the run was told to do. Where this version does not take it, what is stored; of a subject without a run, what its
+    estimates were told."""
+    try:
+        return run.settings.told().model_dump(mode="json")
+    except ConfigError:
+        stored = run.checkpoints.settings()
+        return stored if stored is not None else next((each.stored for each in run.estimate_sets if each.stored), {})
+
+
+def _settings_table(flat: Sequence[dict[str, Any]]) -> pd.DataFrame:
+    names = dict.fromkeys(name for each in flat for name in each)
+    return pd.DataFrame(
+        [{"setting": name, **{place: each.get(name) for place, each in enumerate(flat)}} for name in names],
+        columns=pd.Index(["setting", *range(len(flat))]),
+        dtype=object,
+    )
+
+
+def _labels(names: Sequence[str], flat: Sequence[dict[str, Any]], differing: Sequence[str]) -> list[str]:
+    """What a run is called beside the others: the settings in which it differs, or its name where these do not tell."""
+    labels = [
+        ", ".join(f"{short_name(setting, differing)} {each.get(setting)}" for setting in differing) for each in flat
+    ]
+    return labels if len(set(labels)) == len(labels) and all(labels) else list(names)
+
+
+def _which(places: Sequence[int], labels: Sequence[str]) -> str:
+    """Several runs in few words."""
+    return "All runs" if len(places) == len(labels) > 1 else "; ".join(labels[place] for place in places)
+
+
+def _summary(run: Run, metrics: pd.DataFrame, estimates: pd.DataFrame, settings: dict[str, Any]) -> dict[str, Any]:
+    steps = run.steps
+    summary = run.summary
+    column = loss_column(metrics)
+    loss = metrics[column].dropna() if column else pd.Series(dtype=float)
+    try:
+        parameters = run.settings.task_config.shape.num_parameters
+    except ConfigError:
+        parameters = None
+    last = max([*steps, *(int(step) for step in _column(metrics, ALONG)[-1:])], default=None)
+    done = None if last is None else last + 1
+    batch = settings.get("batch_size")
+    verdicts = _column(estimates, "verdict")
+    return {
+        "name": run.name,
+        "state": "finished" if done is not None and done == settings.get("num_steps") else _state(run),
+        "remark": str(summary.get("error") or summary.get("remark") or ""),
+        "steps": done,
+        "num_steps": settings.get("num_steps"),
+        "first_loss": float(loss.iloc[0]) if len(loss) else None,
+        "loss": float(loss.iloc[-1]) if len(loss) else None,
+        "parameters": parameters,
+        "sequences": done * batch if done and isinstance(batch, int) else None,
+        "checkpoints": len(steps),
+        "bytes": sum(run.store.sizes(run.checkpoints.prefix).values()),
+        "seconds": _seconds(run),
+        "estimates": len(estimates),
+        "healthy": verdicts.count(HEALTHY),
+        "estimation_seconds": sum(_span(each.folder, "*.json*") or 0 for each in run.estimate_sets) or None,
+    }
+
+
+def _state(run: Run) -> str:
+    try:
+        writer = run.checkpoints.holder(everywhere=False)
+    except StorageError:
+        writer = None
+    if run.checkpoints.settings() is None:
+        return "no training run"
+    return "running" if writer else "finished" if run.finished else "interrupted"
+
+
+def _seconds(run: Run) -> float | None:
+    """From the first to the last file of the run on this disk; None where it lies elsewhere."""
+    return _span(run.store.root / run.checkpoints.prefix, f"*{SUFFIX}") if isinstance(run.store, LocalStore) else None
+
+
+def _span(folder: Path, pattern: str) -> float | None:
+    """Seconds from the first to the last change of a folder's files; `config.json`, which is written first, counts."""
+    times = [path.stat().st_mtime for path in [*folder.glob(pattern), *folder.glob("config.json")]]
+    return max(times) - min(times) if len(times) > 1 else None
+
+
+def _estimates(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """All estimates, and the courses of their chains. At one checkpoint and in one way those with the most chains count."""
+    rows: dict[tuple[str, int], tuple[int, dict[str, Any], pd.DataFrame]] = {}
+    for each in run.estimate_sets:
+        how, table, traces = _way(each), each.rows, each.traces
+        chains = int((each.stored.get("sampler_config") or {}).get("num_chains") or 0)
+        for row in table.to_dict("records"):
+            step = int(row[ALONG])
+            if chains >= rows.get((how, step), (0,))[0]:
+                of_step = traces.loc[traces[ALONG] == step] if len(traces) else traces
+                rows[how, step] = chains, {"way": how, **{str(key): value for key, value in row.items()}}, of_step
+    kept = [rows[key] for key in sorted(rows)]
+    estimates = pd.DataFrame([row for _, row, _ in kept])
+    return estimates, _joined([trace.assign(way=row["way"]) for _, row, trace in kept])
+
+
+def _way(estimates: Estimates) -> str:
+    try:
+        return way(estimates.settings) if estimates.stored else estimates.name
+    except ConfigError:
+        return estimates.name
+
+
+def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The run's own stages, from the boundaries that its λ̂ shows; and why there are none."""
+    tables, reasons = [], []
+    if estimates.empty:
+        return pd.DataFrame(), ""
+    for how, rows in estimates.groupby("way", sort=False):
+        rows = rows.loc[np.isfinite(rows["llc/mean"].astype(float))].sort_values(ALONG)
+        if len(rows) < FEWEST_ESTIMATES:
+            reasons.append(f"stages need estimates at {FEWEST_ESTIMATES} checkpoints, and there are {len(rows)}.")
+            continue
+        errors = rows["llc/mcse"].astype(float).fillna(0.0)
+        found = find_boundaries(rows[ALONG], rows["llc/mean"], errors)
+        if not len(found.steps):
+            reasons.append("λ̂ shows no boundary between stages that is significant.")
+            continue
+        last = float(rows[ALONG].iloc[-1])
+        ends = [*found.steps, last]
+        # L(w*) on the estimates' own data; the losses that training logged are at other steps.
+        table = stage_table(ends, rows[ALONG], rows["loss/init"], rows["llc/mean"], errors)
+        kinds = ["extremum" if each else "plateau" for each in found.extremum]
+        tables.append(
+            table.assign(
+                way=how,
+                low=[*found.low, np.nan],
+                high=[*found.high, np.nan],
+                probability=[*found.probability, np.nan],
+                kind=[*kinds, "end"],
+            )
+        )
+    return _joined(tables), " ".join(dict.fromkeys(reasons))
+
+
+def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Name -> its rows, with `run`, of the tables under a folder whose JSON files name some of the runs; and what was unreadable."""
+    places = {run.name: place for place, run in enumerate(runs)}
+    found: dict[str, list[pd.DataFrame]] = {}
+    notes = []
+    for path, named in _tables(data):
+        wanted = {str(key): places[run] for key, run in named.items() if isinstance(run, str) and run in places}
+        if not wanted:
+            continue
+        try:
+            table = read_table(path, ALONG)
+        except (ValueError, OSError) as error:
+            notes.append(f"{path.name} is left out: {error}")
+            continue
+        keys = list(keys_of(table))
+        labels = [label_of(row) for row in pd.DataFrame(table, columns=pd.Index(keys)).to_dict("records")]
+        of = pd.DataFrame({"run": [wanted.get(label) for label in labels]})
+        rows = pd.concat([of, table.drop(columns=keys)], axis=1).dropna(subset=["run"])
+        if len(rows):
+            found.setdefault(path.name.split(".")[0], []).append(rows.astype({"run": int}))
+    return {name: _joined(tables) for name, tables in found.items()}, notes
+
+
+def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The tables under a folder that the report reads, with the runs that they are of: label -> name."""
+    for about in sorted([*data.glob("*.json"), *data.glob("*/*.json")]) if data is not None else ():
+        if about.stem not in ("metrics", "evals", "attention", *STRUCTURE) and not about.stem.startswith(ESTIMATES):
+            continue
+        try:
+            runs = json.loads(about.read_text("utf-8")).get("runs")
+        except (ValueError, OSError, AttributeError):
+            continue
+        for path in (about.with_suffix(".csv"), about.with_suffix(".csv.gz")):
+            if path.is_file() and isinstance(runs, dict):
+                yield path, runs
+
+
+def _rows_of(tables: Mapping[str, pd.DataFrame], names: Sequence[str], place: int) -> pd.DataFrame:
+    """The rows of a run in the first of some tables that has any."""
+    for table in (tables[name] for name in names if name in tables):
+        rows = pd.DataFrame(table.loc[table["run"] == place]).drop(columns="run").copy()
+        if len(rows):
+            return rows
+    return pd.DataFrame()
+
+
+def _tabulated(tables: Mapping[str, pd.DataFrame], place: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Estimates and traces of a run from tables alone; their names stand for how they were sampled."""
+    names = [name for name in tables if name.startswith(ESTIMATES) and not name.endswith("_traces")]
+    parts = [
+        tuple(_rows_of(tables, [table], place).assign(way=name) for table in (name, f"{name}_traces")) for name in names
+    ]
+    return _joined([rows for rows, _ in parts]), _joined([traces for _, traces in parts])
+
+
+def _attention(rows: pd.DataFrame) -> pd.DataFrame:
+    """Metrics of each head, averaged over the query tokens."""
+    keys = ["run", ALONG, "block", "head"]
+    numbers = [column for column in rows.columns if column not in (*keys, "token")]
+    return _means(rows, keys, numbers)
+
+
+def _long(name: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """One row per run, step, part and number. Of rows that only an index tells apart, each number's root mean square."""
+    texts = [column for column in rows.columns if not pd.api.types.is_numeric_dtype(rows[column])]
+    parts = [*texts, *(column for column in ("position", "gain") if column in rows.columns)]
+    keys = ["run", ALONG, *parts]
+    numbers = [column for column in rows.columns if column not in (*keys, "index")]
+    several = bool(rows.duplicated(keys).any())
+    if several:
+        squares = rows.assign(**{column: rows[column] ** 2 for column in numbers})
+        means = _means(squares, keys, numbers)
+        rows = means.assign(**{column: means[column].pow(0.5) for column in numbers})
+    long = rows.melt(keys, numbers, "_name", "_value").dropna(subset=["_value"])
+    column = long["_name"].astype(str)
+    numbered = column.str.extract(r"^(?P<measure>.*)/(?P<part>\d+)$")
+    measure = f"{name}: " + numbered["measure"].fillna(column) + (" (root mean square)" if several else "")
+    told = [long[key].map(plain_text) for key in parts]
+    part = told[0].str.cat(told[1:], " ") if told else numbered["part"].fillna("")
+    return pd.DataFrame(
+        {"run": long["run"], "measure": measure, "part": part, ALONG: long[ALONG], "value": long["_value"]}
+    )
+
+
+def _means(rows: pd.DataFrame, keys: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:
+    of = pd.DataFrame(rows, columns=pd.Index([*keys, *numbers]))
+    return pd.DataFrame(of.groupby(list(keys), as_index=False).mean())
+
+
+def _column(table: pd.DataFrame, name: str) -> list[Any]:
+    return list(table[name]) if name in table.columns else []
+
+
+def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    full = [table for table in tables if len(table)]
+    return pd.concat(full, ignore_index=True) if full else pd.DataFrame()
