@@ -36,7 +36,17 @@ from icl.sampling.presets import AUTOMATIC
 from icl.sampling.restriction import Masks
 from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
-from icl.sampling.supply import BatchSource, Supply, num_samples, samples_needed, supply_of, two_batches
+from icl.sampling.supply import (
+    BatchSource,
+    Placed,
+    Supply,
+    finite,
+    num_samples,
+    on_device,
+    samples_needed,
+    supply_of,
+    two_batches,
+)
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import Tuned, tune
 from icl.sampling.units import InUnits
@@ -292,10 +302,13 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     """Look at what was given, and plan the chains."""
     objective, anchors = objectives[0], torch.stack([each.anchor for each in objectives])
     seed = secrets.randbelow(2**31) if config.init_seed is None else config.init_seed
-    supply = supply_of(inputs.batches, config.independent_batches, seed, config.shuffled)
+    device = objective.anchor.device
+    supply = supply_of(inputs.batches, config.independent_batches, seed, config.shuffled, config.grad_batch_size)
+    supply = on_device(supply, device)
     config = with_samples(config, supply)
     source = supply.source
-    evaluated = _evaluation_batches(config, source, inputs.eval_batches)
+    held_out = _held_out(inputs.eval_batches, seed, device)
+    evaluated = _evaluation_batches(config, source, held_out)
     first, second = two_batches(supply, config.independent_batches, seed)
     look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
@@ -304,7 +317,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         objective,
         source,
         AnchorLosses(objective, anchors),
-        _evaluation(config, evaluated, inputs.eval_batches),
+        _evaluation(config, evaluated, held_out),
         pair=config.num_init_loss_batches is None,
         recorders=_of_weights(
             objective,
@@ -316,6 +329,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         ),
         constant=supply.constant,
         cycle=supply.cycle,
+        stride=supply.stride,
     )
     plan = _with_gradients_of_w_star(plan, supply, seed)
     return _Ready(plan, seed, supply, evaluated, first, trace, fluctuation)
@@ -426,7 +440,7 @@ def _evaluation(
                 raise ValueError(
                     "eval_method='dataset' needs eval_batches as a sequence that holds the whole evaluation set"
                 )
-            everything = list(eval_batches)
+            everything = eval_batches
             return Evaluation(lambda draw: everything, constant=True)
 
 
@@ -438,8 +452,19 @@ def _evaluation_batches(
         return (lambda index: source(index, config.init_seed or 0)) if config.independent_batches else source
     if callable(eval_batches):
         return eval_batches
-    held = list(eval_batches)
-    return lambda index: held[index % len(held)]
+    return lambda index: eval_batches[index % len(eval_batches)]
+
+
+def _held_out(
+    eval_batches: BatchSource | Iterable[Batch] | None, seed: int, device: torch.device
+) -> BatchSource | Sequence[Batch] | None:
+    """The evaluation's batches on the model's device: index -> batch, or a sequence of all."""
+    if eval_batches is None:
+        return None
+    if callable(eval_batches):
+        source, place = eval_batches, Placed(device)
+        return lambda index: place(source(index))
+    return finite(eval_batches, seed, device)
 
 
 def _mean_init_losses(objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int) -> Tensor:

@@ -3,6 +3,7 @@
 Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from icl.devices import same_graph_each_step
 from icl.sampling.config import SamplerConfig
-from icl.sampling.control import AnchorGradients, MeanGradient
+from icl.sampling.control import AnchorGradients, MeanGradient, OfLastBatches
 from icl.sampling.objective import Batch, Objective
 from icl.sampling.supply import BatchSource, num_samples
 from icl.streams import Stream
@@ -35,11 +36,12 @@ class Evaluation:
 
     def losses(self, objective: Objective, draw: int, positions: Tensor) -> Tensor:
         """Mean losses (E, T) over the samples of the draw's batches."""
-        batches = self._batches(draw)
-        sizes = [num_samples(batch) for batch in batches]
-        total = sum(objective.losses(positions, batch) * size for batch, size in zip(batches, sizes, strict=True))
-        assert isinstance(total, Tensor)
-        return total / sum(sizes)
+        total, count = positions.new_zeros(()), 0
+        for batch in self._batches(draw):
+            size = num_samples(batch)
+            losses = objective.losses(positions, batch) * size
+            total, count = losses if count == 0 else total + losses, count + size
+        return total / count
 
     def anchor_losses(self, objective: Objective, draw: int, anchors: Tensor) -> Tensor:
         """Mean losses (C, T) of every w* over the draw's batches."""
@@ -51,24 +53,16 @@ class Evaluation:
         return losses
 
 
-class AnchorLosses:
-    """Batch -> losses (C, T) of every w*; the last batch is remembered, so that data which never change cost one evaluation.
+class AnchorLosses(OfLastBatches):
+    """Batch -> losses (C, T) of every w*; remembered, so that data which never change cost one evaluation.
 
     Args:
         anchors: (C, P), several w* under one objective; None: the objective's own.
     """
 
     def __init__(self, objective: Objective, anchors: Tensor | None = None) -> None:
-        self._objective = objective
         self.anchors = objective.anchor[None] if anchors is None else anchors
-        self._last: tuple[Batch, Tensor] | None = None
-
-    def __call__(self, batch: Batch) -> Tensor:
-        last = self._last
-        if last is None or last[0] is not batch:
-            # One tuple, replaced at once: worker threads may race to write it and all read a matching pair.
-            last = self._last = (batch, self._objective.losses(self.anchors, batch))
-        return last[1]
+        super().__init__(lambda batch: objective.losses(self.anchors, batch))
 
 
 @dataclass(frozen=True)
@@ -86,10 +80,10 @@ class TestSchedule:
         stretch, place = divmod(draw, self.stride)
         return place == int(Stream(self.seed, "test-places").integers(stretch, self.stride, (1,)))
 
-    def partner(self, draw: int, step: int, cycle: int | None) -> int:
+    def partner(self, draw: int, step: int, cycle: int | None, stride: int = 1) -> int:
         """The step whose batch a test uses as its second: the next one. If the batches are a cycle, it is any of the cycle, this step's own
         included. Two batches that can never coincide are not independent: if two make up the data, their errors are opposite."""
-        return step + 1 if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
+        return step + stride if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
 
 
 @dataclass(frozen=True)
@@ -102,6 +96,7 @@ class Plan:
         pair: also take the loss of w* on the batch of every draw.
         constant: whether every step meets the same batch.
         cycle: how many batches are met in turn; None where that is not known.
+        stride: so many steps on, the batch is independent of this one.
         anchor_gradients, mean: the gradients of w* on batches, and their mean ḡ (`icl.sampling.control`).
         control: whether the chains are driven by the gradient with its control variate.
         tests: when the tests of the target are taken (`icl.sampling.stein`); None: never.
@@ -116,6 +111,7 @@ class Plan:
     recorders: tuple[Recorder, ...] = ()
     constant: bool = False
     cycle: int | None = None
+    stride: int = 1
     anchor_gradients: AnchorGradients | None = None
     mean: MeanGradient | None = None
     control: bool = False
@@ -140,6 +136,14 @@ class StepData:
         self._owners = owners
         independent = plan.config.independent_batches
         self._batches = [plan.batches(step, seed) for seed in seeds] if independent else [plan.batches(step)]
+
+    def of_chain(self, chain: int) -> "StepData":
+        """That of one chain."""
+        own = copy.copy(self)
+        own._chains = 1
+        own._batches = self._batches if len(self._batches) == 1 else [self._batches[chain]]
+        own._owners = None if self._owners is None else self._owners[chain : chain + 1]
+        return own
 
     def losses_and_gradients(self, positions: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Losses (E, T) and gradients (E, P)."""

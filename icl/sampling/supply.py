@@ -3,23 +3,22 @@
 Shapes: B batch.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import isgenerator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from icl.sampling.loaders import LoaderSteps, Recent, Spool, WithWorkers
 from icl.streams import Stream
 
 Batch = Any
 BatchSource = Callable[..., Batch]
-
-HELD_BYTES = 2**30
-"""What is kept of an iterable that does not say how long it is; past that its batches are met again."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,8 @@ class Supply:
         everything: all batches of a finite data set, with their sizes as weights; None where there is no end, or not known.
         constant: whether every step meets the same batch.
         cycle: how many batches are met in turn, again and again; None where they are not, or where it is not known.
+        stride: so many steps on, the batch is independent of this one: the length of a pass that is shuffled anew each time.
+        sizes: samples of each batch of `everything`.
     """
 
     source: BatchSource
@@ -39,47 +40,187 @@ class Supply:
     everything: Sequence[Batch] | None = None
     constant: bool = False
     cycle: int | None = None
+    stride: int = 1
+    sizes: Sequence[int] = ()
 
 
-def supply_of(batches: BatchSource | Iterable[Batch], independent: bool, seed: int, shuffled: bool = False) -> Supply:
-    """What a user gave for batches, in one form.
+MOST_OF_A_LOADER = 256
+"""Batches of a pass up to which an estimate may go through all data at w*; beyond, a sample of them does."""
 
-    A callable stays as it is. An iterable is cycled; with `independent`, from a place given by the chain's seed. Batches of
-    unequal size are met in proportion to their sizes, so that their mean gradient is that of the data.
+
+def supply_of(
+    batches: BatchSource | Iterable[Batch], independent: bool, seed: int, shuffled: bool = False, batch_size: int = 1024
+) -> Supply:
+    """What a user gave for batches, in one form; nothing is held in memory that the user does not hold.
+
+    A callable stays as it is. A list is cycled; with `independent`, from a place given by the chain's seed. Batches of unequal size are
+    met in proportion to their sizes, so that their mean gradient is that of the data. A loader that shuffles does so anew in every pass,
+    as a function of the seed, and its smaller last batch is left out of the pass: what it holds changes from pass to pass. A data set is
+    shuffled in batches of `batch_size`. A stream is read as far as it is asked for; one that ends starts again.
 
     Args:
-        shuffled: draw the batches of a finite iterable at random. Batches in turn are a periodic force. Where its period meets that of a
-            stiff direction, which a step of h √λ ~ 1 turns by as much per step, the chain resonates: at 5 batches and little friction
+        shuffled: draw batches that are the same in every pass at random. Batches in turn are a periodic force. Where its period meets that
+            of a stiff direction, which a step of h √λ ~ 1 turns by as much per step, the chain resonates: at 5 batches and little friction
             λ̂ rose by 41 % in place of 8 % (`tests/sampling/test_honesty.py`).
+        batch_size: of a data set, whose samples are put together here.
 
     Raises:
-        ValueError: a Dataset in place of a loader, a mapping, or nothing at all.
+        ValueError: a mapping, a tensor, or nothing at all.
     """
-    if isinstance(batches, Dataset):
-        raise ValueError(
-            "batches is a Dataset, which gives single samples; give batches of it: DataLoader(dataset, batch_size=...)"
-        )
+    if _is_hugging_face(batches):
+        batches = _batched_table(batches, batch_size)
+    elif isinstance(batches, Dataset) and not isinstance(batches, IterableDataset):
+        _refuse_no_data(batches)
+        batches = DataLoader(batches, batch_size=min(batch_size, _length(batches) or batch_size), shuffle=True)
+    elif isinstance(batches, IterableDataset):
+        batches = DataLoader(batches, batch_size=batch_size)
     if isinstance(batches, Mapping | Tensor):
         kind = type(batches).__name__
         raise ValueError(f"batches is a {kind}, which is one batch at most; give a list of batches: [batch]")
+    if (
+        isinstance(batches, DataLoader)
+        and not isinstance(batches.dataset, IterableDataset)
+        and _length(batches) is not None
+    ):
+        return _of_loader(batches, independent, seed, shuffled)
     if callable(batches):
         return Supply(_checked(batches, independent))
-    if not hasattr(batches, "__len__"):
-        return Supply(_cycled(_Held(iter(batches)), independent))
-    held = list(batches)
-    if not held:
+    if not isinstance(batches, Sequence) and not hasattr(batches, "__getitem__"):
+        sized, spool = hasattr(batches, "__len__") and _length(batches) is not None, Spool(iter(batches))
+        if not sized or isinstance(batches, DataLoader):
+            return Supply(_from_place(spool, independent))
+        batches = spool.read_all()
+    held: Any = batches
+    if not len(held):
         raise ValueError("batches is empty; give at least one batch")
-    sizes = [num_samples(batch) for batch in held]
+    sizes = [num_samples(held[place]) for place in range(len(held))]
+    return _of_fixed(held, sizes, independent, seed, shuffled, _size_of(held, sizes))
+
+
+def _of_fixed(
+    held: Sequence[Batch], sizes: Sequence[int], independent: bool, seed: int, shuffled: bool, samples: int | None
+) -> Supply:
+    """Batches that are the same in every pass."""
     order = _BySize(sizes, seed) if len(set(sizes)) > 1 or (shuffled and len(held) > 1) else None
     source, cycle = _cycled(held, independent, order), len(held) if order is None else None
-    return Supply(source, _size_of(batches, held, sizes), held, len(held) == 1, cycle)
+    return Supply(source, samples, held, len(held) == 1, cycle, sizes=sizes)
+
+
+def _of_loader(loader: DataLoader, independent: bool, seed: int, shuffled: bool) -> Supply:
+    """The batches of a loader over a data set that can be indexed."""
+    _refuse_no_data(loader.dataset)
+    steps = LoaderSteps(loader, seed)
+    if not steps.first:
+        raise ValueError("batches is empty: the loader gives no batch (is batch_size above the data, with drop_last?)")
+    count = len(steps.first)
+    first_pass = _Lazy(Recent(steps.of_first_pass), count)
+    # Without a batch sampler an index gives a batch whose size shows when it is made.
+    known = loader.batch_sampler is not None
+    sizes = [len(each) for each in steps.first] if known else [num_samples(each) for each in first_pass]
+    few = count <= MOST_OF_A_LOADER
+    if steps.fixed:
+        supply = _of_fixed(first_pass, sizes, independent, seed, shuffled, sum(sizes))
+        return supply if few else replace(supply, everything=None, sizes=())
+    make = WithWorkers(steps, loader) if loader.num_workers else steps.__getitem__
+    source = _from_place(Recent(make), independent)
+    everything = first_pass if few else None
+    return Supply(source, sum(sizes), everything, stride=steps.per_pass, sizes=sizes if few else ())
+
+
+def on_device(supply: Supply, device: torch.device) -> Supply:
+    """The same with batches that come on a device."""
+    place = Placed(device)
+    everything = supply.everything
+    if everything is not None:
+        own = everything
+        everything = _Lazy(lambda index: place(own[index]), len(own))
+    source = supply.source
+    return replace(supply, source=lambda *arguments: place(source(*arguments)), everything=everything)
+
+
+def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.device) -> Sequence[Batch]:
+    """All batches of a finite data set, on a device.
+
+    Raises:
+        ValueError: there are none, or there is no end.
+    """
+    supply = on_device(supply_of(batches, False, seed), device)
+    if supply.everything is None:
+        raise ValueError(
+            "these evaluation batches have no end, or are too many; give a list of them, or index -> batch"
+        )
+    return supply.everything
+
+
+class _Lazy(Sequence[Batch]):
+    """A sequence whose entries are made when they are asked for."""
+
+    def __init__(self, make: Callable[[int], Batch], length: int) -> None:
+        self._make, self._length = make, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: Any) -> Any:
+        if not -self._length <= index < self._length:
+            raise IndexError(index)
+        return self._make(index % self._length)
+
+
+class Placed:
+    """Batch -> the batch on a device: itself where it is there. Tensors in lists, tuples, mappings and records are moved; whatever else
+    has a method `to` is asked to move.
+
+    Raises:
+        ValueError: it cannot be moved.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last: tuple[Batch, Batch] | None = None
+
+    def __call__(self, batch: Batch) -> Batch:
+        last = self._last
+        if last is not None and last[0] is batch:  # the same object again, for what is remembered of the last batch
+            return last[1]
+        try:
+            moved = self._moved(batch)
+        except (NotImplementedError, RuntimeError) as error:
+            devices = sorted({str(tensor.device) for tensor in tensors_of(batch)})
+            raise ValueError(
+                f"a batch is on the device {' and '.join(devices)} and cannot be moved to the model's, {self._device}: {error}"
+            ) from error
+        self._last = (batch, moved)
+        return moved
+
+    def _moved(self, value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value if value.device == self._device else value.to(self._device)
+        if isinstance(value, Mapping):
+            moved = {key: self._moved(each) for key, each in value.items()}
+            if all(moved[key] is each for key, each in value.items()):
+                return value
+            own: Any = copy.copy(value)
+            return moved if type(value) is dict or not hasattr(own, "to") else own.to(self._device)
+        if isinstance(value, list | tuple):
+            parts = [self._moved(each) for each in value]
+            if all(part is each for part, each in zip(parts, value, strict=True)):
+                return value
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if is_dataclass(value) and not isinstance(value, type):
+            own = {each.name: getattr(value, each.name) for each in fields(value) if each.init}
+            parts = {name: self._moved(each) for name, each in own.items()}
+            return value if all(parts[name] is each for name, each in own.items()) else replace(value, **parts)
+        mover: Any = getattr(value, "to", None)
+        return value if mover is None or isinstance(value, type) else mover(self._device)
 
 
 def two_batches(supply: Supply, independent: bool, seed: int) -> tuple[Batch, Batch]:
     """A batch and another one, of another size where there is one."""
     first, second = (supply.source(step, seed) if independent else supply.source(step) for step in (0, 1))
-    size = num_samples(first)
-    return first, next((each for each in supply.everything or () if num_samples(each) != size), second)
+    size, everything = num_samples(first), supply.everything
+    other = next((place for place, each in enumerate(supply.sizes) if each != size), None)
+    return first, second if other is None or everything is None else everything[other]
 
 
 def num_samples(batch: Batch) -> int:
@@ -98,13 +239,60 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
     elif isinstance(batch, list | tuple):
         for value in batch:
             yield from tensors_of(value)
+    elif is_dataclass(batch):
+        for each in fields(batch):
+            yield from tensors_of(getattr(batch, each.name))
 
 
-def _size_of(batches: Any, held: Sequence[Batch], sizes: Sequence[int]) -> int | None:
-    """n of a finite list or loader; None where its batches are of no kind that has a size."""
-    if all(next(iter(tensors_of(batch)), None) is not None for batch in held):
-        return sum(sizes)
-    return len(batches.dataset) if hasattr(batches, "dataset") else None
+def _size_of(held: Sequence[Batch], sizes: Sequence[int]) -> int | None:
+    """n of a finite list; None where its batches are of no kind that has a size."""
+    return sum(sizes) if next(iter(tensors_of(held[0])), None) is not None else None
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def _refuse_no_data(dataset: Any) -> None:
+    if _length(dataset) == 0:
+        raise ValueError("batches is empty: the data set has no samples")
+
+
+def _is_hugging_face(batches: Any) -> bool:
+    return all(hasattr(batches, name) for name in ("with_format", "column_names", "features"))
+
+
+def _batched_table(table: Any, batch_size: int) -> Iterable[Batch]:
+    """The batches of a Hugging Face data set, as PyTorch tensors unless it has a format of its own."""
+    if (getattr(table, "format", None) or {}).get("type") is None:
+        table = table.with_format("torch")
+    length = _length(table)
+    if length is None:
+        return table.iter(batch_size=batch_size)
+    _refuse_no_data(table)
+    rows = _Rows(table)
+    return DataLoader(rows, batch_size=min(batch_size, length), shuffle=True, collate_fn=rows.collate)
+
+
+class _Rows(Dataset):
+    """A table whose batches are read at once, by their indices."""
+
+    def __init__(self, table: Any) -> None:
+        self._table = table
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitems__(self, indices: Sequence[int]) -> Batch:
+        return self._table[list(indices)]
+
+    @staticmethod
+    def collate(batch: Batch) -> Batch:
+        """As it is: the table has put it together."""
+        return batch
 
 
 def _checked(source: BatchSource, independent: bool) -> BatchSource:
@@ -122,11 +310,17 @@ def _checked(source: BatchSource, independent: bool) -> BatchSource:
     return source
 
 
-def _cycled(held: "Sequence[Batch] | _Held", independent: bool, order: "_BySize | None" = None) -> BatchSource:
+def _cycled(held: Sequence[Batch], independent: bool, order: "_BySize | None" = None) -> BatchSource:
     place = (lambda step: step % len(held)) if order is None else order
-    if independent:
-        return lambda step, seed: held[place(step + seed)]
-    return lambda step: held[place(step)]
+    return _from_place(lambda step: held[place(step)], independent)
+
+
+def _from_place(source: Callable[[int], Batch], independent: bool) -> BatchSource:
+    """The source; with `independent`, begun at a place given by the chain's seed."""
+    return (lambda step, seed: source(step + seed % CHAINS_APART)) if independent else source
+
+
+CHAINS_APART = 2**20
 
 
 class _BySize:
@@ -139,34 +333,6 @@ class _BySize:
     def __call__(self, step: int) -> int:
         place = self._stream.uniform(step, (1,)).double()
         return min(int(torch.searchsorted(self._edges, place, right=True)), len(self._edges) - 1)
-
-
-class _Held:
-    """The batches of an iterator, read as far as they are asked for and kept while they fit HELD_BYTES."""
-
-    def __init__(self, rest: Iterator[Batch]) -> None:
-        self._rest: Iterator[Batch] | None = rest
-        self._kept: list[Batch] = []
-        self._bytes = 0
-        self[0]
-
-    def __len__(self) -> int:
-        return len(self._kept) if self._rest is None else 2**62
-
-    def __getitem__(self, step: int) -> Batch:
-        while self._rest is not None and step >= len(self._kept):
-            try:
-                batch = next(self._rest)
-            except StopIteration:
-                self._rest = None
-                break
-            self._kept.append(batch)
-            self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
-            if self._bytes > HELD_BYTES:
-                self._rest = None
-        if not self._kept:
-            raise ValueError("batches is empty; give at least one batch")
-        return self._kept[step % len(self._kept)]
 
 
 def samples_needed(nbeta: float) -> int:

@@ -49,7 +49,7 @@ class LanguageModelSettings(Settings):
 class LanguageModel:
     """The language model along its checkpoints (`icl.subjects.language`); its settings are those of `LanguageModelSettings`.
 
-    In a sweep file: `subject: {value: "icl.subjects.language_model:LanguageModel"}`.
+    In a sweep file: `subject: {value: language}`.
     """
 
     Settings = LanguageModelSettings

@@ -19,7 +19,7 @@ from icl.sampling.objective import Batch, LossFunction
 from icl.subjects.subject import Subject
 
 METHODS = ("steps", "model", "loss", "batches")
-SHIPPED: Mapping[str, str] = {}
+SHIPPED: Mapping[str, str] = {"language": "icl.subjects.language_model:LanguageModel"}
 """Name -> "module:Class" of the subjects that come with the library, besides the regression run."""
 
 

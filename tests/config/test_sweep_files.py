@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import yaml
 
-from icl.config import TrainingConfig, expand_steps
+from icl.config import Training, expand_steps
+from icl.config.kinds import parse_training
 from icl.config.sweeps import expand, load_sweep
 from icl.estimation import LLCConfig
 from icl.model import parameter_layout
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("sweep-files")  # each file is expanded onc
 
 SWEEPS = Path(__file__).parents[2] / "sweeps"
 FILES = sorted(SWEEPS.rglob("*.yaml"))
-CONFIGS = {"train": TrainingConfig, "llc": LLCConfig}
+PARSE = {"train": parse_training, "llc": LLCConfig.parse}
 CALIBRATED_STEPS = [507, 1124, 3247, 9375, 27072, 59968, 121212, 499999]
 # The number of runs of each file, from the definition of its grid.
 RUNS = {
@@ -29,6 +30,7 @@ RUNS = {
     "training-runs/L2H4Mfin": 21,
     "training-runs/transient-ridge": 31,
     "training-runs/quick": 2,
+    "training-runs/language-quick": 3,
     "analysis/0-L2H4-llcs-over-time": 5,
     "analysis/0-L2H4-llcs-over-time-K16": 10,
     "analysis/1-L2H4-llcs-over-time-no-seed": 1,
@@ -41,6 +43,8 @@ RUNS = {
     "analysis/7-L2H4-long-llcs": 1,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
+    "analysis/language-llcs": 2,
+    "analysis/language-llcs-local": 2,
     "calibration/0-L2H4-eps-temp-gamma": 6**3 * 8,
     "calibration/1-L2H4-eval-dataset-size": 11 * 8,
     "calibration/2-L2H4-eval-fixed-batch": 5 * 8,
@@ -65,13 +69,13 @@ def command_of(path: Path) -> str:
 @cache
 def configs_of(name: str) -> list:
     path = SWEEPS / f"{name}.yaml"
-    return [CONFIGS[command_of(path)].parse(config) for config in expand(load_sweep(path))]
+    return [PARSE[command_of(path)](config) for config in expand(load_sweep(path))]
 
 
 @pytest.fixture(scope="module")
-def trained() -> dict[str, TrainingConfig]:
+def trained() -> dict[str, Training]:
     """All training runs of the repository by name; of equal runs the one with the most checkpoints."""
-    runs: dict[str, TrainingConfig] = {}
+    runs: dict[str, Training] = {}
     for name in RUNS:
         if name.startswith("training-runs"):
             for config in configs_of(name):
@@ -101,7 +105,7 @@ def test_every_file_says_what_it_is_for_and_what_it_costs(path):
     assert max(map(len, lines)) <= 120
 
 
-@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith("training-runs")])
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.startswith(("training-runs", "analysis/language"))])
 def test_every_estimate_has_its_training_run_and_its_checkpoints(name, trained):
     configs = configs_of(name)
     first = configs[0]
@@ -374,7 +378,7 @@ def test_the_reference_codes_sweeps_run_with_only_their_command_changed(name, tm
     sweep = {"name": name, "method": "grid", "command": words, "project": "icl", "parameters": as_parameters(settings)}
     path = tmp_path / "sweep.yaml"
     path.write_text(yaml.safe_dump(sweep))
-    configs = [CONFIGS[command].parse(config) for config in expand(load_sweep(path))]
+    configs = [PARSE[command](config) for config in expand(load_sweep(path))]
     assert len(configs) == runs
     for config in configs:
         if isinstance(config, LLCConfig):

@@ -224,7 +224,6 @@ def test_what_cannot_be_sampled_is_refused_before_any_sampling(model, loss, said
 @pytest.mark.parametrize(
     ("batches", "said"),
     [
-        (TensorDataset(torch.zeros(8, 5), torch.zeros(8, 2)), "DataLoader"),
         ({"x": torch.zeros(8, 5)}, "one batch"),
         ([], "empty"),
         (lambda: iter([]), "step -> batch"),

@@ -1,16 +1,21 @@
 """The language model as a subject: public files and rows of tokens in, estimates out."""
 
+from pathlib import Path
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from icl.checkpoints import CheckpointError
+from icl.commands.sweep import run_sweep_command
 from icl.config import ConfigError
 from icl.sampling import SamplerConfig, estimate_llc
 from icl.sampling.online import artefact
 from icl.sampling.presets import PRESETS
 from icl.subjects.language import AttentionOnlyTransformer, LanguageShape
 from icl.subjects.language_model import LanguageModel
+from icl.tracking import read_metrics
 
 SHAPE = LanguageShape(n_layers=2, d_model=11, n_heads=3, d_head=5, n_ctx=13, d_vocab=17)
 
@@ -71,3 +76,30 @@ def test_wrong_places(settings, tmp_path):
         LanguageModel(**{**settings, "folder": str(tmp_path / "absent")}).steps()
     with pytest.raises(ConfigError, match="there is no file"):
         LanguageModel(**{**settings, "tokens": {"rows": "absent.npy"}}).batches(0)
+
+
+def test_the_sweep_of_a_local_folder_through_icl_llc(settings, tmp_path, monkeypatch):
+    """The shipped file, on a folder of public files, with short chains: raw and corrected under one setting, a verdict under both."""
+    sweep = Path(__file__).parents[2] / "sweeps" / "analysis" / "language-llcs-local.yaml"
+    monkeypatch.setenv("LOCAL_ROOT", str(tmp_path / "out"))
+    monkeypatch.setenv("DEVICE", "cpu")
+    told = [
+        f"subject_config.folder={settings['folder']}",
+        f"subject_config.tokens.rows={settings['tokens']['rows']}",
+        "subject_config.batch_size=7",
+        "steps=[0, 100]",
+        *("sampler_config.num_draws=8", "sampler_config.num_chains=2"),
+    ]
+    short = ["preset=calibrated-language", "sampler_config.num_burnin_steps=8", "sampler_config.target_error=null"]
+    for more in ([], short):
+        assert run_sweep_command("llc", sweep, 0, [*told, *more], 1, "local", "local") == 0
+    rows = [pd.DataFrame(read_metrics(folder)) for folder in (tmp_path / "out" / "icl").iterdir()]
+    published = next(table for table in rows if "llc/corrected" in table)
+    calibrated = next(table for table in rows if "llc/corrected" not in table)
+    for table in (published, calibrated):
+        assert table["step"].tolist() == [0, 100]
+        assert table["verdict"].notna().all()
+    added, _ = artefact(PRESETS["published-language"].inverse_temperature, 2, 8, 1.0)
+    assert (published["llc/mean"] - published["llc/corrected"]).to_numpy() == pytest.approx(
+        added * published["loss/init"].to_numpy()
+    )
