@@ -1,8 +1,9 @@
-"""The published curve of the language model, with and without the artefact of its estimator.
+"""The published curve of the language model, with and without the artefact of its estimator, and the small model of data/language-quick.
 
     python -m benchmarks.language [--write]
 
-Prints the changes over the published stages; --write puts them into docs/language.md and draws figures/language-published/.
+Prints the changes over the published stages, and the small model's behaviour; --write puts both into docs/language.md and draws
+figures/language-published/ and figures/language-quick/.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
 from icl.figures.elements import numbers
-from icl.figures.language import PUBLISHED_STAGES, published_curve
+from icl.figures.language import PUBLISHED_STAGES, behaviour, published_curve
 from icl.figures.style import save
 from icl.sampling.online import artefact
 from icl.sampling.presets import PRESETS
@@ -22,7 +23,9 @@ from icl.storage.files import write_atomically
 ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "data" / "language-published" / "L2.csv"
 PAGE = ROOT / "docs" / "language.md"
-MARK = mark("python -m benchmarks.language --write")
+QUICK = ROOT / "data" / "language-quick" / "behaviour.csv"
+COMMAND = "python -m benchmarks.language --write"
+MARK, QUICK_MARK = mark(COMMAND, "published"), mark(COMMAND, "quick")
 
 
 def corrected() -> pd.DataFrame:
@@ -61,17 +64,38 @@ def page_table(table: pd.DataFrame) -> str:
     return f"{markdown_table(head, stage_rows(table))}\n\n{said}"
 
 
+QUICK_COLUMNS = {
+    "test/loss": "test loss", "bigram_score": "bigram score", "test/loss_without_positions": "loss without positions",
+    "ngram_loss/3": "loss on the third token of words", "previous_token/max": "previous token, largest head",
+    "prefix_matching/max": "prefix matching, largest head",
+}  # fmt: skip
+
+
+def quick_table(table: pd.DataFrame) -> str:
+    """The behaviour of the small model, and the entropies of its data."""
+    columns = [numbers(table, name) for name in QUICK_COLUMNS]
+    rows = [
+        [f"{step:.0f}", *(f"{column[row]:.3f}" for column in columns)]
+        for row, step in enumerate(numbers(table, "step"))
+    ]
+    unigrams, bigrams = (numbers(table, f"{kind}_entropy")[0] for kind in ("unigram", "bigram"))
+    said = f"The entropy of the text's tokens is {unigrams:.3f} nats alone, and {bigrams:.3f} given the token before."
+    return f"{markdown_table(['step', *QUICK_COLUMNS.values()], rows)}\n\n{said}"
+
+
 def main() -> None:
     """Print, and with --write put into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write docs/language.md and figures/language-published/")
     options = parser.parse_args()
-    table = corrected()
-    print(page_table(table))
+    table, quick = corrected(), pd.read_csv(QUICK)
+    print(page_table(table), quick_table(quick), sep="\n\n")
     if options.write:
-        write_atomically(PAGE, fill(PAGE.read_text(), MARK, page_table(table)).encode())
-        for path in save(published_curve(table), ROOT / "figures" / "language-published", "loss-and-llc"):
-            print(path)
+        page = fill(fill(PAGE.read_text(), MARK, page_table(table)), QUICK_MARK, quick_table(quick))
+        write_atomically(PAGE, page.encode())
+        figures = ROOT / "figures"
+        save(published_curve(table), figures / "language-published", "loss-and-llc")
+        save(behaviour(quick), figures / "language-quick", "behaviour")
 
 
 if __name__ == "__main__":
