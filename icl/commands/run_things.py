@@ -8,8 +8,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +19,7 @@ from icl.checkpoints.runs import RunSummary, choose, list_runs
 from icl.config import ConfigError, Training
 from icl.config.settings import dotted
 from icl.config.varying import varying
+from icl.estimation.traces import read_estimates
 from icl.execution.closing import estimate_text, in_short, short_name
 from icl.execution.health import loss_name
 from icl.execution.opened import Run, open_run, open_runs
@@ -72,7 +73,7 @@ def _store(environ: Mapping[str, str]) -> Store:
     return store_from_environment(environ)
 
 
-def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> pd.DataFrame:
+def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> list[dict[str, Any]]:
     """One row per run: `run`, `date`, `settings` (those that differ between the runs), `steps`, `last_loss`, `checkpoints`,
     `estimates`, `state`, `size`, `writer`, `remark`."""
     runs = [Run(summary.name, store, results) for summary in summaries]
@@ -97,12 +98,12 @@ def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> pd
                 "remark": str(run.summary.get("remark", "")),
             }
         )
-    return pd.DataFrame(rows)
+    return rows
 
 
 def show(run: Run, console: Console) -> None:
     """Print one run: its state, its settings that are not defaults, its estimates."""
-    row = overview(choose(list_runs(run.store), run.name), run.store, run.results).iloc[0]
+    row = overview(choose(list_runs(run.store), run.name), run.store, run.results)[0]
     for label, key in (
         ("run", "run"),
         ("date", "date"),
@@ -122,10 +123,10 @@ def show(run: Run, console: Console) -> None:
         console.print(f"  {key}={json.dumps(value)}", highlight=False, soft_wrap=True)
     for found in run.estimate_sets:
         console.print(f"estimates {found.name} {found.preset}".rstrip() + ":", highlight=False, soft_wrap=True)
-        for _, estimate in found.rows.iterrows():
+        for estimate in read_estimates(found.folder):
             told = in_short(str(estimate.get("verdict", "")))
             console.print(
-                f"  step {estimate['step']:,}: {estimate_text(dict(estimate))}, {told}", highlight=False, soft_wrap=True
+                f"  step {estimate['step']:,}: {estimate_text(estimate)}, {told}", highlight=False, soft_wrap=True
             )
 
 
@@ -135,7 +136,7 @@ def compare(runs: Sequence[Run], console: Console) -> None:
     table = Table("", *(run.name for run in runs))
     for key in varying([run.settings.told().model_dump(mode="json") for run in runs]):
         table.add_row(key, *(str(each.get(key, "-")) for each in told))
-    rows = [overview(choose(list_runs(run.store), run.name), run.store, run.results).iloc[0] for run in runs]
+    rows = [overview(choose(list_runs(run.store), run.name), run.store, run.results)[0] for run in runs]
     for label, key in (
         ("steps", "steps"),
         ("last loss", "last_loss"),
@@ -234,6 +235,6 @@ def _last_loss(run: Run, settings: Training | None) -> str:
     if value is None:
         rows = run.metrics
         column = name if name in rows.columns else "batch/loss"
-        logged = rows[column].dropna() if column in rows.columns else []
-        value = logged.iloc[-1] if len(logged) else None
+        logged = rows[column].dropna().tolist() if column in rows.columns else []
+        value = logged[-1] if logged else None
     return "-" if value is None else f"{value:,.4g}"

@@ -3,8 +3,8 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
@@ -62,7 +62,7 @@ def runs_command(
     return 0
 
 
-def _table(runs: pd.DataFrame, store: Store) -> Table:
+def _table(runs: Sequence[Mapping[str, Any]], store: Store) -> Table:
     table = Table(title=f"{len(runs)} runs in {store}", title_justify="left")
     table.add_column("run", overflow="fold")
     table.add_column("date", no_wrap=True)
@@ -71,13 +71,13 @@ def _table(runs: pd.DataFrame, store: Store) -> Table:
         table.add_column(heading, justify="right")
     table.add_column("state")
     table.add_column("written by")
-    for _, run in runs.iterrows():
+    for run in runs:
         loss = f"{run['last_loss']} (!)" if run["remark"] else run["last_loss"]
         table.add_row(
             run["run"], run["date"], run["settings"], run["steps"], loss, f"{run['checkpoints']:,}", f"{run['estimates']:,}",
             _size(run["size"]), run["state"], run["writer"],
         )  # fmt: skip
-    if len(runs) and any(runs["remark"]):
+    if any(run["remark"] for run in runs):
         table.caption = "(!) it did not learn: icl runs show RUN says more"
     return table
 
