@@ -57,10 +57,10 @@ def chosen_runs(what: Sequence[str], overrides: Sequence[str], environ: Mapping[
     """
     store, results = store_from_environment(environ), local_root(environ) / FOLDER
     if not what:
-        every = [run.name for run in list_runs(store)]
+        every = [Run(run.name, store, results) for run in list_runs(store)]
         if not every:
             raise ConfigError(f"nothing to report: there are no runs in {store}; train one with: icl train SWEEP.yaml")
-        return [Run(name, store, results) for name in every]
+        return every
     if overrides and not any(Path(each).suffix in YAML for each in what):
         raise ConfigError("--set chooses among the runs of a sweep file; give one")
     runs: dict[tuple[str, Path], Run] = {}

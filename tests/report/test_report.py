@@ -302,7 +302,7 @@ def test_twenty_long_runs_keep_within_five_megabytes_and_no_peak_is_lost(materia
     assert (line["x"][0], line["x"][-1]) == (1, 3000)
 
 
-def test_a_subject_with_estimates_alone_has_a_page(root, tmp_path, capsys):
+def test_a_subject_with_estimates_alone_has_a_page(root, tmp_path):
     folder = root / "icl" / "llc-language-0123abcd"
     leave_estimates(folder, COURSE)
     try:
@@ -312,6 +312,20 @@ def test_a_subject_with_estimates_alone_has_a_page(root, tmp_path, capsys):
     elements = Elements((tmp_path / "language.html").read_text("utf-8"))
     assert len(elements.traces("estimates")[0]["x"]) == len(STEPS)
     assert {chart["name"] for chart in elements.report()["charts"]} == {"estimates", "chains", "tokens", "tokens-along"}
+
+
+def test_a_damaged_run_does_not_keep_the_others_from_being_reported(root, tmp_path):
+    folder = root / "icl" / "damaged"
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    (folder / "0.safetensors").write_bytes(b"no checkpoint")
+    try:
+        report_command([], tmp_path / "all.html", root)
+    finally:
+        shutil.rmtree(folder)
+    runs = Elements((tmp_path / "all.html").read_text("utf-8")).report()["runs"]
+    assert [run["name"] == "damaged" for run in runs].count(True) == 1
+    assert len(runs) == 5
 
 
 def test_what_cannot_be_reported_is_one_line(root, tmp_path, monkeypatch):
