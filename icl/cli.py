@@ -14,7 +14,7 @@ from icl.execution.output import forgive_output
 app = typer.Typer(
     name="icl",
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",  # so that the lines of a paragraph are joined
     pretty_exceptions_enable=False,
     help="""Train small transformers that learn in context, and estimate their local learning coefficient (LLC) along
@@ -81,6 +81,13 @@ Checkpoints = Annotated[
 StepList = Annotated[
     str | None, typer.Option("--steps", help="The checkpoints to take: 0,100,499. In place of the file's choice.")
 ]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        help="Begin nothing: print the runs, how they differ, and the time and disk that they will take here.",
+    ),
+]
 Nearest = Annotated[
     bool, typer.Option("--nearest", help="Take the nearest checkpoint where a step has none, instead of stopping.")
 ]
@@ -142,7 +149,7 @@ def _read_env_file(path: Path) -> None:
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the figures and tables.")] = Path("figures/demo"),
+    output: Annotated[Path, typer.Option(help="Folder of the figures and tables.")] = Path("demo"),
     quick: Annotated[bool, typer.Option(help="Train for only 600 steps, to see which files appear.")] = False,
 ) -> None:
     """Train a small transformer, evaluate it, estimate its local learning coefficient, and draw the figures.
@@ -163,6 +170,7 @@ def train(
     jobs: Jobs = None,
     executor: Executor = "local",
     tracking: Tracking = "auto",
+    dry_run: DryRun = False,
 ) -> None:
     """Train every run of a sweep file.
 
@@ -174,7 +182,7 @@ def train(
     """
     from icl.commands.sweep import run_sweep_command
 
-    raise typer.Exit(run_sweep_command("train", sweep, index, overrides or [], jobs, executor, tracking))
+    raise typer.Exit(run_sweep_command("train", sweep, index, overrides or [], jobs, executor, tracking, dry_run))
 
 
 @app.command()
@@ -196,6 +204,7 @@ def llc(
     jobs: Jobs = None,
     executor: Executor = "local",
     tracking: Tracking = "auto",
+    dry_run: DryRun = False,
 ) -> None:
     """Estimate the local learning coefficient (LLC) at checkpoints of trained runs.
 
@@ -212,7 +221,7 @@ def llc(
     from icl.execution.points import choice_overrides
 
     overrides = [*choice_overrides(preset, checkpoints, steps, nearest), *(overrides or [])]
-    raise typer.Exit(run_sweep_command("llc", sweep, index, overrides, jobs, executor, tracking))
+    raise typer.Exit(run_sweep_command("llc", sweep, index, overrides, jobs, executor, tracking, dry_run))
 
 
 @app.command()
@@ -301,9 +310,12 @@ def analyse(
             "or .safetensors."
         ),
     ] = None,
+    checkpoints: Checkpoints = None,
+    steps: StepList = None,
+    nearest: Nearest = False,
     overrides: Overrides = None,
 ) -> None:
-    """Measure every checkpoint of a run, and write one table for each analysis.
+    """Measure checkpoints of a run, all of them by default, and write one table for each analysis.
 
     Among the analyses are evaluations, the Hessian, spectra of the weights, and attention. Checkpoints that a table has
     already are not measured again.
@@ -318,12 +330,14 @@ def analyse(
     if (run is None) == (family is None):
         raise ValueError("give a run, or --family and the sweep file of several")
     if family is not None:
+        if checkpoints is not None or steps is not None or nearest:
+            raise ValueError("--checkpoints, --steps and --nearest are for a single run, not for --family")
         analyse_family_command(family, overrides or [], only, output)
     elif overrides:
         raise ValueError("--set chooses among the runs of a sweep file; give it with --family")
     else:
         assert run is not None
-        analyse_command(run, only, output, tokens=tokens)
+        analyse_command(run, only, output, tokens=tokens, count=checkpoints, steps=steps, nearest=nearest)
 
 
 @app.command()
@@ -431,6 +445,10 @@ def report(
 
 @app.command()
 def runs(
+    action: Annotated[
+        str | None, typer.Argument(help="show, compare, export, rename or delete. Default: list all runs.")
+    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="The runs that the action is about.")] = None,
     verify: Annotated[bool, typer.Option(help="Read every checkpoint, and say which are damaged.")] = False,
     prune: Annotated[
         int | None,
@@ -444,14 +462,32 @@ def runs(
         typer.Option(help="Copy runs FROM one place TO another. A place is a folder or s3://bucket/prefix."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Only this run.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="With export: as CSV, which is the only form.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="With export: a folder for runs.csv, metrics.csv and estimates.csv. Default: print the first."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With delete: do not ask.")] = False,
 ) -> None:
-    """List all runs, with the number of checkpoints, the size, and whether each is finished.
+    """List all runs: when they were written, which settings differ, how far they are, their loss, estimates, size and state.
 
-    With an option, check, thin out or copy them.
+    Actions: `icl runs show RUN`, `icl runs compare RUN RUN`, `icl runs export --csv --output FOLDER`, `icl runs rename RUN
+    NAME`, `icl runs delete RUN`. With an option, check, thin out or copy runs.
     """
     from icl.commands.runs import runs_command
 
-    raise typer.Exit(runs_command(verify, prune, copy, name))
+    _ = csv
+    raise typer.Exit(runs_command(verify, prune, copy, name, action=action, names=names or [], output=output, yes=yes))
+
+
+@app.command()
+def presets() -> None:
+    """Print the named settings of the sampler, with what each is for."""
+    from icl.commands.presets import print_presets
+
+    print_presets()
 
 
 @app.command()

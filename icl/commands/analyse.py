@@ -13,8 +13,10 @@ from icl.commands.analyse_language import analyse_folder, analyse_run
 from icl.config import ConfigError, TrainingConfig
 from icl.config.kinds import parse_training
 from icl.config.language import LanguageTraining
+from icl.config.steps import nearest_step, refuse_missing_steps, spread_in_log_time
 from icl.config.sweeps import expand, load_sweep
 from icl.devices import resolve_device
+from icl.execution.points import parse_steps
 from icl.execution.progress import progress_bar
 from icl.storage import LocalStore, store_from_environment
 
@@ -25,16 +27,25 @@ def analyse_command(
     output: Path | None,
     environ: Mapping[str, str] = os.environ,
     tokens: Path | None = None,
+    count: int | None = None,
+    steps: str | None = None,
+    nearest: bool = False,
 ) -> dict[str, Path]:
     """Run the analyses of a run, named or given as a folder `<root>/icl/<run>`; returns analysis -> table.
 
-    With `tokens`, the folder is one of a language model's public checkpoint files.
+    Args:
+        tokens: rows of tokens; the folder is then one of a language model's public checkpoint files.
+        count: how many checkpoints, evenly in log t; None: all, or `steps`.
+        steps: the checkpoints, as text `0,100,499`.
+        nearest: whether the nearest checkpoint is taken where a step has none.
 
     Raises:
-        ConfigError: an unknown analysis, no such run, or a folder that is not one of a run.
+        ConfigError: an unknown analysis, no such run, a folder that is not one of a run, or a step without a checkpoint.
     """
     folder = Path(run).resolve()
     if tokens is not None:
+        if count is not None or steps is not None or nearest:
+            raise ConfigError("--checkpoints, --steps and --nearest are for a run, not for a folder of public files")
         return analyse_folder(folder, tokens, output)
     if folder.is_dir():
         if folder.parent.name != FOLDER:
@@ -47,15 +58,33 @@ def analyse_command(
         checkpoints = Checkpoints(store_from_environment(environ), run)
     stored = checkpoints.settings()
     if stored is not None and isinstance(config := parse_training(stored), LanguageTraining):
-        return analyse_run(checkpoints, config.resolved(), output)
+        return analyse_run(checkpoints, config.resolved(), output, _chosen(checkpoints, count, steps, nearest))
     target = output or Path("data") / checkpoints.run_name
     with progress_bar("analysing") as update:
         paths = analyse(
-            checkpoints, target, only or ANALYSES, device=resolve_device(environ.get("DEVICE")), progress=update
-        )
+            checkpoints, target, only or ANALYSES, steps=_chosen(checkpoints, count, steps, nearest),
+            device=resolve_device(environ.get("DEVICE")), progress=update,
+        )  # fmt: skip
     for path in paths.values():
         print(path)
     return paths
+
+
+def _chosen(checkpoints: Checkpoints, count: int | None, steps: str | None, nearest: bool) -> list[int] | None:
+    """The steps that the options choose; None: all."""
+    if count is not None and steps is not None:
+        raise ConfigError("--checkpoints and --steps both choose the checkpoints; give one of them")
+    present = checkpoints.steps()
+    if not present or (count is None and steps is None):
+        return None
+    if steps is None:
+        assert count is not None
+        return spread_in_log_time(present, count) if count > 1 else [present[-1]]
+    wanted = parse_steps(steps)
+    if nearest:
+        return sorted({nearest_step(present, step) for step in wanted})
+    refuse_missing_steps(wanted, present, checkpoints.run_name)
+    return wanted
 
 
 def analyse_family_command(

@@ -29,8 +29,10 @@ MOST_ROWS = 4096
 TEST_ROWS = 256
 
 
-def analyse_run(checkpoints: Checkpoints, config: LanguageTraining, output: Path | None) -> dict[str, Path]:
-    """Measure every checkpoint of a run on the rows that it did not see; returns table -> file."""
+def analyse_run(
+    checkpoints: Checkpoints, config: LanguageTraining, output: Path | None, steps: list[int] | None = None
+) -> dict[str, Path]:
+    """Measure checkpoints of a run, all by default, on the rows that it did not see; returns table -> file."""
     task = config.task_config
     rows = token_rows(task.tokens, task.n_ctx, task.d_vocab)
     train, test = split(len(rows), task.held_out)
@@ -39,7 +41,7 @@ def analyse_run(checkpoints: Checkpoints, config: LanguageTraining, output: Path
     def model_at(step: int) -> AttentionOnlyTransformer:
         return AttentionOnlyTransformer.from_weights(checkpoints.load(step))
 
-    return _analysed(checkpoints.steps(), model_at, data, output, checkpoints.run_name, task.model_seed or 0)
+    return _analysed(steps or checkpoints.steps(), model_at, data, output, checkpoints.run_name, task.model_seed or 0)
 
 
 def analyse_folder(folder: Path, tokens: Path, output: Path | None) -> dict[str, Path]:

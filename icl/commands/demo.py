@@ -90,6 +90,7 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     material = gather([Run(training.name, place.store, place.results)])
     write_report(material, page, [first, again], title="The demo run")
     console.print(f"report: {page}; open it in a browser")
+    console.print(what_was_seen(summary, training.num_steps))
 
 
 def evaluate_run(config: LLCConfig, checkpoints: Checkpoints, seed: int = 0) -> tuple[pd.DataFrame, pd.Series]:
@@ -123,6 +124,23 @@ def summarise(evals: pd.DataFrame, estimates: pd.DataFrame, references: pd.Serie
     table = evals[columns].merge(estimates[["step", *health]], on="step")
     table["loss/ridge"], table["loss/zero"] = references["ridge"], references["zero"]
     return table
+
+
+def what_was_seen(summary: pd.DataFrame, num_steps: int) -> str:
+    """The run in one sentence: loss, in-context learning and λ̂, first and last, and how far to trust λ̂."""
+    first, last = summary.iloc[0], summary.iloc[-1]
+    score = next(name for name in summary.columns if name.startswith("icl/1:"))
+    healthy = int((summary["verdict"] == "healthy").sum())
+
+    def moved(name: str, digits: int) -> str:
+        way = "rose" if last[name] > first[name] else "fell"
+        return f"{way} from {first[name]:.{digits}f} to {last[name]:.{digits}f}"
+
+    return (
+        f"Seen over {num_steps:,} steps: the loss {moved('loss/mean', 2)} (predicting zero {last['loss/zero']:.2f}, ridge "
+        f"{last['loss/ridge']:.2f}), the in-context learning score {moved(score, 2)}, and the learning coefficient "
+        f"{moved('llc/mean', 1)} ± {last['llc/mcse']:.1f}; {healthy} of {len(summary)} estimates are healthy."
+    )
 
 
 def _table(summary: pd.DataFrame) -> Table:

@@ -2,12 +2,14 @@
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from icl.checkpoints import CheckpointError
+from icl.commands.dry_run import dry_run, jobs_of, say_before_a_long_start
 from icl.config import ConfigError
 from icl.config.sweeps import Sweep, expand, load_sweep, select
 from icl.devices import available_cores
@@ -34,6 +36,7 @@ def run_sweep_command(
     jobs: int | None,
     executor: str,
     tracking: str,
+    dry: bool = False,
 ) -> int:
     """The exit status of `icl train` or `icl llc`; see the commands' help.
 
@@ -43,6 +46,8 @@ def run_sweep_command(
     if tracking not in ("auto", "local", "wandb", "none"):
         raise ConfigError(f"--tracking must be auto, local, wandb or none (got {tracking!r})")
     if sweep is None:
+        if dry:
+            raise ConfigError(f"--dry-run needs a sweep file: icl {command} SWEEP.yaml --dry-run")
         return _run_for_agent(command)
     definition = load_sweep(sweep)
     configs = _points(command, definition, overrides)
@@ -52,6 +57,13 @@ def run_sweep_command(
         say(f"{RUN_ID_VARIABLE} names one W&B run, and {sweep} has {len(configs)}: each gets an id of its own")
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
     _refuse_hopeless(configs, place)
+    if SUPERVISOR not in os.environ:
+        at_once, threads = jobs_of(configs, place, jobs)
+        measured = replace(place, threads=threads)
+        if dry:
+            dry_run(configs, measured, at_once, time.process_time())
+            return 0
+        say_before_a_long_start(configs, measured, at_once)
     status = _run_all(command, configs, place, jobs, executor)
     if SUPERVISOR not in os.environ:  # else the sweep that started this run closes with all of them
         say_how_it_ended(configs, place)

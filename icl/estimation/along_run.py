@@ -31,6 +31,7 @@ def estimate_over_run(
     progress: Callable[[int, int], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     gamma: float | None = None,
+    so_far: Callable[[float, float], None] | None = None,
 ) -> int:
     """Estimate at every chosen checkpoint that is not in `done`, and record each when it is ready.
 
@@ -43,6 +44,7 @@ def estimate_over_run(
         recorded.
         gamma: the localisation of the estimates that are done, where the pilot chains found it; None: they find it now, at the last
         chosen checkpoint, for all of them.
+        so_far: called with (λ̂, its standard error) of the draws so far, where checkpoints are sampled one by one.
     """
     chosen = config.chosen_steps(subject.steps())
     todo = [step for step in chosen if step not in set(done)]
@@ -67,7 +69,7 @@ def estimate_over_run(
                 progress(start * total + share * now, len(todo) * total)
 
         try:
-            results = estimates_of(config, subject, steps, models, device, report)
+            results = estimates_of(config, subject, steps, models, device, report, so_far)
             for step, model, result in zip(steps, models, results, strict=True):
                 record(step, model, result)
         except _Stopped:

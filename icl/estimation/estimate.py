@@ -45,7 +45,7 @@ def estimate_at_checkpoints(
     Raises:
         ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
     """
-    subject = RegressionRun(config.training, HeldWeights(weights))
+    subject = RegressionRun(config.training, HeldWeights(weights), config.grad_tasks, config.eval_tasks)
     steps = subject.steps()
     return estimates_of(config, subject, steps, [subject.model(step) for step in steps], device, progress)
 
@@ -57,6 +57,7 @@ def estimates_of(
     models: Sequence[nn.Module],
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    so_far: Callable[[float, float], None] | None = None,
 ) -> Iterator[LLCResult]:
     """One estimate at each of some checkpoints, whose models are given; the chains of more than one run as one batch.
 
@@ -64,7 +65,7 @@ def estimates_of(
         ValueError: models or settings that do not allow that (`icl.sampling.can_share_a_batch`).
     """
     sampler = sampler_of(config)
-    inputs = replace(inputs_of(subject, steps[0], sampler, device), progress=progress)
+    inputs = replace(inputs_of(subject, steps[0], sampler, device), progress=progress, so_far=so_far)
     models = [model.to(device) for model in models]
     if len(models) == 1:
         yield estimate_llc_of(make_objective(models[0], subject.loss, sampler), inputs, sampler)
@@ -111,7 +112,7 @@ def hessian_at_checkpoint(
     config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """`hessian_of` a regression run at the given weights."""
-    subject = RegressionRun(config.training, HeldWeights([weights]))
+    subject = RegressionRun(config.training, HeldWeights([weights]), config.grad_tasks, config.eval_tasks)
     return hessian_of(config, subject, 0, subject.model(0), device)
 
 

@@ -27,7 +27,7 @@ def subject_of(config: LLCConfig, place: Surroundings) -> Subject:
         CheckpointError: the training run of this name was made with other settings.
     """
     if config.is_regression:
-        return RegressionRun(config.training, place.checkpoints(config.training))
+        return RegressionRun(config.training, place.checkpoints(config.training), config.grad_tasks, config.eval_tasks)
     return make_subject(config.subject, config.subject_config)
 
 
@@ -87,12 +87,18 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             tracker.summary({"step": step, **row})
             tracker.log(step, row, figures_of(config, subject, step, model, result))
 
+        note = ""
+
+        def tell(value: float, error: float) -> None:
+            nonlocal note
+            note = f"λ̂ so far {value:.3g} ± {error:.2g}"
+
         try:
             with failures_recorded(tracker), progress_bar(name) as update:
                 left = estimate_over_run(
                     config, subject, done, record, place.device,
-                    lambda now, total: update(now, total=total), stopped,
-                    next((row["gamma"] for row in rows if "gamma" in row), None),
+                    lambda now, total: update(now, note, total), stopped,
+                    next((row["gamma"] for row in rows if "gamma" in row), None), tell,
                 )  # fmt: skip
             tracker.finish("interrupted" if left else "finished")
         finally:

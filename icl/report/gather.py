@@ -97,6 +97,9 @@ def gather(runs: Sequence[Run], data: Path | None = None, progress: Progress = l
         estimated, chains = _estimates(run)
         if estimated.empty:
             estimated, chains = _tabulated(tables, place)
+        estimated = _with_columns(
+            estimated, {"llc/mean": np.nan, "llc/mcse": np.nan, "loss/init": np.nan, "verdict": ""}
+        )
         found, why = _stages(estimated)
         reasons.setdefault(why, []).append(place)
         summaries.append({"run": place, **_summary(run, logged, estimated, flat[place])})
@@ -193,8 +196,8 @@ def _state(run: Run) -> str:
         writer = run.checkpoints.holder(everywhere=False)
     except StorageError:
         writer = None
-    if run.checkpoints.settings() is None:
-        return "no training run"
+    if not run.steps and run.checkpoints.settings() is None:
+        return "estimates only"
     return "running" if writer else "finished" if run.finished else "interrupted"
 
 
@@ -238,7 +241,8 @@ def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if estimates.empty:
         return pd.DataFrame(), ""
     for how, rows in estimates.groupby("way", sort=False):
-        rows = rows.loc[np.isfinite(rows["llc/mean"].astype(float))].sort_values(ALONG)
+        known = np.isfinite(rows[["llc/mean", "loss/init"]].to_numpy(dtype=float)).all(axis=1)
+        rows = rows.loc[known].sort_values(ALONG)
         if len(rows) < FEWEST_ESTIMATES:
             reasons.append(f"stages need estimates at {FEWEST_ESTIMATES} checkpoints, and there are {len(rows)}.")
             continue
@@ -346,6 +350,14 @@ def _long(name: str, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {"run": long["run"], "measure": measure, "part": part, ALONG: long[ALONG], "value": long["_value"]}
     )
+
+
+def _with_columns(table: pd.DataFrame, missing: Mapping[str, Any]) -> pd.DataFrame:
+    """The table with these columns, and their values where it has none."""
+    if table.empty:
+        return table
+    table = table.assign(**{name: value for name, value in missing.items() if name not in table.columns})
+    return table.fillna({name: value for name, value in missing.items() if value == value})
 
 
 def _means(rows: pd.DataFrame, keys: Sequence[str], numbers: Sequence[str]) -> pd.DataFrame:

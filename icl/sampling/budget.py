@@ -58,8 +58,12 @@ def sampled(
         have = 0 if run is None else run.losses.shape[1]
         if have > length:
             continue
+        burn_in = config.num_burnin_steps if run is None else 0
+        whole, done = burn_in + (length - have) * config.num_steps_bw_draws, 0
         for draws in _parts(length - have, 1 if so_far is None else PARTS):
-            part = chains.advance(draws, progress)
+            steps = draws * config.num_steps_bw_draws + (burn_in if done == 0 else 0)
+            part = chains.advance(draws, None if progress is None else _share_of(progress, done, steps, whole))
+            done += steps
             run = part if run is None else run.followed_by(part)
             if so_far is not None:
                 result = LLCResult(run, config, 0)
@@ -138,6 +142,16 @@ def check_resumable(before: LLCResult, plan: Plan, seeds: Sequence[int]) -> None
                 "resume: the batches are not those of the estimate to go on with; a DataLoader that shuffles gives others each time: "
                 "pass the same list of batches, list(loader)"
             )
+
+
+def _share_of(progress: Progress, before: int, steps: int, whole: int) -> Progress:
+    """Progress of a part of so many steps, after `before` of the whole, told as progress of the whole; steps of all groups count."""
+
+    def told(now: int, total: int) -> None:
+        groups = total // steps
+        progress(groups * before + now, groups * whole)
+
+    return told
 
 
 def _parts(draws: int, count: int) -> Iterator[int]:

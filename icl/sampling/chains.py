@@ -6,10 +6,11 @@ whatever groups and however many workers; its losses then agree to the rounding 
 Shapes: E chains, N draws, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,16 @@ Progress = Callable[[int, int], None]
 
 ENDLESS = 2**31
 """Steps for which noise can be asked."""
+
+ONE_BY_ONE = 2**18
+"""On a CPU, chains of more parameters than this are stepped one after the other, in place: what is on the way exists once, not once for
+each chain."""
+
+PIECE = 2**15
+"""Coordinates that are updated at a time then, so that temporaries stay in the cache."""
+
+VECTORS, VECTORS_ONE_BY_ONE = 12, 5
+"""Vectors of one chain that live at once: position, momentum or preconditioner, their sum, gradient, noise and temporaries."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +146,13 @@ class Chains:
         """Where they are now."""
         groups = [group.paused() for group in self._groups]
         joined = {
-            field.name: torch.cat([getattr(group.state, field.name) for group in groups])
+            field.name: _joined([getattr(group.state, field.name) for group in groups])
             for field in fields(groups[0].state)
         }
+        if len(self._plan.anchors) == 1:
+            joined["anchor"] = groups[0].state.anchor[:1].expand(len(joined["anchor"]), -1)
         return replace(
-            groups[0], state=replace(groups[0].state, **joined), total=torch.cat([group.total for group in groups])
+            groups[0], state=replace(groups[0].state, **joined), total=_joined([group.total for group in groups])
         )
 
     def advance(self, draws: int, progress: Progress | None = None) -> ChainRun:
@@ -173,8 +186,13 @@ class Chains:
         # On the host: not every device has the float64 that estimates are made in, and what slices them where the numbers say would be
         # another graph each time to a lazy one.
         return ChainRun(
-            **{field.name: torch.cat([getattr(run, field.name) for run in runs]).cpu() for field in fields(ChainRun)}
+            **{field.name: _joined([getattr(run, field.name) for run in runs]).cpu() for field in fields(ChainRun)}
         )
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """The chains of all parts; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = None) -> ChainRun:
@@ -195,10 +213,15 @@ def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:
 def chains_that_fit(config: SamplerConfig, objective: Objective, batch: Batch) -> int:
     """How many chains one group may hold; at least 1."""
     bound = config.max_memory_bytes or chain_memory(objective.anchor.device)
-    # Position, momentum or preconditioner, gradient, noise block and temporaries: about twelve vectors of one chain live at once.
-    vectors = 12 * objective.anchor.numel() * objective.anchor.element_size()
+    each = VECTORS_ONE_BY_ONE if goes_one_by_one(objective.anchor) else VECTORS
+    vectors = each * objective.anchor.numel() * objective.anchor.element_size()
     for_backward = getattr(objective, "bytes_for_backward", lambda batch: 0)(batch)
     return max(1, bound // (vectors + for_backward))
+
+
+def goes_one_by_one(anchor: Tensor) -> bool:
+    """Whether chains around w* are stepped one after the other."""
+    return anchor.device.type == "cpu" and anchor.shape[-1] > ONE_BY_ONE
 
 
 def constants_of(config: SamplerConfig) -> SGLDConfig:
@@ -216,26 +239,33 @@ def constants_of(config: SamplerConfig) -> SGLDConfig:
 
 
 class _Group:
-    """Chains that move as one tensor."""
+    """Chains that move as one tensor, or where they are large one after the other, step by step."""
 
     def __init__(
         self, plan: Plan, seeds: Sequence[int], indices: Tensor, owners: Tensor | None, paused: Paused | None
     ) -> None:
         config = plan.config
         assert config.step_size is not None, "chains need a step size; `icl.sampling.tuning` finds one"
-        self._plan, self._seeds, self._indices, self._owners = plan, seeds, indices, owners
+        self._seeds, self._indices, self._owners = seeds, indices, owners
         self._anchor = plan.anchors.expand(len(seeds), -1) if owners is None else plan.anchors[owners]
         self._kernel, self._constants = KERNELS[config.method], constants_of(config)
+        self._in_place = goes_one_by_one(self._anchor)
+        chains = len(seeds)
+        self._rows = [slice(row, row + 1) for row in range(chains)] if self._in_place else [slice(0, chains)]
+        remembers = self._in_place and not config.independent_batches
+        self._plan = replace(plan, batches=_LastBatches(plan.batches)) if remembers else plan
         # Noise number 0 starts the chains, and number t + 1 is that of step t.
-        self._noises = shared_noise_blocks(seeds, ENDLESS, self._anchor, 0 if paused is None else paused.step + 1)
+        start = 0 if paused is None else paused.step + 1
+        self._noises = [shared_noise_blocks(seeds[rows], ENDLESS, self._anchor[rows], start) for rows in self._rows]
         if paused is None:
-            epsilon = torch.full_like(self._anchor[:, :1], config.step_size)
-            self._state = self._kernel.init(self._constants, self._anchor, epsilon, next(self._noises))
-            self._total = torch.zeros_like(self._anchor)
+            self._state = self._started(config.step_size)
+            self._total = torch.zeros(self._anchor.shape, dtype=self._anchor.dtype, device=self._anchor.device)
             self._step = self._draw = 0
         else:
-            self._state = _each(paused.state, lambda values: values.to(self._anchor.device))
-            self._total = paused.total.to(self._anchor.device)
+            # Chains that move in place must not move the estimate that they go on with.
+            moved = (lambda values: values.clone()) if self._in_place else (lambda values: values)
+            self._state = _each(paused.state, lambda values: moved(values.to(self._anchor.device)))
+            self._total = moved(paused.total.to(self._anchor.device))
             self._step, self._draw = paused.step, paused.draw
         self._token_weights = token_weights_of(plan)
 
@@ -253,65 +283,156 @@ class _Group:
         config = self._plan.config
         first = self._step
         last = config.num_burnin_steps + (self._draw + draws) * config.num_steps_bw_draws
-        record = _Record(self._plan, self._anchor, self._total)
+        if not self._in_place:
+            self._total = self._total.clone()  # where they stopped before keeps its own
+        record = _Record(self._anchor)
         for step in range(first, last):
-            data = StepData(self._plan, step, self._seeds, self._owners)
-            loss, gradient = data.losses_and_gradients(self._state.position, self._token_weights(step))
-            driving = gradient - data.control() if self._plan.control else gradient
-            moved = self._kernel.step(self._constants, self._state, driving, next(self._noises))
             draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
-            if draw >= 0 and between == 0:
-                self._take(record, draw, step, data, loss, gradient, moved.position)
+            taken = draw >= 0 and between == 0
+            drawn = [
+                self._move(step, draw if taken else None, rows, noises)
+                for rows, noises in zip(self._rows, self._noises, strict=True)
+            ]
+            if taken:
+                record.add(drawn)
                 self._draw = draw + 1
-            self._state = moved
             end_of_graph(self._anchor.device)
             tick(step + 1 - first)
-        self._step, self._total = last, record.total
-        return record.run(self._state.position, self._draw)
+        self._step = last
+        return record.run(self._state.position, self._total / self._draw)
 
-    def _take(
-        self, record: "_Record", draw: int, step: int, data: StepData, loss: Tensor, gradient: Tensor, moved: Tensor
-    ) -> None:
+    def _started(self, step_size: float) -> Any:
+        """The kernel's state at w*."""
+        epsilon = torch.full_like(self._anchor[:, :1], step_size)
+        states = (
+            self._kernel.init(self._constants, self._anchor[rows], epsilon[rows], next(noises))
+            for rows, noises in zip(self._rows, self._noises, strict=True)
+        )
+        first = next(states)
+        if not self._in_place:
+            return first
+        chains = len(self._seeds)
+        whole = _each(first, lambda values: values.new_empty(chains, values.shape[1]))
+        whole = replace(whole, anchor=self._anchor)
+        for row, state in enumerate(itertools.chain([first], states)):
+            for field in fields(whole):
+                if field.name != "anchor":
+                    getattr(whole, field.name)[row] = getattr(state, field.name)[0]
+        return whole
+
+    def _move(self, step: int, draw: int | None, rows: slice, noises: Iterator[Tensor]) -> "_Drawn | None":
+        """One step of some chains, and what is taken of them where this step has a draw."""
+        plan, seeds = self._plan, self._seeds[rows]
+        owners = None if self._owners is None else self._owners[rows]
+        data = StepData(plan, step, seeds, owners)
+        state = _each(self._state, lambda values: values[rows]) if self._in_place else self._state
+        loss, gradient = data.losses_and_gradients(state.position, self._token_weights(step))
+        test = None if draw is None else self._tested(step, draw, data, state, gradient, seeds, owners)
+        before = draw is not None and plan.evaluation is None
+        drawn = self._take(draw, rows, data, loss, state.position) if draw is not None and before else None
+        driving = gradient - data.control() if plan.control else gradient
+        if self._in_place:
+            self._step_in_place(state, driving, next(noises))
+        else:
+            self._state = state = self._kernel.step(self._constants, state, driving, next(noises))
+        if draw is not None and not before:
+            drawn = self._take(draw, rows, data, loss, state.position)
+        return None if drawn is None else drawn._replace(test=test)
+
+    def _step_in_place(self, state: Any, driving: Tensor, noise: Tensor) -> None:
+        """The kernel's step of one chain, written over its state piece by piece."""
+        size = driving.shape[1]
+        width = PIECE if self._kernel.elementwise else size
+        moving = [field.name for field in fields(state) if field.name not in ("anchor", "epsilon")]
+        for start in range(0, size, width):
+            place = slice(start, start + width)
+
+            def part(values: Tensor, place: slice = place) -> Tensor:
+                return values[:, place] if values.shape[1] == size else values
+
+            here = _each(state, part)
+            moved = self._kernel.step(self._constants, here, driving[:, place], noise[:, place])
+            for name in moving:
+                getattr(here, name).copy_(getattr(moved, name))
+
+    def _tested(
+        self,
+        step: int,
+        draw: int,
+        data: StepData,
+        state: Any,
+        gradient: Tensor,
+        seeds: Sequence[int],
+        owners: Tensor | None,
+    ) -> TestTerms | None:
         plan = self._plan
-        drawn = self._state.position if plan.evaluation is None else moved
-        batch_loss = loss
-        if plan.evaluation is not None:
-            loss = plan.evaluation.losses(plan.objective, draw, drawn)
-        record.add(loss, batch_loss, data.anchor_losses_of_draw(draw), drawn)
-        if plan.control and plan.evaluation is None:
-            record.correct((data.control() * (drawn - self._anchor)).sum(dim=-1))
-        if plan.tests is not None and plan.tests.is_due(draw):
-            partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
-            after = data if plan.constant else StepData(plan, partner, self._seeds, self._owners)
-            record.test(
-                test_terms(plan, data, after, self._state, gradient, draw, self._seeds, self._kernel.temperature)
-            )
+        if plan.tests is None or not plan.tests.is_due(draw):
+            return None
+        partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
+        after = data if plan.constant else StepData(plan, partner, seeds, owners)
+        return test_terms(plan, data, after, state, gradient, draw, seeds, self._kernel.temperature)
+
+    def _take(self, draw: int, rows: slice, data: StepData, batch_loss: Tensor, drawn: Tensor) -> "_Drawn":
+        plan, anchor = self._plan, self._anchor[rows]
+        loss = batch_loss if plan.evaluation is None else plan.evaluation.losses(plan.objective, draw, drawn)
+        away = drawn - anchor
+        correction = (data.control() * away).sum(dim=-1) if plan.control and plan.evaluation is None else None
+        self._total[rows] += drawn
+        if plan.recorders and self._in_place:
+            drawn = drawn.clone()  # theirs to keep
         for each in plan.recorders:
-            each(draw, drawn, self._indices)
+            each(draw, drawn, self._indices[rows])
+        return _Drawn(loss, batch_loss, data.anchor_losses_of_draw(draw), away.norm(dim=-1), correction, None)
+
+
+class _LastBatches:
+    """Step -> batch, with the last two remembered: chains that are stepped one after the other ask for the same ones in turn."""
+
+    def __init__(self, batches: Callable[[int], Batch]) -> None:
+        self._batches = batches
+        self._last: tuple[tuple[int, Batch], ...] = ()
+
+    def __call__(self, step: int) -> Batch:
+        for known, batch in self._last:
+            if known == step:
+                return batch
+        batch = self._batches(step)
+        self._last = ((step, batch), *self._last[:1])
+        return batch
+
+
+class _Drawn(NamedTuple):
+    """What is taken of some chains (e, ...) at one draw."""
+
+    loss: Tensor
+    batch_loss: Tensor
+    anchor_loss: Tensor
+    distance: Tensor
+    correction: Tensor | None
+    test: TestTerms | None
 
 
 class _Record:
     """Draws as they come; `run` puts them together."""
 
-    def __init__(self, plan: Plan, anchor: Tensor, total: Tensor) -> None:
-        self._plan, self._anchor, self.total = plan, anchor, total.clone()
+    def __init__(self, anchor: Tensor) -> None:
+        self._anchor = anchor
         self._losses, self._batch_losses, self._anchor_losses = [], [], []
         self._distances, self._corrections, self._tests = [], [], []
 
-    def add(self, loss: Tensor, batch_loss: Tensor, anchor_loss: Tensor, drawn: Tensor) -> None:
-        self._losses.append(loss)
-        self._batch_losses.append(batch_loss)
-        self._anchor_losses.append(anchor_loss)
-        self._distances.append((drawn - self._anchor).norm(dim=-1))
-        self.total += drawn
+    def add(self, rows: "Sequence[_Drawn | None]") -> None:
+        """One draw of all chains, from the rows that were moved together."""
+        drawn = [row for row in rows if row is not None]
+        self._losses.append(_joined([row.loss for row in drawn]))
+        self._batch_losses.append(_joined([row.batch_loss for row in drawn]))
+        self._anchor_losses.append(_joined([row.anchor_loss for row in drawn]))
+        self._distances.append(_joined([row.distance for row in drawn]))
+        if corrections := [row.correction for row in drawn if row.correction is not None]:
+            self._corrections.append(_joined(corrections))
+        if tests := [row.test for row in drawn if row.test is not None]:
+            self._tests.append(TestTerms(*(_joined(terms) for terms in zip(*tests, strict=True))))
 
-    def correct(self, correction: Tensor) -> None:
-        self._corrections.append(correction)
-
-    def test(self, terms: TestTerms) -> None:
-        self._tests.append(terms)
-
-    def run(self, position: Tensor, draws: int) -> ChainRun:
+    def run(self, position: Tensor, mean_position: Tensor) -> ChainRun:
         trace, distances = torch.stack(self._losses, dim=1), torch.stack(self._distances, dim=1)
         tested = {
             name: torch.stack([getattr(terms, name) for terms in self._tests], dim=1)
@@ -327,7 +448,7 @@ class _Record:
             distances=distances,
             lost_at=_first_bad(trace, position),
             positions=position,
-            mean_positions=self.total / draws,
+            mean_positions=mean_position,
             **tested,
         )
 

@@ -1,5 +1,6 @@
 """Measurements that a verdict rests on, besides the chains themselves."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from icl.sampling.chains import ChainRun
+from icl.sampling.chains import ChainRun, goes_one_by_one
 from icl.sampling.config import SamplerConfig
 from icl.sampling.diagnostics import FEW_CHAINS, student_factor
 from icl.sampling.langevin import LangevinConfig, friction_of
@@ -43,24 +44,55 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> Heati
         return Heating(math.nan, math.nan)
     if plan.constant:
         return Heating(0.0, 0.0)
+    large = goes_one_by_one(positions)
     here = positions[:PLACES].to(plan.objective.anchor.device)
     seeds = [config.init_seed or 0] * len(here)
-    plain, quiet = [], []
+    plain, quiet = (_RunningVariance(), _RunningVariance()) if large else (_Variance(), _Variance())
     for step in range(config.num_steps, config.num_steps + PROBES):
         data = StepData(plan, step, seeds)
         gradient = data.losses_and_gradients(here, None)[1]
-        plain.append(gradient)
+        plain.add(gradient)
         if plan.mean is not None:
-            quiet.append(gradient - data.control())
+            quiet.add(gradient - data.control())
     step = config.step_size
     if config.method == "langevin":
         step = effective_step(config.step_size, friction_of(langevin_constants(config)))
 
-    def added(gradients: list[Tensor]) -> float:
-        variances = torch.stack(gradients).cpu().double().var(dim=0).sum(dim=-1) if gradients else None
-        return math.nan if variances is None else step * config.inverse_temperature**2 * float(variances.mean()) / 8
+    def added(trace: float) -> float:
+        return step * config.inverse_temperature**2 * trace / 8
 
-    return Heating(added(plain), added(quiet))
+    return Heating(added(plain.total()), added(quiet.total()))
+
+
+class _Variance:
+    """The total variance of vectors (E, P) over repetitions, averaged over E; NaN without any."""
+
+    def __init__(self) -> None:
+        self._held: list[Tensor] = []
+
+    def add(self, vectors: Tensor) -> None:
+        self._held.append(vectors)
+
+    def total(self) -> float:
+        if not self._held:
+            return math.nan
+        return float(torch.stack(self._held).cpu().double().var(dim=0).sum(dim=-1).mean())
+
+
+class _RunningVariance:
+    """The same without holding them (Welford's sums)."""
+
+    def __init__(self) -> None:
+        self._mean, self._squares, self._count = torch.zeros(()), 0.0, 0
+
+    def add(self, vectors: Tensor) -> None:
+        self._count += 1
+        away = vectors - self._mean
+        self._mean = self._mean + away / self._count
+        self._squares += float((away * (vectors - self._mean)).sum(dim=-1, dtype=torch.float64).mean())
+
+    def total(self) -> float:
+        return self._squares / (self._count - 1) if self._count > 1 else math.nan
 
 
 def langevin_constants(config: SamplerConfig) -> LangevinConfig:
@@ -101,20 +133,34 @@ def cost_of_w_star(plan: Plan, run: ChainRun, batches: Sequence[Batch]) -> tuple
     the first value says nothing; there the second still does. NaN without enough healthy chains.
     """
     nbeta, objective, healthy = plan.config.inverse_temperature, plan.objective, run.healthy
-    means = run.mean_positions[healthy].to(objective.anchor.device)
+    means = run.mean_positions if bool(healthy.all()) else run.mean_positions[healthy]
+    means = means.to(objective.anchor.device)
     if plan.mean is None or len(means) < 2:
         return UNKNOWN, UNKNOWN
-    away = (means - plan.anchors[:1]).double().cpu()
     gradient, doubt = plan.mean.whole[0].double().cpu(), plan.mean.error[0].double().cpu()
-    promised = mean_ratio(-nbeta / 2 * (away @ gradient)[:, None])
-    twin = Ratio(promised.value, math.hypot(promised.error, nbeta / 2 * float(away.mean(dim=0) @ doubt)))
+    if goes_one_by_one(means):
+        along, off = (
+            torch.stack([(mean - plan.anchors[0]).double() @ each for mean in means]) for each in (gradient, doubt)
+        )
+        uncertain = float(off.mean())
+    else:
+        away = (means - plan.anchors[:1]).double().cpu()
+        along, uncertain = away @ gradient, float(away.mean(dim=0) @ doubt)
+    promised = mean_ratio(-nbeta / 2 * along[:, None])
+    twin = Ratio(promised.value, math.hypot(promised.error, nbeta / 2 * uncertain))
     count = len(means)
     if count < FEW_CHAINS:
         return UNKNOWN, twin
     middle = means.mean(dim=0)
-    without = (count * middle - means) / (count - 1)
-    places = torch.cat([plan.anchors[:1], middle[None], without])
-    losses = torch.stack([objective.losses(places, batch).double().mean(dim=-1).cpu() for batch in batches])
+    if goes_one_by_one(means):
+        without = ((count * middle - mean) / (count - 1) for mean in means)
+        places = itertools.chain((plan.anchors[0], middle), without)
+        of_places = [[objective.losses(place[None], batch) for batch in batches] for place in places]
+        losses = torch.stack([torch.cat(each).double().mean(dim=-1).cpu() for each in of_places], dim=1)
+    else:
+        without = (count * middle - means) / (count - 1)
+        places = torch.cat([plan.anchors[:1], middle[None], without])
+        losses = torch.stack([objective.losses(places, batch).double().mean(dim=-1).cpu() for batch in batches])
     gains = nbeta * (losses[:, :1] - losses[:, 1:])  # (batches, 1 + E)
     cost, left_out = float(gains[:, 0].mean()), gains[:, 1:].mean(dim=0)
     spread = math.sqrt((count - 1) / count * float((left_out - left_out.mean()).square().sum()))

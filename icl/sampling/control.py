@@ -19,21 +19,29 @@ from icl.sampling.objective import Batch, Objective
 from icl.sampling.supply import num_samples
 
 
-class AnchorGradients:
-    """Batch -> gradients (C, P) at every w*; the last batch's are remembered."""
+class OfLastBatches:
+    """Batch -> a tensor made of it, with those of the last two batches remembered: of a step, and of the test beside it."""
 
-    def __init__(self, objective: Objective, anchors: Tensor) -> None:
-        self._objective = objective
-        self._anchors = anchors
-        self._last: tuple[Batch, Tensor] | None = None
+    def __init__(self, make: Callable[[Batch], Tensor]) -> None:
+        self._make = make
+        self._last: tuple[tuple[Batch, Tensor], ...] = ()
 
     def __call__(self, batch: Batch) -> Tensor:
+        # One tuple, replaced at once: worker threads may race to write it and all read matching pairs.
         last = self._last
-        if last is None or last[0] is not batch:
-            # One tuple, replaced at once: worker threads may race to write it and all read a matching pair.
-            _, gradients = self._objective.losses_and_gradients(self._anchors, batch, None)
-            last = self._last = (batch, gradients)
-        return last[1]
+        for known, value in last:
+            if known is batch:
+                return value
+        value = self._make(batch)
+        self._last = ((batch, value), *last[:1])
+        return value
+
+
+class AnchorGradients(OfLastBatches):
+    """Batch -> gradients (C, P) at every w*."""
+
+    def __init__(self, objective: Objective, anchors: Tensor) -> None:
+        super().__init__(lambda batch: objective.losses_and_gradients(anchors, batch, None)[1])
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ class Kernel:
         init: (constants, w*, ε, noise) -> the state of chains that start at w*.
         step: (constants, state, gradient, noise) -> the state after one update.
         temperature: state -> the kinetic temperature (E,), 1 for chains that sample the target; None for a kernel without momentum.
+        elementwise: whether a coordinate's update needs no other coordinate, so that a chain can be stepped piece by piece.
         settings: constants that have a setting of their own in `SamplerConfig`, by that setting's name.
     """
 
@@ -26,6 +27,7 @@ class Kernel:
     step: Callable[[Any, Any, Tensor, Tensor], Any]
     settings: Mapping[str, str] = field(default_factory=dict)
     temperature: Callable[[Any], Tensor] | None = None
+    elementwise: bool = True
 
     @property
     def own_constants(self) -> set[str]:
@@ -44,5 +46,7 @@ KERNELS: Mapping[str, Kernel] = {
         rmsprop_sgld.step,
         {"decay": "rmsprop_decay", "stability": "rmsprop_stability"},
     ),
-    "sgnht": Kernel(sgnht.SGNHTConfig, sgnht.init, sgnht.step, {"diffusion": "diffusion_factor"}, sgnht.temperature),
+    "sgnht": Kernel(
+        sgnht.SGNHTConfig, sgnht.init, sgnht.step, {"diffusion": "diffusion_factor"}, sgnht.temperature, False
+    ),
 }

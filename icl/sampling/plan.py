@@ -3,6 +3,7 @@
 Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from icl.devices import same_graph_each_step
 from icl.sampling.config import SamplerConfig
-from icl.sampling.control import AnchorGradients, MeanGradient
+from icl.sampling.control import AnchorGradients, MeanGradient, OfLastBatches
 from icl.sampling.objective import Batch, Objective
 from icl.sampling.supply import BatchSource, num_samples
 from icl.streams import Stream
@@ -52,24 +53,16 @@ class Evaluation:
         return losses
 
 
-class AnchorLosses:
-    """Batch -> losses (C, T) of every w*; the last batch is remembered, so that data which never change cost one evaluation.
+class AnchorLosses(OfLastBatches):
+    """Batch -> losses (C, T) of every w*; remembered, so that data which never change cost one evaluation.
 
     Args:
         anchors: (C, P), several w* under one objective; None: the objective's own.
     """
 
     def __init__(self, objective: Objective, anchors: Tensor | None = None) -> None:
-        self._objective = objective
         self.anchors = objective.anchor[None] if anchors is None else anchors
-        self._last: tuple[Batch, Tensor] | None = None
-
-    def __call__(self, batch: Batch) -> Tensor:
-        last = self._last
-        if last is None or last[0] is not batch:
-            # One tuple, replaced at once: worker threads may race to write it and all read a matching pair.
-            last = self._last = (batch, self._objective.losses(self.anchors, batch))
-        return last[1]
+        super().__init__(lambda batch: objective.losses(self.anchors, batch))
 
 
 @dataclass(frozen=True)
@@ -143,6 +136,14 @@ class StepData:
         self._owners = owners
         independent = plan.config.independent_batches
         self._batches = [plan.batches(step, seed) for seed in seeds] if independent else [plan.batches(step)]
+
+    def of_chain(self, chain: int) -> "StepData":
+        """That of one chain."""
+        own = copy.copy(self)
+        own._chains = 1
+        own._batches = self._batches if len(self._batches) == 1 else [self._batches[chain]]
+        own._owners = None if self._owners is None else self._owners[chain : chain + 1]
+        return own
 
     def losses_and_gradients(self, positions: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
         """Losses (E, T) and gradients (E, P)."""

@@ -21,12 +21,14 @@ Shapes: E chains, P sampled parameters.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from icl.sampling import langevin
+from icl.sampling.chains import goes_one_by_one
 from icl.sampling.noise import chain_seeds, noise_blocks
 from icl.sampling.plan import Plan, StepData
 
@@ -191,22 +193,35 @@ class _BatchNoise:
 
     def observe(self, step: int, data: StepData, positions: Tensor, gradients: Tensor) -> int:
         """One look, at the batches of this step and of the next two; returns the gradients that it took."""
-        other, third = (StepData(self._plan, step + ahead, self._seeds) for ahead in (1, 2))
-        others = other.losses_and_gradients(positions, None)[1]
-        plain = gradients - others
-        controlled = plain - (data.anchor_gradients() - other.anchor_gradients())
-        here = third.losses_and_gradients(positions, None)[1]
-        signs = torch.sign(torch.sin(torch.arange(positions.shape[1], device=positions.device) * 2.399963 + 0.5 + step))
-        directions = (plain, controlled, signs.to(positions).expand_as(positions))
-        nbeta = self._plan.config.inverse_temperature
-        bent = [_curvature_along(third, positions, here, each, nbeta) for each in directions]
-        values = [plain.square().sum(-1) / 2, controlled.square().sum(-1) / 2, bent[0] / 2, bent[1] / 2, bent[2]]
+        met = (data, *(StepData(self._plan, step + ahead, self._seeds) for ahead in (1, 2)))
+        if goes_one_by_one(positions):
+            rows = [
+                self._values(
+                    step, [each.of_chain(row) for each in met], positions[row : row + 1], gradients[row : row + 1]
+                )
+                for row in range(len(positions))
+            ]
+            values = [torch.cat(parts) for parts in zip(*rows, strict=True)]
+        else:
+            values = self._values(step, met, positions, gradients)
         self._traces += torch.stack([value.double().mean().cpu() for value in values])
         self._count += 1
         self.plain, self.controlled, stiff_plain, stiff_controlled, trace = (self._traces / self._count).tolist()
         if trace > 0:
             self.stiff_plain, self.stiff_controlled = max(stiff_plain, 0.0) / trace, max(stiff_controlled, 0.0) / trace
         return PILOT_CHAINS * 5
+
+    def _values(self, step: int, met: Sequence[StepData], positions: Tensor, gradients: Tensor) -> list[Tensor]:
+        """(E,) each: |g − g'|²/2 without and with the control variate, the curvature along both, and along random signs."""
+        data, other, third = met
+        plain = gradients - other.losses_and_gradients(positions, None)[1]
+        controlled = plain - (data.anchor_gradients() - other.anchor_gradients())
+        here = third.losses_and_gradients(positions, None)[1]
+        signs = torch.sign(torch.sin(torch.arange(positions.shape[1], device=positions.device) * 2.399963 + 0.5 + step))
+        directions = (plain, controlled, signs.to(positions).expand_as(positions))
+        nbeta = self._plan.config.inverse_temperature
+        bent = [_curvature_along(third, positions, here, each, nbeta) for each in directions]
+        return [plain.square().sum(-1) / 2, controlled.square().sum(-1) / 2, bent[0] / 2, bent[1] / 2, bent[2]]
 
 
 def _curvature_along(data: StepData, positions: Tensor, gradients: Tensor, directions: Tensor, nbeta: float) -> Tensor:

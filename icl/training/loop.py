@@ -101,7 +101,9 @@ def train_members(
         if all(_is_finished(member, step) for member in group):
             results = [TrainingOutcome(member.config.name, step, True, {}) for member in group]
         else:
-            with _stepper([member.config for member in group], step, states, torch.device(device), threads) as stepper:
+            with stepper_for(
+                [member.config for member in group], step, states, torch.device(device), threads
+            ) as stepper:
                 results = _train_group(group, stepper, on_step, should_stop)
         outcomes |= dict(zip(chosen, results, strict=True))
     return [outcomes[index] for index in range(len(members))]
@@ -118,7 +120,7 @@ def _is_finished(member: Member, step: int) -> bool:
 
 
 @contextmanager
-def _stepper(
+def stepper_for(
     configs: Sequence[Training],
     step: int,
     states: Sequence[Mapping[str, Tensor]],

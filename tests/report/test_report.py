@@ -16,10 +16,11 @@ import pytest
 
 import icl
 from icl.checkpoints import Checkpoints
-from icl.commands.report import report_command
+from icl.commands.report import continuing, report_command
 from icl.config import ConfigError, TrainingConfig
 from icl.config.sweeps import expand, load_sweep
 from icl.execution.opened import Run
+from icl.execution.points import llc_points
 from icl.report import Material, gather, page, write_report
 from icl.storage import LocalStore
 from icl.tracking.trackers import LocalTracker
@@ -245,6 +246,19 @@ def test_the_page_asks_no_server_and_names_the_commands_that_continue(root, writ
         assert f"icl {command} {root / 'mine.yaml'}" in content
 
 
+def test_the_commands_work_as_they_stand(material, tmp_path):
+    run = material.runs["name"].iloc[0]
+    lines = dict(continuing(material, [run], [], Path("page.html"), tmp_path))
+    assert lines["Make this page anew."] == f"LOCAL_ROOT={tmp_path} icl report {run} --output page.html"
+    file = next(line for line in lines.values() if line.startswith("runs:"))
+    (tmp_path / "llc.yaml").write_text(file)
+    points = llc_points(load_sweep(tmp_path / "llc.yaml"))
+    assert {point.training.name for point in points} == set(material.runs["name"])
+    assert {(point.preset, point.checkpoints) for point in points} == {("automatic", 9)}
+    own = dict(continuing(material, [str(tmp_path / "llc.yaml")], [], Path("page.html")))
+    assert own["Estimate λ̂ at the checkpoints that are left."] == f"icl llc {tmp_path / 'llc.yaml'}"
+
+
 def hostile(material: Material) -> Material:
     runs = material.runs.assign(
         name=HOSTILE, label=[f"{HOSTILE}{place}" for place in material.runs["run"]], remark=HOSTILE
@@ -302,7 +316,7 @@ def test_twenty_long_runs_keep_within_five_megabytes_and_no_peak_is_lost(materia
     assert (line["x"][0], line["x"][-1]) == (1, 3000)
 
 
-def test_a_subject_with_estimates_alone_has_a_page(root, tmp_path, capsys):
+def test_a_subject_with_estimates_alone_has_a_page(root, tmp_path):
     folder = root / "icl" / "llc-language-0123abcd"
     leave_estimates(folder, COURSE)
     try:
@@ -312,6 +326,20 @@ def test_a_subject_with_estimates_alone_has_a_page(root, tmp_path, capsys):
     elements = Elements((tmp_path / "language.html").read_text("utf-8"))
     assert len(elements.traces("estimates")[0]["x"]) == len(STEPS)
     assert {chart["name"] for chart in elements.report()["charts"]} == {"estimates", "chains", "tokens", "tokens-along"}
+
+
+def test_a_damaged_run_does_not_keep_the_others_from_being_reported(root, tmp_path):
+    folder = root / "icl" / "damaged"
+    folder.mkdir()
+    (folder / "config.json").write_text("{")
+    (folder / "0.safetensors").write_bytes(b"no checkpoint")
+    try:
+        report_command([], tmp_path / "all.html", root)
+    finally:
+        shutil.rmtree(folder)
+    runs = Elements((tmp_path / "all.html").read_text("utf-8")).report()["runs"]
+    assert [run["name"] == "damaged" for run in runs].count(True) == 1
+    assert len(runs) == 5
 
 
 def test_what_cannot_be_reported_is_one_line(root, tmp_path, monkeypatch):

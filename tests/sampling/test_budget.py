@@ -73,9 +73,16 @@ def test_progress_tells_the_estimate_so_far_and_changes_nothing():
     told: list[tuple[float, float]] = []
     config = COARSE.model_copy(update={"target_error": None})
     quiet = estimate_llc(model, half, [(inputs, targets)], config)
+    steps: list[tuple[int, int]] = []
     result = estimate_llc(
-        model, half, [(inputs, targets)], config, so_far=lambda value, error: told.append((value, error))
+        model,
+        half,
+        [(inputs, targets)],
+        config,
+        so_far=lambda value, error: told.append((value, error)),
+        progress=lambda done, total: steps.append((done, total)),
     )
+    assert steps == [(done + 1, 60) for done in range(60)]
     assert len(told) == 10
     assert told[-1] == (result.llc_mean, result.llc_mcse) == (quiet.llc_mean, quiet.llc_mcse)
 

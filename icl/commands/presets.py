@@ -1,0 +1,32 @@
+"""`icl presets`: the named settings of the sampler."""
+
+from icl.sampling.presets import PRESETS
+
+ABOUT = {
+    "published": "Those of arXiv 2402.02364, for its transformers. At early checkpoints the chains leave the region of the weights.",
+    "calibrated": "For the same transformers: chains stay near the weights at every checkpoint. A minute or so per checkpoint.",
+    "automatic": "For any model: short pilot chains choose the constants, and draws go on until the error is small. The slowest.",
+}
+SHOWN = (
+    "sampling_method",
+    "num_chains",
+    "num_burnin_steps",
+    "num_draws",
+    "grad_batch_size",
+    "epsilon",
+    "gamma",
+    "nbeta",
+    "target_error",
+)
+
+
+def print_presets() -> None:
+    """Print every preset with what it is for and its settings."""
+    for name, sampler in PRESETS.items():
+        print(f"{name}: {ABOUT[name]}")
+        values = {key: getattr(sampler, key) for key in SHOWN}
+        print("  " + ", ".join(f"{key} {value}" for key, value in values.items() if value is not None))
+    print(
+        "Use one with `icl llc FILE --preset NAME`, or in a sweep file with preset: {value: NAME}; --set changes single settings of it."
+    )
+    print("`icl llc FILE --preset NAME --dry-run` says how long it takes here.")

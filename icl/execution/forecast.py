@@ -1,0 +1,170 @@
+"""What runs will cost, before they begin: time from a short measurement on this machine, and disk from the sizes of files.
+
+A part of a run is measured alone (a step, an evaluation, a file), and counted as often as the run's grids say. Nothing is
+written but a few files in the system's temporary folder.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from icl.checkpoints import Checkpoints
+from icl.config import ConfigError, Training, TrainingConfig
+from icl.estimation import LLCConfig, estimate_at_checkpoint
+from icl.execution.surroundings import Surroundings
+from icl.model import initial_parameters
+from icl.sampling.budget import MOST_TIMES
+from icl.storage import LocalStore
+from icl.tracking.trackers import LocalTracker
+from icl.training.loop import stepper_for
+
+MEASURED_S = 1.0
+"""How long one measurement lasts, about."""
+
+ROW_BYTES = 1500
+"""Of a row of metrics, about."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The cost of one run.
+
+    Attributes:
+        seconds: from its start to its end, alone in a process that has begun.
+        most_seconds: the same if an estimate needs the most draws that it may take.
+        bytes: on the disk.
+        checkpoints: how many the run writes, or estimates are made at.
+        step_seconds: of one training step, or of one step of all chains.
+        parameters: of the model.
+    """
+
+    seconds: float
+    most_seconds: float
+    bytes: int
+    checkpoints: int
+    step_seconds: float
+    parameters: int
+
+
+def forecast_training(config: Training, place: Surroundings, measured_s: float = MEASURED_S) -> Forecast:
+    """The cost of a training run from its first step, by the code that would train it."""
+    config = config.resolved()
+    with stepper_for([config], 0, [{}], place.device, place.threads) as stepper:
+        stepper.run(1)  # compiles, and fills caches
+        step_s = _seconds_each(lambda: stepper.run(1), measured_s)
+        stepper.evaluate()
+        evaluation_s = _seconds_each(stepper.evaluate, measured_s / 3)
+        weights = {name: value.cpu() for name, value in stepper.weights()[0].items()}
+        state = stepper.states()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints, tracker = (
+            Checkpoints(LocalStore(Path(folder)), config.name),
+            LocalTracker(Path(folder) / "metrics"),
+        )
+        about = {"config": config.model_dump_json()}
+        checkpoint_s = _seconds_each(lambda: checkpoints.save(0, weights, about), measured_s / 10)
+        state_s = _seconds_each(lambda: checkpoints.save_state(1, state, about), measured_s / 10)
+        row_s = _seconds_each(lambda: tracker.log(0, {"batch/loss": 1.0}), measured_s / 10)
+        sizes = checkpoints.store.sizes(checkpoints.prefix)
+    weights_bytes, state_bytes = sizes[checkpoints.weights_key(0)], sizes[checkpoints.state_key(1)]
+    saved, evaluated = len(config.checkpoint_steps()), len(config.logging_steps())
+    states = config.num_steps // config.checkpointer_config.state_every + 1
+    rows = evaluated + config.num_steps // config.logger_config.loss_every
+    seconds = (
+        config.num_steps * step_s + evaluated * evaluation_s + saved * checkpoint_s + states * state_s + rows * row_s
+    )
+    size = saved * weights_bytes + state_bytes + evaluated * ROW_BYTES + rows * 50
+    return Forecast(seconds, seconds, size, saved, step_s, _count(weights))
+
+
+class _Measured(Exception):
+    """Ends an estimate that was begun to measure its speed."""
+
+
+def forecast_llc(config: LLCConfig, place: Surroundings, measured_s: float = MEASURED_S) -> Forecast:
+    """The cost of the estimates along a run: at its checkpoints, or where it has none yet at those that it will have.
+
+    Where the sampler finds its own step size, its pilot chains come on top. With a target error the draws go on, from
+    those that are asked for, to four times as many at most; `seconds` is the cost of the former.
+    """
+    if not isinstance(config.training, TrainingConfig):
+        raise ConfigError(
+            "the cost of estimates is foreseen for runs of the regression transformer alone; leave --dry-run out"
+        )
+    training = place.with_kept_seed(config.training).resolved()
+    config = config.of(training)
+    checkpoints = place.checkpoints(training)
+    present = checkpoints.steps()
+    chosen = config.chosen_steps(present or training.checkpoint_steps())
+    shape = training.task_config.shape
+    weights = (
+        checkpoints.load(chosen[-1]) if present else initial_parameters(shape, training.task_config.model_seed or 0)
+    )
+    begun, step_s, steps = measured_estimate(config, weights, place, measured_s)
+    each = begun + steps * step_s
+    sampler = config.sampler_config
+    most = (
+        sampler.max_draws or MOST_TIMES * sampler.num_draws if sampler.target_error is not None else sampler.num_draws
+    )
+    factor = (sampler.num_burnin_steps + most) / (sampler.num_burnin_steps + sampler.num_draws)
+    size = len(chosen) * (ROW_BYTES + sampler.num_chains * 100 * 25)
+    return Forecast(each * len(chosen), each * factor * len(chosen), size, len(chosen), step_s, _count(weights))
+
+
+def measured_estimate(
+    config: LLCConfig, weights: Mapping[str, Tensor], place: Surroundings, measured_s: float = MEASURED_S
+) -> tuple[float, float, int]:
+    """Seconds before the first step of an estimate, seconds of a step, and how many steps it has, from one that is begun and left."""
+    sampler = config.sampler_config
+    update: dict[str, object] = {
+        "cores": place.threads if place.device.type == "cpu" else 1,
+        "target_error": None,
+        "max_draws": None,
+    }
+    if sampler.step_size is None:  # any step costs as much; the pilot chains, which look for a good one, are left out
+        update |= {"epsilon": 1e-7, "gamma": 1.0 if sampler.gamma is None else sampler.gamma}
+    config = config.model_copy(update={"sampler_config": sampler.model_copy(update=update)})
+    start = time.perf_counter()
+    seen: list[tuple[float, int, int]] = []
+
+    def watch(done: int, total: int) -> None:
+        seen.append((time.perf_counter(), done, total))
+        if seen[-1][0] - seen[0][0] > measured_s:
+            raise _Measured
+
+    try:
+        estimate_at_checkpoint(config, weights, place.device, watch)
+    except _Measured:
+        pass
+    except (ValueError, RuntimeError):
+        if len(seen) < 2:  # too early to say how long a step takes
+            raise
+    (first, done, _), (last, reached, total) = seen[0], seen[-1]
+    step_s = (last - first) / max(reached - done, 1)
+    return max(first - start - done * step_s, 0.0), step_s, total
+
+
+def wall_seconds(seconds: Sequence[float], jobs: int, startup_s: float = 0.0) -> float:
+    """How long runs take together, `jobs` at a time, each begun when one before it ends."""
+    ends = [0.0] * max(min(jobs, len(seconds)), 1)
+    for each in seconds:
+        earliest = ends.index(min(ends))
+        ends[earliest] += startup_s + each
+    return max(ends)
+
+
+def _count(weights: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in weights.values())
+
+
+def _seconds_each(call: Callable[[], object], measured_s: float) -> float:
+    """The mean time of a call, over as many as fit."""
+    start, calls = time.perf_counter(), 0
+    while calls < 3 or (time.perf_counter() - start < measured_s and calls < 1000):
+        call()
+        calls += 1
+    return (time.perf_counter() - start) / calls
