@@ -515,7 +515,10 @@ def presets() -> None:
 @app.command()
 def config(
     command: Annotated[
-        str | None, typer.Argument(help="train or llc: the command whose settings to print. Default: both.")
+        str | None,
+        typer.Argument(
+            help="train or llc: the command whose settings to print. Default: both. language: train's for language models."
+        ),
     ] = None,
     words: Annotated[
         list[str] | None, typer.Argument(help="Print only settings whose key contains one of these words.")
