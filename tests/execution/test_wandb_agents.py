@@ -412,3 +412,31 @@ def test_training_ends_whatever_the_server_does(fault, tmp_path):
     quiet = Workplace(tmp_path / "quiet", {})
     quiet.run("icl", "train", quiet.write(long_sweep(steps)), "--index", "0")
     assert_equal_results(place, quiet, 1)
+
+
+def test_a_users_own_subject_leaves_the_same_bytes_through_an_agent_and_offline(tmp_path):
+    sampler = constants(num_chains=2, num_draws=11, epsilon=1e-3, nbeta=13.0, init_seed=5)
+    sweep = {
+        "name": "own",
+        "method": "grid",
+        "command": ["${env}", "icl", "llc"],
+        "project": "tiny-project",
+        "parameters": {
+            **constants(subject="my_module:MySubject"),
+            "subject_config": {"parameters": {"width": {"values": [2, 3]}}},
+            "sampler_config": {"parameters": sampler},
+        },
+    }
+    module = Path(__file__).parents[1] / "subjects" / "my_module.py"
+    with wandb_server() as server:
+        hosted, offline = Workplace(tmp_path / "hosted", server.environment()), Workplace(tmp_path / "offline", {})
+        for place in (hosted, offline):
+            (place.folder / "my_module.py").write_text(module.read_text())
+        finish(hosted.start("wandb", "agent", hosted.create_sweep(sweep)))
+    offline.run("icl", "llc", offline.write(sweep), "--tracking", "local")
+    found = [place.results() for place in (hosted, offline)]
+    assert list(found[0]) == list(found[1])
+    assert len(found[0]) == 2
+    for name in found[0]:
+        one, other = ((runs[name] / "metrics.jsonl").read_bytes() for runs in found)
+        assert one == other
