@@ -445,6 +445,10 @@ def report(
 
 @app.command()
 def runs(
+    action: Annotated[
+        str | None, typer.Argument(help="show, compare, export, rename or delete. Default: list all runs.")
+    ] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="The runs that the action is about.")] = None,
     verify: Annotated[bool, typer.Option(help="Read every checkpoint, and say which are damaged.")] = False,
     prune: Annotated[
         int | None,
@@ -458,14 +462,24 @@ def runs(
         typer.Option(help="Copy runs FROM one place TO another. A place is a folder or s3://bucket/prefix."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Only this run.")] = None,
+    csv: Annotated[bool, typer.Option("--csv", help="With export: as CSV, which is the only form.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            help="With export: a folder for runs.csv, metrics.csv and estimates.csv. Default: print the first."
+        ),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="With delete: do not ask.")] = False,
 ) -> None:
-    """List all runs, with the number of checkpoints, the size, and whether each is finished.
+    """List all runs: when they were written, which settings differ, how far they are, their loss, estimates, size and state.
 
-    With an option, check, thin out or copy them.
+    Actions: `icl runs show RUN`, `icl runs compare RUN RUN`, `icl runs export --csv --output FOLDER`, `icl runs rename RUN
+    NAME`, `icl runs delete RUN`. With an option, check, thin out or copy runs.
     """
     from icl.commands.runs import runs_command
 
-    raise typer.Exit(runs_command(verify, prune, copy, name))
+    _ = csv
+    raise typer.Exit(runs_command(verify, prune, copy, name, action=action, names=names or [], output=output, yes=yes))
 
 
 @app.command()

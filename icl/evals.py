@@ -25,6 +25,7 @@ from torch import Tensor
 from icl.baselines import Predictor, dmmse_predictor, ridge_predictor
 from icl.config import TrainingConfig
 from icl.engine import Predict, choose_path
+from icl.engine import cross_entropy_loss as cross_entropy_loss
 from icl.engine import mse_loss as mse_loss
 from icl.engine.loss import token_losses
 from icl.model import flatten, parameter_layout

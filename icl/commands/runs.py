@@ -1,26 +1,29 @@
 """`icl runs`: what it prints about runs, and what it does with them."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from icl.checkpoints import CheckpointError
+from icl.checkpoints.run import FOLDER
 from icl.checkpoints.runs import (
     CopyReport,
     Problem,
-    RunSummary,
     choose,
     copy_run,
     list_runs,
     prune_run,
     verify_run,
 )
+from icl.commands.run_things import act, overview
 from icl.config import ConfigError
 from icl.config.steps import spread_in_log_time
 from icl.execution.progress import progress_bar
-from icl.storage import LocalStore, MirroredStore, StorageError, Store, open_store, store_from_environment
+from icl.storage import LocalStore, MirroredStore, StorageError, Store, local_root, open_store, store_from_environment
 
 
 def runs_command(
@@ -30,6 +33,10 @@ def runs_command(
     name: str | None,
     environ: Mapping[str, str] = os.environ,
     console: Console | None = None,
+    action: str | None = None,
+    names: Sequence[str] = (),
+    output: Path | None = None,
+    yes: bool = False,
 ) -> int:
     """The exit status of `icl runs`: 0, or 1 if a checkpoint is damaged, or could not be copied or deleted everywhere.
 
@@ -39,7 +46,7 @@ def runs_command(
     if (verify, prune is not None, copy is not None).count(True) > 1:
         raise ValueError("choose one of --verify, --prune and --copy")
     # A table that is read by a program, not a person, must not be folded at 80 columns.
-    console = console or Console(width=None if Console().is_terminal else 160)
+    console = console or Console(width=None if Console().is_terminal else 250)
     if copy is not None:
         return _copy(open_store(copy[0]), open_store(copy[1]), name, console)
     store = store_from_environment(environ)
@@ -49,20 +56,29 @@ def runs_command(
         return _verify(store, name, console)
     if prune is not None:
         return _prune(store, name, prune, console)
-    console.print(_table(choose(list_runs(store), name), store))
+    if action is not None:
+        return act(action, names, output, yes, console, environ)
+    console.print(_table(overview(choose(list_runs(store), name), store, local_root(environ) / FOLDER), store))
     return 0
 
 
-def _table(runs: list[RunSummary], store: Store) -> Table:
+def _table(runs: Sequence[Mapping[str, Any]], store: Store) -> Table:
     table = Table(title=f"{len(runs)} runs in {store}", title_justify="left")
     table.add_column("run", overflow="fold")
-    for heading in ("checkpoints", "newest step", "size"):
+    table.add_column("date", no_wrap=True)
+    table.add_column("what differs", overflow="fold")
+    for heading in ("steps", "last loss", "checkpoints", "estimates", "size"):
         table.add_column(heading, justify="right")
     table.add_column("state")
     table.add_column("written by")
     for run in runs:
-        newest = "-" if run.newest_step is None else f"{run.newest_step:,}"
-        table.add_row(run.name, f"{run.checkpoints:,}", newest, _size(run.size), run.state, str(run.writer or ""))
+        loss = f"{run['last_loss']} (!)" if run["remark"] else run["last_loss"]
+        table.add_row(
+            run["run"], run["date"], run["settings"], run["steps"], loss, f"{run['checkpoints']:,}", f"{run['estimates']:,}",
+            _size(run["size"]), run["state"], run["writer"],
+        )  # fmt: skip
+    if any(run["remark"] for run in runs):
+        table.caption = "(!) it did not learn: icl runs show RUN says more"
     return table
 
 

@@ -6,6 +6,7 @@ with token loss k = mean over the batch of (prediction_k - y_k)², and the gradi
 the training loss.
 """
 
+from icl.engine.cross_entropy import cross_entropy_loss
 from icl.engine.loss import batched_loss_and_grad, loss_and_grad, mse_loss
 from icl.engine.paths import LossAndGrad, Path, Predict, choose_path
 
@@ -15,6 +16,7 @@ __all__ = [
     "Predict",
     "batched_loss_and_grad",
     "choose_path",
+    "cross_entropy_loss",
     "loss_and_grad",
     "mse_loss",
 ]

@@ -30,7 +30,7 @@ class SamplerConfig(Settings):
 
     later = (
         "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "batch_order", "noise_law",
-        "localization_units", "estimator",
+        "localization_units", "estimator", "grad_accumulation_steps", "autocast",
     )  # fmt: skip
 
     sampling_method: str = Field(
@@ -129,6 +129,15 @@ class SamplerConfig(Settings):
         default="auto",
         description="how the batches of a list or loader follow each other: in turn, again and again, or drawn at random at every step, "
         "so that no rhythm of theirs can drive a chain; auto: at random where the step size is found, in turn where it is given",
+    )
+    grad_accumulation_steps: int = Field(
+        default=1,
+        ge=1,
+        description="pieces in which a batch goes through the model, so that it need not fit the memory at once",
+    )
+    autocast: Literal["bf16"] | None = Field(
+        default=None,
+        description="bf16: run the model in bfloat16, where PyTorch's autocast does; w* too. null: in its own precision",
     )
     independent_batches: bool = Field(
         default=False,

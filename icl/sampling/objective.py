@@ -256,10 +256,10 @@ class ModuleObjective:
             ) from error
 
     def _give_up_vectorising(self, error: Exception) -> None:
-        logger.info(
-            "this model cannot be vectorised over chains, running them one by one: %s", str(error).split("\n")[0]
-        )
-        self._vectorise = False
+        if self._vectorise:
+            self._vectorise = False
+            reason = str(error).split("\n")[0][:200]
+            logger.warning("this model cannot be vectorised over chains, which run one by one: %s", reason)
 
 
 class _Within(nn.Module):

@@ -229,6 +229,21 @@ def num_samples(batch: Batch) -> int:
     return len(first) if first is not None and first.ndim > 0 else 1
 
 
+def part_of(value: Any, chosen: slice, size: int) -> Any:
+    """Some samples of a batch of `size`: its tensors cut along their first dimension, where that is the samples'."""
+    if isinstance(value, Tensor):
+        return value[chosen] if value.ndim > 0 and len(value) == size else value
+    if isinstance(value, Mapping):
+        return {key: part_of(each, chosen, size) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        parts = [part_of(each, chosen, size) for each in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {each.name: part_of(getattr(value, each.name), chosen, size) for each in fields(value) if each.init}
+        return replace(value, **parts)
+    return value
+
+
 def tensors_of(batch: Batch) -> Iterator[Tensor]:
     """The tensors of a batch, in order."""
     if isinstance(batch, Tensor):

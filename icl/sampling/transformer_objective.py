@@ -5,6 +5,7 @@ Shapes: B batch, K examples, E chains, P sampled parameters; the losses of a bat
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.func import vmap
 from icl.engine import choose_path, mse_loss
 from icl.engine.capture import Replayed
 from icl.model import InContextRegressionTransformer, TransformerShape, parameter_layout, predict, unflatten
+from icl.sampling.accumulation import Accumulated, in_bf16
 from icl.sampling.config import SamplerConfig
 from icl.sampling.objective import LossFunction, ModuleObjective, Objective, kept_for_backward
 from icl.sampling.restriction import Masks, restrict
@@ -167,7 +169,9 @@ def make_objective(
     model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None = None
 ) -> Objective:
     """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`; in the configured units."""
-    objective = _in_weights(model, loss_fn, config, mask)
+    objective: Any = _in_weights(model, loss_fn, config, mask)
+    if config.grad_accumulation_steps > 1:
+        objective = Accumulated(objective, config.grad_accumulation_steps, loss_fn)
     return InUnits(objective) if config.localization_units == "relative" else objective
 
 
@@ -175,8 +179,13 @@ def _in_weights(
     model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None
 ) -> TransformerObjective | ModuleObjective:
     trained = all(value.requires_grad for value in model.parameters())
-    if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained:
+    if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained and config.autocast is None:
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(model, config.include, config.exclude, threads, mask=mask)
-    return ModuleObjective(model, loss_fn, config.include, config.exclude, mask=mask)
+    if config.autocast is None:
+        return ModuleObjective(model, loss_fn, config.include, config.exclude, mask=mask)
+    device = next(model.parameters()).device
+    objective = ModuleObjective(model, in_bf16(loss_fn, device), config.include, config.exclude, mask=mask)
+    objective.resolution = torch.finfo(torch.bfloat16).eps
+    return objective

@@ -14,12 +14,18 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
+from icl.checkpoints import CheckpointError
 from icl.config import ConfigError
 from icl.sampling.objective import Batch, LossFunction
+from icl.storage import StorageError
 from icl.subjects.subject import Subject
 
 METHODS = ("steps", "model", "loss", "batches")
-SHIPPED: Mapping[str, str] = {"language": "icl.subjects.language_model:LanguageModel"}
+SHIPPED: Mapping[str, str] = {
+    "language": "icl.subjects.language_model:LanguageModel",
+    "checkpoints": "icl.subjects.folder:CheckpointFolder",
+    "reference": "icl.subjects.reference:ReferenceRun",
+}
 """Name -> "module:Class" of the subjects that come with the library, besides the regression run."""
 
 
@@ -44,7 +50,24 @@ def make_subject(value: str, settings: Mapping[str, Any]) -> Subject:
     kind = _class_of(value)
     checked = _checked_settings(kind, settings)
     with _explained(f"{kind.__name__}({', '.join(checked)})"):
-        return CheckedSubject(kind(**checked))
+        subject = kind(**checked)
+    _refuse_incomplete(subject, kind.__name__, METHODS)
+    return CheckedSubject(subject)
+
+
+def imported(value: str) -> Any:
+    """What "module:name" stands for, looked for from the working directory.
+
+    Raises:
+        ConfigError: there is no such module, or nothing of the name in it.
+    """
+    module_name, colon, name = value.partition(":")
+    if not colon or not name.isidentifier():
+        raise ConfigError(f"write module:name (got {value!r})")
+    found = getattr(_module(module_name), name, None)
+    if found is None:
+        raise ConfigError(f"{module_name} has no {name}")
+    return found
 
 
 def short_name(value: str) -> str:
@@ -116,13 +139,17 @@ def _class_of(value: str) -> type:
         raise ConfigError(f"subject: {module_name} has no {name}{hint}")
     if not isinstance(kind, type):
         raise ConfigError(f"subject: {value} is a {type(kind).__name__}; it must be a class")
-    missing = [method for method in METHODS if not callable(getattr(kind, method, None))]
+    # Its loss may be made with it.
+    _refuse_incomplete(kind, name, [method for method in METHODS if method != "loss"])
+    return kind
+
+
+def _refuse_incomplete(subject: Any, name: str, methods: Sequence[str]) -> None:
+    missing = [method for method in methods if not callable(getattr(subject, method, None))]
     if missing:
         raise ConfigError(
-            f"subject: {name} has no method {missing[0]}; a subject has steps(), model(step), loss(predict, batch) and "
-            "batches(step)"
+            f"subject: {name} has no method {missing[0]}; a subject has steps(), model(step), loss(predict, batch) and batches(step)"
         )
-    return kind
 
 
 def _module(name: str) -> Any:
@@ -194,6 +221,8 @@ def _explained(what: str):
         yield
     except ValidationError as error:
         raise ConfigError(_one_line(error)) from None
+    except (ConfigError, CheckpointError, StorageError):  # they say it in one line already
+        raise
     except Exception as error:
         raise ConfigError(f"{what} failed: {_reason(error)}") from error
 

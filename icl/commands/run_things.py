@@ -1,0 +1,240 @@
+"""`icl runs show|compare|export|rename|delete`: single runs, looked at and moved."""
+
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from icl.checkpoints import CheckpointError
+from icl.checkpoints.run import FOLDER
+from icl.checkpoints.runs import RunSummary, choose, list_runs
+from icl.config import ConfigError, Training
+from icl.config.settings import dotted
+from icl.config.varying import varying
+from icl.estimation.traces import read_estimates
+from icl.execution.closing import estimate_text, in_short, short_name
+from icl.execution.health import loss_name
+from icl.execution.opened import Run, open_run, open_runs
+from icl.storage import LocalStore, StorageError, Store
+from icl.storage.files import write_atomically, write_table
+
+ACTIONS = {"show": 1, "compare": 2, "export": 0, "rename": 2, "delete": 1}
+"""Action -> the fewest names of runs that it takes."""
+
+
+def act(
+    action: str,
+    names: Sequence[str],
+    output: Path | None,
+    yes: bool,
+    console: Console,
+    environ: Mapping[str, str] = os.environ,
+) -> int:
+    """Do one of ACTIONS; the exit status.
+
+    Raises:
+        ConfigError: an unknown action, too few names, or no such run.
+        RunInUseError: a run to move or delete is being written.
+    """
+    if action not in ACTIONS:
+        raise ConfigError(f"icl runs has no action {action!r}; there are: {', '.join(ACTIONS)}")
+    if len(names) < ACTIONS[action] or (action == "rename" and len(names) != 2):
+        raise ConfigError(
+            f"icl runs {action} takes {ACTIONS[action]} {'names' if ACTIONS[action] > 1 else 'name'} of runs"
+        )
+    if action == "rename":
+        rename(open_run(names[0], environ), names[1])
+    elif action == "delete":
+        return delete([open_run(name, environ) for name in names], yes)
+    elif action == "export":
+        first = open_run(names[0], environ) if names else None
+        store = first.store if first is not None else None
+        every = list(names) or [run.name for run in list_runs(store or _store(environ))]
+        export([open_run(name, environ) for name in every], output)
+    elif action == "show":
+        for name in names:
+            show(open_run(name, environ), console)
+    else:
+        compare([open_run(name, environ) for name in names], console)
+    return 0
+
+
+def _store(environ: Mapping[str, str]) -> Store:
+    from icl.storage import store_from_environment
+
+    return store_from_environment(environ)
+
+
+def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> list[dict[str, Any]]:
+    """One row per run: `run`, `date`, `settings` (those that differ between the runs), `steps`, `last_loss`, `checkpoints`,
+    `estimates`, `state`, `size`, `writer`, `remark`."""
+    runs = [Run(summary.name, store, results) for summary in summaries]
+    known = [_settings(run) for run in runs]
+    told = [{} if each is None else each.told().model_dump(mode="json", include=set(each.decides)) for each in known]
+    differing = varying([each for each in told if each])
+    rows = []
+    for run, summary, settings, each in zip(runs, summaries, known, told, strict=True):
+        flat = dotted(each)
+        rows.append(
+            {
+                "run": run.name,
+                "date": _date(results / run.name),
+                "settings": ", ".join(f"{short_name(key, differing)} {flat[key]}" for key in differing if key in flat),
+                "steps": f"{(summary.newest_step or 0) + 1:,}" + (f" of {settings.num_steps:,}" if settings else ""),
+                "last_loss": _last_loss(run, settings),
+                "checkpoints": summary.checkpoints,
+                "estimates": sum(len(found.rows) for found in run.estimate_sets),
+                "state": summary.state,
+                "size": summary.size,
+                "writer": str(summary.writer or ""),
+                "remark": str(run.summary.get("remark", "")),
+            }
+        )
+    return rows
+
+
+def show(run: Run, console: Console) -> None:
+    """Print one run: its state, its settings that are not defaults, its estimates."""
+    row = overview(choose(list_runs(run.store), run.name), run.store, run.results)[0]
+    for label, key in (
+        ("run", "run"),
+        ("date", "date"),
+        ("steps", "steps"),
+        ("state", "state"),
+        ("last loss", "last_loss"),
+    ):
+        console.print(f"{label}: {row[key]}", highlight=False, soft_wrap=True)
+    console.print(f"checkpoints: {', '.join(map(str, run.steps))}", highlight=False, soft_wrap=True)
+    if row["remark"]:
+        console.print(f"remark: {row['remark']}", highlight=False, soft_wrap=True)
+    defaults = dotted(type(run.settings).parse({}).model_dump(mode="json"))
+    own = dotted(run.settings.told().model_dump(mode="json"))
+    changed = {key: value for key, value in own.items() if defaults.get(key) != value and key != "run_name"}
+    console.print("settings (others are defaults, `icl config`):", highlight=False, soft_wrap=True)
+    for key, value in changed.items():
+        console.print(f"  {key}={json.dumps(value)}", highlight=False, soft_wrap=True)
+    for found in run.estimate_sets:
+        console.print(f"estimates {found.name} {found.preset}".rstrip() + ":", highlight=False, soft_wrap=True)
+        for estimate in read_estimates(found.folder):
+            told = in_short(str(estimate.get("verdict", "")))
+            console.print(
+                f"  step {estimate['step']:,}: {estimate_text(estimate)}, {told}", highlight=False, soft_wrap=True
+            )
+
+
+def compare(runs: Sequence[Run], console: Console) -> None:
+    """Print what differs between runs: settings, steps, last losses."""
+    told = [dotted(run.settings.told().model_dump(mode="json")) for run in runs]
+    table = Table("", *(run.name for run in runs))
+    for key in varying([run.settings.told().model_dump(mode="json") for run in runs]):
+        table.add_row(key, *(str(each.get(key, "-")) for each in told))
+    rows = [overview(choose(list_runs(run.store), run.name), run.store, run.results)[0] for run in runs]
+    for label, key in (
+        ("steps", "steps"),
+        ("last loss", "last_loss"),
+        ("checkpoints", "checkpoints"),
+        ("estimates", "estimates"),
+    ):
+        table.add_row(label, *(str(row[key]) for row in rows))
+    console.print(table)
+
+
+def export(runs: Sequence[Run], output: Path | None) -> None:
+    """Write the settings, metrics and estimates of runs as CSV files into a folder, or the settings to the standard output."""
+    together = open_runs([run.name if output is None else str(run.results / run.name) for run in runs])
+    if output is None:
+        together.config.to_csv(sys.stdout, index=False)
+        return
+    for name, table in (("runs", together.config), ("metrics", together.metrics), ("estimates", together.estimates)):
+        if len(table):
+            write_table(table, output / f"{name}.csv")
+            print(output / f"{name}.csv")
+
+
+def rename(run: Run, new: str) -> None:
+    """Give a run, and its estimates, another name. Sweep files find it by `run_name` from then on.
+
+    Raises:
+        ConfigError: the name is taken or none, or the run lies in a bucket too.
+        RunInUseError: it is being written.
+    """
+    if not isinstance(run.store, LocalStore):
+        raise ConfigError(
+            f"{run.name} lies in a bucket too, where nothing can be renamed; copy it with icl runs --copy"
+        )
+    type(run.settings).parse({**run.settings.model_dump(mode="json"), "run_name": new})  # whether it may be a name
+    moves = {
+        run.name: new,
+        **{found.name: found.name.replace(f"llc-{run.name}-", f"llc-{new}-", 1) for found in run.estimate_sets},
+    }
+    for name in moves.values():
+        if (run.results / name).exists():
+            raise ConfigError(f"there is a run {name} already; choose another name")
+    with run.checkpoints.lock():
+        for old, name in moves.items():
+            path = run.results / old / "config.json"
+            if path.exists():
+                told = {**json.loads(path.read_text()), "run_name": new}
+                write_atomically(path, (json.dumps(told, indent=2, sort_keys=True) + "\n").encode())
+            os.rename(run.results / old, run.results / name)
+    print(f"{run.name} is {new} now; sweep files find it by run_name: {{value: {new}}}")
+
+
+def delete(runs: Sequence[Run], yes: bool) -> int:
+    """Delete runs with their checkpoints and estimates, after asking; the exit status.
+
+    Raises:
+        RunInUseError: one is being written.
+    """
+    for run in runs:
+        summary = choose(list_runs(run.store), run.name)[0]
+        estimates = run.estimate_sets
+        what = f"{run.name}: {summary.checkpoints:,} checkpoints and {len(estimates)} sets of estimates in {run.store}"
+        if not yes:
+            if not sys.stdin.isatty():
+                raise ConfigError(f"nothing is deleted without a yes: icl runs delete {run.name} --yes deletes {what}")
+            if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+                print("left as it is")
+                continue
+        with run.checkpoints.lock():
+            for key in run.store.list(f"{FOLDER}/{run.name}"):
+                run.store.delete(key)
+            run.store.flush()
+        for name in (run.name, *(found.name for found in estimates)):
+            shutil.rmtree(run.results / name, ignore_errors=True)
+        print(f"deleted {what}")
+    return 0
+
+
+def _settings(run: Run) -> Training | None:
+    try:
+        return run.settings
+    except (CheckpointError, ConfigError, StorageError):  # damaged, of another version, or without settings
+        return None
+
+
+def _date(folder: Path) -> str:
+    """When something was last written to a run, to the minute."""
+    times = (
+        [path.stat().st_mtime for path in folder.glob("*") if not re.match(r"\.", path.name)] if folder.is_dir() else []
+    )
+    return datetime.fromtimestamp(max(times)).strftime("%Y-%m-%d %H:%M") if times else "-"
+
+
+def _last_loss(run: Run, settings: Training | None) -> str:
+    name = "batch/loss" if settings is None else loss_name(settings)
+    value = run.summary.get(name)
+    if value is None:
+        rows = run.metrics
+        column = name if name in rows.columns else "batch/loss"
+        logged = rows[column].dropna().tolist() if column in rows.columns else []
+        value = logged[-1] if logged else None
+    return "-" if value is None else f"{value:,.4g}"

@@ -1,0 +1,78 @@
+"""A batch in pieces, so that it need not fit the memory at once, and a loss in half precision.
+
+Shapes: E chains, P sampled parameters, T losses of one batch.
+"""
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from icl.sampling.objective import Batch, LossFunction, Objective
+from icl.sampling.supply import num_samples, part_of
+
+
+class Accumulated:
+    """The losses and gradients of a batch as the weighed mean of those of its pieces.
+
+    A piece weighs as many samples as it has, or what `loss_fn.weight(piece)` says: over as much the loss takes its mean.
+
+    Args:
+        objective: of a piece.
+        pieces: how many; of a smaller batch one per sample.
+    """
+
+    def __init__(self, objective: Objective, pieces: int, loss_fn: LossFunction) -> None:
+        self.objective, self.anchor = objective, objective.anchor
+        self._pieces = pieces
+        self._weight: Callable[[Batch], Any] = getattr(loss_fn, "weight", num_samples)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)  # what an objective says of itself
+
+    def losses(self, positions: Tensor, batch: Batch) -> Tensor:
+        """Losses (E, T) at positions (E, P)."""
+        total = None
+        for share, piece in self._parts(batch):
+            losses = share * self.objective.losses(positions, piece)
+            total = losses if total is None else total + losses
+        assert total is not None
+        return total
+
+    def losses_and_gradients(
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (E, T) and gradients (E, P)."""
+        total = None
+        for share, piece in self._parts(batch):
+            losses, gradients = self.objective.losses_and_gradients(positions, piece, token_weights)
+            part = share * losses, share * gradients
+            total = part if total is None else (total[0] + part[0], total[1] + part[1])
+        assert total is not None
+        return total
+
+    def bytes_for_backward(self, batch: Batch) -> int:
+        """Memory of a backward pass, which is that of one piece."""
+        return getattr(self.objective, "bytes_for_backward", lambda piece: 0)(next(self._parts(batch))[1])
+
+    def _parts(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
+        size = num_samples(batch)
+        count = min(self._pieces, size)
+        edges = [size * place // count for place in range(count + 1)]
+        pieces = [part_of(batch, slice(start, end), size) for start, end in pairwise(edges)]
+        weights = [float(self._weight(piece)) for piece in pieces]
+        for weight, piece in zip(weights, pieces, strict=True):
+            yield weight / sum(weights), piece
+
+
+def in_bf16(loss_fn: LossFunction, device: torch.device) -> LossFunction:
+    """The loss with the module run in bfloat16 by `torch.autocast`, as a float32 number."""
+
+    def loss(predict: Callable[..., Any], batch: Batch) -> Tensor:
+        # Without its cache of cast weights: those of the next chain are others.
+        with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
+            return loss_fn(predict, batch).float()
+
+    return loss

@@ -1,0 +1,124 @@
+"""Runs as things: shown, compared, exported, renamed, deleted."""
+
+import io
+import json
+import shutil
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from icl.checkpoints import Checkpoints
+from icl.commands.runs import runs_command
+from icl.config import ConfigError, TrainingConfig
+from icl.estimation import LLCConfig
+from icl.execution.llc_run import run_llc
+from icl.execution.surroundings import Surroundings
+from icl.execution.training_runs import run_training
+from icl.storage import LocalStore
+
+TASK = {"task_size": 2, "max_examples": 3, "embed_size": 4, "mlp_size": 5, "num_heads": 1, "num_layers": 1}
+TASK |= {"num_tasks": "inf", "pretrain_seed": None, "true_seed": None, "sampling_seed": None}
+SAMPLER = {
+    "num_chains": 2,
+    "num_draws": 5,
+    "epsilon": 1e-5,
+    "gamma": 1.0,
+    "nbeta": 10.0,
+    "init_seed": 0,
+    "grad_batch_size": 3,
+}
+
+
+def config_of(lr: float) -> TrainingConfig:
+    small = {
+        "num_steps": 12,
+        "batch_size": 3,
+        "eval_batch_size": 7,
+        "checkpointer_config": {"checkpoint_steps": [0, 5]},
+    }
+    return TrainingConfig.parse({"task_config": TASK, "optimizer_config": {"lr": lr}, **small})
+
+
+SLOW, WILD = config_of(0.001), config_of(90.0)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    root = tmp_path_factory.mktemp("runs")
+    place = Surroundings.from_environment({"LOCAL_ROOT": str(root), "DEVICE": "cpu"}, tracking="local")
+    for config in (SLOW, WILD):
+        run_training(config, place)
+    run_llc(LLCConfig.parse({**SLOW.model_dump(mode="json"), "sampler_config": SAMPLER, "step": 5}), place)
+    return root
+
+
+@pytest.fixture
+def root(made, tmp_path):
+    return shutil.copytree(made, tmp_path / "root")
+
+
+def icl_runs(root, action: str | None = None, *names: str, **options) -> str:
+    console = Console(width=250, record=True, file=io.StringIO())
+    environ = {"LOCAL_ROOT": str(root)}
+    assert runs_command(False, None, None, None, environ, console, action, names, **options) == 0
+    return console.export_text()
+
+
+def test_the_list_says_what_differs_how_far_they_are_and_which_did_not_learn(root):
+    text = icl_runs(root)
+    slow, wild = (next(line for line in text.splitlines() if config.name in line) for config in (SLOW, WILD))
+    assert "lr 0.001" in slow
+    assert "lr 90.0" in wild
+    assert "12 of 12" in slow
+    assert "(!)" in wild
+    assert "did not learn" in icl_runs(root, "show", WILD.name)
+
+
+def test_a_run_is_shown_with_its_own_settings_and_estimates_and_two_are_compared(root):
+    text = icl_runs(root, "show", SLOW.name)
+    assert "checkpoints: 0, 5, 11" in text
+    assert "task_config.embed_size=4" in text
+    assert "betas" not in text
+    assert "step 5:" in text
+    compared = icl_runs(root, "compare", SLOW.name, WILD.name)
+    assert "optimizer_config.lr" in compared
+    assert "task_config" not in compared
+
+
+def test_runs_are_exported_as_tables(root, tmp_path, capsys):
+    icl_runs(root, "export", output=tmp_path / "out")
+    tables = {path.stem: pd.read_csv(path) for path in (tmp_path / "out").glob("*.csv")}
+    assert set(tables) == {"runs", "metrics", "estimates"}
+    assert set(tables["runs"]["optimizer_config.lr"]) == {0.001, 90.0}
+    assert set(tables["metrics"]["run"]) == {SLOW.name, WILD.name}
+    assert tables["estimates"]["step"].tolist() == [5]
+    capsys.readouterr()
+
+
+def test_a_renamed_run_keeps_its_checkpoints_and_estimates(root):
+    icl_runs(root, "rename", SLOW.name, "mine")
+    run = Checkpoints(LocalStore(root), "mine")
+    assert run.steps() == [0, 5, 11]
+    assert json.loads((root / "icl/mine/config.json").read_text())["run_name"] == "mine"
+    place = Surroundings.from_environment({"LOCAL_ROOT": str(root), "DEVICE": "cpu"}, tracking="local")
+    renamed = SLOW.model_copy(update={"run_name": "mine"})
+    assert run_training(renamed, place).finished
+    assert "step 5:" in icl_runs(root, "show", "mine")
+    for taken in (WILD.name, "a/b"):
+        with pytest.raises(ConfigError):
+            icl_runs(root, "rename", "mine", taken)
+
+
+def test_nothing_is_deleted_without_a_yes_nor_while_it_is_written(root, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(ConfigError, match="--yes"):
+        icl_runs(root, "delete", SLOW.name)
+    icl_runs(root, "delete", SLOW.name, yes=True)
+    assert {path.name for path in (root / "icl").iterdir() if path.is_dir()} == {WILD.name}
+
+
+@pytest.mark.parametrize(("action", "names"), [("shwo", ()), ("show", ()), ("compare", ("a",)), ("show", ("nothing",))])
+def test_wrong_actions_are_refused_in_one_line(root, action, names):
+    with pytest.raises(ConfigError):
+        icl_runs(root, action, *names)
