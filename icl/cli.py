@@ -156,6 +156,8 @@ def demo(
 
     The model is that of arXiv 2402.02364, on a shortened schedule. This takes minutes on two CPU cores, and needs no
     account, no network and no GPU. If it is stopped, start it again: it continues where it was.
+
+    Examples: `icl demo`, `icl demo --quick --output /tmp/demo`.
     """
     from icl.commands.demo import run_demo
 
@@ -179,6 +181,8 @@ def train(
 
     Checkpoints are written to the folder LOCAL_ROOT (an environment variable; default ./checkpoints). If AWS_BUCKET_NAME
     is set, they are also sent to that S3 bucket.
+
+    Examples: `icl train mine.yaml --dry-run`, `icl train mine.yaml --jobs 2`, `icl train mine.yaml --set num_steps=500`.
     """
     from icl.commands.sweep import run_sweep_command
 
@@ -216,6 +220,9 @@ def llc(
     Every estimate comes with its standard error and with a verdict: "healthy", or what is wrong with it. A table of all
     of them closes. `icl calibrate` searches for good settings of the sampler. `icl tabulate` collects the estimates in a
     table.
+
+    Examples: `icl llc mine.yaml --preset automatic --checkpoints 5`, `icl llc mine.yaml --preset calibrated --steps 0,99,499
+    --dry-run`.
     """
     from icl.commands.sweep import run_sweep_command
     from icl.execution.points import choice_overrides
@@ -262,6 +269,7 @@ def calibrate(
     burnin: Annotated[int, typer.Option("--burn-in", min=0, help="Steps of a chain before its first draw.")] = 200,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each chain.")] = 300,
     output: Annotated[Path, typer.Option(help="Folder of the table and the trace plots.")] = Path("calibration"),
+    dry_run: DryRun = False,
 ) -> None:
     """Search for sampler settings at which estimates are healthy and hardly depend on the settings.
 
@@ -270,14 +278,19 @@ def calibrate(
     of the chains and at how sensitive the estimates are; docs/llc.md explains it.
 
     If it is stopped, start it again: it continues where it was.
+
+    Example: `icl calibrate mine.yaml --step 499 --epsilon 1e-5 --gamma 100 --nbeta 10 --dry-run`.
     """
-    from icl.commands.calibrate import Budget, calibrate_command
+    from icl.commands.calibrate import Budget, calibrate_command, say_cost
     from icl.sampling.calibration import SearchGrid
 
     given = {"epsilons": epsilons, "gammas": gammas, "nbetas": nbetas}
     grid = SearchGrid(**{name: tuple(dict.fromkeys(values)) for name, values in given.items() if values})
     budget = Budget(chains, burnin, draws)
-    calibrate_command(sweep, index, overrides or [], steps or [], grid, budget, output)
+    if dry_run:
+        say_cost(sweep, index, overrides or [], steps or [], grid, budget)
+    else:
+        calibrate_command(sweep, index, overrides or [], steps or [], grid, budget, output)
 
 
 @app.command()
@@ -324,6 +337,8 @@ def analyse(
     distance of each model to the best predictor of its own tasks (dMMSE) and of Gaussian tasks (ridge regression), what
     the model expects of a task before it sees data (the task prior), and the principal components of all models'
     predictions together.
+
+    Examples: `icl analyse RUN --checkpoints 10`, `icl analyse RUN --only evals --only hessian`.
     """
     from icl.commands.analyse import analyse_command, analyse_family_command
 
@@ -358,6 +373,8 @@ def tabulate(
 
     llc.csv: the estimates, one row per run and checkpoint. llc_traces.csv.gz: the loss of their chains along the draws.
     metrics.csv: what training logged. Runs that have no results yet are left out. Call it again when there are more.
+
+    Examples: `icl tabulate mine.yaml`, `icl tabulate mine.yaml --preset automatic --name llc_automatic`.
     """
     from icl.commands.tabulate import tabulate_command
 
@@ -375,6 +392,8 @@ def stages(
 
     Writes two tables: how much both change over each published stage, and where the curve of the LLC itself shows
     boundaries between stages.
+
+    Example: `icl stages data/mine`.
     """
     from icl.estimation.tables import write_stages
 
@@ -484,7 +503,10 @@ def runs(
 
 @app.command()
 def presets() -> None:
-    """Print the named settings of the sampler, with what each is for."""
+    """Print the named settings of the sampler, with what each is for.
+
+    Example: `icl presets`.
+    """
     from icl.commands.presets import print_presets
 
     print_presets()
@@ -493,7 +515,10 @@ def presets() -> None:
 @app.command()
 def config(
     command: Annotated[
-        str | None, typer.Argument(help="train or llc: the command whose settings to print. Default: both.")
+        str | None,
+        typer.Argument(
+            help="train or llc: the command whose settings to print. Default: both. language: train's for language models."
+        ),
     ] = None,
     words: Annotated[
         list[str] | None, typer.Argument(help="Print only settings whose key contains one of these words.")
@@ -502,6 +527,8 @@ def config(
     """Print every setting with its default, its type and its meaning.
 
     --set takes the keys as they are printed here. In a sweep file they are nested where they have a dot.
+
+    Examples: `icl config train lr`, `icl config llc sampler`.
     """
     from icl.commands.config import config_command
 
@@ -510,7 +537,10 @@ def config(
 
 @app.command()
 def doctor() -> None:
-    """Check this installation: which device computes, where checkpoints go, whether W&B is set up, and whether each works."""
+    """Check this installation: which device computes, where checkpoints go, whether W&B is set up, and whether each works.
+
+    Example: `DEVICE=cpu icl doctor`.
+    """
     from icl.commands.doctor import report
 
     raise typer.Exit(0 if report(os.environ) else 1)

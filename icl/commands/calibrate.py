@@ -3,7 +3,8 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import torch
 from icl.config.steps import refuse_missing_steps
 from icl.config.sweeps import load_sweep, select
 from icl.devices import available_cores
+from icl.estimation import LLCConfig
+from icl.estimation.estimate import estimates_of
+from icl.execution.forecast import measured_estimate
 from icl.execution.llc_run import subject_of
 from icl.execution.points import llc_points
 from icl.execution.progress import progress_bar
@@ -47,6 +51,55 @@ class Budget:
         return cells * self.chains * (self.burnin + self.draws)
 
 
+def say_cost(
+    sweep: Path, index: int, overrides: Sequence[str], steps: Sequence[int], grid: SearchGrid, budget: Budget
+) -> None:
+    """Print what `calibrate_command` would do, and how long it would take here; nothing is sampled but a moment.
+
+    Raises:
+        ConfigError: see `calibrate_command`.
+    """
+    config, place, subject, chosen, sampler = _prepared(sweep, index, overrides, steps, budget)
+    config = config.model_copy(update={"sampler_config": sampler})
+    place = replace(place, threads=available_cores(place.device))
+    model = subject.model(chosen[-1]).to(place.device)
+    cells = len(chosen) * (len(grid.cells()) + len(_presets()))
+    print(f"{config.subject_name}: {cells} cells (grid and presets, checkpoints {', '.join(map(str, chosen))})")
+    begun, step_s, count = measured_estimate(
+        config,
+        lambda each, watch: next(estimates_of(each, subject, chosen[-1:], [model], place.device, watch)),
+        place,
+    )
+    seconds = round(len(chosen) * begun + cells * count * step_s)
+    print(
+        f"about {timedelta(seconds=max(seconds, 1))} here, measured on {place.device}; other work on this machine makes it longer"
+    )
+
+
+def _presets() -> dict[str, SamplerConfig]:
+    return {name: preset for name, preset in PRESETS.items() if preset.step_size and preset.estimator == "standard"}
+
+
+def _prepared(
+    sweep: Path, index: int, overrides: Sequence[str], steps: Sequence[int], budget: Budget
+) -> tuple[LLCConfig, Surroundings, Subject, list[int], SamplerConfig]:
+    """What is searched: the point of the sweep, its surroundings, subject, checkpoints, and the sampler with the budget."""
+    config = select(llc_points(load_sweep(sweep), overrides), index)
+    place = Surroundings.from_environment()
+    config = config.of(place.with_kept_seed(config.training))
+    subject = subject_of(config, place)
+    present = subject.steps()
+    refuse_missing_steps(steps, present, config.subject_name)
+    chosen = list(steps) or _spread(config.chosen_steps(present))
+    sampler = config.sampler_config.model_copy(
+        update={
+            "num_chains": budget.chains, "num_burnin_steps": budget.burnin, "num_draws": budget.draws, "num_burn_in": None,
+            "init_seed": config.sampler_config.init_seed or 0, "cores": available_cores(place.device),
+        }
+    )  # fmt: skip
+    return config, place, subject, chosen, sampler
+
+
 def calibrate_command(
     sweep: Path,
     index: int,
@@ -64,21 +117,9 @@ def calibrate_command(
         ConfigError: the sweep, an override or the choice of checkpoints is wrong, or the run has no checkpoints.
         RunInUseError: another search writes to the folder.
     """
-    config = select(llc_points(load_sweep(sweep), overrides), index)
-    place = Surroundings.from_environment()
-    config = config.of(place.with_kept_seed(config.training))
-    subject = subject_of(config, place)
-    present = subject.steps()
-    refuse_missing_steps(steps, present, config.subject_name)
-    chosen = list(steps) or _spread(config.chosen_steps(present))
-    sampler = config.sampler_config.model_copy(
-        update={
-            "num_chains": budget.chains, "num_burnin_steps": budget.burnin, "num_draws": budget.draws, "num_burn_in": None,
-            "init_seed": config.sampler_config.init_seed or 0, "cores": available_cores(place.device),
-        }
-    )  # fmt: skip
+    config, place, subject, chosen, sampler = _prepared(sweep, index, overrides, steps, budget)
     targets = {step: _target(subject, step, sampler, place.device) for step in chosen}
-    presets = {name: preset for name, preset in PRESETS.items() if preset.step_size and preset.estimator == "standard"}
+    presets = _presets()
     cells = len(chosen) * (len(grid.cells()) + len(presets))
     of_size = f" of {sampler.grad_batch_size} sequences" if config.is_regression else ""
     print(

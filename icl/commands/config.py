@@ -11,9 +11,13 @@ from rich.padding import Padding
 from rich.text import Text
 
 from icl.config import ConfigError, Settings, TrainingConfig
+from icl.config.language import LanguageTraining
 from icl.estimation import LLCConfig
 
 COMMANDS: Mapping[str, type[Settings]] = {"train": TrainingConfig, "llc": LLCConfig}
+ON_REQUEST: Mapping[str, type[Settings]] = {"language": LanguageTraining}
+"""Settings of `icl train` for the language model, printed when they are asked for by name."""
+
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
@@ -30,7 +34,7 @@ def config_command(command: str | None, words: Sequence[str], console: Console |
     """Print the settings of `icl train`, of `icl llc` or of both, for people on a terminal, one a line elsewhere.
 
     Args:
-        command: "train" or "llc"; None for both.
+        command: "train" or "llc", None for both; "language" for `icl train` of language models.
         words: only settings whose key holds one of these; all by default.
 
     Raises:
@@ -49,11 +53,10 @@ def config_command(command: str | None, words: Sequence[str], console: Console |
 
 def chosen_settings(command: str | None, words: Sequence[str]) -> list[Setting]:
     """The settings that `config_command` prints."""
-    if command is not None and command not in COMMANDS:
-        raise ConfigError(
-            f"icl config {command}: name a command first, {' or '.join(COMMANDS)}, then words to look for"
-        )
-    kinds = COMMANDS.values() if command is None else [COMMANDS[command]]
+    named = {**COMMANDS, **ON_REQUEST}
+    if command is not None and command not in named:
+        raise ConfigError(f"icl config {command}: name a command first, {' or '.join(named)}, then words to look for")
+    kinds = COMMANDS.values() if command is None else [named[command]]
     settings = {setting.key: setting for kind in kinds for setting in settings_of(kind)}
     chosen = [each for key, each in settings.items() if not words or any(word in key for word in words)]
     if not chosen:

@@ -9,7 +9,6 @@ from datetime import timedelta
 from rich.console import Console
 from rich.table import Table
 
-from icl.config import TrainingConfig
 from icl.config.settings import dotted
 from icl.config.varying import varying
 from icl.devices import available_cores
@@ -82,7 +81,10 @@ def say_before_a_long_start(configs: Sequence[RunConfig], place: Surroundings, j
     if not _may_be_long(configs):
         return
     started = time.perf_counter()
-    costs = forecasts([configs[index] for index in by_name(configs).values()], place, QUICK_S)
+    try:
+        costs = forecasts([configs[index] for index in by_name(configs).values()], place, QUICK_S)
+    except (ValueError, RuntimeError, OSError):
+        return  # the runs themselves will say what is wrong
     if wall_seconds([cost.seconds for cost in costs], jobs) > LONG_S + (time.perf_counter() - started):
         print(
             f"icl: {_in_all(costs, jobs, 0.0)} (less what is done already; --dry-run shows each run)", file=sys.stderr
@@ -138,19 +140,21 @@ def _cost_decides(config: RunConfig) -> str:
     data["task_config"] = {key: value for key, value in data["task_config"].items() if not key.endswith("seed")}
     text = json.dumps(data, sort_keys=True)
     if isinstance(config, LLCConfig):
-        text += config.model_dump_json(include={"steps", "step", "checkpoints", "checkpoint_idx", "testing"})
+        text += config.model_dump_json(
+            include={"subject", "subject_config", "steps", "step", "checkpoints", "checkpoint_idx", "testing"}
+        )
         text += config.sampler_config.model_dump_json(exclude={"epsilon", "gamma", "nbeta", "init_seed"})
         text += str(config.sampler_config.step_size is None)
     return text
 
 
 def _may_be_long(configs: Sequence[RunConfig]) -> bool:
-    """Whether measuring is worth its time: not for a few thousand steps, nor for anything but the regression transformer's estimates."""
+    """Whether measuring is worth its time: not for a few thousand steps."""
     steps = 0
     for config in configs:
         if not isinstance(config, LLCConfig):
             steps += config.num_steps
-        elif isinstance(config.training, TrainingConfig):
+        else:
             sampler = config.sampler_config
             steps += sampler.num_chains * (sampler.num_burnin_steps + sampler.num_draws)
     return steps > MANY_STEPS

@@ -1,5 +1,6 @@
 """`icl report`: which runs, and the commands that continue them."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,8 +44,9 @@ def report_command(
         raise ConfigError(
             f"nothing to report: {_listed([run.name for run in runs])} left no checkpoint, no metrics and no estimates yet"
         )
-    sweeps = [each for each in what if Path(each).suffix in YAML]
-    size = write_report(material, output, continuing(material, sweeps, overrides, output))
+    root = runs[0].results.parent
+    elsewhere = None if root.resolve() == local_root(environ).resolve() else root
+    size = write_report(material, output, continuing(material, what, overrides, output, elsewhere))
     print(f"{output} ({size / 1e6:.1f} MB): open it in a browser")
     return output
 
@@ -80,41 +82,51 @@ def chosen_runs(what: Sequence[str], overrides: Sequence[str], environ: Mapping[
 
 
 def continuing(
-    material: Material, sweeps: Sequence[str], overrides: Sequence[str], output: Path
+    material: Material, what: Sequence[str], overrides: Sequence[str], output: Path, root: Path | None = None
 ) -> list[tuple[str, str]]:
-    """(what it does, the command line): what goes on with unfinished runs, adds estimates and measurements, and renews the page."""
-    runs = material.runs
-    names = [str(name) for name in runs["name"]]
+    """(what it does, the command line): what goes on with unfinished runs, adds estimates and measurements, and renews the page.
+
+    Args:
+        material: of the report.
+        what: names, folders and sweep files, as they were given.
+        overrides: of the sweep files.
+        output: the page.
+        root: the folder that LOCAL_ROOT must name for these runs, where it does not.
+    """
+    table = material.runs
+    trained = [str(name) for name in table.loc[table["state"] != "estimates only", "name"]]
+    unfinished = [str(name) for name in table.loc[table["state"].isin(["interrupted", "running"]), "name"]]
+    place = f"LOCAL_ROOT={quoted(str(root))} " if root is not None else ""
     settings = [word for text in overrides for word in ("--set", text)]
+    sweeps = [each for each in what if Path(each).suffix in YAML]
     lines: list[tuple[str, str]] = []
-    unfinished = runs.loc[runs["state"].isin(["interrupted", "running"]), "name"]
     for sweep in sweeps:
-        if len(unfinished):
+        loaded = load_sweep(sweep)
+        if unfinished and loaded.runs is None:
             lines.append(
                 (f"Train on: {len(unfinished)} of the runs are not finished.", quoted("icl", "train", sweep, *settings))
             )
-        preset = ["--preset", "automatic", "--checkpoints", str(CHECKPOINTS)]
-        lines.append(("Estimate λ̂ at checkpoints spread in log t.", quoted("icl", "llc", sweep, *preset, *settings)))
-        lines.append(("Collect everything in tables.", quoted("icl", "tabulate", sweep, *settings)))
-    if not sweeps:
-        if len(unfinished):
-            lines.append(
-                (f"{_listed(list(unfinished))}: not finished; start the sweep file again.", "icl train SWEEP.yaml")
+        own = loaded.runs is not None or says_how_to_sample(loaded, overrides)
+        preset = [] if own else ["--preset", "automatic", "--checkpoints", str(CHECKPOINTS)]
+        lines.append(
+            (
+                "Estimate λ̂ at the checkpoints that are left." if own else "Estimate λ̂ at checkpoints spread in log t.",
+                quoted("icl", "llc", sweep, *preset, *settings),
             )
-        listed = ", ".join(f'"{name}"' for name in names)
-        file = f"runs: [{listed}]\nparameters: {{preset: {{value: automatic}}, checkpoints: {{value: {CHECKPOINTS}}}}}"
-        lines.append(("Estimate λ̂: put this into llc.yaml, and start icl llc llc.yaml.", file))
-    unmeasured = set(range(len(names))) - set(material.attention["run"] if len(material.attention) else ())
-    lines += [
-        (
-            f"Measure attention and structure of {material.runs['label'].iloc[place]}.",
-            quoted("icl", "analyse", names[place]),
         )
-        for place in sorted(unmeasured)[:1]
-    ]
-    again = sweeps or names
-    lines.append(("Make this page anew.", quoted("icl", "report", *again, *settings, "--output", str(output))))
-    return lines
+        lines.append(("Collect everything in tables.", quoted("icl", "tabulate", sweep, *settings)))
+    if trained and not sweeps:
+        if unfinished:
+            lines.append((f"{_listed(unfinished)}: not finished; start the sweep file again.", "icl train SWEEP.yaml"))
+        listed = ", ".join(json.dumps(name) for name in trained)
+        file = f"runs: [{listed}]\nparameters: {{preset: {{value: automatic}}, checkpoints: {{value: {CHECKPOINTS}}}}}"
+        lines.append(("Estimate λ̂: put this into llc.yaml, and start the next line.", file))
+        lines.append(("", "icl llc llc.yaml"))
+    measured = set(material.attention["run"]) if len(material.attention) else set()
+    left = [name for place, name in enumerate(table["name"]) if place not in measured and str(name) in trained]
+    lines += [(f"Measure attention and structure of {name}.", quoted("icl", "analyse", str(name))) for name in left[:1]]
+    lines.append(("Make this page anew.", quoted("icl", "report", *what, *settings, "--output", str(output))))
+    return [(does, place + line if line.startswith("icl ") else line) for does, line in lines]
 
 
 def _names(sweep: str, overrides: Sequence[str], environ: Mapping[str, str]) -> list[str]:

@@ -56,7 +56,8 @@ def run_sweep_command(
     if len(configs) > 1 and os.environ.pop(RUN_ID_VARIABLE, None):
         say(f"{RUN_ID_VARIABLE} names one W&B run, and {sweep} has {len(configs)}: each gets an id of its own")
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
-    _refuse_hopeless(configs, place)
+    if not dry:
+        _refuse_hopeless(configs, place)
     if SUPERVISOR not in os.environ:
         at_once, threads = jobs_of(configs, place, jobs)
         measured = replace(place, threads=threads)

@@ -240,7 +240,7 @@ class Training(Settings, Generic[Task]):
 
     decides = ("task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size")
 
-    task_config: Task
+    task_config: Task = Field(description="the task and the model")
     optimizer_config: OptimizerConfig = Field(default=OptimizerConfig(), description="how the weights are updated")
     scheduler_config: SchedulerConfig = Field(default=SchedulerConfig(), description="the course of the learning rate")
     checkpointer_config: CheckpointerConfig = Field(default=CheckpointerConfig(), description="when weights are kept")

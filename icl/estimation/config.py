@@ -14,6 +14,7 @@ from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
 from icl.sampling.presets import MEANS, preset_named
 from icl.subjects.named import short_name
+from icl.subjects.regression import TaskLaw
 
 REGRESSION = "regression"
 """The name of the subject that a training run of this library is."""
@@ -39,11 +40,13 @@ class LLCConfig(Settings):
     """
 
     flattened = ("training",)
-    later = ("checkpoints", "subject", "subject_config")
+    later = ("checkpoints", "subject", "subject_config", "grad_tasks", "eval_tasks")
     decides = (
         "subject",
         "subject_config",
         "sampler_config",
+        "grad_tasks",
+        "eval_tasks",
         "steps",
         "step",
         "checkpoint_idx",
@@ -61,6 +64,15 @@ class LLCConfig(Settings):
         default=TrainingConfig(), description="the training run whose checkpoints these are (subject regression alone)"
     )
     sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to measure")
+    grad_tasks: TaskLaw = Field(
+        default="pretrain",
+        description="tasks of the data that drive the chains: pretrain (the training's) or true (the law that they were drawn from); "
+        "subject regression alone",
+    )
+    eval_tasks: TaskLaw | None = Field(
+        default=None,
+        description="tasks of the data that draws are evaluated on, with an eval_method other than grad-minibatch; null: grad_tasks",
+    )
     preset: str | None = Field(
         default=None,
         description="named settings of the sampler: automatic, calibrated or published; those of sampler_config come on top",
@@ -116,6 +128,21 @@ class LLCConfig(Settings):
                 raise ValueError(
                     "eval_metrics: covariance is that of weight groups of the library's own transformer; leave it out, or take weights"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _data_that_are_met(self) -> Self:
+        refined = self.grad_tasks != "pretrain" or self.eval_tasks is not None
+        if refined and not self.is_regression:
+            raise ValueError(
+                f"grad_tasks and eval_tasks are settings of the regression run, and the subject is {self.subject}; its methods batches and "
+                "eval_batches say on which data"
+            )
+        if self.eval_tasks not in (None, self.grad_tasks) and self.sampler_config.eval_method == "grad-minibatch":
+            raise ValueError(
+                f"eval_tasks={self.eval_tasks!r} is not met, for eval_method='grad-minibatch' evaluates on the gradient's batches; choose "
+                "eval_method new-minibatch, fixed-minibatch or dataset"
+            )
         return self
 
     @property

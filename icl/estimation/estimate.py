@@ -45,7 +45,7 @@ def estimate_at_checkpoints(
     Raises:
         ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
     """
-    subject = RegressionRun(config.training, HeldWeights(weights))
+    subject = RegressionRun(config.training, HeldWeights(weights), config.grad_tasks, config.eval_tasks)
     steps = subject.steps()
     return estimates_of(config, subject, steps, [subject.model(step) for step in steps], device, progress)
 
@@ -112,7 +112,7 @@ def hessian_at_checkpoint(
     config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
 ) -> dict[str, float]:
     """`hessian_of` a regression run at the given weights."""
-    subject = RegressionRun(config.training, HeldWeights([weights]))
+    subject = RegressionRun(config.training, HeldWeights([weights]), config.grad_tasks, config.eval_tasks)
     return hessian_of(config, subject, 0, subject.model(0), device)
 
 

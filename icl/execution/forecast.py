@@ -13,8 +13,10 @@ from pathlib import Path
 from torch import Tensor
 
 from icl.checkpoints import Checkpoints
-from icl.config import ConfigError, Training, TrainingConfig
+from icl.config import Training
 from icl.estimation import LLCConfig, estimate_at_checkpoint
+from icl.estimation.estimate import estimates_of
+from icl.execution.llc_run import subject_of
 from icl.execution.surroundings import Surroundings
 from icl.model import initial_parameters
 from icl.sampling.budget import MOST_TIMES
@@ -27,6 +29,10 @@ MEASURED_S = 1.0
 
 ROW_BYTES = 1500
 """Of a row of metrics, about."""
+
+
+Watch = Callable[[int, int], None]
+"""Called with (sampling steps done, steps in all)."""
 
 
 @dataclass(frozen=True)
@@ -91,20 +97,27 @@ def forecast_llc(config: LLCConfig, place: Surroundings, measured_s: float = MEA
     Where the sampler finds its own step size, its pilot chains come on top. With a target error the draws go on, from
     those that are asked for, to four times as many at most; `seconds` is the cost of the former.
     """
-    if not isinstance(config.training, TrainingConfig):
-        raise ConfigError(
-            "the cost of estimates is foreseen for runs of the regression transformer alone; leave --dry-run out"
-        )
-    training = place.with_kept_seed(config.training).resolved()
-    config = config.of(training)
-    checkpoints = place.checkpoints(training)
-    present = checkpoints.steps()
-    chosen = config.chosen_steps(present or training.checkpoint_steps())
-    shape = training.task_config.shape
-    weights = (
-        checkpoints.load(chosen[-1]) if present else initial_parameters(shape, training.task_config.model_seed or 0)
-    )
-    begun, step_s, steps = measured_estimate(config, weights, place, measured_s)
+    config = config.of(place.with_kept_seed(config.training))
+    subject = subject_of(config, place)
+    present = subject.steps()
+    if present:
+        chosen = config.chosen_steps(present)
+        model = subject.model(chosen[-1])
+        parameters = sum(value.numel() for value in model.parameters())
+
+        def begin(config: LLCConfig, watch: Watch) -> object:
+            return next(estimates_of(config, subject, chosen[-1:], [model.to(place.device)], place.device, watch))
+    else:
+        training = config.training.resolved()
+        config = config.of(training)
+        chosen = config.chosen_steps(training.checkpoint_steps())
+        weights = initial_parameters(training.task_config.shape, training.task_config.model_seed or 0)
+        parameters = _count(weights)
+
+        def begin(config: LLCConfig, watch: Watch) -> object:
+            return estimate_at_checkpoint(config, weights, place.device, watch)
+
+    begun, step_s, steps = measured_estimate(config, begin, place, measured_s)
     each = begun + steps * step_s
     sampler = config.sampler_config
     most = (
@@ -112,11 +125,14 @@ def forecast_llc(config: LLCConfig, place: Surroundings, measured_s: float = MEA
     )
     factor = (sampler.num_burnin_steps + most) / (sampler.num_burnin_steps + sampler.num_draws)
     size = len(chosen) * (ROW_BYTES + sampler.num_chains * 100 * 25)
-    return Forecast(each * len(chosen), each * factor * len(chosen), size, len(chosen), step_s, _count(weights))
+    return Forecast(each * len(chosen), each * factor * len(chosen), size, len(chosen), step_s, parameters)
 
 
 def measured_estimate(
-    config: LLCConfig, weights: Mapping[str, Tensor], place: Surroundings, measured_s: float = MEASURED_S
+    config: LLCConfig,
+    begin: Callable[[LLCConfig, Watch], object],
+    place: Surroundings,
+    measured_s: float = MEASURED_S,
 ) -> tuple[float, float, int]:
     """Seconds before the first step of an estimate, seconds of a step, and how many steps it has, from one that is begun and left."""
     sampler = config.sampler_config
@@ -137,7 +153,7 @@ def measured_estimate(
             raise _Measured
 
     try:
-        estimate_at_checkpoint(config, weights, place.device, watch)
+        begin(config, watch)
     except _Measured:
         pass
     except (ValueError, RuntimeError):

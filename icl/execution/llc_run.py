@@ -27,7 +27,7 @@ def subject_of(config: LLCConfig, place: Surroundings) -> Subject:
         CheckpointError: the training run of this name was made with other settings.
     """
     if config.is_regression:
-        return RegressionRun(config.training, place.checkpoints(config.training))
+        return RegressionRun(config.training, place.checkpoints(config.training), config.grad_tasks, config.eval_tasks)
     return make_subject(config.subject, config.subject_config)
 
 

@@ -128,10 +128,8 @@ def _title(material: Material) -> str:
 def _sentence(material: Material) -> str:
     """What there is, in one or two sentences."""
     runs = material.runs
-    states = runs["state"].value_counts()
-    parts = [
-        f"{len(runs)} run{'s' if len(runs) > 1 else ''} ({', '.join(f'{n} {state}' for state, n in states.items())})"
-    ]
+    states = ", ".join(f"{n} {state}" for state, n in runs["state"].value_counts().items())
+    parts = [f"{len(runs)} runs ({states})" if len(runs) > 1 else f"One run, {runs['state'].iloc[0]}"]
     if material.differing:
         parts.append(f"they differ in {', '.join(material.differing)}")
     losses = runs["loss"].dropna().astype(float)

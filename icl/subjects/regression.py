@@ -5,7 +5,7 @@ Shapes: B batch, K examples, D task dimension, n samples of the evaluation set.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from icl.streams import Stream
 from icl.tasks import EnsembleBatches, RegressionTask, zero_predictor_loss
 
 Batch = tuple[Tensor, Tensor]
+TaskLaw = Literal["pretrain", "true"]
+"""The tasks of the training data, or those of the law that they were drawn from: Gaussian."""
 
 
 class Weights(Protocol):
@@ -47,14 +49,24 @@ class RegressionRun:
     Args:
         training: its settings.
         weights: its checkpoints.
+        grad_tasks, eval_tasks: the tasks of the data that drive the chains, and of those that draws are evaluated on; None: the same. With
+            another law than the training's this is a data-refined learning coefficient (arXiv 2410.02984).
     """
 
     reads_ahead = True
     loss = staticmethod(mse_loss)
 
-    def __init__(self, training: TrainingConfig, weights: Weights) -> None:
+    def __init__(
+        self,
+        training: TrainingConfig,
+        weights: Weights,
+        grad_tasks: TaskLaw = "pretrain",
+        eval_tasks: TaskLaw | None = None,
+    ) -> None:
         self.training = training
         self._weights = weights
+        self._grad_tasks: TaskLaw = grad_tasks
+        self._eval_tasks: TaskLaw = grad_tasks if eval_tasks is None else eval_tasks
 
     def steps(self) -> list[int]:
         """Ascending."""
@@ -68,17 +80,20 @@ class RegressionRun:
 
     def batches(self, step: int) -> Callable[[int], Batch]:
         """Those of the default sampler with seed 0."""
-        return sampling_batches(self._task, SamplerConfig(), 0)[0]
+        return sampling_batches(self._tasks(self._grad_tasks), SamplerConfig(), 0)[0]
 
     def sampling_inputs(self, step: int, sampler: SamplerConfig, device: torch.device | str = "cpu") -> Inputs:
         """The data that the sampler's settings ask for, the same at every checkpoint; `init_seed` is given."""
         assert sampler.init_seed is not None, "the seed is drawn before the data are made"
-        batches, eval_batches = sampling_batches(self._task, sampler, sampler.init_seed, device)
-        return Inputs(batches, eval_batches, zero_predictor_loss(self._task))
+        driving, evaluated = self._tasks(self._grad_tasks), self._tasks(self._eval_tasks)
+        batches, eval_batches = sampling_batches(driving, sampler, sampler.init_seed, device)
+        if self._eval_tasks != self._grad_tasks:
+            eval_batches = sampling_batches(evaluated, sampler, sampler.init_seed, device)[1]
+        return Inputs(batches, eval_batches, zero_predictor_loss(evaluated))
 
-    @property
-    def _task(self) -> RegressionTask:
-        return self.training.task_config.resolved().pretrain_task()
+    def _tasks(self, law: TaskLaw) -> RegressionTask:
+        config = self.training.task_config.resolved()
+        return config.pretrain_task() if law == "pretrain" else config.true_task()
 
 
 def sampling_batches(

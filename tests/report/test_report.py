@@ -16,10 +16,11 @@ import pytest
 
 import icl
 from icl.checkpoints import Checkpoints
-from icl.commands.report import report_command
+from icl.commands.report import continuing, report_command
 from icl.config import ConfigError, TrainingConfig
 from icl.config.sweeps import expand, load_sweep
 from icl.execution.opened import Run
+from icl.execution.points import llc_points
 from icl.report import Material, gather, page, write_report
 from icl.storage import LocalStore
 from icl.tracking.trackers import LocalTracker
@@ -243,6 +244,19 @@ def test_the_page_asks_no_server_and_names_the_commands_that_continue(root, writ
     content = (root / "out" / "mine.html").read_text("utf-8")
     for command in ("train", "llc", "report"):
         assert f"icl {command} {root / 'mine.yaml'}" in content
+
+
+def test_the_commands_work_as_they_stand(material, tmp_path):
+    run = material.runs["name"].iloc[0]
+    lines = dict(continuing(material, [run], [], Path("page.html"), tmp_path))
+    assert lines["Make this page anew."] == f"LOCAL_ROOT={tmp_path} icl report {run} --output page.html"
+    file = next(line for line in lines.values() if line.startswith("runs:"))
+    (tmp_path / "llc.yaml").write_text(file)
+    points = llc_points(load_sweep(tmp_path / "llc.yaml"))
+    assert {point.training.name for point in points} == set(material.runs["name"])
+    assert {(point.preset, point.checkpoints) for point in points} == {("automatic", 9)}
+    own = dict(continuing(material, [str(tmp_path / "llc.yaml")], [], Path("page.html")))
+    assert own["Estimate λ̂ at the checkpoints that are left."] == f"icl llc {tmp_path / 'llc.yaml'}"
 
 
 def hostile(material: Material) -> Material:

@@ -1,0 +1,144 @@
+"""What an estimate costs against the size of the model, on one CPU thread, beside devinterp's sampler on the same gradients.
+
+    python -m benchmarks.llc.size [--output data/llc_accuracy] [--figure FILE]
+
+For deep linear networks of 10^3 to 10^7 parameters at a batch of 16: processor milliseconds per gradient of icl's default kernel (8
+chains, its looks and tests of the target included) and of devinterp's SGLD, which alternate in one process; of noise alone, by icl's
+reproducible generator and by `torch.randn`; and the peak of memory of a run of the automatic setting, its pilot included, in vectors of
+the parameters per chain, measured in a process of its own.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+
+import pandas as pd
+import torch
+
+from benchmarks.llc.devinterp import devinterp_estimate
+from icl.sampling import AUTOMATIC, SamplerConfig
+from icl.sampling.diagnostics import student_factor
+from icl.sampling.llc import Inputs, estimate_llc_of
+from icl.sampling.objective import ModuleObjective
+from icl.sampling.truth import KnownModel, deep_linear
+from icl.storage.files import write_table
+from icl.streams import Stream
+
+WIDTHS = (23, 71, 227, 709, 2239)
+CHAINS, BATCH = 8, 16
+
+
+def model_of(width: int) -> KnownModel:
+    """2 width² parameters."""
+    model = deep_linear((width, width, width), 3, 0)
+    inputs, targets = model.batch
+    return KnownModel(
+        model.name, model.family, model.module, model.loss_fn, (inputs[:BATCH], targets[:BATCH]), model.coefficient, model.multiplicity
+    )  # fmt: skip
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Processor time of a call."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+def times(width: int, repetitions: int) -> dict[str, float]:
+    """One row, without the memory."""
+    model, draws = model_of(width), {23: 1500, 71: 600, 227: 120, 709: 30, 2239: 8}[width]
+    objective, size = model.objective(), 2 * width**2
+    config = SamplerConfig(
+        sampling_method="langevin", num_chains=CHAINS, num_draws=draws, epsilon=1e-6, gamma=1.0, nbeta=100.0, init_seed=0
+    )  # fmt: skip
+    ours, theirs, noise, randn = [], [], [], []
+    generator = torch.Generator().manual_seed(0)
+    held = torch.empty(size)
+    for _ in range(repetitions):
+        ours.append(seconds(lambda: estimate_llc_of(objective, Inputs([model.batch]), config)))
+        theirs.append(seconds(lambda: devinterp_estimate(model, "devinterp sgld", 1e-6, 1.0, CHAINS * draws, config)))
+        noise.append(seconds(lambda: Stream(0, "benchmark").fill_normal(0, held)))
+        randn.append(seconds(lambda: torch.randn(size, generator=generator)))
+    gradients = CHAINS * draws
+    return {
+        "parameters": size, "icl": 1000 * median(ours) / gradients, "devinterp sgld": 1000 * median(theirs) / gradients,
+        "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
+        "noise": 1000 * median(noise), "randn": 1000 * median(randn),
+    }  # fmt: skip
+
+
+def peak(width: int) -> float:
+    """Vectors of the parameters per chain that a short run of the automatic setting adds to the process, at most."""
+    from icl.sampling import tuning
+
+    model = model_of(width)
+    objective = ModuleObjective(model.module, model.loss_fn)
+    objective.losses_and_gradients(objective.anchor[None], model.batch)
+    student_factor(7)  # loads SciPy, which is no vector of the parameters
+    tuning.MIN_PILOT_STEPS = 12
+    config = AUTOMATIC.model_copy(
+        update={"num_draws": 11, "num_burnin_steps": 2, "target_error": None, "eval_dataset_size": 1000}
+    )
+    Path("/proc/self/clear_refs").write_text("5")  # the high water mark is what is held now
+    before = high_water()
+    estimate_llc_of(objective, Inputs([model.batch]), config)
+    return (high_water() - before) / (4 * objective.anchor.numel() * config.num_chains)
+
+
+def high_water() -> int:
+    """Most bytes that this process held at once (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+def draw(table: pd.DataFrame, path: Path) -> None:
+    """The figure of cost against size."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    for column in ("icl", "devinterp sgld", "noise", "randn"):
+        axes.loglog(
+            table["parameters"],
+            table[column],
+            marker="o",
+            label=column,
+            linestyle="-" if column in ("icl", "devinterp sgld") else ":",
+        )
+    axes.set(xlabel="parameters", ylabel="processor ms per gradient and chain (noise: per vector)")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=150)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.peak is not None:
+        print(peak(options.peak))
+        return 0
+    rows = []
+    for width in WIDTHS:
+        row = times(width, options.repetitions)
+        if width > 200:  # below, what a process holds besides hides it
+            command = [sys.executable, "-m", "benchmarks.llc.size", "--peak", str(width)]
+            row["vectors_per_chain"] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        rows.append(row)
+        print(row, flush=True)
+    table = pd.DataFrame(rows)
+    write_table(table, options.output / "size.csv", digits=4)
+    if options.figure is not None:
+        draw(table, options.figure)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
