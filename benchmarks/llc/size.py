@@ -9,7 +9,6 @@ the parameters per chain, measured in a process of its own.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 
 from benchmarks.llc.devinterp import devinterp_estimate
 from icl.sampling import AUTOMATIC, SamplerConfig
+from icl.sampling.diagnostics import student_factor
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.objective import ModuleObjective
 from icl.sampling.truth import KnownModel, deep_linear
@@ -78,14 +78,21 @@ def peak(width: int) -> float:
     model = model_of(width)
     objective = ModuleObjective(model.module, model.loss_fn)
     objective.losses_and_gradients(objective.anchor[None], model.batch)
+    student_factor(7)  # loads SciPy, which is no vector of the parameters
     tuning.MIN_PILOT_STEPS = 12
     config = AUTOMATIC.model_copy(
         update={"num_draws": 11, "num_burnin_steps": 2, "target_error": None, "eval_dataset_size": 1000}
     )
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the high water mark is what is held now
+    before = high_water()
     estimate_llc_of(objective, Inputs([model.batch]), config)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (after - before) * 1024 / (4 * objective.anchor.numel() * config.num_chains)
+    return (high_water() - before) / (4 * objective.anchor.numel() * config.num_chains)
+
+
+def high_water() -> int:
+    """Most bytes that this process held at once (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def draw(table: pd.DataFrame, path: Path) -> None:

@@ -43,9 +43,10 @@ def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
     library = _library()
     if library is None:
         return False
-    uniform, sine, pairs = torch.empty(2 * PIECE), torch.empty(PIECE), torch.empty(2 * PIECE)
-    for start in range(0, len(out), 2 * PIECE):
-        target = out[start : start + 2 * PIECE]
+    most = min(PIECE, (len(out) + 1) // 2)
+    uniform, sine, pairs = torch.empty(2 * most), torch.empty(most), torch.empty(2 * most if len(out) % 2 else 0)
+    for start in range(0, len(out), 2 * most):
+        target = out[start : start + 2 * most]
         count = (len(target) + 1) // 2
         whole = target if len(target) == 2 * count else pairs  # of the last pair only one may be asked for
         radius, angle = uniform[:count], uniform[count : 2 * count]

@@ -1,0 +1,56 @@
+"""A folder of your own checkpoints through `icl llc`: this file trains and saves, and is the module that the sweep file names."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+SWEEP = """\
+method: grid
+command: ["${env}", "icl", "llc"]
+parameters:
+  subject: {value: checkpoints}
+  subject_config:
+    parameters:
+      path: {value: "runs/step_*.pt"}
+      key: {value: model}
+      model: {value: "own_checkpoints:network"}
+      loss: {value: "own_checkpoints:loss"}
+      batches: {value: "own_checkpoints:batches"}
+  sampler_config:
+    parameters: {num_chains: {value: 2}, num_draws: {value: 50}, epsilon: {value: 0.0001}, init_seed: {value: 0}}
+"""
+
+
+def network() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
+
+
+def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    xs = torch.randn(512, 3, generator=torch.Generator().manual_seed(1))
+    return [(xs, xs.prod(dim=1, keepdim=True))]
+
+
+def loss(predict, batch):
+    return nn.functional.mse_loss(predict(batch[0]), batch[1])
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    model, (batch,) = network(), batches()
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    Path("runs").mkdir(exist_ok=True)
+    for step in range(301):
+        if step in (30, 300):
+            torch.save({"model": model.state_dict(), "step": step}, f"runs/step_{step}.pt")
+        optimiser.zero_grad()
+        loss(model, batch).backward()
+        optimiser.step()
+    Path("own.yaml").write_text(SWEEP)
+    subprocess.run([sys.executable, "-m", "icl", "llc", "own.yaml", "--tracking", "local"], check=True)
+
+
+if __name__ == "__main__":
+    main()

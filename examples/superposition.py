@@ -1,0 +1,49 @@
+"""The toy model of superposition (Elhage et al. 2022): x -> ReLU(WᵀW x + b) on sparse features, along its training."""
+
+import copy
+import sys
+
+import torch
+from torch import nn
+
+from icl.sampling import SamplerConfig, estimate_llc
+
+
+class Superposition(nn.Module):
+    def __init__(self, features: int, hidden: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(0.5 * torch.randn(hidden, features, generator=torch.Generator().manual_seed(0)))
+        self.bias = nn.Parameter(torch.zeros(features))
+
+    def forward(self, xs: torch.Tensor) -> torch.Tensor:
+        return torch.relu(xs @ self.weight.T @ self.weight + self.bias)
+
+
+def loss(predict, xs):
+    return (predict(xs) - xs).square().sum(dim=-1).mean()
+
+
+def batches(step: int) -> torch.Tensor:
+    """256 sparse samples: a function of the step."""
+    draw = torch.Generator().manual_seed(step)
+    return torch.rand(256, 6, generator=draw) * (torch.rand(256, 6, generator=draw) < 0.1)
+
+
+def main(quick: bool = False) -> list[tuple[int, float, float, float]]:
+    model, found = Superposition(6, 2), []
+    steps = 300 if quick else 6000
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    config = SamplerConfig(num_chains=4, num_draws=20 if quick else 500, nbeta=100.0, epsilon=1e-4, init_seed=0)
+    for step in range(steps + 1):
+        if step in (steps // 10, steps):
+            result = estimate_llc(copy.deepcopy(model), loss, batches, config)
+            found.append((step, result.init_loss, result.llc_mean, result.llc_mcse))
+            print(f"step {step}: loss {result.init_loss:.4f}, LLC {result.llc_mean:.2f} ± {result.llc_mcse:.2f}")
+        optimiser.zero_grad()
+        loss(model, batches(10**6 + step)).backward()
+        optimiser.step()
+    return found
+
+
+if __name__ == "__main__":
+    main("--quick" in sys.argv)
