@@ -115,8 +115,8 @@ def write_stages(folder: Path) -> list[Path]:
             continue
         if others := set(keys_of(read_table(path))) - {SEED_COLUMN}:
             raise ValueError(
-                f"{path} has runs that differ in {', '.join(sorted(others))}, not in their seeds alone; `icl figures --data {folder}` finds the "
-                "stages of each"
+                f"{path} has runs that differ in {', '.join(sorted(others))}, not in their seeds alone; `icl figures --data {folder}` "
+                "finds the stages of each"
             )
         joined = read_table(path).merge(evals[["model_seed", "step", "pretrain/mse"]], on=["model_seed", "step"])
         for seed, run in joined.groupby("model_seed"):
