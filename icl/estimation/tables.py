@@ -13,6 +13,7 @@ from icl.analysis.run_tables import (
     RunStep,
     RunTable,
     column_of,
+    keys_of,
     label_of,
     read_run_table,
     setting_of,
@@ -112,6 +113,11 @@ def write_stages(folder: Path) -> list[Path]:
         path = folder / f"{setting}.csv"
         if not path.is_file():
             continue
+        if others := set(keys_of(read_table(path))) - {SEED_COLUMN}:
+            raise ValueError(
+                f"{path} has runs that differ in {', '.join(sorted(others))}, not in their seeds alone; `icl figures --data {folder}` "
+                "finds the stages of each"
+            )
         joined = read_table(path).merge(evals[["model_seed", "step", "pretrain/mse"]], on=["model_seed", "step"])
         for seed, run in joined.groupby("model_seed"):
             if len(run) < FEWEST_ESTIMATES:

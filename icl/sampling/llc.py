@@ -212,6 +212,8 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             plan,
             objective=objectives[place],
             anchor_losses=AnchorLosses(objectives[place]),
+            anchor_gradients=plan.anchor_gradients
+            and AnchorGradients(objectives[place], objectives[place].anchor[None]),
             mean=_of_anchor(plan, place),
         )
         cost, twin = cost_of_w_star(own, part, held)
