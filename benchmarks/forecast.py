@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from icl.storage.files import write_atomically
+
 SWEEP = """\
 method: grid
 parameters:
@@ -56,7 +58,7 @@ def main() -> None:
     """Print the table."""
     print("command,predicted_s,actual_s,ratio")
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "mine.yaml").write_text(SWEEP)
+        write_atomically(Path(folder) / "mine.yaml", SWEEP.encode())
         for words in COMMANDS:
             _, foreseen = icl(Path(folder), *words, "--dry-run")
             predicted = seconds_in(foreseen)
