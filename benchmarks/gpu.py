@@ -60,7 +60,7 @@ class Sizes:
     peak: int = 8192
 
 
-SHORT = Sizes((2, 3), ((1, 1), (1, 2), (2, 2)), train_batch=16, sample_batch=16, dataset=64, peak=256)
+SHORT = Sizes((2, 3), ((1, 1), (1, 2), (2, 2)), train_steps=2000, train_batch=16, sample_batch=16, dataset=64, peak=256)
 
 
 def wait_for(device: torch.device) -> None:
@@ -145,11 +145,11 @@ def stepper(device: torch.device, sizes: Sizes, members: int) -> AcceleratorStep
 
 
 def sampler(device: torch.device, sizes: Sizes, models: int, chains: int) -> Callable[[int], None]:
-    """Draws -> the published estimator at so many models at once, with so many chains each."""
+    """Draws -> the published estimator at so many models at once, with so many chains each, without the tests of its target."""
     law = RegressionTask(4, 8, cases.NOISE_VARIANCE)
     changed = {
         "num_chains": chains, "grad_batch_size": sizes.sample_batch, "eval_dataset_size": sizes.dataset,
-        "num_init_loss_batches": 1,
+        "num_init_loss_batches": 1, "test_target": False,
     }  # fmt: skip
     config = PUBLISHED.model_copy(update=changed)
     shapes = asdict(cases.PAPER)
