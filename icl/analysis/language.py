@@ -1,6 +1,6 @@
 """What a language model does, at every checkpoint: tables from a folder, a repository or a run of checkpoints.
 
-Three tables, each with the columns `model_seed` (0 where nobody says one) and `step`:
+Three tables, each with the columns `model_seed` (0 if none is known) and `step`:
 
 - `behaviour`: `test/loss` (nats), `test/icl` (`icl.analysis.context`; negative is in-context learning), `test/loss_without_positions`
   (positional ablation: the position embedding set to zero), `bigram_score` with its floor `bigram_entropy`, `unigram_entropy`,

@@ -255,5 +255,5 @@ class LLCConfig(Settings):
         return sorted({nearest_step(present, step) for step in wanted})
 
     def _num_steps(self, present: Sequence[int]) -> int:
-        """The length of the run: as planned, or where nobody says so up to its last checkpoint."""
+        """The length of the run: the planned one. A run without a plan ends at its last checkpoint."""
         return self.training.num_steps if self.is_regression else present[-1] + 1

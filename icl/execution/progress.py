@@ -57,7 +57,7 @@ def _plain_lines(description: str, expected: int | None, console: Console) -> Up
         last = now
         rate = (done - first) / max(now - start, 1e-9)
         left = f", {(total - done) / rate:.0f} s left" if rate > 0 and total and done < total else ""
-        with suppress(OSError):  # the work goes on where nobody reads
+        with suppress(OSError):  # a closed terminal does not stop the work
             console.print(f"{description}: {done}/{total or '?'}{left} {note}", highlight=False, soft_wrap=True)
 
     return update

@@ -383,7 +383,7 @@ def _numbers(values: Any) -> list[float | None]:
 
 
 def _number(value: Any) -> float | None:
-    """As JSON takes it: a whole number without a point, others with DIGITS digits, none for what is not finite."""
+    """The value as JSON has it: whole numbers stay whole, other numbers are rounded to DIGITS digits, and NaN and infinity become None."""
     if value is None or not np.isfinite(value):
         return None
     return int(value) if float(value).is_integer() and abs(value) < 1e15 else float(f"{value:.{DIGITS}g}")

@@ -28,6 +28,9 @@ from torch import Tensor
 from icl.sampling.objective import Batch, Objective
 from icl.sampling.plan import Recorder
 
+SAME_IN_ALL_UNITS = ("groups", "resolution", "brings_threads", "bytes_for_backward", "unreached")
+"""What an objective may say of itself besides its losses, whatever its weights are measured in."""
+
 
 class Grouped(Objective, Protocol):
     """An objective whose weights come in groups."""
@@ -55,7 +58,10 @@ class InUnits:
         self.anchor = objective.anchor / self.units
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self.objective, name)  # what a fast path says of itself: memory, threads, resolution
+        # Nothing else is passed on: a method that takes weights would take u for w.
+        if name not in SAME_IN_ALL_UNITS:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return getattr(self.objective, name)
 
     def losses(self, positions: Tensor, batch: Batch) -> Tensor:
         """Losses (E, T) at positions u (E, P)."""

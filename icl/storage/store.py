@@ -43,7 +43,7 @@ class Store(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove `key`; removing what is not there is no error."""
+        """Remove `key`. If there is no such key, nothing happens."""
         ...
 
     def exists(self, key: str) -> bool:

@@ -130,3 +130,10 @@ def test_restriction_keeps_the_units_of_what_is_sampled():
     assert len(output.unique()) == 2
     assert not set(qkv.tolist()) & set(output.tolist())
     assert objective.groups.view(-1, 14)[:7].unique().numel() == 1  # the first head's queries
+
+
+def test_what_takes_weights_is_not_handed_positions_in_units():
+    objective = make_objective(model_with(nothing), mse_loss, RELATIVE)
+    assert objective.bytes_for_backward(batches(0)) == objective.objective.bytes_for_backward(batches(0))
+    with pytest.raises(AttributeError, match="sequence_losses"):
+        objective.sequence_losses(objective.anchor[None], batches(0))
