@@ -424,7 +424,7 @@ def _put_in_parts(client: Any, bucket: str, name: str, data: bytes) -> str:
     from boto3.s3.transfer import TransferConfig
 
     # Without threads: uploads already run beside the training, and the cores are its own.
-    config = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, use_threads=False)
+    config = TransferConfig(multipart_threshold=1, multipart_chunksize=_PART_BYTES, use_threads=False)
     client.upload_fileobj(io.BytesIO(data), bucket, name, Config=config)
     answer = _tagged(client.head_object(Bucket=bucket, Key=name))
     parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
