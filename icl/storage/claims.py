@@ -1,8 +1,10 @@
 """One writer per folder of a bucket, on all machines: an object that only one of them can write at a time.
 
 Who writes a folder claims it by an object beside its files, made and renewed by writes that succeed only on the version
-that the writer saw last. A claim that is not renewed for its lifetime may be taken over. Its age is what the service's
-own clock says, or how long one has watched it; no two machines' clocks are compared. A writer trusts its claim for
+that the writer saw last. A claim that is not renewed for its lifetime may be taken over. Its age is how long one has
+watched it. Or it is what the service's own clock says; then a third of the lifetime is watched too, in which a living
+writer renews it, because the clocks of a service and of a proxy before it may differ. No two machines' clocks are
+compared. A writer trusts its claim for
 three quarters of the lifetime and asks again before it writes anything after that, so that one that was frozen, or cut
 off, finds out that it was taken over before it touches what the other has written.
 """
@@ -25,6 +27,9 @@ from icl.storage.locks import Holder, RunInUseError
 
 CLAIM = ".claim"
 """The claim's name in its folder; not a key, so that no listing shows it."""
+
+_REFUSALS = 10
+"""Writes of a claim that fail although nobody has it, before the service is no longer believed."""
 
 _tokens: set[str] = set()
 """Of the claims of this process."""
@@ -156,7 +161,9 @@ class Claim:
         """Who has the folder now, or None."""
         seen = self._bucket.look(self._name)
         record = _parsed(seen)
-        return None if seen is None or record is None or self._may_be_taken(seen, record, 0.0) else record.holder
+        if seen is None or record is None or self._patience_s(seen, record) < self._lifetime_s:
+            return None
+        return record.holder
 
     def _is_trusted(self) -> bool:
         return _now() < self._trusted_until and not self._lost
@@ -182,7 +189,7 @@ class Claim:
     def _acquire(self, wait_s: float) -> None:
         with self._busy:
             began = watched_since = _now()
-            watched, renewed, told = "", False, False
+            watched, renewed, told, refusals = "", False, False, 0
             while True:
                 seen = self._bucket.look(self._name)
                 record = _parsed(seen)
@@ -190,10 +197,18 @@ class Claim:
                 if seen is not None and seen.version != watched:
                     renewed = watched != ""
                     watched, watched_since = seen.version, now
-                if seen is None or self._may_be_taken(seen, record, now - watched_since):
+                left_s = 0.0 if seen is None else self._patience_s(seen, record) - (now - watched_since)
+                if left_s <= 0.0:
                     if self._put(None if seen is None else seen.version):
                         self._bucket.forget()
                         return
+                    refusals += 1  # another was quicker, whom the next look shows
+                    if refusals == _REFUSALS:
+                        raise StorageError(
+                            f"the claim on {self._subject} cannot be made: the service refuses every write of it, as if "
+                            "another were there; check that AWS_ENDPOINT_URL leads to the bucket itself"
+                        )
+                    time.sleep(0.0 if refusals == 1 else self._lifetime_s / 30)
                     continue
                 holder = record.holder if record else "another process"
                 lives = renewed or (record is not None and _is_alive(record) is True)
@@ -202,19 +217,19 @@ class Claim:
                         f"{self._subject} is in use by {holder}; wait for it, stop it, or choose another run name"
                     )
                     self.confirm()
-                if not told and now - watched_since > self._lifetime_s / 2:
+                if not told and left_s < self._lifetime_s / 2:
                     told = True
                     _log.warning(
                         "%s seems to have lost its writer, %s; it is taken over once that is certain, in %.0f s or less",
-                        self._subject, holder, self._lifetime_s / 2,
+                        self._subject, holder, left_s,
                     )  # fmt: skip
                 time.sleep(self._lifetime_s / 30)
 
-    def _may_be_taken(self, seen: Seen, record: _Record | None, watched_s: float) -> bool:
-        silent_s = max(watched_s, seen.age_s or 0.0)
-        if record is None:  # not written by this library
-            return silent_s >= self._lifetime_s
-        return record.free or record.token == self._token or silent_s >= self._lifetime_s or _is_alive(record) is False
+    def _patience_s(self, seen: Seen, record: _Record | None) -> float:
+        """For how long it must be watched without a renewal before it may be taken; 0 if it is nobody's."""
+        if record is not None and (record.free or record.token == self._token or _is_alive(record) is False):
+            return 0.0
+        return self._lifetime_s / 3 if (seen.age_s or 0.0) >= self._lifetime_s else self._lifetime_s
 
     def _renew(self) -> None:
         for _ in range(3):

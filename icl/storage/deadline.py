@@ -26,6 +26,11 @@ class Deadline:
         """Give the function more time, because it got on."""
         self._end += seconds
 
+    def check(self) -> None:
+        """Raise DeadlineError once the time is over: work that goes in a circle ends with it, for nobody waits any more."""
+        if time.monotonic() >= self._end:
+            raise DeadlineError
+
     def run(self, act: Callable[[], T]) -> T:
         """What `act` returns or raises.
 

@@ -334,6 +334,7 @@ class Occupied:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_waiting_for_a_claim_ends_at_the_first_signal(number):
     before = signal.signal(number, signal.default_int_handler)  # under nohup, SIGHUP is ignored
+
     def wait() -> None:
         with stop_signal(), Claim(Occupied(), "icl/run/.claim", lifetime_s=60.0).held("the run run"):
             pass
