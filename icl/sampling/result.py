@@ -20,7 +20,7 @@ from icl.sampling.loss_trace import LossTrace
 from icl.sampling.needs import Effort, Needs, needs_of
 from icl.sampling.observables import WeightTrace
 from icl.sampling.online import artefact, online_excess
-from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio, stiff_ratio
+from icl.sampling.stein import UNKNOWN, Ratio, held_share, mean_ratio, stiff_ratio
 from icl.sampling.tuning import Tuned
 from icl.sampling.verdict import Evidence, Verdict, judge
 
@@ -219,6 +219,7 @@ class LLCResult:
             cost=self.cost,
             twin=self.twin,
             sensitivity=self.gamma_sensitivity,
+            held=held_share(self.healthy_excess, self.run.trace[healthy], self.nbeta, self.config.localization),
             pairing=self._pairing,
         )
 
