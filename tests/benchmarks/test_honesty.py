@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.llc.cases import DEFAULT, FIXED, cases, is_sound, relaxation
 from benchmarks.llc.honesty import main, summarise
+from benchmarks.llc.loaders import main as loaders
 from benchmarks.llc.targets import digits, regression
 
 
@@ -73,3 +74,15 @@ def test_values_at_a_minimum():
         loss, moved = (objective.losses(each.at(off).anchor[None], each.data) for off in (0.0, 0.1))
         assert float(moved - loss) > 0
     assert torch.equal(torch.cat([part[0] for part in target.batches(300)]), target.data[0])
+
+
+def test_the_benchmark_of_loaders_runs_and_goes_on_where_it_stopped(tmp_path, capsys):
+    assert loaders(["--quick", "--output", str(tmp_path)]) == 0
+    rows = pd.read_csv(tmp_path / "loaders.csv")
+    assert rows["batch"].tolist() == [1000, 16, 64, 256]
+    assert (rows["gamma"] == 1.0).all()
+    right = (rows["estimate"] - rows["reference"]).abs() <= 0.1 * rows["reference"] + 2 * rows["mcse"]
+    assert (right | ~rows["healthy"]).all()
+    made = (tmp_path / "loaders.csv").read_bytes()
+    assert loaders(["--quick", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "loaders.csv").read_bytes() == made
