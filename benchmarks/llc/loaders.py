@@ -165,13 +165,18 @@ def run(output: Path, quick: bool) -> pd.DataFrame:
     path = output / "loaders.csv"
     rows = pd.read_csv(path, keep_default_na=False).to_dict("records") if path.exists() else []
     done = {(row["model"], row["batch"]) for row in rows}
-    config = AUTOMATIC.model_copy(update={"num_draws": 300, "num_burnin_steps": 100}) if quick else AUTOMATIC
+    config = (
+        AUTOMATIC.model_copy(update={"num_draws": 100, "num_burnin_steps": 50, "target_error": None})
+        if quick
+        else AUTOMATIC
+    )
+    sizes = BATCHES[:1] if quick else BATCHES
     for fitted in models(quick):
         known = next(
             ((row["reference"], row["reference_error"]) for row in rows if row["model"] == fitted.name),
             (math.nan, math.nan),
         )
-        for batch in (None, *(each for each in BATCHES if each < fitted.size)):
+        for batch in (None, *(each for each in sizes if each < fitted.size)):
             if (fitted.name, batch or fitted.size) in done:
                 continue
             row, result = row_of(fitted, batch, config)

@@ -79,7 +79,7 @@ def test_values_at_a_minimum():
 def test_the_benchmark_of_loaders_runs_and_goes_on_where_it_stopped(tmp_path, capsys):
     assert loaders(["--quick", "--output", str(tmp_path)]) == 0
     rows = pd.read_csv(tmp_path / "loaders.csv")
-    assert rows["batch"].tolist() == [1000, 16, 64, 256]
+    assert rows["batch"].tolist() == [1000, 16]
     assert (rows["gamma"] == 1.0).all()
     right = (rows["estimate"] - rows["reference"]).abs() <= 0.1 * rows["reference"] + 2 * rows["mcse"]
     assert (right | ~rows["healthy"]).all()
