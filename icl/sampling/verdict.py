@@ -71,6 +71,7 @@ class Evidence:
         cost, twin: how much of λ̂ it costs that w* is not the minimum, by the loss at the chains' mean and by the gradient at w*.
         sensitivity: −dλ̂/d log γ.
         held: a lower bound of it in units of λ̂, of little noise (`icl.sampling.stein.held_share`).
+        unknown_gradient: by what share of λ̂ the control variate lowers it, because its mean gradient is one of few samples.
         pairing: what λ̂ gains because the batch that a loss is taken on is not independent of where the chain is.
     """
 
@@ -82,6 +83,7 @@ class Evidence:
     twin: Ratio = UNKNOWN
     sensitivity: Ratio = UNKNOWN
     held: Ratio = UNKNOWN
+    unknown_gradient: float = 0.0
     pairing: Ratio = UNKNOWN
 
 
@@ -122,6 +124,7 @@ def judge(
         *judge_target(evidence),
         _heating(noise_heating, mean),
         _pairing(evidence.pairing, mean),
+        _mean_gradient(evidence.unknown_gradient),
         _minimum(evidence, mean),
         _certainty(mean, mcse),
         judge_ball(evidence, mean),
@@ -254,7 +257,17 @@ def _pairing(pairing: Ratio, mean: float) -> Finding:
     return _finding("batch order", text if off > COST_SHARE * abs(mean) else "")
 
 
+def _mean_gradient(share: float) -> Finding:
+    text = (
+        f"the mean gradient at w* is that of too few samples: its error lowers the estimate by about {share:.0%} "
+        "(larger batches, more draws, a smaller nbeta)"
+    )
+    return _finding("mean gradient", text if share > HEATING_LIMIT else "")
+
+
 def _minimum(evidence: Evidence, mean: float) -> Finding:
+    if evidence.unknown_gradient > HEATING_LIMIT:
+        return Finding("minimum", "not tested", "it takes a better mean gradient")
     known = [
         each for each in (evidence.cost, evidence.twin) if not math.isnan(each.value) and not math.isnan(each.error)
     ]

@@ -69,6 +69,24 @@ def test_batches_of_unequal_size_weigh_by_their_size():
     assert abs(result.llc_mean - 2.5) < 2 * result.llc_mcse + 0.25
 
 
+def test_the_mean_gradient_at_w_star_is_that_of_all_the_data_where_the_budget_holds_a_pass():
+    model, inputs, targets = regression(1000, 5)
+    loader = DataLoader(TensorDataset(inputs, targets), batch_size=2, shuffle=True)
+    result = estimate_llc(model, half, loader, SHORT)
+    assert result.unknown_gradient == 0.0
+    assert result.verdict.trusted, result.verdict.text
+    assert abs(result.llc_mean - 2.5) < 2 * result.llc_mcse + 0.25
+
+
+def test_a_mean_gradient_of_too_few_samples_is_told_and_not_taken_for_a_bad_minimum():
+    model, inputs, targets = regression(1000, 5)
+    config = TINY.model_copy(update={"num_chains": 4, "nbeta": 1000.0, "control_variates": "on"})
+    result = estimate_llc(model, half, lambda step: (inputs[step % 1000, None], targets[step % 1000, None]), config)
+    assert result.unknown_gradient == 1000 / 256
+    assert "mean gradient at w* is that of too few samples" in result.verdict.text
+    assert "w* is not the minimum" not in result.verdict.text
+
+
 def test_n_must_come_from_somewhere():
     model, inputs, targets = regression(100, 3)
     with pytest.raises(ValueError, match=r"n, the number of training samples.*eval_dataset_size=n"):
