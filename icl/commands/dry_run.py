@@ -125,7 +125,11 @@ def _span(least: float, most: float) -> str:
 
 def _settings(config: RunConfig) -> dict[str, object]:
     if not isinstance(config, LLCConfig):
-        return {key: value for key, value in config.told().model_dump(mode="json").items() if key in config.decides}
+        return {
+            key: value
+            for key, value in config.without_derived_seeds().model_dump(mode="json").items()
+            if key in config.decides
+        }
     told = settings_of(config)
     preset = preset_of(config.sampler_config)
     return {**told, "sampler_config": preset} if preset else told

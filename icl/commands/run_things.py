@@ -78,7 +78,10 @@ def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> li
     `estimates`, `state`, `size`, `writer`, `remark`."""
     runs = [Run(summary.name, store, results) for summary in summaries]
     known = [_settings(run) for run in runs]
-    told = [{} if each is None else each.told().model_dump(mode="json", include=set(each.decides)) for each in known]
+    told = [
+        {} if each is None else each.without_derived_seeds().model_dump(mode="json", include=set(each.decides))
+        for each in known
+    ]
     differing = varying([each for each in told if each])
     rows = []
     for run, summary, settings, each in zip(runs, summaries, known, told, strict=True):
@@ -116,7 +119,7 @@ def show(run: Run, console: Console) -> None:
     if row["remark"]:
         console.print(f"remark: {row['remark']}", highlight=False, soft_wrap=True)
     defaults = dotted(type(run.settings).parse({}).model_dump(mode="json"))
-    own = dotted(run.settings.told().model_dump(mode="json"))
+    own = dotted(run.settings.without_derived_seeds().model_dump(mode="json"))
     changed = {key: value for key, value in own.items() if defaults.get(key) != value and key != "run_name"}
     console.print("settings (others are defaults, `icl config`):", highlight=False, soft_wrap=True)
     for key, value in changed.items():
@@ -132,9 +135,9 @@ def show(run: Run, console: Console) -> None:
 
 def compare(runs: Sequence[Run], console: Console) -> None:
     """Print what differs between runs: settings, steps, last losses."""
-    told = [dotted(run.settings.told().model_dump(mode="json")) for run in runs]
+    told = [dotted(run.settings.without_derived_seeds().model_dump(mode="json")) for run in runs]
     table = Table("", *(run.name for run in runs))
-    for key in varying([run.settings.told().model_dump(mode="json") for run in runs]):
+    for key in varying([run.settings.without_derived_seeds().model_dump(mode="json") for run in runs]):
         table.add_row(key, *(str(each.get(key, "-")) for each in told))
     rows = [overview(choose(list_runs(run.store), run.name), run.store, run.results)[0] for run in runs]
     for label, key in (

@@ -64,7 +64,10 @@ class Run:
     @property
     def config(self) -> pd.DataFrame:
         """The settings as one row: `run`, then every setting under its dotted name, such as `optimizer_config.lr`."""
-        flat = {key: _cell(value) for key, value in dotted(self.settings.told().model_dump(mode="json")).items()}
+        flat = {
+            key: _cell(value)
+            for key, value in dotted(self.settings.without_derived_seeds().model_dump(mode="json")).items()
+        }
         return pd.DataFrame([{"run": self.name, **flat}])
 
     @property
@@ -188,7 +191,7 @@ def open_runs(sweep: str | Path | Sequence[str], environ: Mapping[str, str] = os
         runs = [run for run in every if run.checkpoints.settings() is not None]
         if not runs:
             raise ConfigError(f"no run of {sweep} has begun; start it with: icl train {sweep}")
-    told = [run.settings.told().model_dump(mode="json") for run in runs]
+    told = [run.settings.without_derived_seeds().model_dump(mode="json") for run in runs]
     return Runs(tuple(runs), tuple(varying(told)))
 
 

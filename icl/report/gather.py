@@ -21,7 +21,7 @@ from icl.checkpoints.run import SUFFIX
 from icl.config import ConfigError
 from icl.config.settings import dotted
 from icl.config.varying import varying
-from icl.estimation.kept import Estimates, way
+from icl.estimation.kept import Estimates, sampler_label
 from icl.estimation.tables import FEWEST_ESTIMATES
 from icl.execution.closing import short_name
 from icl.execution.opened import Run
@@ -131,7 +131,7 @@ def _settings(run: Run) -> dict[str, Any]:
     """What the run was told to do. Where this version does not take it, what is stored; of a subject without a run, what its
     estimates were told."""
     try:
-        return run.settings.told().model_dump(mode="json")
+        return run.settings.without_derived_seeds().model_dump(mode="json")
     except ConfigError:
         stored = run.checkpoints.settings()
         return stored if stored is not None else next((each.stored for each in run.estimate_sets if each.stored), {})
@@ -230,7 +230,7 @@ def _estimates(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _way(estimates: Estimates) -> str:
     try:
-        return way(estimates.settings) if estimates.stored else estimates.name
+        return sampler_label(estimates.settings) if estimates.stored else estimates.name
     except ConfigError:
         return estimates.name
 
