@@ -188,7 +188,7 @@ def test_select():
         ("method: grid\nparameters: {a.b: {value: 1}}", r"nests its keys; write a: \{parameters: \{b: \.\.\.\}\}"),
         (
             "method: random\nrun_cap: 2\nparameters: {a: {distribution: foo, min: 1, max: 3}}",
-            "a; look at its distribution",
+            "a; check its distribution",
         ),
         ("method: grid\nrun_cap: 0\nparameters: {a: {value: 1}}", "run_cap must be"),
         ("- a\n- b\n", "a sweep file is a mapping"),
