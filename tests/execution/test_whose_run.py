@@ -211,7 +211,7 @@ def test_runs_of_a_sweep_that_share_a_name_must_be_one_run(tmp_path):
         lambda: by_name([llc_of(optimizer_config={"lr": lr}) for lr in (0.1, 0.01)]),
         lambda: by_name([config_of(task_config={**TASK, "model_seed": None}), *configs]),
     ):  # fmt: skip
-        refused(call, "two runs of this sweep are called", "run", "leave run_name out")
+        refused(call, "two runs of this sweep are called", "run", "remove run_name")
     assert not list(tmp_path.iterdir())
     assert by_name(configs[:2]) == {"run": 0}
     nameless = [config_of(run_name=None, task_config={**TASK, "model_seed": None})] * 2
