@@ -23,20 +23,20 @@ def remark(config: Training, first: float | None, last: float | None) -> str:
     """
     if last is None:
         return ""
-    references = ((first, "where it began"), _uninformed_loss(config))
-    above = [f"{value:,.4g}, {what}" for value, what in references if value is not None and last > ABOVE * value]
+    references = ((first, "the first loss"), _uninformed_loss(config))
+    above = [f"{what} ({value:,.4g})" for value, what in references if value is not None and last > ABOVE * value]
     if not above:
         return ""
     return (
-        f"the loss ended at {last:,.4g}, above {', and above '.join(above)}: it did not learn; lower optimizer_config.lr "
-        f"(now {config.optimizer_config.lr:g}), or train longer"
+        f"the loss ended at {last:,.4g}, above {' and '.join(above)}: the run did not learn; lower optimizer_config.lr (now "
+        f"{config.optimizer_config.lr:g}), or train longer"
     )
 
 
 def _uninformed_loss(config: Training) -> tuple[float | None, str]:
     """The loss of a model that knows nothing, and its name in the remark."""
     if isinstance(config, TrainingConfig):
-        return zero_loss(config), "that of predicting zero"
+        return zero_loss(config), "the loss of predicting zero"
     if isinstance(config, LanguageTraining):
-        return math.log(config.task_config.d_vocab), "that of taking all tokens for equally likely"
+        return math.log(config.task_config.d_vocab), "the loss of giving all tokens the same probability"
     return None, ""

@@ -283,7 +283,7 @@ def test_weights_without_settings_may_be_looked_at_but_a_state_may_not(root):
     run.save(19, weights.tensors)
     assert run.read(19).metadata == {}
     run.store.put(run.state_key(20), encode(20, state.tensors, {}, "state"))
-    refused(lambda: run_training(config_of(), place_of(root)), "state-20.safetensors does not say with which settings")
+    refused(lambda: run_training(config_of(), place_of(root)), "state-20.safetensors holds no settings")
 
 
 def leaves(data, path=()):
