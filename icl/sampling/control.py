@@ -52,11 +52,13 @@ class MeanGradient:
         whole: (C, P) the mean.
         halves: two means (C, P) over disjoint halves of the batches, whose errors are independent; twice the whole where it is exact.
         gradients: gradients that it took, at each w*.
+        samples: that it is the mean of; None where they are all that there are.
     """
 
     whole: Tensor
     halves: tuple[Tensor, Tensor]
     gradients: int
+    samples: int | None = None
 
     @property
     def error(self) -> Tensor:
@@ -70,9 +72,11 @@ def mean_gradient(
     batch: Callable[[int], Batch],
     first: int,
     samples: int,
+    most: int,
 ) -> MeanGradient:
-    """ḡ over the whole of a finite data set, else over batches number `first` on that hold at least so many samples."""
-    if everything is not None:
+    """ḡ over the whole of a finite data set of at most `most` batches, else over batches number `first` on: as many as hold `samples`
+    samples, or `most`."""
+    if everything is not None and len(everything) <= most:
         total, count = torch.zeros(()), 0
         for each in everything:
             size = num_samples(each)
@@ -88,11 +92,12 @@ def mean_gradient(
         counts[index % 2] += 1
         seen += num_samples(each)
         index += 1
-        if index >= MOST_BATCHES:
+        if index >= most:
             break
     halves = (sums[0] / counts[0], sums[1] / counts[1])
-    return MeanGradient((sums[0] + sums[1]) / sum(counts), halves, index)
+    return MeanGradient((sums[0] + sums[1]) / sum(counts), halves, index, seen)
 
 
-MOST_BATCHES = 256
-"""Batches that ḡ may take where the data have no end."""
+def most_batches(chains: int, steps: int) -> int:
+    """Batches that ḡ may take: a tenth of the gradients of the chains, and at least 256."""
+    return max(256, chains * steps // 10)

@@ -23,7 +23,7 @@ from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, 
 from icl.sampling.chains import ChainRun, Paused, Progress
 from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
-from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
+from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient, most_batches
 from icl.sampling.langevin import friction_of
 from icl.sampling.look import chance_level, look_at
 from icl.sampling.loss_trace import LossTrace, Observables
@@ -229,6 +229,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             else inputs.reference_loss,
             cost=cost,
             twin=twin,
+            unknown_gradient=_unknown_gradient(own),
             tuned=tuned,
             paused=paused.of_chains(slice(start, start + len(seeds))),
             weights=ready.trace,
@@ -268,14 +269,14 @@ def _effort(ready: "_Ready", plan: Plan, run: ChainRun, heating: Heating, tuned:
     if config.method not in ("sgld", "langevin") or config.step_size is None:
         return None
     friction = friction_of(langevin_constants(config)) if config.method == "langevin" else None
-    everything = ready.supply.everything
+    sizes = ready.supply.sizes
     return Effort(
         steps=config.num_burnin_steps + run.losses.shape[1] * config.num_steps_bw_draws,
         epsilon=config.step_size,
         friction=friction,
         nbeta=config.inverse_temperature,
         batch=None if plan.constant else num_samples(ready.first),
-        samples=None if everything is None else sum(map(num_samples, everything)),
+        samples=sum(sizes) if sizes else None,
         control=plan.control,
         found=tuned is not None,
         longest=math.nan if tuned is None else longest_step(tuned.curvature, config.localization + config.weight_decay),
@@ -370,10 +371,17 @@ def _with_gradients_of_w_star(plan: Plan, supply: Supply, seed: int) -> Plan:
     at_anchor = AnchorGradients(plan.objective, plan.anchors)
     batch = (lambda index: plan.batches(index, seed)) if config.independent_batches else plan.batches
     samples = samples_needed(config.inverse_temperature)
-    mean = mean_gradient(at_anchor, supply.everything, batch, config.num_steps, samples)
+    most = most_batches(config.num_chains, config.num_steps)
+    mean = mean_gradient(at_anchor, supply.everything, batch, config.num_steps, samples, most)
     schedule = TestSchedule(stride_for(config.num_chains, plan.constant), seed) if tested else None
     control = config.control_variates == "on" and not plan.constant
     return replace(plan, anchor_gradients=at_anchor, mean=mean, tests=schedule, control=control)
+
+
+def _unknown_gradient(plan: Plan) -> float:
+    """See `LLCResult.unknown_gradient`."""
+    known = plan.mean.samples if plan.control and plan.mean is not None else None
+    return 0.0 if known is None else plan.config.inverse_temperature / known
 
 
 def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:
@@ -382,7 +390,7 @@ def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:
     if mean is None:
         return None
     own = slice(place, place + 1)
-    return MeanGradient(mean.whole[own], (mean.halves[0][own], mean.halves[1][own]), mean.gradients)
+    return replace(mean, whole=mean.whole[own], halves=(mean.halves[0][own], mean.halves[1][own]))
 
 
 def _cost_batches(ready: _Ready) -> Sequence[Batch]:

@@ -63,7 +63,7 @@ class LoaderSteps(Dataset):
 
     Attributes:
         first: the indices of the first pass.
-        fixed: whether every pass is the first again.
+        fixed: whether every pass is the first again. A single batch of all samples is the same batch in any order.
         per_pass: batches of a pass, less a smaller last one where passes differ.
     """
 
@@ -79,7 +79,9 @@ class LoaderSteps(Dataset):
         self.first = self.indices(0)
         sizes = [len(each) for each in self.first] if self._batched else []
         same_size = len(set(sizes[:-1])) <= 1
-        self.fixed = self.first == self.indices(1) or not same_size
+        again = self.indices(1)
+        whole = len(sizes) == len(again) == 1 and set(self.first[0]) == set(again[0]) and sizes[0] == len(again[0])
+        self.fixed = self.first == again or whole or not same_size
         smaller = len(sizes) > 1 and sizes[-1] < sizes[0]
         self.per_pass = len(self.first) - (1 if smaller and not self.fixed else 0)
 

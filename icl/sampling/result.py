@@ -20,7 +20,7 @@ from icl.sampling.loss_trace import LossTrace
 from icl.sampling.needs import Effort, Needs, needs_of
 from icl.sampling.observables import WeightTrace
 from icl.sampling.online import artefact, online_excess
-from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio, stiff_ratio
+from icl.sampling.stein import UNKNOWN, Ratio, held_share, mean_ratio, stiff_ratio
 from icl.sampling.tuning import Tuned
 from icl.sampling.verdict import Evidence, Verdict, judge
 
@@ -39,6 +39,9 @@ class LLCResult:
         noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.checks`).
         reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
         cost, twin: how much of λ̂ it costs that w* is not the minimum (`icl.sampling.checks.cost_of_w_star`).
+        unknown_gradient: nβ / N where gradients have their control variate and ḡ is the mean of N samples of more (`MeanGradient`), else
+            0. ḡ is then off by δ ~ 1/√N, and nβ δ·(w − w*) moves the chains by −H⁻¹δ: λ̂ falls by the share nβ / N in a regular model
+            whose gradient has the covariance H.
         effort: what it spent (`icl.sampling.needs`); None for kernels whose heat no formula tells.
         tuned: what the pilot chains found, if they ran.
         paused: where the chains stopped, for `estimate_llc(..., resume=result)`.
@@ -54,6 +57,7 @@ class LLCResult:
     reference_loss: float | None = None
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
+    unknown_gradient: float = 0.0
     effort: Effort | None = None
     tuned: Tuned | None = None
     paused: Paused | None = None
@@ -219,6 +223,8 @@ class LLCResult:
             cost=self.cost,
             twin=self.twin,
             sensitivity=self.gamma_sensitivity,
+            held=held_share(self.healthy_excess, self.run.trace[healthy], self.nbeta, self.config.localization),
+            unknown_gradient=self.unknown_gradient,
             pairing=self._pairing,
         )
 

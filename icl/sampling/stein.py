@@ -126,6 +126,21 @@ def stiff_ratio(stiff: Tensor, trace: Tensor) -> Ratio:
     return Ratio(ratio, _error(stiff - ratio * trace) / float(trace.mean()))
 
 
+def held_share(excess: Tensor, trace: Tensor, nbeta: float, gamma: float) -> Ratio:
+    r"""2γ λ̂ / (nβ E[tr ∇²L]) from nβ(L − L(w*)) (E, N) and traces (E, D): how far the ball holds the chains, not the loss.
+
+    In a quadratic loss of curvatures d/nβ it is Σ d/(d + γ) · γ / Σ d, the mean of γ/(d + γ) weighted by d. It is 1 where the ball holds
+    every direction. −dλ̂/d log γ is λ̂ times the same mean weighted by d/(d + γ), which gives soft directions more. So this share is a lower
+    bound of that sensitivity, with far less noise. NaN where the trace is not clearly positive.
+    """
+    excess, trace = excess.double(), trace.double()
+    if trace.numel() == 0 or not float(trace.mean()) > 3 * _error(trace):
+        return UNKNOWN
+    mean, curvature = float(excess.mean()), float(trace.mean())
+    share = 2 * gamma * mean / (nbeta * curvature)
+    return Ratio(share, abs(share) * math.hypot(_error(excess) / mean, _error(trace) / curvature) if mean else math.nan)
+
+
 def mean_ratio(terms: Tensor) -> Ratio:
     """The mean of terms (E, D) with its error."""
     terms = terms.double()

@@ -28,7 +28,7 @@ class Supply:
     Attributes:
         source: step -> batch, or (step, chain seed) -> batch where chains see batches of their own.
         num_samples: n, where the data tell it.
-        everything: all batches of a finite data set, with their sizes as weights; None where there is no end, or not known.
+        everything: all batches of a finite data set, made when they are asked for; None where there is no end, or not known.
         constant: whether every step meets the same batch.
         cycle: how many batches are met in turn, again and again; None where they are not, or where it is not known.
         stride: so many steps on, the batch is independent of this one: the length of a pass that is shuffled anew each time.
@@ -44,8 +44,8 @@ class Supply:
     sizes: Sequence[int] = ()
 
 
-MOST_OF_A_LOADER = 256
-"""Batches of a pass up to which an estimate may go through all data at w*; beyond, a sample of them does."""
+MOST_EVALUATED = 256
+"""Batches of a loader up to which every draw may be evaluated on all of them."""
 
 
 def supply_of(
@@ -117,14 +117,11 @@ def _of_loader(loader: DataLoader, independent: bool, seed: int, shuffled: bool)
     # Without a batch sampler an index gives a batch whose size shows when it is made.
     known = loader.batch_sampler is not None
     sizes = [len(each) for each in steps.first] if known else [num_samples(each) for each in first_pass]
-    few = count <= MOST_OF_A_LOADER
     if steps.fixed:
-        supply = _of_fixed(first_pass, sizes, independent, seed, shuffled, sum(sizes))
-        return supply if few else replace(supply, everything=None, sizes=())
+        return _of_fixed(first_pass, sizes, independent, seed, shuffled, sum(sizes))
     make = WithWorkers(steps, loader) if loader.num_workers else steps.__getitem__
     source = _from_place(Recent(make), independent)
-    everything = first_pass if few else None
-    return Supply(source, sum(sizes), everything, stride=steps.per_pass, sizes=sizes if few else ())
+    return Supply(source, sum(sizes), first_pass, stride=steps.per_pass, sizes=sizes)
 
 
 def on_device(supply: Supply, device: torch.device) -> Supply:
@@ -145,7 +142,8 @@ def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.
         ValueError: there are none, or there is no end.
     """
     supply = on_device(supply_of(batches, False, seed), device)
-    if supply.everything is None:
+    too_many = isinstance(batches, DataLoader) and len(supply.sizes) > MOST_EVALUATED
+    if supply.everything is None or too_many:
         raise ValueError(
             "these evaluation batches have no end, or are too many; give a list of them, or index -> batch"
         )

@@ -70,6 +70,8 @@ class Evidence:
         at_box: share of coordinates at the wall of the bounding box.
         cost, twin: how much of λ̂ it costs that w* is not the minimum, by the loss at the chains' mean and by the gradient at w*.
         sensitivity: −dλ̂/d log γ.
+        held: a lower bound of it in units of λ̂, of little noise (`icl.sampling.stein.held_share`).
+        unknown_gradient: by what share of λ̂ the control variate lowers it, because its mean gradient is one of few samples.
         pairing: what λ̂ gains because the batch that a loss is taken on is not independent of where the chain is.
     """
 
@@ -80,6 +82,8 @@ class Evidence:
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
     sensitivity: Ratio = UNKNOWN
+    held: Ratio = UNKNOWN
+    unknown_gradient: float = 0.0
     pairing: Ratio = UNKNOWN
 
 
@@ -120,9 +124,10 @@ def judge(
         *judge_target(evidence),
         _heating(noise_heating, mean),
         _pairing(evidence.pairing, mean),
+        _mean_gradient(evidence.unknown_gradient),
         _minimum(evidence, mean),
         _certainty(mean, mcse),
-        _ball(evidence.sensitivity, mean),
+        judge_ball(evidence, mean),
     ]
     return _verdict(findings)
 
@@ -252,7 +257,17 @@ def _pairing(pairing: Ratio, mean: float) -> Finding:
     return _finding("batch order", text if off > COST_SHARE * abs(mean) else "")
 
 
+def _mean_gradient(share: float) -> Finding:
+    text = (
+        f"the mean gradient at w* is that of too few samples: its error lowers the estimate by about {share:.0%} "
+        "(larger batches, more draws, a smaller nbeta)"
+    )
+    return _finding("mean gradient", text if share > HEATING_LIMIT else "")
+
+
 def _minimum(evidence: Evidence, mean: float) -> Finding:
+    if evidence.unknown_gradient > HEATING_LIMIT:
+        return Finding("minimum", "not tested", "it takes a better mean gradient")
     known = [
         each for each in (evidence.cost, evidence.twin) if not math.isnan(each.value) and not math.isnan(each.error)
     ]
@@ -276,10 +291,23 @@ def _certainty(mean: float, mcse: float) -> Finding:
     return Finding("error", "failed", text, times) if mcse > allowed else _finding("error", "")
 
 
-def _ball(sensitivity: Ratio, mean: float) -> Finding:
-    decides = sensitivity.value - 2 * sensitivity.error > BALL_DECIDES * abs(mean) and mean > 0
-    text = "the localisation decides, not the model: the estimate is nearly proportional to 1/gamma (smaller gamma)"
-    return _finding("localisation", text if decides else "")
+def judge_ball(evidence: Evidence, mean: float) -> Finding:
+    """Whether the localisation decides the estimate, not the model."""
+    sensitivity, held = evidence.sensitivity, evidence.held
+    by_far = (
+        sensitivity.value - 2 * sensitivity.error > BALL_DECIDES * abs(mean)
+        or held.value - 2 * held.error > BALL_DECIDES
+    )
+    if by_far and mean > 0:
+        text = "the localisation decides, not the model: the estimate is nearly proportional to 1/gamma (smaller gamma)"
+        return _finding("localisation", text)
+    if held.value + 2 * held.error > BALL_DECIDES:
+        return Finding(
+            "localisation",
+            "not tested",
+            f"its share is {held.value:.2f} ± {held.error:.2f}; smaller gamma or more draws",
+        )
+    return _finding("localisation", "")
 
 
 def _rising(excess: Tensor) -> bool:
