@@ -110,8 +110,8 @@ class Calibration:
     """A finished search.
 
     Attributes:
-        table: one row per cell and checkpoint: the fields of `Cell` without its trace, and `insensitive_epsilon` and `insensitive` (to ε and
-            to γ, by rule 2; False for presets).
+        table: one row per cell and checkpoint: the fields of `Cell` without its trace, and `insensitive_epsilon` and `insensitive` (to ε
+            and to γ, by rule 2; False for presets).
         recommended: (ε, γ, nβ), or None.
         region: whether there is a region of insensitivity at every checkpoint.
         text: the finding in words.
