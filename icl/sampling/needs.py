@@ -4,10 +4,10 @@ Two things can be missing.
 
 - **Length.** A test asks for `times` as many steps. If an error is too large, this is (error / allowed)². If a direction has not spread, it
   is as many as the direction needs to forget its start ten times.
-- **Less noise.** Batch noise adds the share y to λ̂ (`icl.sampling.checks.noise_heating`). To first order, y is proportional to the effective
-  step ε' and to 1 / batch size. It is also proportional to (nβ)² for plain gradients, and to nβ for gradients with a control variate, whose
-  noise grows with ‖w − w*‖² ~ 1/nβ. Let q = y / NOISE_SHARE. Any one of the following reduces y to NOISE_SHARE: ε' / q with q times the
-  steps, batches q times as large, or nβ / √q (plain) or nβ / q (controlled).
+- **Less noise.** Batch noise adds the share y to λ̂ (`icl.sampling.checks.noise_heating`). To first order, y is proportional to the
+  effective step ε' and to 1 / batch size. It is also proportional to (nβ)² for plain gradients, and to nβ for gradients with a
+  control variate, whose noise grows with ‖w − w*‖² ~ 1/nβ. Let q = y / NOISE_SHARE. Any one of the following reduces y to NOISE_SHARE:
+  ε' / q with q times the steps, batches q times as large, or nβ / √q (plain) or nβ / q (controlled).
 
 If the pilot found the step, y is NOISE_SHARE already, and the noise makes the steps too short. Batches `times` as large then allow steps
 `times` as long, up to the longest stable ones.

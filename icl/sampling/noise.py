@@ -20,15 +20,18 @@ CHAIN_BITS = 20
 
 
 LONG = 8192
-"""The noise of chains with more parameters than this is made one by one, by the compiled generator if there is one. The bits are the same."""
+"""The noise of chains with more parameters than this is made chain by chain, by the compiled generator if there is one.
+
+The bits are the same.
+"""
 
 
 def chain_seeds(seed: int, chains: int, law: Literal["independent", "sequential"]) -> list[int]:
     """The seeds of a run's chains.
 
     "independent": the seed depends on the run's seed and the chain's number, and no two runs with different seeds share a chain.
-    "sequential": chain c has the seed `seed` + c, as in older tables; runs with neighbouring seeds then share all chains but one. For seed 0
-    both are equal.
+    "sequential": chain c has the seed `seed` + c, as in older tables; runs with neighbouring seeds then share all chains but one.
+    For seed 0 both are equal.
     """
     first = seed << CHAIN_BITS if law == "independent" else seed
     return list(range(first, first + chains))

@@ -173,8 +173,8 @@ class ModuleObjective:
     def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
         """The gradient (P,) at weights (P,), computed by a backward pass of a copy of the module that has these weights.
 
-        None if this is not possible. It differs from the gradient of `losses_and_gradients` if the module reads its weights again during the
-        backward pass.
+        None if this is not possible. It differs from the gradient of `losses_and_gradients` if the module reads its weights again during
+        the backward pass.
         """
         try:
             module = copy.deepcopy(self._model)
@@ -228,7 +228,8 @@ class ModuleObjective:
     def _at(self, pieces: Sequence[Tensor], run: Callable[[Callable[..., Any]], Any]) -> Any:
         """The result of `run(predict)`, with these weights in the module until `run` ends.
 
-        So a backward pass in `run` that computes activations again, as activation checkpointing does, finds the weights of the forward pass.
+        So a backward pass in `run` that computes activations again, as activation checkpointing does, finds the weights of the forward
+        pass.
         """
         weights = {
             name: piece.view(size).to(self._types[name])
