@@ -1,14 +1,14 @@
 """The Hessian of the loss: trace and leading eigenvalues, through Hessian-vector products.
 
-Leading eigenvalues come from the Lanczos method (ARPACK) and the trace from Hutchinson's estimator tr H = E[vᵀHv]
-over random signs v, after the directions already found are taken out (Meyer, Musco, Musco & Woodruff, "Hutch++",
-arXiv 2010.09649):
+Leading eigenvalues come from the Lanczos method (ARPACK). The trace comes from Hutchinson's estimator tr H = E[vᵀHv] over
+random sign vectors v, after the directions found by Lanczos are removed (Meyer, Musco, Musco & Woodruff, "Hutch++", arXiv
+2010.09649):
 
-    tr H = Σ_i q_iᵀ H q_i + E[vᵀ Π H Π v],   Π = I - Q Qᵀ,
+    tr H = Σ_i q_iᵀ H q_i + E[vᵀ Π H Π v],   Π = I - Q Qᵀ.
 
-which is unbiased for any orthonormal Q and removes most of the variance when few directions carry the curvature. The
-estimate is the mean over probes, with its standard error. A Hessian-vector product is the derivative of ∇L·v, exact
-to rounding; ReLU's kinks have no weight.
+This is unbiased for any orthonormal Q. It removes most of the variance if few directions have most of the curvature. The
+estimate is the mean over the vectors v, the probes, with its standard error. A Hessian-vector product is the derivative of
+∇L·v, exact to rounding; the kinks of ReLU contribute nothing.
 
 Shapes: P parameters, k eigenvalues.
 """
@@ -30,7 +30,7 @@ from icl.sampling.objective import Batch, LossFunction, ModuleObjective
 from icl.streams import Stream
 
 NUM_SEQUENCES = 1024
-"""Sequences of the Hessian's loss, as in arXiv 2402.02364."""
+"""The number of sequences of the loss, as in arXiv 2402.02364."""
 
 Loss = Callable[[Tensor], Tensor]
 MatVec = Callable[[Tensor], Tensor]
@@ -41,11 +41,11 @@ class HessianEstimate:
     """Curvature of a loss at one point.
 
     Attributes:
-        eigenvalues: (k,) of largest magnitude, in descending order of magnitude.
-        trace: the estimate.
+        eigenvalues: (k,) those of largest magnitude, in descending order of magnitude.
+        trace: the estimated trace.
         trace_std_error: standard error of the mean over probes; NaN for a single probe.
-        num_probes: random vectors used.
-        num_products: Hessian-vector products spent.
+        num_probes: number of random vectors.
+        num_products: number of Hessian-vector products.
     """
 
     eigenvalues: NDArray[np.float64]
@@ -58,7 +58,7 @@ class HessianEstimate:
 def hessian_vector_product(loss: Loss, point: Tensor) -> MatVec:
     """v (P,) -> H v (P,), H the Hessian of `loss`, a scalar function of a vector, at `point` (P,)."""
     origin = point.detach().requires_grad_()
-    # One graph of the gradient serves every product, which then costs one backward pass through it.
+    # The graph of the gradient is built once. Every product then costs one backward pass through it.
     (gradient,) = torch.autograd.grad(loss(origin), origin, create_graph=True)
 
     def product(vector: Tensor) -> Tensor:
@@ -75,15 +75,14 @@ def top_eigenvalues(
     Args:
         product: v -> H v, H symmetric.
         like: a vector (P,) of the type and device that `product` takes.
-        k: how many; below P.
-        tolerance: relative accuracy of the eigenvalues' residuals; the eigenvalues themselves are then accurate to
-            about its square.
-        seed: of the start vector.
-        max_products: iterations are bounded so that about this many products are spent.
+        k: number of eigenvalues, below P.
+        tolerance: relative accuracy of the residuals. The relative error of the eigenvalues is about its square.
+        seed: seed of the start vector.
+        max_products: bound on the number of products, approximately.
 
     Raises:
         ValueError: k is not in 1..P-1.
-        scipy.sparse.linalg.ArpackNoConvergence: not converged within `max_products`.
+        scipy.sparse.linalg.ArpackNoConvergence: the method did not converge within `max_products`.
     """
     size = like.numel()
     if not 1 <= k < size:
@@ -94,7 +93,7 @@ def top_eigenvalues(
 
     operator = LinearOperator((size, size), matvec=matvec, dtype=np.float64)  # type: ignore[call-arg]
     start = Stream(seed, "hessian/start").normal(0, (size,)).double().numpy()
-    # A subspace this narrow restarts early, so that well-separated eigenvalues stop early.
+    # A small subspace restarts often, so the method stops early if eigenvalues are well separated.
     width = min(size, max(2 * k + 4, 8))
     values, vectors = eigsh(
         operator,
@@ -117,9 +116,12 @@ def hutchinson_trace(
     Args:
         product: v -> H v.
         like: a vector (P,) of the type and device that `product` takes.
-        num_probes: how many.
-        without: orthonormal directions Q (P, k) to leave out: Π = I - Q Qᵀ. By default none, and the trace is H's.
-        seed: of the probes.
+        num_probes: number of sign vectors.
+        without: orthonormal directions Q (P, k) to leave out: Π = I - Q Qᵀ. None: the trace of H itself.
+        seed: seed of the sign vectors.
+
+    Raises:
+        ValueError: `num_probes` is below 1.
     """
     if num_probes < 1:
         raise ValueError(f"num_probes must be at least 1, got {num_probes}")
@@ -136,7 +138,7 @@ def hutchinson_trace(
 def estimate_hessian(
     loss: Loss, point: Tensor, k: int = 3, num_probes: int = 8, tolerance: float = 1e-2, seed: int = 0
 ) -> HessianEstimate:
-    """Leading eigenvalues, then the trace of the rest, of the Hessian of `loss` at `point` (P,)."""
+    """Leading eigenvalues and the trace of the Hessian of `loss` at `point` (P,)."""
     inner, spent = hessian_vector_product(loss, point), 0
 
     def product(vector: Tensor) -> Tensor:
@@ -147,13 +149,12 @@ def estimate_hessian(
     values, vectors = top_eigenvalues(product, point, k, tolerance, seed)
     directions = torch.linalg.qr(torch.as_tensor(vectors))[0].to(point)
     rest, error = hutchinson_trace(product, point, num_probes, directions, seed)
-    # A Ritz value is the Rayleigh quotient of its vector, so that the directions found need no further product.
+    # A Ritz value is the Rayleigh quotient of its vector, so q_iᵀ H q_i needs no further product.
     return HessianEstimate(values, float(values.sum()) + rest, error, num_probes, spent)
 
 
 def regression_loss(model: InContextRegressionTransformer, xs: Tensor, ys: Tensor) -> tuple[Loss, Tensor]:
-    """The training loss on fixed sequences as a function of the flat parameters, and the model's flat parameters
-    (P,)."""
+    """The training loss on fixed sequences as a function of the flat parameters, and the model's parameters (P,)."""
     shape = model.shape
 
     def loss(flat: Tensor) -> Tensor:
@@ -179,7 +180,7 @@ def hessian_table(
 def hessian_row(
     loss: Loss, point: Tensor, k: int = 3, num_probes: int = 8, tolerance: float = 1e-2
 ) -> dict[str, float]:
-    """The columns of `hessian_table`, of any loss at a point (P,)."""
+    """The columns of `hessian_table` for any loss at a point (P,)."""
     estimate = estimate_hessian(loss, point, k, num_probes, tolerance)
     row: dict[str, float] = {f"hessian/evals/{i}": float(value) for i, value in enumerate(estimate.eigenvalues)}
     row |= {"hessian/trace": estimate.trace, "hessian/trace_std_error": estimate.trace_std_error}
@@ -187,7 +188,7 @@ def hessian_row(
 
 
 def module_loss(model: nn.Module, loss_fn: LossFunction, batch: Batch) -> tuple[Loss, Tensor]:
-    """The loss of any module on a batch as a function of its flat trained parameters, and these (P,)."""
+    """The loss of any module on a batch as a function of its flat trainable parameters, and these parameters (P,)."""
     objective = ModuleObjective(model, loss_fn)
     return lambda flat: objective.loss_at(flat, batch), objective.anchor
 

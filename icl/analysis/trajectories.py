@@ -1,7 +1,7 @@
-"""What a checkpoint looks like as one row of a trajectory: its outputs, its weights, or its gradient on a fixed
+"""A checkpoint as one row of a trajectory for `essential_dynamics.pca`: its outputs, its weights, or its gradient on a fixed
 batch.
 
-The rows feed `essential_dynamics.pca`. Adam's moments flatten like weights (`weight_row`).
+Adam's moments are flattened like weights (`weight_row`).
 """
 
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ def output_row(
 ) -> Tensor:
     """Outputs on fixed sequences, flattened: the functional ("f") trajectory.
 
-    "tokens" is the published choice, all outputs at all tokens, B·2K·(D+1) numbers; "x_tokens" those at x tokens,
-    B·K·(D+1); "predictions" the trained outputs alone, B·K.
+    The part "tokens" is the published choice: all outputs at all tokens, B·2K·(D+1) numbers. "x_tokens" has those at x tokens,
+    B·K·(D+1) numbers. "predictions" has only the trained outputs, B·K numbers.
     """
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     rows = []
@@ -39,8 +39,7 @@ def output_row(
 
 
 def weight_row(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Weights, or anything named like them, as one vector (P,): the "w" trajectory (with Adam's moments "m" and
-    "v")."""
+    """Weights, or tensors with the same names such as Adam's moments, as one vector (P,): the "w" trajectory."""
     return flatten(parameters).detach()
 
 

@@ -1,4 +1,4 @@
-"""`icl analyse`: the tables of one run, or of the runs of a training sweep together."""
+"""`icl analyse`: makes the tables of one run, or of all runs of a training sweep together."""
 
 import os
 import sys
@@ -31,16 +31,20 @@ def analyse_command(
     steps: str | None = None,
     nearest: bool = False,
 ) -> dict[str, Path]:
-    """Run the analyses of a run, named or given as a folder `<root>/icl/<run>`; returns analysis -> table.
+    """Run the analyses of one run; returns analysis -> file of its table.
 
     Args:
-        tokens: rows of tokens; the folder is then one of a language model's public checkpoint files.
-        count: how many checkpoints, evenly in log t; None: all, or `steps`.
-        steps: the checkpoints, as text `0,100,499`.
-        nearest: whether the nearest checkpoint is taken where a step has none.
+        run: name of the run, or its folder `<root>/icl/<run>`.
+        only: the analyses to run; None: all.
+        output: folder of the tables; None: `data/<run>`.
+        tokens: file of token rows. If given, `run` is a folder with a language model's public checkpoint files.
+        count: number of checkpoints, spread evenly in log t; None: all, or `steps`.
+        steps: the checkpoints, as a text such as `0,100,499`.
+        nearest: whether the nearest checkpoint is taken for a step that has none.
 
     Raises:
-        ConfigError: an unknown analysis, no such run, a folder that is not one of a run, or a step without a checkpoint.
+        ConfigError: the analysis is unknown, there is no such run, the folder is not that of a run, or a step has no
+            checkpoint.
     """
     folder = Path(run).resolve()
     if tokens is not None:
@@ -51,7 +55,7 @@ def analyse_command(
         if folder.parent.name != FOLDER:
             raise ConfigError(
                 f"{run} is not the folder of a run; give the one that holds config.json, ROOT/{FOLDER}/RUN (for the public files of a "
-                "language model, say --tokens too)"
+                "language model, add --tokens)"
             )
         checkpoints = Checkpoints(LocalStore(folder.parent.parent), folder.name)
     else:
@@ -71,7 +75,7 @@ def analyse_command(
 
 
 def _chosen(checkpoints: Checkpoints, count: int | None, steps: str | None, nearest: bool) -> list[int] | None:
-    """The steps that the options choose; None: all."""
+    """The steps that the options choose, or None for all."""
     if count is not None and steps is not None:
         raise ConfigError("--checkpoints and --steps both choose the checkpoints; give one of them")
     present = checkpoints.steps()
@@ -94,12 +98,12 @@ def analyse_family_command(
     output: Path | None,
     environ: Mapping[str, str] = os.environ,
 ) -> list[Path]:
-    """Run the analyses of the runs of a training sweep together; returns the tables.
+    """Run the analyses that compare the runs of a training sweep; returns the files of the tables.
 
-    Runs without checkpoints are left out, with a line that says so.
+    Runs without checkpoints are left out, and a line says so.
 
     Raises:
-        ConfigError: a wrong file or analysis, no run with checkpoints, or runs that differ in more than num_tasks.
+        ConfigError: the file or an analysis is wrong, no run has checkpoints, or runs differ in more than num_tasks.
     """
     store = store_from_environment(environ)
     configs = [TrainingConfig.parse(data) for data in expand(load_sweep(sweep), overrides)]

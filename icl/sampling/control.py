@@ -1,10 +1,10 @@
-r"""Control variates: the gradient of a batch at w*, taken from its gradient at w.
+r"""Control variates: from the gradient of a batch at w, the gradient of the same batch at w* is subtracted.
 
     g(w) = g_b(w) − g_b(w*) + ḡ,        L(w) − L(w*) = L_b(w) − L_b(w*) − (g_b(w*) − ḡ)·(w − w*)
 
-where ḡ is the mean gradient at w*. Both have the mean of the plain ones. Their noise vanishes as w approaches w*, so that mini-batches
-heat a chain far less (Baker, Fearnhead, Fox & Nemeth, Statistics and Computing 2019). The second gradient is one for all chains that
-share the batch.
+where ḡ is the mean gradient at w*. Both have the same mean as without the control variate. Their noise vanishes as w approaches w*, so
+mini-batches heat a chain far less (Baker, Fearnhead, Fox & Nemeth, Statistics and Computing 2019). The gradient at w* is computed once for
+all chains that share the batch.
 
 Shapes: C anchors (w* of one model, or of several), P sampled parameters.
 """
@@ -20,14 +20,14 @@ from icl.sampling.supply import num_samples
 
 
 class OfLastBatches:
-    """Batch -> a tensor made of it, with those of the last two batches remembered: of a step, and of the test beside it."""
+    """Batch -> a tensor made from it. The tensors of the last two batches are kept: a step needs one, and its test another."""
 
     def __init__(self, make: Callable[[Batch], Tensor]) -> None:
         self._make = make
         self._last: tuple[tuple[Batch, Tensor], ...] = ()
 
     def __call__(self, batch: Batch) -> Tensor:
-        # One tuple, replaced at once: worker threads may race to write it and all read matching pairs.
+        # One tuple that is replaced as a whole, so that worker threads always read matching pairs.
         last = self._last
         for known, value in last:
             if known is batch:

@@ -42,7 +42,7 @@ def reference_name(name: str, layer_norm: bool = True) -> str:
 
 
 def everything_if_star(include: Sequence[str]) -> Sequence[str]:
-    """The patterns, with the reference code's word for everything, a lone `*`, as ours."""
+    """The patterns. A lone `*`, which means everything in the reference code, becomes `**`."""
     return ("**",) if tuple(include) == ("*",) else include
 
 
@@ -53,7 +53,7 @@ def matching(names: Iterable[str], pattern: str, *, reference: bool = False) -> 
         reference: also match the reference code's names, with and without their common first segment.
 
     Raises:
-        ValueError: it fits none, a typing error that would otherwise restrict in silence.
+        ValueError: it fits none. This is a typing error, which would otherwise leave parameters out unnoticed.
     """
     names = list(names)
     layer_norm = any("norm" in name for name in names)
@@ -79,7 +79,7 @@ def select(
         reference: also match the reference code's names, with and without their common first segment.
 
     Raises:
-        ValueError: a pattern matches no name (a typing error that would otherwise restrict in silence), or nothing is left.
+        ValueError: a pattern matches no name (a typing error, which would otherwise leave parameters out unnoticed), or nothing is left.
     """
     names = list(names)
     taken = {name for pattern in everything_if_star(include) for name in matching(names, pattern, reference=reference)}

@@ -1,4 +1,4 @@
-"""Losses of samples at the draws as series: read in pieces, with standard errors of what is averaged over them, and their mixing.
+"""Losses of samples at the draws, as series. They are read in pieces. Means over them have standard errors, and their mixing is checked.
 
 Shapes: E chains, N draws, S series (samples, or samples × tokens), U independent parts of the draws.
 """
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import xarray as xr
 
 BLOCK = 256
-"""Series that are held at a time."""
+"""The number of series held in memory at a time."""
 
 WATCHED = 64
-"""Series whose mixing is looked at, evenly spaced."""
+"""The number of series whose mixing is checked; they are evenly spaced."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class LossSeries:
         return int(np.prod(self.shape))
 
     def blocks(self) -> Iterator[slice]:
-        """Series by series, BLOCK at a time."""
+        """Slices of BLOCK series that together cover all series."""
         for start in range(0, self.size, BLOCK):
             yield slice(start, min(start + BLOCK, self.size))
 
