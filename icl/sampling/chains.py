@@ -370,8 +370,9 @@ class _Group:
         plan = self._plan
         if plan.tests is None or not plan.tests.is_due(draw):
             return None
-        partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
-        after = data if plan.constant else StepData(plan, partner, seeds, owners)
+        after = data
+        if not plan.constant:
+            after = StepData(plan, plan.tests.partner(draw, step, plan.cycle, plan.stride), seeds, owners)
         return test_terms(plan, data, after, state, gradient, draw, seeds, self._kernel.temperature)
 
     def _take(self, draw: int, rows: slice, data: StepData, batch_loss: Tensor, drawn: Tensor) -> "_Drawn":
