@@ -50,9 +50,9 @@ class MeanGradient:
 
     Attributes:
         whole: (C, P) the mean.
-        halves: two means (C, P) over disjoint halves of the batches, whose errors are independent; twice the whole where it is exact.
-        gradients: gradients that it took, at each w*.
-        samples: that it is the mean of; None where they are all that there are.
+        halves: two means (C, P) over disjoint halves of the batches, whose errors are independent. Both are `whole` if it is exact.
+        gradients: the number of gradients that it took at each w*.
+        samples: the number of samples in the mean; None if these are all samples of the data.
     """
 
     whole: Tensor
@@ -62,7 +62,7 @@ class MeanGradient:
 
     @property
     def error(self) -> Tensor:
-        """(C, P) half the difference of the halves: of the size of the error of `whole`; 0 where it is exact."""
+        """(C, P) half the difference of the halves. It has the size of the error of `whole`; 0 if `whole` is exact."""
         return (self.halves[0] - self.halves[1]) / 2
 
 
@@ -74,8 +74,10 @@ def mean_gradient(
     samples: int,
     most: int,
 ) -> MeanGradient:
-    """ḡ over the whole of a finite data set of at most `most` batches, else over batches number `first` on: as many as hold `samples`
-    samples, or `most`."""
+    """ḡ over all of a finite data set, if it has at most `most` batches.
+
+    Otherwise ḡ is over the batches of the steps from `first` on, until they hold `samples` samples or are `most`.
+    """
     if everything is not None and len(everything) <= most:
         total, count = torch.zeros(()), 0
         for each in everything:
@@ -99,5 +101,5 @@ def mean_gradient(
 
 
 def most_batches(chains: int, steps: int) -> int:
-    """Batches that ḡ may take: a tenth of the gradients of the chains, and at least 256."""
+    """The largest number of batches for ḡ: a tenth of the number of the chains' gradients, but at least 256."""
     return max(256, chains * steps // 10)

@@ -31,11 +31,6 @@ def bulk_ess(draws: Tensor) -> float:
     return _ess(_rank_normalise(_split(draws)))
 
 
-def mean_ess(draws: Tensor) -> float:
-    """Effective sample size for the mean of draws (E, N) themselves, split but not rank-normalised."""
-    return _ess(_split(draws))
-
-
 FEW_CHAINS = 4
 """With at least this many chains, the standard error is computed from the means of the chains."""
 

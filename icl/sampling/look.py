@@ -4,14 +4,12 @@ Shapes: P sampled parameters, T losses of one batch.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from icl.sampling.objective import Batch, ModuleObjective, Objective
-from icl.sampling.supply import num_samples, tensors_of
+from icl.sampling.supply import num_samples, part_of, tensors_of
 
 SAME = 1e-5
 """Largest relative difference of two evaluations that should be equal up to rounding."""
@@ -165,7 +163,7 @@ def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:
     size = num_samples(batch)
     if size < 4 or size % 2 or not _splits(batch, size):
         return
-    parts = [_part(batch, slice(0, size // 2)), _part(batch, slice(size // 2, size))]
+    parts = [part_of(batch, slice(0, size // 2), size), part_of(batch, slice(size // 2, size), size)]
     try:
         whole = float(objective.losses(near, batch).double().mean())
         halves = [float(objective.losses(near, part).double().mean()) for part in parts]
@@ -182,16 +180,6 @@ def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:
 
 def _splits(batch: Batch, size: int) -> bool:
     return all(tensor.ndim > 0 and len(tensor) == size for tensor in tensors_of(batch))
-
-
-def _part(batch: Any, chosen: slice) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[chosen]
-    if isinstance(batch, dict):
-        return {key: _part(value, chosen) for key, value in batch.items()}
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        return type(batch)(_part(value, chosen) for value in batch) if isinstance(batch, list | tuple) else batch
-    return batch
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:

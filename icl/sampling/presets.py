@@ -64,7 +64,7 @@ def preset_named(name: str) -> SamplerConfig:
     """
     if name not in PRESETS:
         near = get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known presets: {', '.join(PRESETS)}"
         raise ConfigError(f"no preset {name!r}: {hint}")
     return PRESETS[name]
 

@@ -250,8 +250,8 @@ def _heating(noise_heating: float, mean: float) -> Finding:
 def _pairing(pairing: Ratio, mean: float) -> Finding:
     """Whether the order of the batches biases the estimate.
 
-    Batches used in turn are dependent: if this batch has a larger gradient, the batches before it have a smaller one in sum. The chain
-    has followed those.
+    In a cycle of batches, the deviations from the mean gradient sum to 0. If this batch deviates in one direction, the other batches
+    deviate in the opposite direction in sum, and the chain has followed those.
     """
     off = abs(pairing.value) - ERRORS * pairing.error
     text = (
