@@ -12,8 +12,9 @@ the checkpoint is shipped, with all tests. λ̂ must be the same.
 """
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,7 +31,7 @@ TESTED = "test/stiff"
 RISING = "still rising: more burn-in"
 
 
-def verdict_of(row: pd.Series) -> str:
+def verdict_of(row: Mapping[Hashable, Any]) -> str:
     """The verdict on one row of a table, from its diagnostics and what its last verdict said of a rise."""
     verdict = judge(
         torch.full((2, 3), row["llc/mean"]).double(),  # the mean is all that is looked at
@@ -56,8 +57,10 @@ def _shortened(verdict: Verdict) -> str:
 
 def judged(table: pd.DataFrame) -> pd.DataFrame:
     """The table with its verdicts made anew, but for rows whose target was tested."""
-    tested = table[TESTED].notna() if TESTED in table else pd.Series(False, index=table.index)
-    return table.assign(verdict=[row["verdict"] if tested[at] else verdict_of(row) for at, row in table.iterrows()])
+    rows = table.to_dict("records")
+    return table.assign(
+        verdict=[verdict_of(row) if pd.isna(row.get(TESTED, np.nan)) else row["verdict"] for row in rows]
+    )
 
 
 def with_estimates(table: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
@@ -70,8 +73,8 @@ def with_estimates(table: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
     numbers = ["llc/mean", "llc/mcse", "loss/init", "loss/mean", "distance"]
     known = table.loc[again.index, numbers]
     if not np.allclose(again[numbers], known, rtol=2e-5, atol=0):
-        worst = (again[numbers] / known - 1).abs().max()
-        raise ValueError(f"these estimates are not those of the table: largest relative differences {worst.to_dict()}")
+        worst = dict((again[numbers] / known - 1).abs().max())
+        raise ValueError(f"these estimates are not those of the table: largest relative differences {worst}")
     fresh = [name for name in again if name.startswith("test/") or name in ("gamma/sensitivity", "verdict")]
     for name in fresh:
         if name not in table:
