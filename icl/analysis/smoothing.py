@@ -3,8 +3,6 @@
 The essential dynamics of arXiv 2402.02364 moves fast at the beginning and slowly at the end, so no single width fits both.
 """
 
-from typing import Literal
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import gaussian_filter1d, uniform_filter1d
@@ -67,28 +65,20 @@ def sigma_ramp(
     late: float,
     end: int,
     start: float = 0.2,
-    scale: Literal["linear", "sqrt", "log"] = "linear",
 ) -> Array:
-    """Filter widths (num,): `early` up to index start·end, `late` from index `end` on, and interpolated in between.
+    """Filter widths (num,): `early` up to index start·end, `late` from index `end` on, and linear in between.
 
-    The scale "linear" interpolates σ, "sqrt" σ², and "log" log σ. The published geometry of the essential dynamics uses early 1,
-    late 60, end 200 on checkpoints about 100 steps apart.
+    The published geometry of the essential dynamics uses early 1, late 60, end 200 on checkpoints about 100 steps apart.
 
     Raises:
-        ValueError: a width is negative, or zero with scale "log"; or `start` is outside [0, 1).
+        ValueError: a width is negative, `start` is outside [0, 1), or `end` is below 1.
     """
-    if min(early, late) < 0 or (scale == "log" and min(early, late) == 0):
-        raise ValueError(f"widths must be non-negative, and positive for scale='log'; got {early}, {late}")
+    if min(early, late) < 0:
+        raise ValueError(f"widths must be non-negative, got {early}, {late}")
     if not 0 <= start < 1 or end < 1:
         raise ValueError(f"need 0 <= start < 1 and end >= 1, got {start}, {end}")
     u = np.clip((np.arange(num) - start * end) / ((1 - start) * end), 0, 1)
-    if scale == "linear":
-        return early + (late - early) * u
-    if scale == "sqrt":
-        return np.sqrt(early**2 + (late**2 - early**2) * u)
-    if scale == "log":
-        return early ** (1 - u) * late**u
-    raise ValueError(f"scale must be 'linear', 'sqrt' or 'log', got {scale!r}")
+    return early + (late - early) * u
 
 
 def local_scatter(values: ArrayLike, smooth: ArrayLike, reach: int) -> Array:

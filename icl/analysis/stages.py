@@ -7,8 +7,9 @@ sign. The curve and its uncertainty decide which minima count:
 1. A Gaussian process is fitted to λ̂(x) (`gaussian_process`). Its noise are the estimates' standard errors, and its smoothness
    maximises the marginal likelihood. It gives the joint posterior of curve and slope.
 2. A peak of |slope| reaches from one local minimum of |slope| to the next. It counts if λ̂ changes significantly between any
-   two places on it. The test is simultaneous over all pairs of places: a band, in posterior standard deviations, that holds
-   the changes of 95 % of the posterior draws around the mean's changes. A change of the mean beyond this band is significant.
+   two places on it. The test is simultaneous over all pairs of places. It uses one band width, in posterior standard
+   deviations, such that 95 % of the posterior draws stay within the band around the mean's changes at all pairs. A change of
+   the mean is significant if it exceeds the band width.
    Changes over intervals of every width are tested because neighbouring estimates say little about the slope, while distant
    ones say much about a difference. So a slow fall is found although its slope is significant at no single place (the idea of
    multiscale tests, Dümbgen & Spokoiny 2001, Annals of Statistics 29:124). A peak is *sharp* if its slope is beyond the

@@ -52,10 +52,6 @@ class AnalysisTable:
         known = {int(step) for step in self.rows.loc[self.rows[self.key] == run, "step"]}
         return known | {int(part["step"].iloc[0]) for part in self._new if part[self.key].iloc[0] == run}
 
-    def rows_of(self, run: float) -> pd.DataFrame:
-        """The rows of a run that are on disk, without the column that names it."""
-        return pd.DataFrame(self.rows.loc[self.rows[self.key] == run].drop(columns=self.key))
-
     def begin_run(self, run: float, run_name: str) -> None:
         """Record the name of the run for a value of the key.
 

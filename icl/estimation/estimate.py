@@ -108,14 +108,6 @@ def sampler_of(config: LLCConfig) -> SamplerConfig:
     return sampler.model_copy(update=update)
 
 
-def hessian_at_checkpoint(
-    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """`hessian_of` for a regression run at the given weights."""
-    subject = RegressionRun(config.training, HeldWeights([weights]), config.grad_tasks, config.eval_tasks)
-    return hessian_of(config, subject, 0, subject.model(0), device)
-
-
 def hessian_of(
     config: LLCConfig, subject: Subject, step: int, model: nn.Module, device: torch.device | str = "cpu"
 ) -> dict[str, float]:

@@ -91,12 +91,6 @@ def read_table(family: Path, name: str) -> pd.DataFrame:
     raise ValueError(f"{family / name}.csv is missing; make it with: {command_for(name)}")
 
 
-def seeds_of(tables: Tables) -> list[int]:
-    """All model seeds in the tables."""
-    found = (set(table["model_seed"]) for table in tables.values() if "model_seed" in table.columns)
-    return sorted(int(seed) for seed in set().union(*found))
-
-
 def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
     """The rows with this model seed of every table that has any, sorted by step if there are steps."""
     chosen = {}

@@ -2,6 +2,8 @@
 
 import itertools
 import math
+from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -263,6 +265,22 @@ def test_what_cannot_be_sampled_is_refused_before_any_sampling(model, loss, said
         estimate_llc(model, loss, [batch], TINY, progress=lambda done, total: steps.append(done))
     assert steps == []
     assert "\n" not in str(caught.value)
+
+
+Pair = namedtuple("Pair", ["inputs", "labels"])
+
+
+@dataclass
+class Record:
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Pair, Record])
+def test_a_sum_over_samples_is_noticed_in_batches_with_named_fields(kind):
+    batch = kind(Stream(0, "refused").normal(0, (64, 5)), Stream(0, "refused").normal(1, (64, 2)))
+    with pytest.raises(ValueError, match="sums over the samples"):
+        estimate_llc(nn.Linear(5, 2), lambda p, b: F.mse_loss(p(b.inputs), b.labels, reduction="sum"), [batch], TINY)
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_stream_past_the_limit_is_met_again_and_this_is_said(caplog):
     values = [float(spool(step)[0]) for step in range(12)]
     period = len(spool)
     assert values == [float(step % period) for step in range(12)]
-    assert f"the first {period} batches of the stream are met again" in caplog.text
+    assert f"the first {period} batches of the stream are used, again and again" in caplog.text
 
 
 def test_a_sized_iterable_has_its_whole_as_data():
