@@ -296,7 +296,10 @@ def calibrate(
 def analyse(
     run: Annotated[
         str | None,
-        typer.Argument(help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints."),
+        typer.Argument(
+            help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints, or a sweep file of `icl llc` with a "
+            "subject of your own."
+        ),
     ] = None,
     family: Annotated[
         Path | None,
@@ -322,6 +325,14 @@ def analyse(
             "or .safetensors."
         ),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For a sweep file: how many samples of the subject's data the loss and the Hessian are measured on. Default: 1024, or "
+            "all if there are fewer.",
+        ),
+    ] = None,
     checkpoints: Checkpoints = None,
     steps: StepList = None,
     nearest: Nearest = False,
@@ -332,25 +343,33 @@ def analyse(
     The analyses include evaluations, the Hessian, spectra of the weights, and attention. Checkpoints that are in a table
     already are not measured again.
 
+    A sweep file that names a subject (`subject: {value: "my_module:MySubject"}`) works for any model. Its analyses are evals
+    (the loss and the norm of the weights), hessian (trace and leading eigenvalues), and trajectory (principal components of the
+    weights along the checkpoints). --set changes its settings.
+
     --family compares several runs that were trained on different numbers of tasks. The tables then hold the distance of each
     model to the best predictor for its own tasks (dMMSE) and for Gaussian tasks (ridge regression), the model's prior over
     tasks before it sees data, and the principal components of all models' predictions together.
 
-    Examples: `icl analyse RUN --checkpoints 10`, `icl analyse RUN --only evals --only hessian`.
+    Examples: `icl analyse RUN --checkpoints 10`, `icl analyse RUN --only evals --only hessian`,
+    `icl analyse mine.yaml --steps 0,100`.
     """
     from icl.commands.analyse import analyse_command, analyse_family_command
 
     if (run is None) == (family is None):
         raise ValueError("give the name of a run, or --family and a sweep file of several runs")
     if family is not None:
-        if checkpoints is not None or steps is not None or nearest:
-            raise ValueError("--checkpoints, --steps and --nearest are for a single run, not for --family")
+        if checkpoints is not None or steps is not None or nearest or samples is not None:
+            raise ValueError(
+                "--checkpoints, --steps, --nearest and --samples are for a single run or subject, not for --family"
+            )
         analyse_family_command(family, overrides or [], only, output)
-    elif overrides:
-        raise ValueError("--set chooses among the runs of a sweep file; give it with --family")
     else:
         assert run is not None
-        analyse_command(run, only, output, tokens=tokens, count=checkpoints, steps=steps, nearest=nearest)
+        analyse_command(
+            run, only, output, tokens=tokens, count=checkpoints, steps=steps, nearest=nearest, overrides=overrides or [],
+            samples=samples,
+        )  # fmt: skip
 
 
 @app.command()

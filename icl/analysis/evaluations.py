@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from icl.analysis.data import AnalysisData
-from icl.evals import validation_metrics
+from icl.analysis.loss_on_data import LossOnData
+from icl.evals import validation_metrics, weight_norm
 from icl.model import InContextRegressionTransformer
 
 PREDICTION_BATCH = 1024
@@ -19,6 +20,12 @@ def measure_evals(model: InContextRegressionTransformer, data: AnalysisData) -> 
     with torch.no_grad():
         validation = validation_metrics(partial(_predict_in_batches, model), data.validation)
         return pd.DataFrame([data.evaluator(weights) | validation])
+
+
+def measure_loss(at: LossOnData) -> pd.DataFrame:
+    """One row for any subject: `loss/mean`, the loss at w*, and `weight/norm`, √Σ‖p‖² over all parameters."""
+    weights = {name: value.detach() for name, value in at.model.named_parameters()}
+    return pd.DataFrame([{"loss/mean": at.value(), "weight/norm": weight_norm(weights)}])
 
 
 def _predict_in_batches(model: InContextRegressionTransformer, xs: Tensor, ys: Tensor) -> Tensor:

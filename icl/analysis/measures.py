@@ -1,14 +1,18 @@
 """The list of all analyses. A new analysis is a file beside this one and a line here.
 
 An analysis of a checkpoint takes a model and the run's fixed sequences (`icl.analysis.data`) and returns rows of its table.
+An analysis of any subject takes a checkpoint's loss on fixed data (`icl.analysis.loss_on_data`).
 An analysis of a family takes several runs and returns whole tables.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
+
+import pandas as pd
 
 from icl.analysis import attention, evaluations, hessian, ood, structure, task_prior, transient_ridge
 from icl.analysis.data import JointMeasure, Measure
+from icl.analysis.loss_on_data import LossOnData
 
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
@@ -23,6 +27,14 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
     }
 )
 """Name (also of the table's file) -> analysis of one checkpoint, for `icl analyse RUN`."""
+
+OF_SUBJECTS: Mapping[str, Callable[[LossOnData], pd.DataFrame]] = MappingProxyType(
+    {"evals": evaluations.measure_loss, "hessian": hessian.measure_hessian_of_loss}
+)
+"""Name (also of the table's file) -> analysis of one checkpoint of any subject, for `icl analyse SWEEP.yaml`.
+
+Names of tables and columns are those of `MEASURES` where they mean the same.
+"""
 
 OF_FAMILIES: Mapping[str, Measure] = MappingProxyType(
     {"task_prior": task_prior.measure_task_prior, "transient_distances": transient_ridge.measure_distances}

@@ -62,7 +62,7 @@ class RunTable:
                     f"{self.path} does not record {key}, which varies in this sweep; move it away, or choose another --name or "
                     "output folder"
                 )
-        values = {key: shared[setting_of(key)] for key in new}
+        values = values_of(self.settings, new)
         rows = self.rows[list(self.keys)].drop_duplicates().itertuples(index=False, name=None)
         combinations = [dict(zip(self.keys, row, strict=True)) for row in rows] if self.keys else [{}]
         wider = {label_of(each): label_of({key: {**each, **values}[key] for key in keys}) for each in combinations}
@@ -164,6 +164,13 @@ def column_of(setting: str) -> str:
 def setting_of(column: str) -> str:
     """The dotted name of the setting in a column."""
     return SEED if column == SEED_COLUMN else column
+
+
+def values_of(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A run's values of the keys, from its settings as plain nested data. A list is a text."""
+    flat = dotted(settings)
+    found = {key: flat.get(setting_of(key)) for key in keys}
+    return {key: json.dumps(value) if isinstance(value, list | tuple) else value for key, value in found.items()}
 
 
 def label_of(values: Mapping[str, Any]) -> str:

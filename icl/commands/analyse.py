@@ -10,13 +10,14 @@ from icl.analysis.run import ANALYSES, analyse
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import FOLDER
 from icl.commands.analyse_language import analyse_folder, analyse_run
+from icl.commands.analyse_subject import analyse_sweep
 from icl.config import ConfigError, TrainingConfig
 from icl.config.kinds import parse_training
 from icl.config.language import LanguageTraining
 from icl.config.steps import nearest_step, refuse_missing_steps, spread_in_log_time
-from icl.config.sweeps import expand, load_sweep
+from icl.config.sweeps import YAML, expand, load_sweep
 from icl.devices import resolve_device
-from icl.execution.points import parse_steps
+from icl.execution.points import choice_overrides, parse_steps
 from icl.execution.progress import progress_bar
 from icl.storage import LocalStore, store_from_environment
 
@@ -30,22 +31,37 @@ def analyse_command(
     count: int | None = None,
     steps: str | None = None,
     nearest: bool = False,
+    overrides: Sequence[str] = (),
+    samples: int | None = None,
 ) -> dict[str, Path]:
-    """Run the analyses of one run; returns analysis -> file of its table.
+    """Run the analyses of one run, or of the subjects of a sweep; returns analysis -> file of its table.
 
     Args:
-        run: name of the run, or its folder `<root>/icl/<run>`.
+        run: name of the run, or its folder `<root>/icl/<run>`, or a sweep file that names a subject (`icl.commands.analyse_subject`).
         only: the analyses to run; None: all.
         output: folder of the tables; None: `data/<run>`.
         tokens: file of token rows. If given, `run` is a folder with a language model's public checkpoint files.
         count: number of checkpoints, spread evenly in log t; None: all, or `steps`.
         steps: the checkpoints, as a text such as `0,100,499`.
         nearest: whether the nearest checkpoint is taken for a step that has none.
+        overrides: of the settings of a sweep file.
+        samples: for a sweep file, the samples of the data on which the loss and the Hessian are measured.
 
     Raises:
-        ConfigError: the analysis is unknown, there is no such run, the folder is not that of a run, or a step has no
-            checkpoint.
+        ConfigError: the analysis is unknown, there is no such run, the folder is not that of a run, a step has no checkpoint, or the sweep
+            file is wrong.
     """
+    if Path(run).suffix in YAML:
+        if tokens is not None:
+            raise ConfigError(
+                "--tokens is for a folder of public files; the sweep file names the tokens of its subject"
+            )
+        chosen = choice_overrides(None, count, steps, nearest)
+        return analyse_sweep(Path(run), [*chosen, *overrides], only, output, environ, samples)
+    if overrides or samples is not None:
+        raise ConfigError(
+            "--set and --samples are for a sweep file: give one in place of the run, or --family for --set"
+        )
     folder = Path(run).resolve()
     if tokens is not None:
         if count is not None or steps is not None or nearest:

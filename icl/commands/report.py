@@ -8,7 +8,7 @@ from pathlib import Path
 from icl.checkpoints.run import FOLDER
 from icl.checkpoints.runs import list_runs
 from icl.config import ConfigError
-from icl.config.sweeps import load_sweep
+from icl.config.sweeps import YAML, load_sweep
 from icl.estimation.kept import estimates_of
 from icl.execution.opened import Run, open_run
 from icl.execution.points import llc_points, says_how_to_sample, training_points
@@ -17,7 +17,6 @@ from icl.report import Material, gather, write_report
 from icl.report.page import quoted
 from icl.storage import local_root, store_from_environment
 
-YAML = (".yaml", ".yml")
 CHECKPOINTS = 9
 """Number of checkpoints in the proposed command for estimates. Finding stages needs eight."""
 
@@ -134,10 +133,10 @@ def continuing(
 def _names(sweep: str, overrides: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     loaded = load_sweep(sweep)
     if loaded.runs is not None or says_how_to_sample(loaded, overrides):
-        configs = [config.training for config in llc_points(loaded, overrides, environ)]
+        names = [config.subject_name for config in llc_points(loaded, overrides, environ)]
     else:
-        configs = training_points(loaded, overrides)
-    return list(dict.fromkeys(config.name for config in configs))
+        names = [config.name for config in training_points(loaded, overrides)]
+    return list(dict.fromkeys(names))
 
 
 def _left_something(run: Run) -> bool:

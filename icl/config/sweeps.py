@@ -39,6 +39,10 @@ MAX_ENTRIES = 10_000_000
 """The most entries of all configurations of a sweep together."""
 
 
+YAML = (".yaml", ".yml")
+"""How the names of sweep files end."""
+
+
 @dataclass(frozen=True)
 class Sweep:
     """A sweep file, checked for form only: `parameters` is W&B's tree of `value`, `values`, ranges and `parameters`."""

@@ -17,6 +17,7 @@ from icl.analysis.run_tables import (
     label_of,
     read_run_table,
     setting_of,
+    values_of,
     without,
     write_run_tables,
 )
@@ -82,7 +83,7 @@ def tabulate(
     if not found and (preset or not logged):
         under = f" under the preset {preset}" if preset else ""
         raise ConfigError(f"no run of this sweep has estimates{under} in {results}; make them with `icl llc` first")
-    keys = _keys(configs)
+    keys = keys_of_sweep(configs)
     tables: list[RunTable] = []
     with exclusive(output / ".lock", f"the folder {output}"):
         if found:
@@ -142,7 +143,7 @@ def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=pd.Index([*columns, *(name for name in table.columns if name not in columns)]))
 
 
-def _keys(configs: Sequence[LLCConfig]) -> list[str]:
+def keys_of_sweep(configs: Sequence[LLCConfig]) -> list[str]:
     """The columns that tell the runs of a sweep apart: the model's seed or the other subject's settings, then all settings that vary."""
     settings = [settings_of(config) for config in configs]
     names = dict.fromkeys(name for each in settings for name in dotted(each))
@@ -188,8 +189,7 @@ def _values(config: LLCConfig, keys: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: its seed is not known.
     """
-    settings = dotted(settings_of(config))
-    values = {key: settings.get(setting_of(key)) for key in keys}
+    values = values_of(settings_of(config), keys)
     if SEED_COLUMN in values and values[SEED_COLUMN] is None:
         raise ConfigError(f"{config.name} has no stored model_seed, and the sweep has none either; set the seed")
     return values

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from icl.analysis.measures import ONLY_OF_FAMILIES
-from icl.analysis.run_tables import keys_of, plain_text
+from icl.analysis.run_tables import SEED_COLUMN, keys_of, plain_text
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -110,7 +110,8 @@ def runs_of(tables: Tables) -> list[dict[str, Any]]:
     keys = max((_run_keys(name, table) for name, table in tables.items()), key=len, default=())
     rows = [table[list(keys)] for name, table in tables.items() if keys and set(_run_keys(name, table)) == set(keys)]
     if not rows:
-        return [{}] if any(name.startswith("llc") for name in tables) else []
+        alone = any(name.startswith("llc") or table.columns[:1].tolist() == ["step"] for name, table in tables.items())
+        return [{}] if alone else []
     every = pd.DataFrame(pd.concat(rows, ignore_index=True).drop_duplicates()).sort_values(by=list(keys), kind="stable")
     return [dict(zip(keys, row, strict=True)) for row in every.itertuples(index=False, name=None)]
 
@@ -137,8 +138,8 @@ def run_label(run: Mapping[str, Any]) -> str:
 
 
 def _run_keys(name: str, table: pd.DataFrame) -> tuple[str, ...]:
-    """The columns that tell the runs of a table apart. Tables of analyses have other columns before `step`, too."""
-    if name in ONLY_OF_FAMILIES or "step" not in table.columns:
+    """The columns that tell the runs of a table apart. Other columns before `step` are no settings; tables of analyses have such."""
+    if name in ONLY_OF_FAMILIES:
         return ()
     tabulated = name.startswith("llc") or name in ("metrics", "losses")
-    return keys_of(table) if tabulated else tuple(key for key in ("model_seed",) if key in table.columns)
+    return tuple(key for key in keys_of(table) if tabulated or key == SEED_COLUMN or key.startswith("subject"))

@@ -230,13 +230,13 @@ class LLCResult:
 
     @property
     def _pairing(self) -> Ratio:
-        """Unknown where the loss is that of no paired batch, or has its control variate."""
+        """Unknown if losses are not paired on the gradient's batch, or if the loss has its control variate."""
         paired = self.config.eval_method == "grad-minibatch" and not bool(self.run.corrections.any())
         return mean_ratio(self.run.pairing[self.run.healthy]) if paired else UNKNOWN
 
     @cached_property
     def gamma_sensitivity(self) -> Ratio:
-        """−dλ̂/d log γ = cov(nβ(L − L(w*)), (γ/2)‖w − w*‖²), with its standard error: how far the ball decides, not the model."""
+        """−dλ̂/d log γ = cov(nβ(L − L(w*)), (γ/2)‖w − w*‖²), with its standard error: how much the localisation decides λ̂."""
         away = self.config.localization / 2 * self.distances[self.run.healthy].double().square()
         excess = self.healthy_excess
         terms = (excess - excess.mean()) * (away - away.mean())

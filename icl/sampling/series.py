@@ -25,7 +25,7 @@ WATCHED = 64
 
 @dataclass(frozen=True)
 class LossSeries:
-    """Losses (E, N, S), read piece by piece: an array may lie on a disk.
+    """Losses (E, N, S), read piece by piece because the array may be in a file.
 
     Attributes:
         values: (E, N, samples[, tokens]).
@@ -43,7 +43,7 @@ class LossSeries:
         """The series of an observable.
 
         Raises:
-            ValueError: other dimensions than chain, draw, sample and perhaps token; fewer than two draws.
+            ValueError: the dimensions are not chain, draw, sample and optionally token; or there are fewer than two draws.
         """
         dims = tuple(str(dim) for dim in losses.dims)
         if dims not in (("chain", "draw", "sample"), ("chain", "draw", "sample", "token")):
@@ -101,7 +101,7 @@ def kept_chains(*series: LossSeries) -> np.ndarray:
     """(E,) the chains without a bad loss in any of the series.
 
     Raises:
-        ValueError: series of other draws than the first's; no such chain.
+        ValueError: the series have different chains or draws, or no chain is left.
     """
     first = series[0]
     if any((each.chains, each.draws) != (first.chains, first.draws) for each in series):

@@ -95,7 +95,7 @@ def tune(plan: Plan, seed: int) -> Tuned:
         data = StepData(plan, step, seeds)
         losses, gradient = data.losses_and_gradients(state.position, None)
         if not bool(torch.isfinite(gradient).all()):
-            # Stiffer than what was met so far: start over at w*, with steps half as long.
+            # The curvature is larger than any before. Start again at w*, with half the step.
             largest *= 4.0
             state = replace(state, position=anchor.clone(), momentum=torch.zeros_like(anchor))
             losses, gradient = data.losses_and_gradients(anchor, None)
@@ -116,7 +116,7 @@ def tune(plan: Plan, seed: int) -> Tuned:
         total = largest + gamma
         step_size = SAFETY / math.sqrt(total) if plan.constant else _quiet_step(total)
         if config.gamma is None:
-            # Loosened slowly: the curvature of a degenerate minimum shows only once the chains have spread out.
+            # Loosen slowly, because the curvature of a degenerate minimum shows only when the chains have spread out.
             gamma = max(total / SOFTEST, LOOSEN * gamma, LEAST_GAMMA)
         constants = langevin.LangevinConfig(
             nbeta=nbeta, gamma=gamma, weight_decay=config.weight_decay, bounding_box=config.bounding_box_size,
@@ -142,7 +142,7 @@ def localisation_for(curvature: float) -> float:
 
 
 def effective_step(epsilon: float, friction: float) -> float:
-    """ε' = h² coth(ηh/2), h = √ε: the step of SGLD that batch noise would heat as much."""
+    """ε' = h² coth(ηh/2) with h = √ε: the step size of SGLD at which batch noise heats a chain by the same amount."""
     half = friction * math.sqrt(epsilon) / 2
     return epsilon / math.tanh(half) if half > 0 else math.inf
 
@@ -241,7 +241,7 @@ class _PowerIteration:
 
     def __init__(self, nbeta: float, anchor: Tensor, noisy: bool) -> None:
         self._nbeta, self._noisy = nbeta, noisy
-        # Any direction with weight on all coordinates will do; the irrational stride keeps it from aligning with structure.
+        # Any direction with weight on all coordinates is suitable. The irrational stride avoids alignment with structure.
         # Made on the host: not every device has float64.
         phases = torch.arange(anchor.shape[1], dtype=torch.float64) * 2.399963229728653
         direction = torch.sin(phases + 0.5).to(anchor.dtype).to(anchor.device)

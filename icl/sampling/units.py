@@ -58,7 +58,7 @@ class InUnits:
         self.anchor = objective.anchor / self.units
 
     def __getattr__(self, name: str) -> object:
-        # Nothing else is passed on: a method that takes weights would take u for w.
+        # Other attributes are refused, because a method that takes weights w would get u.
         if name not in SAME_IN_ALL_UNITS:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(self.objective, name)
