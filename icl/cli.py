@@ -1,5 +1,7 @@
-"""The command line: thin commands over the library. Errors are one line; exit status 0 done, 2 the input is wrong, 1
-anything else."""
+"""The command line: thin commands over the library.
+
+Errors are one line. The exit status is 0 if all is done, 2 if the user's input is wrong, and 1 for anything else.
+"""
 
 import os
 import sys
@@ -20,8 +22,8 @@ app = typer.Typer(
     help="""Train small transformers that learn in context, and estimate their local learning coefficient (LLC) along
     training.
 
-    The LLC measures how many directions in weight space change the loss near the trained weights. Its course shows the
-    stages in which a model develops.
+    The LLC measures how many directions in weight space change the loss near the trained weights. Its changes over training
+    show the stages in which a model develops.
 
     First steps:
 
@@ -38,7 +40,7 @@ app = typer.Typer(
 SweepFile = Annotated[
     Path | None,
     typer.Argument(
-        help="A sweep file of Weights & Biases (W&B). `wandb agent` leaves it out and gives the settings itself."
+        help="A sweep file in the format of Weights & Biases (W&B). Under `wandb agent` it is left out; the agent gives the settings."
     ),
 ]
 Index = Annotated[int | None, typer.Option(help="Do only the run with this number in the sweep, counted from 0.")]
@@ -46,7 +48,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Change one setting in every run, as in optimizer_config.lr=0.01. `icl config` lists all. Repeatable.",
+        help="Change one setting in every run, as in optimizer_config.lr=0.01. `icl config` lists all settings. Repeatable.",
     ),
 ]
 Jobs = Annotated[
@@ -59,15 +61,15 @@ Executor = Annotated[
     str,
     typer.Option(
         help="Where runs are computed. local: in processes on this machine. batch: runs that differ only in their seeds are "
-        "trained together, in one process. ray: on a Ray cluster that is running. On an accelerator, local trains as batch "
-        "does, unless --jobs is given or W&B records the runs."
+        "trained together, in one process. ray: on a Ray cluster that is running. On an accelerator, local means batch, unless "
+        "--jobs is given or W&B records the runs."
     ),
 ]
 Tracking = Annotated[
     str,
     typer.Option(
-        help="Where metrics are recorded. local: in files. wandb: in files and on W&B. none: nowhere. auto: as wandb if a key "
-        "for W&B is found, else as local."
+        help="Where metrics are recorded. local: in files. wandb: in files and on W&B. none: nowhere. auto: like wandb if a key "
+        "for W&B is found, otherwise like local."
     ),
 ]
 
@@ -75,21 +77,21 @@ Tracking = Annotated[
 Checkpoints = Annotated[
     int | None,
     typer.Option(
-        "--checkpoints", min=1, help="How many checkpoints to take, evenly in log t; in place of the file's choice."
+        "--checkpoints", min=1, help="How many checkpoints to take, evenly in log t. Replaces the file's choice."
     ),
 ]
 StepList = Annotated[
-    str | None, typer.Option("--steps", help="The checkpoints to take: 0,100,499. In place of the file's choice.")
+    str | None, typer.Option("--steps", help="The checkpoints to take, such as 0,100,499. Replaces the file's choice.")
 ]
 DryRun = Annotated[
     bool,
     typer.Option(
         "--dry-run",
-        help="Begin nothing: print the runs, how they differ, and the time and disk that they will take here.",
+        help="Start nothing. Print the runs, how they differ, and the time and disk space that they will take on this machine.",
     ),
 ]
 Nearest = Annotated[
-    bool, typer.Option("--nearest", help="Take the nearest checkpoint where a step has none, instead of stopping.")
+    bool, typer.Option("--nearest", help="If a step has no checkpoint, take the nearest one instead of stopping.")
 ]
 
 
@@ -104,13 +106,13 @@ def main() -> None:
         _fail(str(error), 2)
     except MemoryError as error:
         reason = " ".join(str(error).split())
-        _fail(f"there is not enough memory here ({reason}); make the model, the batches or num_chains smaller", 1)
+        _fail(f"there is not enough memory ({reason}); make the model, the batches or num_chains smaller", 1)
     except Exception as error:
         usage = getattr(error, "format_message", None)  # typer's usage errors; their class differs between its versions
         if usage is not None:
             _fail(f"{usage()} (icl --help)", 2)
         if not isinstance(error, (RuntimeError, OSError)):
-            raise  # a fault of ours: the traceback is what a report needs
+            raise  # a fault of the library: a bug report needs the traceback
         _fail(str(error), 1)
     results.flush()
     if results.failure is not None:
@@ -137,25 +139,25 @@ def _before(
 
 
 def _read_env_file(path: Path) -> None:
-    """Take over the variables of the file, where there is one; those that are set already stay."""
+    """Set the environment variables of the file, if there is one. Variables that are set already stay."""
     from dotenv import load_dotenv
 
     try:
         load_dotenv(path.absolute())
-    except (OSError, ValueError) as error:  # not UTF-8, no text, not to be read
+    except (OSError, ValueError) as error:  # not readable, or not UTF-8 text
         reason = getattr(error, "strerror", None) or error
         raise ValueError(f"cannot read the settings in {path.absolute()}: {reason}; save it as text in UTF-8") from None
 
 
 @app.command()
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder of the figures and tables.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the figures and tables.")] = Path("demo"),
     quick: Annotated[bool, typer.Option(help="Train for only 600 steps, to see which files appear.")] = False,
 ) -> None:
     """Train a small transformer, evaluate it, estimate its local learning coefficient, and draw the figures.
 
     The model is that of arXiv 2402.02364, on a shortened schedule. This takes minutes on two CPU cores, and needs no
-    account, no network and no GPU. If it is stopped, start it again: it continues where it was.
+    account, no network and no GPU. If it is stopped, start it again and it continues.
 
     Examples: `icl demo`, `icl demo --quick --output /tmp/demo`.
     """
@@ -176,8 +178,7 @@ def train(
 ) -> None:
     """Train every run of a sweep file.
 
-    Runs that are finished are skipped. Runs that were interrupted continue where they were. No account or network is
-    needed.
+    Finished runs are skipped. Interrupted runs continue. No account or network is needed.
 
     Checkpoints are written to the folder LOCAL_ROOT (an environment variable; default ./checkpoints). If AWS_BUCKET_NAME
     is set, they are also sent to that S3 bucket.
@@ -212,14 +213,13 @@ def llc(
 ) -> None:
     """Estimate the local learning coefficient (LLC) at checkpoints of trained runs.
 
-    The sweep file says which runs, which checkpoints, and how to sample. Train the runs first, with `icl train`. The training
-    sweep itself will do: `icl train mine.yaml`, then `icl llc mine.yaml --preset automatic --checkpoints 5`. An LLC sweep
-    may name its training runs by `runs: {from: mine.yaml}`, instead of repeating their settings. Estimates that exist
-    already are not made again.
+    The sweep file names the runs, the checkpoints, and the settings of the sampler. Train the runs first, with `icl train`.
+    The training sweep works here too: `icl train mine.yaml`, then `icl llc mine.yaml --preset automatic --checkpoints 5`.
+    Instead of repeating the settings of its training runs, an LLC sweep may refer to them by `runs: {from: mine.yaml}`.
+    Estimates that exist already are not made again.
 
-    Every estimate comes with its standard error and with a verdict: "healthy", or what is wrong with it. A table of all
-    of them closes. `icl calibrate` searches for good settings of the sampler. `icl tabulate` collects the estimates in a
-    table.
+    Every estimate has a standard error and a verdict: "healthy", or what is wrong with it. At the end, a table shows all
+    estimates. `icl calibrate` searches for good settings of the sampler. `icl tabulate` writes the estimates to a table.
 
     Examples: `icl llc mine.yaml --preset automatic --checkpoints 5`, `icl llc mine.yaml --preset calibrated --steps 0,99,499
     --dry-run`.
@@ -254,30 +254,29 @@ def calibrate(
         list[float] | None,
         typer.Option(
             "--gamma",
-            help="A strength to try of the pull back to the trained weights (the localisation). Repeatable. Default: 10, 100, "
-            "1000.",
+            help="A localisation to try: the strength of the pull back to the trained weights. Repeatable. Default: 10, 100, 1000.",
         ),
     ] = None,
     nbetas: Annotated[
         list[float] | None,
         typer.Option(
             "--nbeta",
-            help="A factor of the loss to try (the inverse temperature, nβ). Repeatable. Default: 1, 10, 100.",
+            help="An inverse temperature nβ to try: the factor of the loss. Repeatable. Default: 1, 10, 100.",
         ),
     ] = None,
     chains: Annotated[int, typer.Option(min=1, help="Chains for each setting.")] = 4,
     burnin: Annotated[int, typer.Option("--burn-in", min=0, help="Steps of a chain before its first draw.")] = 200,
     draws: Annotated[int, typer.Option(min=1, help="Draws of each chain.")] = 300,
-    output: Annotated[Path, typer.Option(help="Folder of the table and the trace plots.")] = Path("calibration"),
+    output: Annotated[Path, typer.Option(help="Folder for the table and the trace plots.")] = Path("calibration"),
     dry_run: DryRun = False,
 ) -> None:
     """Search for sampler settings at which estimates are healthy and hardly depend on the settings.
 
-    Samples with every combination of --epsilon, --gamma and --nbeta, and with the named presets, at every chosen
-    checkpoint. Prints one row for each. Recommends one setting for all checkpoints. The criterion looks only at the health
-    of the chains and at how sensitive the estimates are; docs/llc.md explains it.
+    It samples with every combination of --epsilon, --gamma and --nbeta, and with the named presets, at every chosen
+    checkpoint. It prints one row for each and recommends one setting for all checkpoints. The criterion looks only at the
+    health of the chains and at how sensitive the estimates are; docs/llc.md explains it.
 
-    If it is stopped, start it again: it continues where it was.
+    If it is stopped, start it again and it continues.
 
     Example: `icl calibrate mine.yaml --step 499 --epsilon 1e-5 --gamma 100 --nbeta 10 --dry-run`.
     """
@@ -297,24 +296,27 @@ def calibrate(
 def analyse(
     run: Annotated[
         str | None,
-        typer.Argument(help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints."),
+        typer.Argument(
+            help="The name of a trained run (`icl runs` lists them), or a folder of checkpoints, or a sweep file of `icl llc` with a "
+            "subject of your own."
+        ),
     ] = None,
     family: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of a run: a sweep file of training runs that differ in num_tasks. They are analysed together."
+            help="Instead of a run, a sweep file of training runs that differ in num_tasks. They are analysed together."
         ),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option(
             help="Do only this analysis. Repeatable. Default: all except essential_dynamics, which needs a run with many more "
-            "checkpoints. An unknown name gives an error that lists all."
+            "checkpoints. An unknown name gives an error that lists all names."
         ),
     ] = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of the tables. Default: data/RUN, or data/NAME for a sweep file NAME.yaml."),
+        typer.Option(help="Folder for the tables. Default: data/RUN, or data/NAME for a sweep file NAME.yaml."),
     ] = None,
     tokens: Annotated[
         Path | None,
@@ -323,56 +325,72 @@ def analyse(
             "or .safetensors."
         ),
     ] = None,
+    samples: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="For a sweep file: how many samples of the subject's data the loss and the Hessian are measured on. Default: 1024, or "
+            "all if there are fewer.",
+        ),
+    ] = None,
     checkpoints: Checkpoints = None,
     steps: StepList = None,
     nearest: Nearest = False,
     overrides: Overrides = None,
 ) -> None:
-    """Measure checkpoints of a run, all of them by default, and write one table for each analysis.
+    """Measure checkpoints of a run, by default all, and write one table for each analysis.
 
-    Among the analyses are evaluations, the Hessian, spectra of the weights, and attention. Checkpoints that a table has
+    The analyses include evaluations, the Hessian, spectra of the weights, and attention. Checkpoints that are in a table
     already are not measured again.
 
-    With --family, several runs are compared that were trained on different numbers of tasks. The tables then hold the
-    distance of each model to the best predictor of its own tasks (dMMSE) and of Gaussian tasks (ridge regression), what
-    the model expects of a task before it sees data (the task prior), and the principal components of all models'
-    predictions together.
+    A sweep file that names a subject (`subject: {value: "my_module:MySubject"}`) works for any model. Its analyses are evals
+    (the loss and the norm of the weights), hessian (trace and leading eigenvalues), and trajectory (principal components of the
+    weights along the checkpoints). --set changes its settings.
 
-    Examples: `icl analyse RUN --checkpoints 10`, `icl analyse RUN --only evals --only hessian`.
+    --family compares several runs that were trained on different numbers of tasks. The tables then hold the distance of each
+    model to the best predictor for its own tasks (dMMSE) and for Gaussian tasks (ridge regression), the model's prior over
+    tasks before it sees data, and the principal components of all models' predictions together.
+
+    Examples: `icl analyse RUN --checkpoints 10`, `icl analyse RUN --only evals --only hessian`,
+    `icl analyse mine.yaml --steps 0,100`.
     """
     from icl.commands.analyse import analyse_command, analyse_family_command
 
     if (run is None) == (family is None):
-        raise ValueError("give a run, or --family and the sweep file of several")
+        raise ValueError("give the name of a run, or --family and a sweep file of several runs")
     if family is not None:
-        if checkpoints is not None or steps is not None or nearest:
-            raise ValueError("--checkpoints, --steps and --nearest are for a single run, not for --family")
+        if checkpoints is not None or steps is not None or nearest or samples is not None:
+            raise ValueError(
+                "--checkpoints, --steps, --nearest and --samples are for a single run or subject, not for --family"
+            )
         analyse_family_command(family, overrides or [], only, output)
-    elif overrides:
-        raise ValueError("--set chooses among the runs of a sweep file; give it with --family")
     else:
         assert run is not None
-        analyse_command(run, only, output, tokens=tokens, count=checkpoints, steps=steps, nearest=nearest)
+        analyse_command(
+            run, only, output, tokens=tokens, count=checkpoints, steps=steps, nearest=nearest, overrides=overrides or [],
+            samples=samples,
+        )  # fmt: skip
 
 
 @app.command()
 def tabulate(
     sweep: Annotated[Path, typer.Argument(help="The sweep file that `icl train` or `icl llc` ran.")],
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the tables. Default: data/<name of the sweep file>.")
+        Path | None, typer.Option(help="Folder for the tables. Default: data/<name of the sweep file>.")
     ] = None,
-    name: Annotated[
-        str, typer.Option(help="Name of the table: llc, or another beside it, such as llc_calibrated.")
-    ] = "llc",
+    name: Annotated[str, typer.Option(help="Name of the table of estimates, such as llc_calibrated.")] = "llc",
     preset: Annotated[
-        str | None, typer.Option(help="Only the estimates under this preset; needed where there are several.")
+        str | None,
+        typer.Option(
+            help="Take only estimates under this preset. Needed if there are estimates under several settings of the sampler."
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:
-    """Collect what a sweep's runs left in tables, with a column for each setting that varies.
+    """Write tables of the results of a sweep's runs, with a column for each setting that varies.
 
-    llc.csv: the estimates, one row per run and checkpoint. llc_traces.csv.gz: the loss of their chains along the draws.
-    metrics.csv: what training logged. Runs that have no results yet are left out. Call it again when there are more.
+    llc.csv holds the estimates, one row per run and checkpoint. llc_traces.csv.gz holds the loss of their chains along the
+    draws. metrics.csv holds the logged metrics of training. Runs without results are left out; call it again to add them.
 
     Examples: `icl tabulate mine.yaml`, `icl tabulate mine.yaml --preset automatic --name llc_automatic`.
     """
@@ -390,8 +408,8 @@ def stages(
 ) -> None:
     """Find the stages in which a model developed, from tables of its loss and its LLC.
 
-    Writes two tables: how much both change over each published stage, and where the curve of the LLC itself shows
-    boundaries between stages.
+    It writes two tables. stages.csv says how much the loss and the LLC change over each published stage. boundaries.csv
+    says where the LLC curve itself shows boundaries between stages.
 
     Example: `icl stages data/mine`.
     """
@@ -404,22 +422,22 @@ def stages(
 @app.command()
 def figures(
     data: Annotated[
-        Path, typer.Option(help="Folder of the tables of a run or a family, or a folder of such folders.")
+        Path, typer.Option(help="Folder with the tables of a run or a family, or a folder of such folders.")
     ] = Path("data"),
-    output: Annotated[Path, typer.Option(help="Folder of the figures.")] = Path("figures"),
+    output: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("figures"),
     jobs: Annotated[int | None, typer.Option(min=1, help="Processes to draw in. Default: one per CPU core.")] = None,
     stages: Annotated[
         str,
         typer.Option(
-            help="Stages to shade. found: those that a run's own estimates show. paper: those of arXiv 2402.02364, for its model. "
-            "none: no stages."
+            help="Stages to shade. found: those that the run's own estimates show. paper: those that arXiv 2402.02364 published for its "
+            "model. none: no stages."
         ),
     ] = "found",
     verbose: Annotated[bool, typer.Option("--verbose", help="Name every figure that is drawn or left out.")] = False,
 ) -> None:
-    """Draw every figure that the tables give, as PNG and PDF. The same tables always give the same files.
+    """Draw every figure for which there are tables, as PNG and PDF. The same tables always give the same files.
 
-    `icl tabulate` makes the tables of a sweep, `icl analyse` those of one run.
+    `icl tabulate` makes the tables of a sweep. `icl analyse` makes those of one run.
 
     Examples: `icl figures --data data/mine`, `icl figures --stages paper`.
     """
@@ -438,16 +456,16 @@ def report(
         typer.Argument(metavar="[RUN... | SWEEP.yaml]", help="Names of runs, or sweep files. Default: all runs."),
     ] = None,
     output: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
-    data: Annotated[Path, typer.Option(help="Folder below which the tables of `icl analyse` are looked for.")] = Path(
+    data: Annotated[Path, typer.Option(help="Folder in which tables of `icl analyse` are searched for.")] = Path(
         "data"
     ),
     overrides: Overrides = None,
 ) -> None:
     """Write one HTML file that shows everything about some runs. It opens without a server and without a network.
 
-    Settings and how they differ, losses and evaluations, the learning coefficient with errors and verdicts, the traces of
-    the chains, curves per token, the stages found, attention and structure where `icl analyse` measured them, the cost, and
-    the commands that continue. Runs can be switched on and off.
+    It shows the settings and how they differ, losses and evaluations, the learning coefficient with errors and verdicts, the
+    traces of the chains, curves per token, the stages that were found, the cost, and the commands that continue. If
+    `icl analyse` measured attention and structure, it shows them too. Runs can be switched on and off.
 
     Examples:
 
@@ -467,7 +485,7 @@ def runs(
     action: Annotated[
         str | None, typer.Argument(help="show, compare, export, rename or delete. Default: list all runs.")
     ] = None,
-    names: Annotated[list[str] | None, typer.Argument(help="The runs that the action is about.")] = None,
+    names: Annotated[list[str] | None, typer.Argument(help="Names of the runs for the action.")] = None,
     verify: Annotated[bool, typer.Option(help="Read every checkpoint, and say which are damaged.")] = False,
     prune: Annotated[
         int | None,
@@ -481,19 +499,19 @@ def runs(
         typer.Option(help="Copy runs FROM one place TO another. A place is a folder or s3://bucket/prefix."),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Only this run.")] = None,
-    csv: Annotated[bool, typer.Option("--csv", help="With export: as CSV, which is the only form.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="With export: write CSV. This is the only format.")] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            help="With export: a folder for runs.csv, metrics.csv and estimates.csv. Default: print the first."
+            help="With export: a folder for runs.csv, metrics.csv and estimates.csv. Default: print runs.csv."
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="With delete: do not ask.")] = False,
 ) -> None:
-    """List all runs: when they were written, which settings differ, how far they are, their loss, estimates, size and state.
+    """List all runs with their dates, the settings that differ, their steps, loss, estimates, size and state.
 
     Actions: `icl runs show RUN`, `icl runs compare RUN RUN`, `icl runs export --csv --output FOLDER`, `icl runs rename RUN
-    NAME`, `icl runs delete RUN`. With an option, check, thin out or copy runs.
+    NAME`, `icl runs delete RUN`. The options check runs (--verify), thin them out (--prune) or copy them (--copy).
     """
     from icl.commands.runs import runs_command
 
@@ -503,7 +521,7 @@ def runs(
 
 @app.command()
 def presets() -> None:
-    """Print the named settings of the sampler, with what each is for.
+    """Print the named settings of the sampler and the purpose of each.
 
     Example: `icl presets`.
     """
@@ -517,7 +535,7 @@ def config(
     command: Annotated[
         str | None,
         typer.Argument(
-            help="train or llc: the command whose settings to print. Default: both. language: train's for language models."
+            help="The command whose settings are printed: train, llc, or language (train for language models). Default: train and llc."
         ),
     ] = None,
     words: Annotated[
@@ -526,7 +544,7 @@ def config(
 ) -> None:
     """Print every setting with its default, its type and its meaning.
 
-    --set takes the keys as they are printed here. In a sweep file they are nested where they have a dot.
+    --set takes the keys as they are printed here. In a sweep file, a dot in a key means a nested mapping.
 
     Examples: `icl config train lr`, `icl config llc sampler`.
     """
@@ -537,7 +555,7 @@ def config(
 
 @app.command()
 def doctor() -> None:
-    """Check this installation: which device computes, where checkpoints go, whether W&B is set up, and whether each works.
+    """Check this installation: show the device, the storage and the W&B setup, and try whether each works.
 
     Example: `DEVICE=cpu icl doctor`.
     """

@@ -2,10 +2,13 @@
 
     python -m benchmarks.llc.bias [--output data/llc_accuracy]
 
-**Deep linear networks.** The pilot chooses the weakest γ that chains can forget within their draws, so γ falls as the inverse square of
-their number. Networks on which the default is far below the truth are sampled with 1,500 to 12,000 draws: the error shrinks
-with γ. **Normal crossings.** nβ E[L] of w1 w2 at finite nβ and γ is known by quadrature: it approaches λ = 1/2 like 1/log nβ, because the
-coefficient has multiplicity 2, and no sampler can do better than that number.
+**Deep linear networks.** Networks on which the default is far below the truth are sampled with 1,500 to 12,000 draws. When
+data/llc_accuracy/bias.csv was made, the pilot chose the weakest γ that chains can forget within their draws. So γ fell as the inverse
+square of their number, and the error shrank with γ. The present rule for γ does not depend on the draws (`icl.sampling.tuning`), so a new
+run shows only the effect of the length.
+
+**Normal crossings.** nβ E[L] of w1 w2 at finite nβ and γ is known by quadrature. It approaches λ = 1/2 like 1/log nβ, because the
+coefficient has multiplicity 2. No sampler can do better than that number.
 """
 
 import argparse

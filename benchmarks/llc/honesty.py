@@ -1,12 +1,16 @@
 """Whether a verdict of "healthy" is to be trusted: estimates by sound and by bad settings against values that are known.
 
-    python -m benchmarks.llc.honesty [--quick | --summarise] [--output data/llc_accuracy] [--figures figures/llc_accuracy]
+    python -m benchmarks.llc.honesty [--quick | --summarise | --fresh 10] [--output data/llc_accuracy] [--figures figures/llc_accuracy]
 
 Every estimate is compared with nβ (E[L] − L(w*)) at its nβ and γ, with w* the minimum: exact for linear regression, by quadrature for
 normal crossings, by weighted draws for warped models, else that of one long run of many chains with a quarter of the step
 (honesty_reference.csv). With γ = 1e5, which is no question about the model, it is compared with the value at the model's own γ. An estimate
 is **wrong** if it is off by more than 10 % and by more than two of its standard errors. Whether setting and budget are **sound** is said
-without looking at the estimate (`benchmarks.llc.cases.is_sound`).
+without looking at the estimate (`benchmarks.llc.cases.is_sound`). A sound estimate that is not wrong and not healthy is a **false alarm**
+if a test failed, and **undecided** if none did but some were too noisy to say.
+
+`--fresh N` repeats the default settings with N seeds that the verdicts were never tried on (honesty_fresh.csv), for the share of
+false alarms of a whole verdict.
 
 Rows are appended to honesty.csv as they come, and rows already there are not made again.
 """
@@ -15,7 +19,7 @@ import argparse
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -31,6 +35,8 @@ from icl.sampling.result import LLCResult
 from icl.storage.files import write_table
 
 TOLERANCE = 0.1
+FRESH = 1000
+"""The first of the fresh seeds."""
 LONG = {"num_chains": 48, "num_draws": 4000, "num_burnin_steps": 1500}
 
 
@@ -110,9 +116,15 @@ def gradients_of(result: LLCResult) -> int:
     return config.num_chains * steps + 2 * tested + (result.tuned.gradients if result.tuned else 0)
 
 
-def run(chosen: Sequence[Case], output: Path, quick: bool) -> pd.DataFrame:
+def fresh(seeds: int) -> list[Case]:
+    """The default settings with seeds of their own."""
+    first = [case for case in cases() if case.kind in ("default", "default, mini-batches") and case.seed == 0]
+    return [replace(case, seed=FRESH + seed) for seed in range(seeds) for case in first]
+
+
+def run(chosen: Sequence[Case], output: Path, quick: bool, name: str = "honesty") -> pd.DataFrame:
     """All rows, those that are there already included."""
-    path = output / "honesty.csv"
+    path = output / f"{name}.csv"
     references = References(output / "honesty_reference.csv", quick)
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     wanted = {case.key for case in chosen}
@@ -142,6 +154,9 @@ def _remark(row: dict) -> str:
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """Shares for all cases, by family and by kind of setting."""
+    # A verdict names what failed before what was not tested.
+    alarm = ~rows["healthy"] & ~rows["verdict"].str.startswith("not tested")
+    rows = rows.assign(alarm=alarm, undecided=~rows["healthy"] & ~alarm)
 
     def one(group: pd.DataFrame) -> pd.Series:
         sound = group[group["sound"]]
@@ -149,7 +164,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         return pd.Series({
             "cases": len(group), "wrong": group["wrong"].mean(), "wrong_and_healthy": (group["wrong"] & group["healthy"]).mean(),
             "sound": len(sound), "sound_healthy_within_10_percent": (sound["healthy"] & sound["within_10_percent"]).mean(),
-            "false_alarms": (~right["healthy"]).mean(),
+            "false_alarms": right["alarm"].mean(), "undecided": right["undecided"].mean(),
         })  # fmt: skip
 
     parts = [
@@ -168,15 +183,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--summarise", action="store_true", help="only from the rows that are there: nothing is sampled"
     )
+    parser.add_argument(
+        "--fresh", type=int, metavar="N", help="the default settings with N fresh seeds, for false alarms"
+    )
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
     parser.add_argument("--figures", type=Path, default=Path("figures/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    kept = options.output / "honesty.csv"
-    rows = pd.read_csv(kept) if options.summarise else run(cases(options.quick), options.output, options.quick)
+    name = "honesty" if options.fresh is None else "honesty_fresh"
+    kept = options.output / f"{name}.csv"
+    chosen = cases(options.quick) if options.fresh is None else fresh(options.fresh)
+    rows = pd.read_csv(kept) if options.summarise else run(chosen, options.output, options.quick, name)
     summary = summarise(rows)
-    write_table(summary, options.output / "honesty_summary.csv", digits=4)
+    write_table(summary, options.output / f"{name}_summary.csv", digits=4)
     print(summary.to_string(index=False, float_format="%.3f"))
+    if options.fresh is not None:
+        return 0
     for path in save(honesty(rows), options.figures, "honesty"):
         print(path)
     return 0

@@ -20,6 +20,7 @@ def page(text: str) -> str:
     for name, table in {
         "accuracy": accuracy(), "bias": bias(), "standard errors": standard_errors(), "calibration": calibration(),
         "honesty": honesty(), "honesty by kind": honesty("kind"), "honesty by family": honesty("family"),
+        "honesty of fresh seeds": honesty("kind", "honesty_fresh_summary"), "loaders": loaders(),
         "standard errors of kernels": kernels(),
     }.items():  # fmt: skip
         text = fill(text, mark(COMMAND, name), table)
@@ -93,21 +94,35 @@ def kernels() -> str:
     )
 
 
-def honesty(of: str = "all") -> str:
+def honesty(of: str = "all", name: str = "honesty_summary") -> str:
     """What verdicts are worth: over all cases, by kind of setting, or by family of models."""
-    table = pd.read_csv(DATA / "honesty_summary.csv")
+    table = pd.read_csv(DATA / f"{name}.csv")
     rows = [
         [
             row.group, f"{row.cases:.0f}", percent(row.wrong, digits=0), percent(row.wrong_and_healthy),
             f"{row.sound:.0f}", percent(row.sound_healthy_within_10_percent, digits=0) if row.sound else "",
-            percent(row.false_alarms) if row.sound else "",
+            percent(row.false_alarms) if row.sound else "", percent(row.undecided) if row.sound else "",
         ]
         for row in rows_of(table.loc[table["of"] == of])
     ]  # fmt: skip
     head = (
-        of if of != "all" else "", "cases", "wrong", "wrong and healthy", "sound", "of these healthy and within 10 %", "false alarms",
+        of if of != "all" else "", "cases", "wrong", "wrong and healthy", "sound", "of these healthy and within 10 %",
+        "false alarms", "undecided",
     )  # fmt: skip
     return markdown_table(head, rows)
+
+
+def loaders() -> str:
+    """The default settings on loaders."""
+    rows = [
+        [
+            row.model, f"{row.batch:,}", f"{row.estimate:.3g} ± {row.mcse:.2g}",
+            f"{row.reference:.3g}" + (f" ± {row.reference_error:.2g}" if row.reference_error else ""),
+            f"{row.gamma:.3g}", f"{row.steps:,}", str(row.verdict),
+        ]
+        for row in rows_of(pd.read_csv(DATA / "loaders.csv", keep_default_na=False))
+    ]  # fmt: skip
+    return markdown_table(("model", "batch", "λ̂", "reference", "γ", "steps", "verdict"), rows)
 
 
 def calibration() -> str:

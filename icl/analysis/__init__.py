@@ -1,8 +1,9 @@
-"""What checkpoints tell: one file per analysis, each from arrays, weights or models to tidy tables.
+"""Analyses of checkpoints, one file each, from arrays, weights or models to tidy tables.
 
-Array in, array out: `gaussian_process`, `smoothing`, `geometry`, `stages`, `covariance`, `essential_dynamics`. A model
-in, rows of a table out: `hessian`, `structure`, `attention`, `task_prior`, `ood`. Several models in: `transient_ridge`.
-`run.analyse` applies the second kind to every checkpoint of a run and keeps the tables.
+- From arrays to arrays: `gaussian_process`, `smoothing`, `geometry`, `stages`, `covariance`, `essential_dynamics`.
+- From a model to rows of a table: `hessian`, `structure`, `attention`, `task_prior`, `ood`. `run.analyse` applies these to
+  every checkpoint of a run and keeps the tables.
+- From several models to tables: `transient_ridge`.
 
-This package imports pandas and scipy; `import icl` does not import this package.
+This package imports pandas and scipy. `import icl` does not import this package.
 """

@@ -1,8 +1,8 @@
-"""Attention patterns in numbers: per block, head and query token (arXiv 2402.02364, appendix on attention).
+"""Metrics of attention patterns, per block, head and query token (arXiv 2402.02364, appendix on attention).
 
-A pattern a (B, H, T, T) holds a[b, h, q, k], the weight that query token q gives to key token k <= q; rows sum to
-one. Tokens count from 0: even ones are x, odd ones y. The last token, y_K, has no training signal and is dropped as
-query and key, so that T = 2K - 1 here. Every metric is averaged over the B sequences.
+A pattern a (B, H, T, T) holds a[b, h, q, k], the weight that query token q gives to key token k <= q. Its rows sum to one.
+Tokens count from 0: even ones are x, odd ones y. The last token, y_K, has no training signal. It is dropped as query and as
+key, so T = 2K - 1 here. Every metric is averaged over the B sequences.
 
 Shapes: B batch, H heads, T tokens, K examples.
 """
@@ -28,17 +28,16 @@ def attention_metrics(pattern: Tensor) -> dict[str, Tensor]:
 
     - entropy: E[-Σ_k a log2 a], bits; entropy_normalized: divided by log2(q + 1), the entropy of the uniform pattern
       (NaN for q = 0).
-    - variability: E[½ Σ_k |a - E a|], the mean total variation distance to the average pattern: 0
-      content-independent, towards 1 all content.
-    - self_attn: E a[q, q]; prev_token_attn: E a[q, q-1] (0 for q = 0); first_token_attn: E a[q, 0], the first x.
-    - x_tokens_attn: E Σ_{k even} a; the y tokens' share is one minus it. prev_x_attn and prev_y_attn: the nearest x
-      or y before q (0 where there is none).
-    - distance: E Σ_k (q - k) a, in tokens; key_position: E Σ_k k a / (q + 1), which the reference code calls
-      "distance".
+    - variability: E[½ Σ_k |a - E a|], the mean total variation distance to the average pattern. It is 0 if the pattern does not
+      depend on the content, and near 1 if it depends on nothing else.
+    - self_attn: E a[q, q]. prev_token_attn: E a[q, q-1] (0 for q = 0). first_token_attn: E a[q, 0], on the first x.
+    - x_tokens_attn: E Σ_{k even} a. The y tokens' share is one minus it. prev_x_attn and prev_y_attn: on the nearest x or y
+      before q (0 if there is none).
+    - distance: E Σ_k (q - k) a, in tokens. key_position: E Σ_k k a / (q + 1), which the reference code calls "distance".
     - hardness: E[share of the q + 1 visible keys with a <= 1e-3].
 
     Raises:
-        ValueError: not a (B, H, T, T) tensor.
+        ValueError: `pattern` is not a (B, H, T, T) tensor.
     """
     if pattern.ndim != 4 or pattern.shape[-1] != pattern.shape[-2]:
         raise ValueError(f"expected a pattern (B, H, T, T), got {tuple(pattern.shape)}")
@@ -50,7 +49,7 @@ def attention_metrics(pattern: Tensor) -> dict[str, Tensor]:
     entropy = -torch.special.xlogy(pattern, pattern).sum(dim=-1).mean(dim=0) / math.log(2.0)
     key_index = mean @ positions.to(pattern.dtype)
     parity = positions % 2
-    # Keys of each kind strictly before the query; the nearest x before an x token is two back, before a y token one back.
+    # How far back the nearest x and y lie strictly before the query: before an x token, the nearest x is two tokens back.
     back_to_x, back_to_y = 2 - parity, 1 + parity
     return {
         "entropy": entropy,
@@ -98,7 +97,7 @@ def attention_table(
 
 
 def _at(mean: Tensor, keys: Tensor) -> Tensor:
-    """mean[h, q, keys[q]] as (H, T), 0 where the key lies before the sequence."""
+    """mean[h, q, keys[q]] as (H, T), and 0 if the key would lie before the sequence."""
     gathered = mean.gather(-1, keys.clamp(min=0).expand(mean.shape[0], -1)[..., None]).squeeze(-1)
     return torch.where(keys >= 0, gathered, torch.zeros_like(gathered))
 

@@ -8,24 +8,24 @@ from torch import Tensor
 
 
 def bigram_counts(rows: Tensor, d_vocab: int) -> Tensor:
-    """(V, V) how often token b follows token a in rows (B, T)."""
+    """Counts (V, V) of how often token b follows token a in rows (B, T)."""
     pairs = rows[:, :-1].flatten() * d_vocab + rows[:, 1:].flatten()
     return torch.bincount(pairs, minlength=d_vocab**2).reshape(d_vocab, d_vocab).double()
 
 
 def conditional(counts: Tensor) -> Tensor:
-    """(V, V) P(b | a); a row without counts is zero."""
+    """P(b | a), (V, V). A row without counts is zero."""
     return counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def bigram_entropy(counts: Tensor) -> float:
-    """H(b | a) in nats, a as often as in the data: the least that the bigram score can be on the data's own tokens."""
+    """H(b | a) in nats, with the data's own frequencies of a. No bigram score on the data's own tokens is lower."""
     chances = conditional(counts)
     return -float((counts / counts.sum() * chances.clamp(min=1e-300).log()).sum())
 
 
 def unigram_entropy(counts: Tensor) -> float:
-    """H(b) in nats: the loss of predicting every next token by its frequency alone."""
+    """H(b) in nats: the loss of predicting every next token by its frequency."""
     chances = counts.sum(dim=0) / counts.sum()
     return -float((chances * chances.clamp(min=1e-300).log()).sum())
 
@@ -33,7 +33,8 @@ def unigram_entropy(counts: Tensor) -> float:
 def bigram_score(logits: Tensor, tokens: Tensor, counts: Tensor) -> float:
     """Mean cross-entropy −Σ_b P(b | a) log q(b) in nats of a model's predictions q at the tokens a against the bigrams of the data.
 
-    arXiv 2402.02364; `bigram_entropy` is its floor on tokens of the same statistics. Tokens that the counts never saw are left out.
+    It is that of arXiv 2402.02364. `bigram_entropy` is its minimum on tokens with the same statistics. Tokens a without counts are
+    left out.
 
     Args:
         logits: (B, T, V) at tokens (B, T).
@@ -42,7 +43,7 @@ def bigram_score(logits: Tensor, tokens: Tensor, counts: Tensor) -> float:
     chances = conditional(counts).to(logits.device)
     seen = counts.sum(dim=1).to(logits.device)[tokens] > 0
     total = torch.zeros((), dtype=torch.float64, device=logits.device)
-    for row, row_logits, row_seen in zip(tokens, logits, seen, strict=True):  # a row at a time: (T, V) twice
+    for row, row_logits, row_seen in zip(tokens, logits, seen, strict=True):  # one row at a time, to save memory
         surprise = -(chances[row] * row_logits.double().log_softmax(dim=-1)).sum(dim=-1)
         total += surprise[row_seen].sum()
     return float(total / seen.sum())

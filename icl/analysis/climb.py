@@ -1,9 +1,8 @@
-"""How the loss of chains climbs away from the weights they started at, and what the estimate is without the first half
-of the way.
+"""How the loss of chains climbs from the weights w* at which they start, and the estimates from a part of their draws.
 
-λ̂ = nβ(E[L] - L(w*)) takes the chains for draws from one stationary law about w*. Chains whose loss still climbs break
-that twice: the mean over all draws depends on how many there are, and a standard error of it means little. Both are
-visible in the traces of `icl.estimation.traces`.
+λ̂ = nβ(E[L] - L(w*)) assumes that the draws come from one stationary distribution around w*. If the loss of the chains
+still climbs, this is wrong. The mean over all draws then depends on their number, and its standard error means little.
+The traces of `icl.estimation.traces` show such climbs.
 """
 
 import numpy as np
@@ -11,19 +10,19 @@ import pandas as pd
 
 
 def crossing_draws(traces: pd.DataFrame, estimates: pd.DataFrame, fraction: float = 1.0) -> pd.DataFrame:
-    """When the loss of each chain has first gone this fraction of the way from L(w*) to the loss of predicting zero.
+    """The draw at which the loss of each chain first reaches this fraction of the way from L(w*) to the loss of predicting zero.
 
-    A loss above that of predicting zero says that nothing of w* is left; chains may have left its basin long before.
+    At a loss above that of predicting zero, nothing of w* is left. Chains may have left its basin long before.
 
     Args:
-        traces: `model_seed`, `step`, `chain`, `draw`, `loss` (mean of a stretch of draws that ends there).
-        estimates: `model_seed`, `step`, `loss/init` (L(w*)), `loss/zero` (the loss of predicting zero). Checkpoints whose own loss is not
-            below the latter are left out: there is no way to go.
-        fraction: of the way.
+        traces: `model_seed`, `step`, `chain`, `draw`, `loss` (mean over the stretch of draws that ends at `draw`).
+        estimates: `model_seed`, `step`, `loss/init` (L(w*)), `loss/zero` (the loss of predicting zero). Checkpoints with
+            L(w*) not below the loss of predicting zero are left out.
+        fraction: the fraction of the way from L(w*) to the loss of predicting zero.
 
     Returns:
-        One row per checkpoint and chain: `model_seed`, `step`, `chain`, `crossing` (the draw that ends the first stretch whose mean loss is
-        above, or not a number; NaN if there is none).
+        One row per checkpoint and chain: `model_seed`, `step`, `chain`, and `crossing`, the end of the first stretch of draws whose mean
+        loss is above that level or is not a number. It is NaN if there is no such stretch.
     """
     keys = ["model_seed", "step"]
     useful = estimates.loc[estimates["loss/init"] < estimates["loss/zero"], [*keys, "loss/init", "loss/zero"]]
@@ -36,12 +35,12 @@ def crossing_draws(traces: pd.DataFrame, estimates: pd.DataFrame, fraction: floa
 def estimates_within(
     traces: pd.DataFrame, estimates: pd.DataFrame, start: float = 0.5, end: float = 1.0
 ) -> pd.DataFrame:
-    """λ̂ = nβ(E[L] - L(w*)) from a part of each chain's draws alone; by default the first half is taken for burn-in.
+    """λ̂ = nβ(E[L] - L(w*)) from a part of each chain's draws. By default the first half counts as burn-in.
 
     Args:
-        traces: as of `crossing_draws`, stretches of equal length.
-        estimates: `model_seed`, `step`, `llc/mean`, `loss/excess` (whose ratio is nβ), `loss/init`.
-        start, end: of the part, as shares of a checkpoint's draws.
+        traces: as in `crossing_draws`, with stretches of equal length.
+        estimates: `model_seed`, `step`, `llc/mean`, `loss/excess` (the ratio of these two is nβ), `loss/init`.
+        start, end: limits of the part, as fractions of a checkpoint's draws.
 
     Returns:
         One row per checkpoint: `model_seed`, `step`, `loss/mean` of these draws, `llc/mean`, and `llc/mcse`, the standard deviation over

@@ -1,8 +1,7 @@
 """Covariance of SGLD draws of the weights, and their principal components.
 
-Cov(u, v) = E[u vᵀ] - E[u] E[v]ᵀ with E the mean over all chains and draws. The covariance of a group of weights with
-itself has eigenvalues; that of two different groups is a rectangular matrix and has singular values instead (an
-eigenvalue routine on it answers nonsense).
+Cov(u, v) = E[u vᵀ] - E[u] E[v]ᵀ, where E is the mean over all chains and draws. The covariance of a group of weights with
+itself has eigenvalues. That of two different groups is a rectangular matrix, so its singular values are taken instead.
 
 Shapes: N draws, P parameters; n and m the sizes of two groups of weights.
 """
@@ -24,12 +23,16 @@ def covariance_spectrum(
 ) -> tuple[Array, Array, Array]:
     """Leading singular triples of the covariance of draws (N, n) and (N, m), without forming the n × m matrix.
 
-    With U = Q_u R_u (the transposed, centred draws) Cov = Q_u (R_u R_vᵀ / N) Q_vᵀ: the small inner matrix has the
-    singular values. With `right` None the covariance is symmetric, and its eigenvalues and eigenvectors result.
+    Let U = Q_u R_u be the QR decomposition of the transposed, centred draws. Then Cov = Q_u (R_u R_vᵀ / N) Q_vᵀ, and the small
+    inner matrix has the same singular values. If `right` is None, the covariance is symmetric, and its eigenvalues and
+    eigenvectors are returned.
 
     Returns:
-        values (k,), descending; left vectors (n, k); right vectors (m, k), k = min(num_values, n, m, N). Signs are
+        Values (k,), descending, left vectors (n, k) and right vectors (m, k), with k = min(num_values, n, m, N). Signs are
         such that the entry of largest magnitude of each left vector is positive.
+
+    Raises:
+        ValueError: the draws are not two matrices with the same number of rows.
     """
     u = np.asarray(left, dtype=float)
     v = u if right is None else np.asarray(right, dtype=float)
@@ -58,8 +61,8 @@ def covariance_table(
 ) -> pd.DataFrame:
     """Leading values of the covariance of pairs of weight groups over flat draws (N, P).
 
-    One row per pair and value: `left`, `right` (names), `kind` ("eigenvalue" for a group with itself, else "singular
-    value"), `index`, `value` (squared weight units), and `trace`, the sum of all eigenvalues (NaN for two groups).
+    One row per pair and value: `left`, `right` (names), `kind` ("eigenvalue" for a group with itself, otherwise "singular
+    value"), `index`, `value` (in squared units of weights), and `trace`, the sum of all eigenvalues (NaN for two groups).
     """
     flat = np.asarray(draws)
     rows = []

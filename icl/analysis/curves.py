@@ -1,19 +1,19 @@
-"""What a run's evaluations and estimates say together: fits of its curves, and the loss of the optimum."""
+"""Smooth fits of a run's curves, and the loss of the optimal predictor."""
 
 import pandas as pd
 
 from icl.analysis.gaussian_process import smooth_curve
 
 FIRST_STEP = 10
-"""Where fits begin: from here on log t resolves the grid of steps."""
+"""The first step of fits. Earlier steps are too far apart in log t."""
 
 _FEWEST_TO_FIT = 3
 
 
 def fitted_curves(evals: pd.DataFrame, llc: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Gaussian-process fits of one run: "loss", "llc" and "norm" (of the weights) -> `gaussian_process.smooth_curve`.
+    """Gaussian-process fits of one run: "loss", "llc" and "norm" (of the weights) -> table of `gaussian_process.smooth_curve`.
 
-    A curve with fewer than three points is left out.
+    Curves with fewer than three points are left out.
     """
     curves = {
         "loss": (evals, "loss/mean", None),
@@ -30,9 +30,9 @@ def fitted_curves(evals: pd.DataFrame, llc: pd.DataFrame) -> dict[str, pd.DataFr
 
 
 def ridge_loss(llc: pd.DataFrame, evals: pd.DataFrame) -> float:
-    """The loss of ridge on the sequences of the estimates, for Gaussian tasks: the median over the runs' last estimates.
+    """The loss of ridge regression on the sequences of the estimates, for Gaussian tasks: the median over the runs' last estimates.
 
-    It is L(w) less the model's mean squared distance to ridge. Ridge is the posterior mean, so that
+    It is L(w) minus the model's mean squared distance to ridge. This holds because ridge is the posterior mean r, and so
     E(ŷ - y)² = E(r - y)² + E(ŷ - r)².
     """
     keys = ["model_seed", "step"]

@@ -1,7 +1,7 @@
-"""The fixed sequences that analyses of a run measure on.
+"""The fixed sequences on which a run is analysed.
 
-All checkpoints of a run are measured on the same sequences, which are functions of seeds, so that differences between
-rows are differences between models.
+All checkpoints of a run are measured on the same sequences, which depend only on seeds. So differences between rows of a
+table are differences between models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,29 +19,29 @@ from icl.model import InContextRegressionTransformer
 from icl.streams import Stream
 
 ROOT_SIZE = 512
-"""Sequences of the joint trajectory PCA, as in arXiv 2501.17745."""
+"""The number of sequences of the joint trajectory PCA, as in arXiv 2501.17745."""
 
 
 class DataSettings(Settings):
     """Which sequences the analyses use."""
 
     validation_seed: int = Field(default=0, description="seed of the validation set")
-    validation_size: int = Field(default=VALIDATION_SIZE, description="sequences of the validation set")
+    validation_size: int = Field(default=VALIDATION_SIZE, description="number of sequences of the validation set")
     noise_std: float | None = Field(
         default=None,
-        description="standard deviation of the labels' noise; None: √σ² of the training distribution. 0.125 gives the law "
-        "of the reference code's figures, which take the training variance for it",
+        description="standard deviation of the noise in the labels; None: √σ² of the training distribution. 0.125 gives the "
+        "distribution of the reference code's figures, which use the training variance 0.125 as standard deviation",
     )
 
 
 @dataclass(frozen=True)
 class AnalysisData:
-    """The fixed sequences of a run's analyses; each part is made when it is first needed.
+    """The fixed sequences of a run's analyses. Each part is made when it is first needed.
 
     Attributes:
-        config: of the training run, seeds resolved.
-        settings: which sequences.
-        device: where they lie.
+        config: settings of the training run, with resolved seeds.
+        settings: which sequences are used.
+        device: the device that holds them.
     """
 
     config: TrainingConfig
@@ -89,7 +89,7 @@ class AnalysisData:
 
     @cached_property
     def root_sequences(self) -> tuple[Tensor, Tensor]:
-        """512 sequences of the first training task, which runs with nested lists of tasks share: xs (B, K, D), ys (B, K, 1)."""
+        """512 sequences of the first training task, xs (B, K, D), ys (B, K, 1). Runs of one family share this task."""
         task = self.config.task_config
         root = task.model_copy(update={"num_tasks": 1}).pretrain_task()
         return root.sample(Stream(_given(task.true_seed), "evaluation/root"), 0, ROOT_SIZE, self.device)
@@ -101,17 +101,17 @@ def _given(seed: int | None) -> int:
 
 
 Measure = Callable[[InContextRegressionTransformer, AnalysisData], pd.DataFrame]
-"""The analysis of one checkpoint: a model and fixed data in, rows of a table out."""
+"""The analysis of one checkpoint: (model, fixed data) -> rows of a table."""
 
 
 @dataclass(frozen=True)
 class FamilyRun:
-    """One run of a family.
+    """One run of a family. A family is a set of runs that differ only in the number of training tasks M.
 
     Attributes:
-        data: the sequences that it is measured on.
-        steps: its checkpoints.
-        model: a step -> the model.
+        data: the sequences on which the run is measured.
+        steps: the steps of its checkpoints.
+        model: step -> model.
     """
 
     data: AnalysisData
@@ -120,16 +120,16 @@ class FamilyRun:
 
 
 FamilyMeasure = Callable[[Mapping[float, FamilyRun]], Mapping[str, pd.DataFrame]]
-"""M (infinity for Gaussian tasks) -> its run in, tables by name out."""
+"""The analysis of a family: {M (infinity for Gaussian tasks): run} -> {name: table}."""
 
 
 @dataclass(frozen=True)
 class JointMeasure:
-    """The analysis of all runs of a family together.
+    """An analysis of all runs of a family together.
 
     Attributes:
-        measure: what it does. The table of the analysis' own name has the columns `num_tasks` and `step`.
-        beside: the names of the other tables that it makes.
+        measure: the function. Its table with the name of the analysis has the columns `num_tasks` and `step`.
+        beside: the names of its other tables.
     """
 
     measure: FamilyMeasure

@@ -1,14 +1,14 @@
 """Essential dynamics: principal components of a trajectory of functions or weights (arXiv 2402.02364, section 4 and
-its appendix).
+appendix).
 
-Row t of the matrix is what checkpoint t looks like: the outputs on a fixed batch ("functional"), the weights, or a
-gradient. PCA without scaling of the column-centred N × P matrix X: X - 1μᵀ = U S Vᵀ, scores U S, explained variance
-S²/(N-1), shares S²/ΣS².
+Row t of the N × P matrix X describes checkpoint t: by its outputs on a fixed batch ("functional"), by its weights, or by a
+gradient. The PCA centres the columns and does not scale them: X - 1μᵀ = U S Vᵀ. The scores are U S, the explained variances
+S²/(N-1), and the shares S²/ΣS².
 
-With few rows and many columns (5000 checkpoints × 81,920 outputs) the N × N Gram matrix of the centred rows holds all
-that is needed: its eigenvalues are S² and its eigenvectors U. It is accumulated over blocks of columns, so that only
-N² numbers and one block are in memory, and the rows may stay in a float16 file. With more rows than columns the P × P
-matrix XᵀX takes its place, whose eigenvectors are V.
+If there are few rows and many columns (such as 5000 checkpoints × 81,920 outputs), the N × N Gram matrix of the centred
+rows suffices: its eigenvalues are S² and its eigenvectors U. It is summed over blocks of columns, so only N² numbers and
+one block are in memory, and the rows may stay in a float16 file. If there are more rows than columns, the P × P matrix of
+products of the centred columns is used instead; its eigenvectors are V.
 
 Shapes: N checkpoints, P features, V components.
 """
@@ -27,7 +27,7 @@ from icl.storage.files import replacing
 Array = NDArray[np.float64]
 
 NUM_EQUAL_STEPS = 5000
-"""Checkpoints of the published trajectory, at equal distances."""
+"""The number of checkpoints of the published trajectory, equally spaced in steps."""
 
 
 @dataclass(frozen=True)
@@ -36,10 +36,10 @@ class TrajectoryPCA:
 
     Attributes:
         mean: (P,) the column means.
-        components: (V, P), orthonormal rows; the sign makes the entry of largest magnitude of each positive.
+        components: (V, P), orthonormal rows. The entry of largest magnitude of each row is positive.
         explained_variance_ratio: (V,) shares of the total variance.
-        total_variance: of the rows, with the divisor N - 1.
-        scores: (N, V) the rows' coordinates.
+        total_variance: total variance of the rows, with divisor N - 1.
+        scores: (N, V) coordinates of the rows.
     """
 
     mean: Array
@@ -60,13 +60,13 @@ class TrajectoryPCA:
 
 
 def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPCA:
-    """PCA of a trajectory (N, P), an array or a memory-mapped file of any float type, in blocks of columns.
+    """PCA of a trajectory (N, P), which is an array or a memory-mapped file of any float type.
 
-    With n the smaller and m the larger of N and P, it takes about n² + 2·n·block numbers of memory besides `rows`, and the
-    time of n²·m multiplications, in float32 where the rows are no wider than that.
+    Let n be the smaller and m the larger of N and P. Then it needs memory for about n² + 2·n·block numbers in addition to
+    `rows`, and the time of n²·m multiplications. These are in float32, unless the rows are in float64.
 
     Raises:
-        ValueError: fewer than two rows, components that cannot exist, or numbers that are not finite.
+        ValueError: there are fewer than two rows, more components than rows or columns, or numbers that are not finite.
     """
     matrix = np.asanyarray(rows)
     if matrix.ndim != 2 or len(matrix) < 2:
@@ -96,7 +96,7 @@ def pca(rows: ArrayLike, num_components: int, block: int = 4096) -> TrajectoryPC
 
 
 def _pca_by_covariance(matrix: NDArray[np.floating], num_components: int, block: int) -> TrajectoryPCA:
-    """`pca` of more rows than columns, in blocks of rows."""
+    """`pca` for more rows than columns, in blocks of rows."""
     num, size = matrix.shape
     working = _working_type(matrix)
     blocks = _blocks(num, block)
@@ -131,13 +131,13 @@ def trajectory_table(steps: ArrayLike, scores: ArrayLike, **labels: object) -> p
 
 
 def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, dtype: str = "float16") -> np.memmap:
-    """Write N = num rows of P features, one at a time, to an `.npy` file and return it memory-mapped, read-only.
+    """Write N = num rows of P features, one at a time, to an `.npy` file, and return it memory-mapped and read-only.
 
-    float16 halves the file and rounds each number by at most 2^-11 of itself, far below the differences between
-    checkpoints. The file appears under its name only when all rows are there.
+    float16 halves the size of the file. It changes a number by at most 2^-11 of itself, far less than checkpoints differ.
+    The file is written atomically.
 
     Raises:
-        ValueError: rows of different sizes, a number of rows that differs, or a value beyond the type's range.
+        ValueError: rows have different sizes, their number is not `num`, or a value is out of the type's range.
     """
     size, written = 0, 0
     with replacing(path) as file:
@@ -151,7 +151,9 @@ def write_rows(path: Path, rows: Iterable[ArrayLike], num: int, dtype: str = "fl
             if written == num or values.size != size:
                 raise ValueError(f"row {written} has {values.size} features; expected {num} rows of {size}")
             if not np.isfinite(values).all():
-                raise ValueError(f"row {written} holds values that {dtype} cannot: store the trajectory as float32")
+                raise ValueError(
+                    f"row {written} holds values out of the range of {dtype}; store the trajectory as float32"
+                )
             file.write(values.tobytes())
             written += 1
         if written != num:
@@ -168,7 +170,7 @@ def _centred_gram(matrix: NDArray[np.floating], block: int) -> tuple[Array, Arra
     for columns in _blocks(size, block):
         part = np.asarray(matrix[:, columns], dtype=np.float64)
         mean[columns] = part.mean(axis=0)
-        # Centred before the product, not after: the mean is far larger than the differences that matter.
+        # Centred before the product, because the mean is far larger than the differences between rows.
         centred = (part - mean[columns]).astype(working)
         gram += centred @ centred.T
     if not np.isfinite(gram).all():
@@ -177,12 +179,12 @@ def _centred_gram(matrix: NDArray[np.floating], block: int) -> tuple[Array, Arra
 
 
 def _negligible(matrix: NDArray[np.floating], total: float) -> float:
-    """Rows that vary in fewer directions than were asked for have eigenvalues below this; their components are zero, not noise."""
+    """Eigenvalues below this are rounding errors: the rows vary in fewer directions. Their components are set to zero."""
     return float(max(matrix.shape) * np.finfo(np.float32).eps ** 2 * max(total, np.finfo(float).tiny))
 
 
 def _working_type(matrix: NDArray[np.floating]) -> type[np.floating]:
-    """Of products of rows: no wider than the rows need."""
+    """The type for products of rows: float64 only if the rows need it."""
     return np.float64 if matrix.dtype == np.float64 or not np.issubdtype(matrix.dtype, np.floating) else np.float32
 
 

@@ -1,4 +1,4 @@
-"""Run analyses over the runs of a family, which differ in the number of training tasks M alone."""
+"""Run analyses over a family of runs, which differ only in the number of training tasks M."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -28,30 +28,31 @@ def analyse_family(
     device: torch.device | str = "cpu",
     progress: Progress = lambda done, note, total: None,
 ) -> list[Path]:
-    """Measure the checkpoints of several runs and keep tables with the rows of all of them, told apart by `num_tasks`.
+    """Measure the checkpoints of several runs, and keep tables with the rows of all of them. `num_tasks` tells the runs apart.
 
-    Checkpoints that a table has already are not measured again. What all runs decide together is made afresh where a checkpoint is new.
+    Checkpoints that are in a table already are not measured again. Analyses of all runs together are made again if there is a new
+    checkpoint.
 
     Args:
-        runs: each with checkpoints, and with the configuration that training stored beside them.
-        output: the folder of the tables.
+        runs: the runs, each with checkpoints and with the configuration that training stored beside them.
+        output: the folder for the tables.
         only: analyses to run, out of `FAMILY_ANALYSES`.
         settings: which sequences to measure on.
-        device: where models and sequences live.
+        device: the device for models and sequences.
         progress: called before every measurement and at the end.
 
     Returns:
-        The tables' files.
+        The files of the tables.
 
     Raises:
-        ConfigError: an unknown analysis, or runs that are no family.
+        ConfigError: an analysis is unknown, or the runs are not a family.
         ValueError: a table in the folder was made with other settings.
         RunInUseError: another process writes to the folder.
     """
     names = list(dict.fromkeys(only))
     unknown = [name for name in names if name not in FAMILY_ANALYSES]
     if unknown:
-        raise ConfigError(f"no analysis {unknown[0]!r} of a family; there are: {', '.join(FAMILY_ANALYSES)}")
+        raise ConfigError(f"there is no analysis {unknown[0]!r} of families; known: {', '.join(FAMILY_ANALYSES)}")
     configs = [config_of(run) for run in runs]
     family = dict(sorted(zip((key_of(config, KEY) for config in configs), runs, strict=True), key=lambda item: item[0]))
     _check_family(configs, len(family))
@@ -97,24 +98,24 @@ def _joint(
             if other != name:
                 write_table(rows, table_path(output, other))
                 paths.append(table_path(output, other))
-        table.rows = table.rows.iloc[:0]  # a run that is no longer there goes too
+        table.rows = table.rows.iloc[:0]  # also drops runs that are no longer in the family
         for tasks in family:
             table.replace_run(tasks, made[name].loc[made[name][KEY] == tasks].drop(columns=KEY))
-        table.write()  # last: it says that the others are complete
+        table.write()  # written last, because it marks the other tables as complete
     count.finish()
     return paths
 
 
 def _said(progress: Progress, run: str, done: int, note: str, total: int) -> None:
-    """Progress of one run of several."""
+    """Report the progress of one run of several."""
     progress(done, f"{run}, {note}" if note else run, total)
 
 
 def _check_family(configs: Sequence[TrainingConfig], num_different: int) -> None:
-    """Runs differ in the number of tasks, and in nothing else.
+    """Check that the runs differ in the number of tasks, and in nothing else.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: they differ in another setting, or two have the same number of tasks.
     """
     if not configs:
         raise ConfigError("a family needs at least one run with checkpoints")
@@ -123,7 +124,7 @@ def _check_family(configs: Sequence[TrainingConfig], num_different: int) -> None
         for name, value in shared[0].items():
             if other[name] != value:
                 raise ConfigError(
-                    f"the runs of a family differ in num_tasks alone, and these differ in {name}: {value} and {other[name]}; "
+                    f"the runs of a family must differ only in num_tasks, but these differ in {name}: {value} and {other[name]}; "
                     "choose some of them with --set"
                 )
     if num_different < len(configs):

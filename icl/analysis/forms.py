@@ -1,7 +1,6 @@
-"""Forms of a run's trajectory, from its table `essential_dynamics`: smoothed, with circles, and with the points that it turns round (arXiv
-2402.02364).
+"""Forms of a run's trajectory: the points around which it turns (arXiv 2402.02364; `icl.analysis.geometry`).
 
-A trajectory has `step`, `pc/0`, `pc/1`, ...
+They are found in the run's table `essential_dynamics`. A trajectory has the columns `step`, `pc/0`, `pc/1`, ...
 """
 
 import numpy as np
@@ -13,19 +12,19 @@ from icl.analysis.geometry import detect_forms, geometry_table
 from icl.analysis.smoothing import local_scatter, sigma_ramp, variable_gaussian_filter
 
 FEWEST_CHECKPOINTS = 500
-"""That a trajectory needs for its forms; published are 5000."""
+"""The fewest checkpoints for finding forms. The paper used 5000."""
 
-# Published for NUM_EQUAL_STEPS checkpoints: first width, last width, and the index where that is reached.
+# As published for NUM_EQUAL_STEPS checkpoints: the first width, the last width, and the index from which the last one holds.
 _SMOOTHING = np.array([1.0, 60.0, 200.0])
 
 
 def functional_trajectory(table: pd.DataFrame) -> pd.DataFrame:
-    """The trajectory that the paper shows: of all outputs at all tokens."""
+    """The trajectory that the paper shows: that of all outputs at all tokens."""
     return pd.DataFrame(table.loc[table["variant"] == "tokens"])
 
 
 def smoothed(trajectory: pd.DataFrame) -> pd.DataFrame:
-    """A trajectory smoothed with a width that grows along it, as published for 5000 checkpoints, scaled to the number there are."""
+    """The trajectory, smoothed with a width that grows along it. The widths are the published ones, scaled to its number of points."""
     names = [name for name in trajectory.columns if str(name).startswith("pc/")]
     early, late, end = _SMOOTHING * len(trajectory) / NUM_EQUAL_STEPS
     sigmas = sigma_ramp(len(trajectory), max(1.0, early), max(2.0, late), max(1, round(end)))
@@ -35,7 +34,7 @@ def smoothed(trajectory: pd.DataFrame) -> pd.DataFrame:
 
 
 def forms_of(trajectory: pd.DataFrame, num_components: int = 3) -> pd.DataFrame | None:
-    """Forms detected in a trajectory; None for a coarse one, whose cusps are those of its smoothing."""
+    """The forms of a trajectory. None if it has too few points, because smoothing then makes cusps of its own."""
     if len(trajectory) < FEWEST_CHECKPOINTS:
         return None
     raw = _in_order(trajectory)

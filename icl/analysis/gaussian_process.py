@@ -1,18 +1,18 @@
 """Gaussian-process regression of a training curve, with the posterior of its slope.
 
-A curve v(x), x = log(step + 1), gets the prior v ~ c + GP(0, A² ρ(|a - b| / ℓ)) and is observed with independent
-noise of variance s_i² + σ₀²: known standard errors s_i, and an unknown σ₀ common to all points (what differs between
-neighbouring checkpoints beyond the error of each). A, ℓ and σ₀ maximise the marginal likelihood. Differentiation is
-linear, so value and slope are jointly Gaussian given the data (Rasmussen & Williams, "Gaussian Processes for Machine
-Learning", 2006, chapter 2 and section 9.4), with k(r) = A² ρ(r/ℓ), r = a - b:
+A curve v(x), x = log(step + 1), has the prior v ~ c + GP(0, A² ρ(|a - b| / ℓ)). It is observed with independent noise of
+variance s_i² + σ₀². The s_i are known standard errors. σ₀ is unknown and the same for all points: neighbouring checkpoints
+differ by more than their standard errors. A, ℓ and σ₀ maximise the marginal likelihood. Differentiation is linear, so value
+and slope are jointly Gaussian given the data (Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006,
+chapter 2 and section 9.4). With k(r) = A² ρ(r/ℓ), r = a - b:
 
     Cov(v(a), v(b)) = k(r)        Cov(v'(a), v(b)) = k'(r)        Cov(v'(a), v'(b)) = -k''(r)
 
-Two correlations ρ: "matern52", of curves that are twice differentiable and no more, and "rbf", of analytic ones. An
-analytic curve is rigid: one that bends sharply somewhere makes its fit swing elsewhere, and the swings look like
-significant slopes. Statements about slopes therefore use the first, which is the default.
+There are two correlations ρ. Curves under "matern52" are twice differentiable; those under "rbf" are analytic. Analytic
+curves are rigid: a sharp bend at one place makes the fit swing at others, and the swings look like significant slopes. So
+statements about slopes use "matern52", the default.
 
-Shapes: N points, Q places where the fit is asked for.
+Shapes: N points, Q places at which the fit is evaluated.
 """
 
 from collections.abc import Callable, Mapping
@@ -36,16 +36,16 @@ _NOISE_BOUNDS = (1e-10, 10.0)  # of σ₀², relative to the variance of the dat
 
 @dataclass(frozen=True)
 class CurvePrior:
-    """What is assumed of a curve before the data.
+    """The prior of a curve.
 
     Attributes:
         correlation: ρ.
-        fit_noise: whether there is a common noise σ₀ besides the known standard errors.
-        standardise: take the data's mean for c, and bounds relative to their standard deviation, so that the fit does
-            not depend on a curve's units. Otherwise c = 0 and bounds are absolute.
-        amplitude_bounds: of A².
-        length_scale_bounds: of ℓ, in units of x. None takes the median spacing of the data, below which nothing can
-            be seen, and ten times their range, above which everything is a straight line.
+        fit_noise: whether there is a common noise σ₀ in addition to the known standard errors.
+        standardise: whether c is the data's mean and bounds are relative to their standard deviation, so that the fit does
+            not depend on a curve's units. Otherwise c = 0, and bounds are absolute.
+        amplitude_bounds: bounds of A².
+        length_scale_bounds: bounds of ℓ, in units of x. None: from the median spacing of the data, below which nothing can
+            be resolved, to ten times their range, above which every curve is a straight line.
     """
 
     correlation: Correlation = "matern52"
@@ -56,12 +56,12 @@ class CurvePrior:
 
 
 PUBLISHED_PRIOR = CurvePrior("rbf", fit_noise=False, standardise=False, length_scale_bounds=(0.5, 1e3))
-"""The settings behind the smooth curves of arXiv 2402.02364. Without noise the fit interpolates, up to a jitter."""
+"""The settings of the smooth curves in arXiv 2402.02364. Without noise, the fit interpolates the data, up to a jitter."""
 
 
 @dataclass(frozen=True)
 class CurveFit:
-    """A fitted curve: the data, the hyperparameters, and the posterior they imply.
+    """A fitted curve: the data, the hyperparameters, and the resulting posterior.
 
     Attributes:
         x, values: the data (N,).
@@ -104,8 +104,7 @@ class CurveFit:
         value, first, second = self._covariance(points, points)
         cross = np.concatenate(self._covariance(points, self.x)[:2])
         covariance = np.block([[value, first.T], [first, -second]]) - cross @ cho_solve(self._factor, cross.T)
-        # Neighbouring points make the covariance numerically singular, which an eigenvalue factor tolerates and
-        # Cholesky does not.
+        # Close points make the covariance numerically singular. An eigenvalue decomposition can handle that, Cholesky cannot.
         eigenvalues, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
         factor = vectors * np.sqrt(np.clip(eigenvalues, 0, None))
         draws = cross @ self._weights + rng.standard_normal((num, len(factor))) @ factor.T
@@ -121,7 +120,7 @@ class CurveFit:
         return cho_solve(self._factor, self.values - self.offset)
 
     def _covariance(self, a: ArrayLike, b: ArrayLike) -> tuple[Array, Array, Array]:
-        """k, k' and k'' of a_i - b_j, each (len(a), len(b))."""
+        """k, k' and k'' at a_i - b_j, each (len(a), len(b))."""
         gap = np.atleast_1d(np.asarray(a, dtype=float))[:, None] - np.atleast_1d(np.asarray(b, dtype=float))[None, :]
         value, first, second = _CORRELATIONS[self.correlation](gap / self.length_scale)
         scale = self.amplitude**2
@@ -136,8 +135,8 @@ def fit_curve(
 ) -> CurveFit:
     """Fit the hyperparameters of a curve by maximum marginal likelihood.
 
-    The likelihood has several maxima (a wiggly curve with little noise, a smooth one with more), so it is tabulated
-    over the bounds and the best points of the table are refined by the simplex method, which rounding cannot stop.
+    The likelihood has several maxima, such as a wiggly curve with little noise and a smooth one with more. So it is computed
+    on a grid within the bounds, and the best grid points are refined by the simplex method, which is robust to rounding.
 
     Args:
         x: (N,), such as log(step + 1), in any order.
@@ -146,7 +145,8 @@ def fit_curve(
         prior: by default `CurvePrior()`.
 
     Raises:
-        ValueError: lengths differ, fewer than three points, numbers that are not finite, or a negative standard error.
+        ValueError: lengths differ, there are fewer than three points, numbers are not finite, or a standard error is
+            negative.
     """
     times, curve = np.asarray(x, dtype=float), np.asarray(values, dtype=float)
     if times.ndim != 1 or times.shape != curve.shape:
@@ -220,10 +220,10 @@ def _resolved_lengths(x: Array) -> tuple[float, float]:
 
 
 def _minimise(function: Callable[[Array], float], bounds: Array) -> Array:
-    """The minimum over a box (n, 2), from the two best points of a grid."""
+    """The minimum over a box (n, 2), searched from the two best points of a grid."""
     axes = [np.linspace(low, high, num) for (low, high), num in zip(bounds, (5, 8, 5), strict=False)]
     starts = sorted((np.array(point) for point in product(*axes)), key=function)[:2]
-    # The simplex spans half a cell of the grid, towards the middle of the box.
+    # The simplex extends half a grid cell towards the middle of the box.
     spans = np.diag([(axis[1] - axis[0]) / 2 for axis in axes])
     found = []
     for start in starts:

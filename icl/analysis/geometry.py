@@ -1,11 +1,10 @@
-"""Differential geometry of a trajectory seen in planes: osculating circles, evolutes, vertices, and the forms they
-reveal.
+"""Differential geometry of a trajectory in planes: osculating circles, evolutes, vertices and forms.
 
-In a plane of two principal components the trajectory γ(t) of the essential dynamics (arXiv 2402.02364) is a plane
-curve. Its osculating circle at t has the curvature κ = (γ' × γ'') / |γ'|³ and the centre γ + n/κ, n the unit normal;
-the centres trace the evolute. Where κ is stationary (a vertex) the evolute has a cusp and the centre stands still:
-the trajectory turns round one point. A *form* is a function that is such a point in every plane at the same time: the
-training turns round it without reaching it.
+In a plane of two principal components, the trajectory γ(t) of the essential dynamics (arXiv 2402.02364) is a plane curve.
+Its osculating circle at t has curvature κ = (γ' × γ'') / |γ'|³ and centre γ + n/κ, where n is the unit normal. The centres
+form the evolute. A vertex is a point at which κ is stationary. There the evolute has a cusp, and the centre stands still:
+the trajectory turns around one point. A *form* is a function that is such a point in every plane at the same time. Training
+turns around it without reaching it.
 
 Shapes: N points of a trajectory, V principal components.
 """
@@ -21,7 +20,7 @@ from scipy.ndimage import median_filter
 Array = NDArray[np.float64]
 
 MIN_MOTION = 2.0
-"""How far the trajectory must extend about a form, in units of its points' scatter."""
+"""How far the trajectory must extend around a form, in units of the scatter of its points."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +28,10 @@ class OsculatingCircles:
     """The osculating circles of a plane curve.
 
     Attributes:
-        index: (n,) indices of the curve's points that have a circle: all but the two ends, which have one neighbour
-            only.
+        index: (n,) indices of the curve's points that have a circle: all but the first and the last.
         curvature: (n,) signed κ, positive where the curve turns left, in 1 / unit of length.
         radius: (n,) 1 / |κ|, infinite on straight pieces.
-        centre: (n, 2), the evolute; infinite or undefined (NaN) where the radius is.
+        centre: (n, 2), the evolute; infinite or NaN where the radius is.
     """
 
     index: NDArray[np.int64]
@@ -45,12 +43,11 @@ class OsculatingCircles:
 def osculating_circles(curve: ArrayLike) -> OsculatingCircles:
     """Osculating circles of a plane curve (N, 2) by central differences in its own parameter.
 
-    γ' = (γ_{t+1} - γ_{t-1}) / 2, γ'' = γ_{t+1} - 2γ_t + γ_{t-1}. The curvature does not depend on the
-    parametrisation, so uneven spacing in time costs accuracy, not correctness. Where the curve stands still (γ' = 0)
-    everything is NaN.
+    γ' = (γ_{t+1} - γ_{t-1}) / 2, γ'' = γ_{t+1} - 2γ_t + γ_{t-1}. The curvature does not depend on the parametrisation. So
+    uneven spacing in time makes it less accurate, but not wrong. Where the curve stands still (γ' = 0), everything is NaN.
 
     Raises:
-        ValueError: not a curve of at least three points in the plane.
+        ValueError: the curve is not one of at least three points in the plane.
     """
     points = np.asarray(curve, dtype=float)
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 3:
@@ -75,8 +72,7 @@ def vertices(curvature: ArrayLike) -> NDArray[np.int64]:
 
 
 def centre_displacement(circles: OsculatingCircles) -> Array:
-    """How far the centre moves about each circle, (n,): the mean of |c_{i+1} - c_i| and |c_i - c_{i-1}|, one-sided at
-    the ends."""
+    """How far the centre moves at each circle, (n,): the mean of |c_{i+1} - c_i| and |c_i - c_{i-1}|; one of them at the ends."""
     with np.errstate(invalid="ignore"):
         steps = np.linalg.norm(np.diff(circles.centre, axis=0), axis=1)
     steps = np.where(np.isnan(steps), np.inf, steps)
@@ -89,11 +85,11 @@ def distance_to(curve: ArrayLike, point: ArrayLike) -> Array:
 
 
 def influence_range(curve: ArrayLike, point: ArrayLike, index: int, tolerance: float = 0.1) -> tuple[int, int]:
-    """First and last index of the stretch about `index` on which d(t) to `point` stays within the relative
-    `tolerance` of d(index).
+    """First and last index of the stretch around `index` on which the distance d(t) to `point` differs from d(index) by at most
+    the relative `tolerance`.
 
-    About a vertex the trajectory follows its osculating circle, so the distance to the centre is flat: the length of
-    the stretch says how long the form steers the trajectory.
+    Near a vertex the trajectory follows its osculating circle, so its distance to the centre is nearly constant. The length of
+    the stretch says how long the trajectory turns around the form.
     """
     distance = np.sqrt(distance_to(curve, point))
     outside = np.abs(distance - distance[index]) > tolerance * distance[index]
@@ -144,31 +140,31 @@ def detect_forms(
 ) -> pd.DataFrame:
     """Find forms: times at which the evolute is nearly stationary in every plane of the first components at once.
 
-    In each plane the displacement of the centre of curvature is divided by its running median over 2·window + 1
-    points, which removes the trajectory's changing speed and scale; the *stillness* at t is the largest, over planes,
-    of the smallest such ratio within ± `window`/4 of t (vertices of different planes need not coincide to the point).
-    A form is a local minimum of the stillness below `threshold`; of minima closer than `window` the stillest is kept.
+    In each plane, the displacement of the centre of curvature is divided by its running median over 2·window + 1 points. This
+    removes the trajectory's changing speed and scale. For each plane the smallest ratio within ± `window`/4 of t is taken,
+    because vertices of different planes need not coincide exactly. The *stillness* at t is the largest of these over all
+    planes; small values mean that the evolute stands still in every plane. A form is a local minimum of the stillness below
+    `threshold`. Of minima closer than `window`, the smallest is kept.
 
     Args:
-        scores: (N, V), a smooth trajectory in principal components; smooth it first
-            (`smoothing.variable_gaussian_filter`).
+        scores: (N, V), a trajectory in principal components. Smooth it first (`smoothing.variable_gaussian_filter`).
         steps: (N,), only copied into the table.
-        num_components: V' components, V'(V'-1)/2 planes.
-        window: in points; by default N/20, at least 8.
-        threshold: how still, relative to the running median; a uniformly turning evolute has ratios near 1.
-        scatter: (N,), root mean square distance of the points from the smooth trajectory (`smoothing.local_scatter`).
-            With it, a form is kept only if the trajectory over its influence range extends farther than `MIN_MOTION`
-            times the scatter: smoothed white noise about a resting point turns round many points, but goes nowhere.
-            Noise that is correlated between points does go somewhere, and still has forms.
+        num_components: number V' of components, which span V'(V'-1)/2 planes.
+        window: number of points; by default N/20, but at least 8.
+        threshold: largest stillness of a form, relative to the running median. A uniformly turning evolute has ratios near 1.
+        scatter: (N,), root mean square distance of the points from the smooth trajectory (`smoothing.local_scatter`). If it is
+            given, a form is kept only if the trajectory over its influence range extends farther than `MIN_MOTION` times the
+            scatter. This rejects smoothed white noise around a resting point. Noise that is correlated between points is not
+            rejected.
 
     Returns:
-        One row per form, in order of time: `index`, `step`, `stillness`, `first_step` and `last_step` of the
-        influence range in the space of the components, `form/<i>` the form's coordinate along component i (the median
-        over the planes that hold it, of the centres of curvature), and `spread`, the largest disagreement of planes
-        about a coordinate relative to the trajectory's extent.
+        One row per form, in order of time: `index`, `step`, `stillness`, `first_step` and `last_step` of the influence range
+        (in the space of the components), `form/<i>`, and `spread`. `form/<i>` is the form's coordinate along component i: the
+        median of the centres of curvature over the planes with this component. `spread` is the largest difference between
+        planes in a coordinate, relative to the trajectory's extent.
 
     Raises:
-        ValueError: fewer than two components, or too few points for the window.
+        ValueError: there are fewer than two components, or too few points for the window.
     """
     trajectory, times = np.asarray(scores, dtype=float), np.asarray(steps)
     if trajectory.ndim != 2 or min(trajectory.shape[1], num_components) < 2:
@@ -210,7 +206,7 @@ def _extent(points: Array) -> float:
 
 def _stillness(circles: OsculatingCircles, window: int) -> Array:
     displacement = centre_displacement(circles)
-    # Near straight pieces centres jump to infinity; a finite stand-in keeps the order that the median needs.
+    # On straight pieces centres are infinite. A large finite number keeps the order, which is all that the median needs.
     finite = np.isfinite(displacement)
     ceiling = displacement[finite].max() if finite.any() else 1.0
     displacement = np.where(finite, displacement, ceiling)
@@ -222,8 +218,8 @@ def _stillness(circles: OsculatingCircles, window: int) -> Array:
 
 
 def _separated_minima(values: Array, window: int, threshold: float) -> list[int]:
-    """Positions of values below the threshold, smallest first, no two within `window`; a flat bottom counts once, at
-    its middle."""
+    """Positions of the smallest values below the threshold, no two closer than `window`. A flat minimum counts once, at its
+    middle."""
     chosen: list[int] = []
     for value in np.unique(values[values < threshold]):
         run = np.flatnonzero(values == value)
@@ -237,8 +233,8 @@ def _separated_minima(values: Array, window: int, threshold: float) -> list[int]
 def _form_at(
     trajectory: Array, planes: list[tuple[int, int]], circles: list[OsculatingCircles], position: int
 ) -> tuple[Array, float]:
-    """The form's coordinates (V,) as the median over the planes, and their largest spread relative to the
-    trajectory's extent."""
+    """The form's coordinates (V,), each the median over the planes, and their largest spread relative to the trajectory's
+    extent."""
     coordinates: list[list[float]] = [[] for _ in range(trajectory.shape[1])]
     for plane, circle in zip(planes, circles, strict=True):
         for axis, component in enumerate(plane):

@@ -1,7 +1,8 @@
-"""Heads that make induction: to the previous token, and to the token after an earlier occurrence of the present one.
+"""Scores of the two kinds of attention heads that form an induction circuit.
 
-Both scores are measured on random tokens, where nothing but the order of tokens can be used (Olsson et al. 2022, arXiv 2209.11895;
-arXiv 2402.02364).
+A previous-token head attends to the token before the query. An induction head attends to the token after an earlier occurrence of
+the query's token (prefix matching). Both scores are measured on random tokens, where only the order of tokens can be used (Olsson et
+al. 2022, arXiv 2209.11895; arXiv 2402.02364).
 
 Shapes: S sequences, T tokens, L blocks, H heads.
 """
@@ -31,7 +32,10 @@ def previous_token_scores(
     lengths: tuple[int, int] = LENGTHS,
     seed: int = 0,
 ) -> Tensor:
-    """(L, H) mean attention from the last token to the one before it, in random sequences after BOS of lengths `lengths`, ends included."""
+    """Mean attention (L, H) from the last token to the one before it, in random sequences that begin with BOS.
+
+    The length of a sequence is drawn from `lengths`, both ends included.
+    """
     stream = Stream(seed, "previous token")
     low, high = lengths
     sizes = low + stream.child("length").integers(0, high - low + 1, (samples,))
@@ -50,16 +54,16 @@ def previous_token_scores(
 def prefix_matching_scores(
     patterns: Patterns, d_vocab: int, begin: int, samples: int = SAMPLES, length: int = REPEATED_LENGTH, seed: int = 0
 ) -> Tensor:
-    """(L, H) mean attention from the second occurrence of a token to the token after its first.
+    """Mean attention (L, H) from the second occurrence of a token to the token after its first occurrence.
 
-    Sequences are random tokens after BOS; the repeated token stands once in the first half and once in the second, and nowhere else.
+    Sequences are BOS and random tokens. The repeated token occurs once in the first half, once in the second, and nowhere else.
     """
     stream = Stream(seed, "prefix matching")
     half = length // 2
     tokens = stream.integers(0, d_vocab, (samples, length))
     tokens[:, 0] = begin
     repeated = stream.child("token").integers(0, d_vocab, (samples,))
-    first = 1 + stream.child("first").integers(0, half - 2, (samples,))  # the token after it is still another one
+    first = 1 + stream.child("first").integers(0, half - 2, (samples,))  # so the token after it is not the second one
     second = half + stream.child("second").integers(0, length - half, (samples,))
     everywhere = tokens == repeated[:, None]
     everywhere[:, 0] = False

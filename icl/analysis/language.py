@@ -1,13 +1,13 @@
-"""What a language model does, at every checkpoint: tables from a folder, a repository or a run of checkpoints.
+"""Measures of a language model at every checkpoint, as tables. The checkpoints are those of a run, a folder or a repository.
 
-Three tables, each with the columns `model_seed` (0 if none is known) and `step`:
+There are three tables, each with the columns `model_seed` (0 if none is known) and `step`:
 
 - `behaviour`: `test/loss` (nats), `test/icl` (`icl.analysis.context`; negative is in-context learning), `test/loss_without_positions`
-  (positional ablation: the position embedding set to zero), `bigram_score` with its floor `bigram_entropy`, `unigram_entropy`,
-  `ngram_loss/n` where words are known, `previous_token/max` and `prefix_matching/max` over the heads of all blocks, `weight/norm`;
+  (positional ablation: the position embedding set to zero), `bigram_score` with its minimum `bigram_entropy`, `unigram_entropy`,
+  `ngram_loss/n` if words are known, `previous_token/max` and `prefix_matching/max` over the heads of all blocks, `weight/norm`;
 - `token_losses`: `loss/k`, the loss of token k + 1, predicted from tokens 0..k;
 - `heads`: per `block` and `head`, `previous_token` and `prefix_matching` (`icl.analysis.induction`), and `k_composition`, the largest
-  with a head of the block before.
+  K-composition with a head of the block before (`icl.analysis.composition`).
 
 Shapes: N rows, T tokens, V vocabulary.
 """
@@ -33,20 +33,20 @@ from icl.subjects.language import AttentionOnlyTransformer, logits_of, token_los
 
 TABLES = ("behaviour", "token_losses", "heads")
 SAMPLES = 1000
-"""Random sequences of a head's scores; the published curves have 10,000."""
+"""The number of random sequences for the scores of heads. The published curves used 10,000."""
 AT_ONCE = 32
 
 
 @dataclass(frozen=True)
 class LanguageData:
-    """What a model is measured on.
+    """The data on which a model is measured.
 
     Attributes:
-        test: (N, T) rows; the model should not have been trained on them.
-        counts: (V, V) bigrams of the training data.
-        begin: the token BOS.
-        words: n -> (W, n) tokens of words (`icl.analysis.ngrams`); none where no tokenizer is known.
-        samples: random sequences of a head's scores.
+        test: (N, T) rows on which the model was not trained.
+        counts: (V, V) bigram counts of the training data.
+        begin: the beginning-of-text token, BOS.
+        words: n -> (W, n) tokens of words (`icl.analysis.ngrams`); empty if no tokenizer is known.
+        samples: number of random sequences for the scores of heads.
     """
 
     test: Tensor
@@ -59,14 +59,14 @@ class LanguageData:
     def of_rows(
         cls, train: Tensor, test: Tensor, d_vocab: int, words: Mapping[int, Tensor] | None = None
     ) -> "LanguageData":
-        """From rows to count bigrams in and rows to test on; BOS is the token that most rows begin with."""
+        """Make the data from rows in which bigrams are counted and rows for testing. BOS is the most common first token."""
         begin = int(torch.mode(test[:, 0]).values)
         return cls(test, bigram_counts(train, d_vocab), begin, words or {})
 
 
 @torch.no_grad()
 def measure_language(model: AttentionOnlyTransformer, data: LanguageData) -> dict[str, pd.DataFrame]:
-    """The rows of a checkpoint in each table of `TABLES`."""
+    """The rows of one checkpoint for each table of `TABLES`."""
     shape, weights = model.shape, {name: value.detach() for name, value in model.named_parameters()}
     losses, blind, bigram = [], 0.0, 0.0
     for part in data.test.split(AT_ONCE):
@@ -122,16 +122,19 @@ def analyse_language(
     seed: int = 0,
     progress: Callable[[int, str, int], None] = lambda done, note, total: None,
 ) -> dict[str, Path]:
-    """Measure checkpoints and keep the tables in a folder; those that a table has already are not measured again.
+    """Measure checkpoints and keep the tables in a folder. Checkpoints that are in a table already are not measured again.
 
     Args:
-        steps: of the checkpoints.
-        model_at: step -> the model.
+        steps: the steps of the checkpoints.
+        model_at: step -> model.
+        data: the data to measure on.
+        output: the folder for the tables.
         source: the run's name, or where the checkpoints come from.
         seed: `model_seed` of the rows.
+        progress: called before each checkpoint with (checkpoints done, what comes next, checkpoints in all).
 
     Returns:
-        Table -> its file.
+        Name of the table -> its file.
 
     Raises:
         ValueError: a table in the folder was made on other data.

@@ -1,4 +1,4 @@
-"""How well a language model ends words that its tokenizer cuts into several tokens.
+"""The n-gram loss: how well a language model completes words that its tokenizer cuts into several tokens.
 
 Shapes: W words, n tokens of a word, V vocabulary.
 """
@@ -11,7 +11,7 @@ from torch import Tensor
 
 LENGTHS = (2, 3, 4)
 WORDS = 100
-"""Most common words of each length that are looked at."""
+"""The number of most common words of each length that are used."""
 
 
 def common_words(
@@ -20,7 +20,7 @@ def common_words(
     lengths: Sequence[int] = LENGTHS,
     most: int = WORDS,
 ) -> dict[int, Tensor]:
-    """n -> (W, n) tokens of the most common words, with the space before them, that are cut into n tokens."""
+    """n -> (W, n) tokens of the most common words that are cut into n tokens. A word includes the space before it."""
     counts = Counter(word for document in documents for word in document.split() if word.isalpha())
     found: dict[int, list[Sequence[int]]] = {length: [] for length in lengths}
     for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
@@ -34,7 +34,7 @@ def common_words(
 
 @torch.no_grad()
 def ngram_losses(predict: Callable[[Tensor], Tensor], words: Mapping[int, Tensor], begin: int) -> dict[str, float]:
-    """`ngram_loss/n`: mean loss in nats on the last token of words of n tokens, each in a row of its own after BOS (arXiv 2402.02364).
+    """`ngram_loss/n`: mean loss in nats on the last token of words of n tokens. Each word is one row after BOS (arXiv 2402.02364).
 
     Args:
         predict: tokens (W, n) -> logits (W, n, V).

@@ -1,4 +1,4 @@
-"""Out of distribution: the loss under growing inputs or tasks, and the linear map a model applies to its next input.
+"""Out-of-distribution behaviour: the loss for scaled inputs or tasks, and the linear map that a model applies to its next input.
 
 Shapes: B batch, K examples, D task dimension.
 """
@@ -16,19 +16,19 @@ from icl.model import InContextRegressionTransformer
 from icl.tasks import label
 
 NUM_SEQUENCES = 256
-"""Of the gain sweep and of the effective task vectors."""
+"""The number of sequences of the gain sweep and of the effective task vectors."""
 
 GAINS = tuple(float(gain) for gain in np.logspace(-2.5, 4.5, 29))
-"""Four gains per decade, from far below the training distribution to far above."""
+"""Four gains per factor of ten, from far below the training distribution to far above."""
 
 
 def gain_sweep(
     predictor: Predictor, xs: Tensor, tasks: Tensor, errors: Tensor, gains: Sequence[float] = GAINS
 ) -> pd.DataFrame:
-    """Loss against the gain g of inputs or of tasks.
+    """The loss as a function of the gain g of inputs or of tasks.
 
-    Labels are y^g = w·(g x) + error in both versions; "inputs" shows the model g·x, "tasks" shows it x, so that its
-    task is g·w. The errors are the same at every gain, so that differences between gains are not noise.
+    Labels are y^g = w·(g x) + error in both versions. In the version "inputs" the model gets g·x. In the version "tasks" it gets
+    x, so its task is g·w. The errors are the same at every gain, so differences between gains are not noise.
 
     Args:
         predictor: (xs, ys) -> predictions.
@@ -36,9 +36,8 @@ def gain_sweep(
         gains: positive numbers.
 
     Returns:
-        One row per `version` and `gain`: `loss` (mean over sequences and tokens), `loss_per_square` = loss/g²
-        (constant for a linear predictor at large g), and `output_ratio`, the root mean square prediction relative to
-        that at g = 1.
+        One row per `version` and `gain`: `loss` (mean over sequences and tokens), `loss_per_square` = loss/g² (constant at large g
+        for a linear predictor), and `output_ratio`, the root mean square prediction relative to that at g = 1.
     """
     rows = []
     with torch.no_grad():
@@ -54,10 +53,10 @@ def gain_sweep(
 
 
 def effective_tasks(predictor: Predictor, xs: Tensor, ys: Tensor) -> Tensor:
-    """The task vector that a model acts on at each position, (B, K, D).
+    """The task vector t̂ that a model effectively uses at each position, (B, K, D).
 
-    The input at position p is replaced by r·e_i for each unit vector e_i, r the mean ‖x‖, and t̂_i = ŷ_p / r. For a
-    predictor that is linear in its current input, such as ridge, this is its estimate ŵ_p of the task.
+    The input at position p is replaced by r·e_i for each unit vector e_i, where r is the mean ‖x‖. Then t̂_i = ŷ_p / r. For a
+    predictor that is linear in its current input, such as ridge, t̂ is its estimate of the task.
     """
     batch, examples, size = xs.shape
     scale = xs.norm(dim=-1).mean()
@@ -65,7 +64,7 @@ def effective_tasks(predictor: Predictor, xs: Tensor, ys: Tensor) -> Tensor:
     positions = []
     with torch.no_grad():
         for position in range(examples):
-            # Causality: nothing after the position matters, so the sequence ends there.
+            # Models are causal, so the sequence may end at the position.
             probed = xs[:, None, : position + 1].repeat(1, size, 1, 1)
             probed[:, :, position] = units
             labels = ys[:, None, : position + 1].expand(-1, size, -1, -1)
@@ -75,7 +74,7 @@ def effective_tasks(predictor: Predictor, xs: Tensor, ys: Tensor) -> Tensor:
 
 
 def effective_task_table(predictor: Predictor, xs: Tensor, ys: Tensor, tasks: Tensor) -> pd.DataFrame:
-    """How `effective_tasks` compare with the true tasks (B, D).
+    """Comparison of `effective_tasks` with the true tasks (B, D).
 
     One row per `position` (0-based, examples seen so far): `cosine`, the mean cosine to w, and `relative_norm`, the
     mean ‖t̂‖/‖w‖.

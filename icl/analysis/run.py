@@ -1,4 +1,4 @@
-"""Run analyses over the checkpoints of a run: resumable, with progress, one table per analysis."""
+"""Run analyses over the checkpoints of a run, with one table per analysis. An interrupted call can be continued."""
 
 import math
 import tempfile
@@ -25,13 +25,13 @@ from icl.model import InContextRegressionTransformer
 from icl.storage.locks import exclusive
 
 Progress = Callable[[int, str, int], None]
-"""Called with (measurements done, what comes next, measurements in all); one analysis of one checkpoint is one."""
+"""Called with (measurements done, what comes next, measurements in all). A measurement is one analysis of one checkpoint."""
 
 TRAJECTORY, ESSENTIAL_DYNAMICS = "trajectory", "essential_dynamics"
 ANALYSES = (*MEASURES, TRAJECTORY)
-"""What is run by default: analyses of single checkpoints (`measures.MEASURES`), and `trajectory`."""
+"""The default analyses: those of single checkpoints (`measures.MEASURES`), and `trajectory`."""
 ON_REQUEST = (ESSENTIAL_DYNAMICS, *(name for name in OF_FAMILIES if name not in MEASURES))
-"""What `only` may list besides: what needs a dense run, or says something about families of runs alone."""
+"""Further analyses that `only` may name. They need a run with many checkpoints, or are meant for families of runs."""
 
 Key = Literal["model_seed", "num_tasks"]
 """The setting that tells the runs of a folder apart."""
@@ -61,27 +61,27 @@ def analyse(
 ) -> dict[str, Path]:
     """Measure a run's checkpoints and keep the tables in a folder.
 
-    Checkpoints that a table has already are not measured again, so a second call goes on where the first was stopped.
-    Several seeds of one configuration may share the folder; their rows differ in `model_seed`. Each table has a JSON
-    file beside it with what made it.
+    Checkpoints that are in a table already are not measured again, so a second call continues where the first one stopped.
+    Several seeds of one configuration may share the folder; their rows differ in `model_seed`. A JSON file beside each table
+    holds the settings with which it was made.
 
     Args:
-        checkpoints: of one run, with the configuration that training stored beside them.
-        output: the folder of the tables: `<analysis>.csv`, or `.csv.gz` for those with many rows per checkpoint.
+        checkpoints: those of one run, with the configuration that training stored beside them.
+        output: the folder for the tables: `<analysis>.csv`, or `.csv.gz` for those with many rows per checkpoint.
         only: analyses to run, out of `ANALYSES` and `ON_REQUEST`.
-        steps: checkpoints to use; all by default. `essential_dynamics` takes those nearest to `NUM_EQUAL_STEPS` equal
-            distances of them.
+        steps: checkpoints to use; None: all. `essential_dynamics` uses those nearest to `NUM_EQUAL_STEPS` equally spaced steps.
         settings: which sequences to measure on.
-        device: where models and sequences live.
-        progress: called before every measurement and at the end; those that a table has already do not count.
-        key: the column that tells the folder's runs apart; they share all other settings, besides seeds for "model_seed".
+        device: the device for models and sequences.
+        progress: called before every measurement and at the end. Measurements that are in a table already do not count.
+        key: the column that tells the folder's runs apart. The runs share all other settings; with "model_seed" they may differ
+            in all seeds.
 
     Returns:
-        Analysis -> its table's file.
+        Analysis -> file of its table.
 
     Raises:
-        ConfigError: an unknown analysis, no configuration or checkpoint, steps that have no checkpoint, or too few for a
-            trajectory.
+        ConfigError: an analysis is unknown, the run has no configuration or no checkpoints, a step has no checkpoint, or there are
+            too few checkpoints for a trajectory.
         ValueError: a table in the folder was made with other settings.
         RunInUseError: another process writes to the folder.
     """
@@ -89,7 +89,7 @@ def analyse(
     known = (*ANALYSES, *ON_REQUEST)
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ConfigError(f"no analysis {unknown[0]!r}; there are: {', '.join(known)}")
+        raise ConfigError(f"there is no analysis {unknown[0]!r}; known: {', '.join(known)}")
     config = config_of(checkpoints)
     chosen = _chosen_steps(checkpoints, steps)
     data = AnalysisData(config, settings or DataSettings(), device)
@@ -116,15 +116,15 @@ def analyse(
 
 
 def equal_steps(present: Sequence[int], num_steps: int, num: int = NUM_EQUAL_STEPS) -> list[int]:
-    """The checkpoints nearest to `num` equally spaced steps of a run, or to every step of a shorter one.
+    """The checkpoints nearest to `num` equally spaced steps of a run, or to every step of a run with fewer steps.
 
     Args:
         present: steps that have a checkpoint, in any order; at least one.
         num_steps: the length of the run.
-        num: grid points from 0 to `num_steps`; the last is no step and falls away.
+        num: number of grid points from 0 to `num_steps`. The last one is not a step of the run and is dropped.
 
     Raises:
-        ConfigError: a step has no checkpoint within half the distance to the next.
+        ConfigError: a grid point has no checkpoint within half the distance to the next grid point.
     """
     targets = np.array(expand_steps({"linear_space": num}, num_steps))
     steps = np.array(sorted(present))
@@ -134,7 +134,7 @@ def equal_steps(present: Sequence[int], num_steps: int, num: int = NUM_EQUAL_STE
     far = np.flatnonzero(np.abs(nearest - targets) >= max(1.0, num_steps / num / 2))
     if far.size:
         raise ConfigError(
-            f"{ESSENTIAL_DYNAMICS} needs {len(targets):,} checkpoints at equal distances, and there is none near step "
+            f"{ESSENTIAL_DYNAMICS} needs {len(targets):,} equally spaced checkpoints, and there is none near step "
             f"{targets[far[0]]:,}; let the run finish, or train it with "
             f"checkpointer_config.checkpoint_steps.linear_space={num}"
         )
@@ -149,12 +149,12 @@ def load_model(
 
 
 def table_path(output: Path, name: str) -> Path:
-    """Where an analysis keeps its table."""
+    """The file of an analysis' table."""
     return output / f"{name}.csv{'.gz' if name in (*MANY_ROWS, ESSENTIAL_DYNAMICS) else ''}"
 
 
 class Counter:
-    """Counts measurements, each announced before it begins."""
+    """Counts measurements and reports each before it begins."""
 
     def __init__(self, total: int, progress: Progress) -> None:
         self._begun, self._total, self._progress = 0, total, progress
@@ -168,7 +168,7 @@ class Counter:
 
 
 def _missing(tables: Mapping[str, AnalysisTable], steps: Sequence[int], run: float) -> dict[int, list[str]]:
-    """Step -> the analyses whose table does not have it."""
+    """Step -> the analyses whose tables lack it."""
     present = {name: table.steps(run) for name, table in tables.items()}
     missing = {step: [name for name in tables if step not in present[name]] for step in steps}
     return {step: names for step, names in missing.items() if names}
@@ -181,7 +181,7 @@ def _measure_each(
     data: AnalysisData,
     count: Counter,
 ) -> None:
-    """Fill the tables checkpoint by checkpoint; what is measured is kept, however this ends."""
+    """Fill the tables checkpoint by checkpoint. All that was measured is kept, also after an error."""
     written = time.monotonic()
     measures = {**OF_FAMILIES, **MEASURES}
     try:
@@ -207,13 +207,13 @@ def _trajectory(
     data: AnalysisData,
     count: Counter,
 ) -> None:
-    """Principal components of the run's trajectories, made afresh because they change with every new checkpoint.
+    """Principal components of the run's trajectories. All are computed again, because they change with every new checkpoint.
 
-    Columns: the run's key, `variant` (what a row of the matrix is), `step`, `pc/i`, and `explained_variance_ratio/i`,
-    the same for all steps of a variant.
+    Columns: the run's key, `variant` (by what a checkpoint is described, see TRAJECTORY_ROWS), `step`, `pc/i`, and
+    `explained_variance_ratio/i`, which is the same for all steps of a variant.
     """
     if len(steps) < 2:
-        raise ConfigError("a trajectory needs at least two checkpoints; name other analyses with --only")
+        raise ConfigError("a trajectory needs at least two checkpoints; choose other analyses with --only")
     parts = []
     for variant in variants:
 
@@ -236,25 +236,25 @@ def _trajectory(
 
 
 def config_of(checkpoints: Checkpoints) -> TrainingConfig:
-    """The settings that training stored beside the checkpoints, seeds resolved.
+    """The settings that training stored beside the checkpoints, with resolved seeds.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: no settings are stored.
     """
     stored = checkpoints.config()
     if stored is None:
         raise ConfigError(
-            f"the run {checkpoints.run_name} has no config.json beside its checkpoints; is this the name of a run?"
+            f"the run {checkpoints.run_name} has no config.json beside its checkpoints; check its name (`icl runs` lists all runs)"
         )
     config = TrainingConfig.parse(stored).resolved()
-    checkpoints.expect(config)  # what another run left in the folder is refused when it is read
+    checkpoints.expect(config)  # so that checkpoints of another run in the folder are refused
     return config
 
 
 def _chosen_steps(checkpoints: Checkpoints, steps: Sequence[int] | None) -> list[int]:
     present = checkpoints.steps()
     if not present:
-        raise ConfigError(f"the run {checkpoints.run_name} has no checkpoints")
+        raise ConfigError(f"the run {checkpoints.run_name} has no checkpoints; train it first")
     absent = sorted(set(steps or ()) - set(present))
     if absent:
         raise ConfigError(f"the run {checkpoints.run_name} has no checkpoint at step {absent[0]}")
@@ -268,8 +268,10 @@ def key_of(config: TrainingConfig, key: str = RUN) -> float:
 
 
 def provenance(data: AnalysisData, key: str = RUN) -> dict[str, object]:
-    """What rows of one table share: the run's settings besides the key (and its seeds, where seeds tell runs apart), the kind
-    of sequences measured on, and the library's version."""
+    """The settings that all rows of a table must share: those of the run, those of the sequences, and the library's version.
+
+    The key is left out. If seeds tell the runs apart, all seeds are left out.
+    """
     shared = set(TrainingConfig.model_fields) - {"checkpointer_config", "logger_config", "run_name"}
     config = data.config.decisive(*shared)
     varies = "_seed" if key == RUN else key

@@ -1,8 +1,8 @@
-"""Long tables of several runs: one column for each setting that tells the runs apart, then `step`, then the quantities.
+"""Tables of several runs: first the settings that tell the runs apart (the keys), then `step`, then the quantities.
 
-The columns before `step` say which run a row is of. Beside a table lies a JSON file with the settings that its rows
-share, and the run of each combination of the others. Rows that are added to a table join those it has; a setting that
-begins to vary becomes a column of all rows.
+The keys say to which run a row belongs. A JSON file beside a table holds the settings that all its rows share, and the
+name of the run for each combination of key values. Rows can be added to a table later. If a shared setting differs in the
+new rows, it becomes a key, a column of all rows.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ SEED, SEED_COLUMN = "task_config.model_seed", "model_seed"
 """The one setting whose column is not its dotted name."""
 
 RunStep = tuple[str, int]
-"""A run, by the text of its keys' values (`label_of`), and a step of it."""
+"""A run, given by the text of its key values (`label_of`), and a step."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class RunTable:
     """One table.
 
     Attributes:
-        path: the CSV file; a name in `.gz` is compressed.
+        path: the CSV file. It is compressed if its name ends in `.gz`.
         keys: the columns that tell runs apart, in order.
-        rows: all rows; the keys are the first columns, then comes `step`.
-        settings: plain nested data that all rows share.
-        runs: text of the keys' values -> name of the run.
+        rows: all rows. The keys are the first columns, then comes `step`.
+        settings: the settings that all rows share, as plain nested data.
+        runs: text of the key values -> name of the run.
     """
 
     path: Path
@@ -50,19 +50,19 @@ class RunTable:
         return list(zip(labels, (int(step) for step in self.rows["step"]), strict=True))
 
     def widened(self, keys: Sequence[str]) -> "RunTable":
-        """The same with these keys: settings that all its rows share become columns.
+        """The table with these keys. Shared settings among them become columns.
 
         Raises:
-            ValueError: it is not known what one of them was.
+            ValueError: the value of a new key is not known.
         """
-        told, new = dotted(self.settings), [key for key in keys if key not in self.keys]
+        shared, new = dotted(self.settings), [key for key in keys if key not in self.keys]
         for key in new:
-            if setting_of(key) not in told:
+            if setting_of(key) not in shared:
                 raise ValueError(
-                    f"{self.path} does not say its {key}, which varies in this sweep; move it away, or choose another --name or "
+                    f"{self.path} does not record {key}, which varies in this sweep; move it away, or choose another --name or "
                     "output folder"
                 )
-        values = {key: told[setting_of(key)] for key in new}
+        values = values_of(self.settings, new)
         rows = self.rows[list(self.keys)].drop_duplicates().itertuples(index=False, name=None)
         combinations = [dict(zip(self.keys, row, strict=True)) for row in rows] if self.keys else [{}]
         wider = {label_of(each): label_of({key: {**each, **values}[key] for key in keys}) for each in combinations}
@@ -75,14 +75,18 @@ class RunTable:
         )
 
     def without(self, setting: str) -> "RunTable":
-        """The same where the rows say nothing of a setting."""
+        """The table without a shared setting."""
         return replace(self, settings=without(self.settings, [setting]))
 
     def joined_to(self, old: "RunTable | None", kept: Collection[RunStep]) -> "RunTable":
-        """The old rows that are kept, and of the new ones all others. Both have the same keys (`widened`).
+        """This table joined to an older one with the same keys (`widened`).
+
+        Args:
+            old: the older table, or None.
+            kept: runs and steps for which the old rows are kept. For all others the new rows are taken.
 
         Raises:
-            ValueError: the two share settings that differ, or a run of one has the keys of another run of the other.
+            ValueError: their shared settings differ, or one combination of key values means two different runs.
         """
         if old is None:
             return self
@@ -100,7 +104,7 @@ class RunTable:
             old.rows[[each in kept for each in old.run_steps()]],
             self.rows[[each not in kept for each in self.run_steps()]],
         ]
-        # As the wider table has them, so that a second writing changes nothing.
+        # The columns are in the order of the wider table, so that writing a second time changes nothing.
         columns = max(old.rows.columns, self.rows.columns, key=len)
         rows = pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)
         rest = [name for name in rows.columns if name not in set(columns)]
@@ -112,7 +116,7 @@ def read_run_table(path: Path) -> RunTable | None:
     """The table on disk, or None.
 
     Raises:
-        ValueError: it cannot be read, or nothing says what made it.
+        ValueError: the table cannot be read, or its settings are missing.
     """
     if not path.exists():
         return None
@@ -132,7 +136,7 @@ def read_run_table(path: Path) -> RunTable | None:
 
 
 def write_run_tables(tables: Sequence[RunTable]) -> None:
-    """Write tables and the files beside them, all or none: no file takes its name before all are on the disk."""
+    """Write tables and the files beside them. No file is replaced before all new ones are on the disk."""
     contents: dict[Path, bytes] = {}
     for table in tables:
         rows = table.rows.sort_values(by=[*table.keys, "step"], kind="stable", ignore_index=True)
@@ -147,13 +151,13 @@ def write_run_tables(tables: Sequence[RunTable]) -> None:
 
 
 def keys_of(rows: pd.DataFrame) -> tuple[str, ...]:
-    """The columns that tell the runs of a table apart: those before `step`."""
+    """The keys of a table: the columns before `step`."""
     columns = [str(name) for name in rows.columns]
     return tuple(columns[: columns.index("step")]) if "step" in columns else ()
 
 
 def column_of(setting: str) -> str:
-    """The column of a setting: its dotted name, or `model_seed` for that of the model."""
+    """The column of a setting: its dotted name, or `model_seed` for the model's seed."""
     return SEED_COLUMN if setting == SEED else setting
 
 
@@ -162,8 +166,15 @@ def setting_of(column: str) -> str:
     return SEED if column == SEED_COLUMN else column
 
 
+def values_of(settings: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """A run's values of the keys, from its settings as plain nested data. A list is a text."""
+    flat = dotted(settings)
+    found = {key: flat.get(setting_of(key)) for key in keys}
+    return {key: json.dumps(value) if isinstance(value, list | tuple) else value for key, value in found.items()}
+
+
 def label_of(values: Mapping[str, Any]) -> str:
-    """The values of the keys as text: `7` for a seed alone, else `model_seed=7, optimizer_config.lr=0.003`."""
+    """The key values as text: `7` if the model's seed is the only key, otherwise like `model_seed=7, optimizer_config.lr=0.003`."""
     plain = {key: plain_text(value) for key, value in values.items()}
     if list(plain) == [SEED_COLUMN]:
         return plain[SEED_COLUMN]
@@ -171,7 +182,7 @@ def label_of(values: Mapping[str, Any]) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A value as text, the same before it goes into a CSV file and after."""
+    """A value as text. It is the same before the value is written to a CSV file and after it is read back."""
     value = value.item() if hasattr(value, "item") else value
     if value is None or value != value:
         return "none"
@@ -181,7 +192,7 @@ def plain_text(value: Any) -> str:
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """The first setting that differs, as "key=1, not 2"; what an older table does not record is no difference."""
+    """The first setting that differs, as "key=1, not 2". A setting that the older table does not record is not compared."""
     known = {key: now[key] for key in now if key in then}
     old, new = dotted(then), dotted(known)
     differing = sorted(key for key in {**old, **new} if old.get(key) != new.get(key))
@@ -189,7 +200,7 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 
 def without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Nested settings less those of these dotted names."""
+    """Nested settings without those with these dotted names."""
     kept: dict[str, Any] = {}
     for key, value in settings.items():
         inner = [name.removeprefix(f"{key}.") for name in names if name.startswith(f"{key}.")]

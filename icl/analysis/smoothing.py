@@ -1,9 +1,7 @@
-"""Smoothing of curves: a Gaussian filter whose width varies along the curve.
+"""Smoothing of curves by a Gaussian filter whose width varies along the curve.
 
-The essential dynamics of arXiv 2402.02364 moves fast early and slowly late, so one width cannot serve both ends.
+The essential dynamics of arXiv 2402.02364 moves fast at the beginning and slowly at the end, so no single width fits both.
 """
-
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +15,7 @@ _PAD_MODES = {"reflect": "symmetric", "nearest": "edge", "mirror": "reflect", "w
 
 
 def gaussian_kernel(sigma: float) -> Array:
-    """The weights exp(-j²/2σ²), j = -h..h with h = int(4σ + ½), scaled to sum to one; a single 1 for σ = 0."""
+    """The weights exp(-j²/2σ²), j = -h..h with h = int(4σ + ½), scaled to sum to one. For σ = 0 it is a single 1."""
     if not sigma >= 0 or not np.isfinite(sigma):
         raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
     half = int(_TRUNCATE * sigma + 0.5)
@@ -31,16 +29,15 @@ def variable_gaussian_filter(values: ArrayLike, sigmas: ArrayLike, mode: str = "
     """Element i is element i of `scipy.ndimage.gaussian_filter1d(values, sigmas[i], axis=0, mode=mode)`.
 
     Args:
-        values: (N, ...); each trailing coordinate is filtered by itself along the first axis.
-        sigmas: (N,) or a scalar: standard deviations in units of the index; 0 leaves the element as it is.
-        mode: the boundary rule, by scipy's names.
+        values: (N, ...). Each trailing coordinate is filtered separately along the first axis.
+        sigmas: (N,) or a scalar: standard deviations in units of the index. 0 leaves an element unchanged.
+        mode: scipy's name of the boundary rule.
 
     Returns:
         (N, ...).
 
     Raises:
-        ValueError: `sigmas` has another length than `values`, a σ is negative or not finite, or the mode does not
-            exist.
+        ValueError: `sigmas` and `values` differ in length, a σ is negative or not finite, or the mode does not exist.
     """
     curve = np.asarray(values, dtype=float)
     widths = np.asarray(sigmas, dtype=float)
@@ -68,35 +65,26 @@ def sigma_ramp(
     late: float,
     end: int,
     start: float = 0.2,
-    scale: Literal["linear", "sqrt", "log"] = "linear",
 ) -> Array:
-    """Filter widths (num,) that are `early` up to index start·end, `late` from index `end` on, and interpolated
-    between.
+    """Filter widths (num,): `early` up to index start·end, `late` from index `end` on, and linear in between.
 
-    With u the position between the two, 0..1: "linear" interpolates σ, "sqrt" σ² and "log" log σ. The published
-    geometry of the essential dynamics uses early 1, late 60, end 200 on checkpoints about 100 steps apart.
+    The published geometry of the essential dynamics uses early 1, late 60, end 200 on checkpoints about 100 steps apart.
 
     Raises:
-        ValueError: a negative width, a zero width with scale "log", or `start` outside [0, 1).
+        ValueError: a width is negative, `start` is outside [0, 1), or `end` is below 1.
     """
-    if min(early, late) < 0 or (scale == "log" and min(early, late) == 0):
-        raise ValueError(f"widths must be non-negative, and positive for scale='log'; got {early}, {late}")
+    if min(early, late) < 0:
+        raise ValueError(f"widths must be non-negative, got {early}, {late}")
     if not 0 <= start < 1 or end < 1:
         raise ValueError(f"need 0 <= start < 1 and end >= 1, got {start}, {end}")
     u = np.clip((np.arange(num) - start * end) / ((1 - start) * end), 0, 1)
-    if scale == "linear":
-        return early + (late - early) * u
-    if scale == "sqrt":
-        return np.sqrt(early**2 + (late**2 - early**2) * u)
-    if scale == "log":
-        return early ** (1 - u) * late**u
-    raise ValueError(f"scale must be 'linear', 'sqrt' or 'log', got {scale!r}")
+    return early + (late - early) * u
 
 
 def local_scatter(values: ArrayLike, smooth: ArrayLike, reach: int) -> Array:
     """Root mean square distance (N,) of the points (N, V) from their smooth curve (N, V), over ± `reach` indices.
 
-    It holds what smoothing takes away: noise, and where the curve bends more sharply than the filter follows, bias.
+    It contains everything that smoothing removes: noise, and bias where the curve bends more sharply than the filter allows.
     """
     squares = ((np.asarray(values, dtype=float) - np.asarray(smooth, dtype=float)) ** 2).sum(axis=1)
     return np.sqrt(uniform_filter1d(squares, 2 * reach + 1, mode="nearest"))

@@ -1,32 +1,34 @@
 """Developmental stages from the curve of the estimated learning coefficient, with their uncertainty.
 
-Stage boundaries are plateaus of λ̂ against x = log(t + 1) (arXiv 2402.02364, section 3): local minima of |dλ̂/dx|,
-either an extremum of λ̂ (the slope changes sign) or a rest between two changes of one sign. Which minima count is
-decided by the curve and its own uncertainty:
+Stage boundaries are plateaus of λ̂ as a function of x = log(t + 1) (arXiv 2402.02364, section 3). They are local minima of
+|dλ̂/dx|. A boundary is either an extremum of λ̂, where the slope changes sign, or a rest between two changes of the same
+sign. The curve and its uncertainty decide which minima count:
 
-1. A Gaussian process is fitted to λ̂(x), with the estimates' standard errors as noise and its smoothness by marginal
-   likelihood (`gaussian_process`). It gives the joint posterior of the slope.
-2. A peak of |slope| reaches from one local minimum of it to the next. It counts if the posterior mean changes by more
-   than the simultaneous 95 % band between any two places on it: 95 % of the posterior draws change between all pairs of
-   places within that many posterior standard deviations of the mean's change. Changes over intervals, of every width,
-   find a slow fall that the slope at no single place shows: neighbouring estimates say little about a slope, distant
-   ones much about a difference (the idea of multiscale tests, Dümbgen & Spokoiny 2001, Annals of Statistics 29:124).
-   The peak is also *sharp* if its slope leaves the like band of slopes anywhere.
-3. Between two peaks lies a boundary if they are *resolved*: their signs differ, or both are sharp and |slope| falls
-   between them to half of the lower top (two peaks are two where the half maximum of one does not reach the other). The
-   boundary's probability is the share of posterior draws in which this holds, with the tops where the mean has them,
-   and in which the most certain change of each peak has the mean's sign. Where slopes are not certain, no rest between
-   two of them is: on a steady slow fall drawn slopes rest anywhere.
-4. The least probable boundary is removed, until every boundary that is left has a probability of at least 95 %: its two
-   peaks become one if they have one sign, else the less certain one is dropped. If nothing is left, no boundary is
+1. A Gaussian process is fitted to λ̂(x) (`gaussian_process`). Its noise are the estimates' standard errors, and its smoothness
+   maximises the marginal likelihood. It gives the joint posterior of curve and slope.
+2. A peak of |slope| reaches from one local minimum of |slope| to the next. It counts if λ̂ changes significantly between any
+   two places on it. The test is simultaneous over all pairs of places. It uses one band width, in posterior standard
+   deviations, such that 95 % of the posterior draws stay within the band around the mean's changes at all pairs. A change of
+   the mean is significant if it exceeds the band width.
+   Changes over intervals of every width are tested because neighbouring estimates say little about the slope, while distant
+   ones say much about a difference. So a slow fall is found although its slope is significant at no single place (the idea of
+   multiscale tests, Dümbgen & Spokoiny 2001, Annals of Statistics 29:124). A peak is *sharp* if its slope is beyond the
+   corresponding band of slopes at any place.
+3. Between two peaks lies a boundary if they are *resolved*. They are resolved if their signs differ. They are also resolved if
+   both are sharp and |slope| falls between them to half of the lower top or less. The boundary's probability is the share of
+   posterior draws in which this holds, with the tops at the places of the mean's tops, and in which the most significant
+   change of each peak has the mean's sign. Peaks of one sign must be sharp because drawn slopes of a steady slow fall have
+   minima anywhere.
+4. The least probable boundary is removed, again and again, until every boundary has a probability of at least 95 %. If its two
+   peaks have one sign, they are joined; otherwise the less significant peak is dropped. If no boundary is left, none is
    significant.
 
-The bands are those of the posterior with the fitted hyperparameters. How often curves without a boundary get one is
-measured in tests/analysis/test_stages.py.
+The bands use the posterior with the fitted hyperparameters. tests/analysis/test_stages.py measures how often curves without a
+boundary get one.
 
-The draws also say where each boundary is: at the median of their minima between its two peaks, with an interval that
-holds 90 % of them. (The minimum of the mean is a worse place: before a sharp rise it is a swing of the fit. On curves
-with known boundaries its errors were 1.1 to 1.6 times as large, docs/log.md.)
+The place of a boundary is the median, over the draws, of their minimum of |slope| between the two peaks. Its interval holds
+90 % of these minima. (The minimum of the mean curve is less accurate, because the fit swings before a sharp rise. On curves
+with known boundaries its errors were 1.1 to 1.6 times as large, see docs/log.md.)
 """
 
 from collections.abc import Mapping
@@ -45,29 +47,29 @@ Array = NDArray[np.float64]
 PUBLISHED_STAGE_ENDS: Mapping[str, int] = MappingProxyType(
     {"LR1": 1_000, "LR2": 40_000, "LR3": 126_000, "LR4": 320_000, "LR5": 500_000}
 )
-"""Ends of the five stages of the linear-regression transformer (arXiv 2402.02364, TMLR version; K = 8, model seed 1),
-in training steps."""
+"""Ends of the five stages of the linear-regression transformer, in training steps (arXiv 2402.02364, TMLR version; K = 8, model
+seed 1)."""
 
 PUBLISHED_STAGE_TYPES: Mapping[str, str] = MappingProxyType(
     {"LR1": "A", "LR2": "A", "LR3": "B", "LR4": "B", "LR5": "A"}
 )
-"""A: λ̂ rises while the loss falls. B: λ̂ falls while the loss falls."""
+"""Types of the published stages. A: λ̂ rises while the loss falls. B: both fall."""
 
 _RESOLVED = 0.5  # half maximum
 _GRID = 400
-_PLACES = 100  # between whose pairs changes are looked for
+_PLACES = 100  # number of places; changes are tested between all pairs of them
 
 
 @dataclass(frozen=True)
 class StageBoundaries:
-    """The significant boundaries, in order of time; S of them make S + 1 stages.
+    """The significant boundaries, in order of time. S boundaries make S + 1 stages.
 
     Attributes:
-        steps: (S,) training steps, the medians over the posterior draws that have each boundary.
-        low, high: (S,) 5 % and 95 % quantiles of each boundary's step over the posterior draws that have it.
-        probability: (S,) share of the draws that have it.
-        extremum: (S,) whether λ̂ turns round there; otherwise it rests.
-        fit: the fitted curve, against log(step + 1).
+        steps: (S,) training steps: the median over the posterior draws that have the boundary.
+        low, high: (S,) 5 % and 95 % quantiles of the step over these draws.
+        probability: (S,) share of all draws that have the boundary.
+        extremum: (S,) whether λ̂ has an extremum there; otherwise it rests between two changes of the same sign.
+        fit: the fitted curve, as a function of log(step + 1).
     """
 
     steps: Array
@@ -100,16 +102,15 @@ def find_boundaries(
     The result does not depend on the units of λ̂.
 
     Args:
-        steps: (N,) training steps, strictly increasing, however spaced.
+        steps: (N,) training steps, strictly increasing, with any spacing.
         llc: (N,) estimates λ̂.
-        std_errors: (N,) their standard errors, or one number. Scatter beyond them is fitted.
-        level: of the band, and the smallest probability of a boundary.
-        num_draws: posterior draws.
-        seed: of the draws.
+        std_errors: (N,) their standard errors, or one number. Additional scatter is fitted.
+        level: level of the bands, and smallest probability of a boundary.
+        num_draws: number of posterior draws.
+        seed: seed of the draws.
 
     Raises:
-        ValueError: fewer than eight points, lengths that differ, steps that do not increase, or numbers that are not
-            finite.
+        ValueError: there are fewer than eight points, lengths differ, steps do not increase, or numbers are not finite.
     """
     times, values = np.asarray(steps, dtype=float), np.asarray(llc, dtype=float)
     if times.size < 8:
@@ -156,20 +157,21 @@ def stage_table(
     """Change of loss and of λ̂ over each stage, from smooth fits, with standard deviations.
 
     Args:
-        ends: the end of each stage in training steps, with names or without (then S1, S2, ...); the first stage
-            starts at the first step.
+        ends: the end of each stage in training steps, with names or without (then S1, S2, ...). The first stage starts at the
+            first step.
         steps, loss, llc: (N,) the curves of one run.
-        std_errors: of λ̂, (N,) or one number. The loss is measured on fixed sequences and its scatter is fitted.
-        num_draws: posterior draws.
-        seed: of the draws.
+        std_errors: standard errors of λ̂, (N,) or one number. The loss has none, because it is measured on fixed sequences; its
+            scatter is fitted.
+        num_draws: number of posterior draws.
+        seed: seed of the draws.
 
     Returns:
         One row per stage: `stage`, `start_step`, `end_step`, `type`, `delta_loss`, `delta_loss_std`, `delta_llc`,
-        `delta_llc_std`, and `type_probability`, the share of posterior draws that agree on the type. The type is A
-        where the loss falls and λ̂ rises, B where both fall, and "other" where the loss rises.
+        `delta_llc_std`, and `type_probability`, the share of posterior draws with this type. The type is A if the loss falls
+        and λ̂ rises, B if both fall, and "other" if the loss rises.
 
     Raises:
-        ValueError: ends that do not increase or lie outside the curve.
+        ValueError: the ends do not increase, or lie outside the curve.
     """
     if isinstance(ends, Mapping):
         names, stops = list(ends), np.asarray(list(ends.values()), dtype=float)
@@ -220,13 +222,13 @@ def boundary_table(boundaries: StageBoundaries, published: Mapping[str, int] = P
 
 @dataclass(frozen=True)
 class _Peak:
-    """A peak of |slope|, or several of one sign that are not resolved, as indices of the grid.
+    """A peak of |slope|, or several joined peaks of one sign. Places are indices of the grid.
 
     Attributes:
-        first, last: where it is highest, of several the first and the last one.
-        span: from where to where its change is most certain.
-        certainty: of that change, in posterior standard deviations.
-        sharp: whether its slope is certain anywhere.
+        first, last: the place of its top; for joined peaks, the tops of the first and of the last one.
+        span: the two places between which the curve changes most significantly.
+        certainty: size of that change, in posterior standard deviations.
+        sharp: whether its slope is significant at any place.
     """
 
     first: int
@@ -236,7 +238,7 @@ class _Peak:
     sharp: bool
 
     def joined(self, later: "_Peak") -> "_Peak":
-        """This peak and a later one, as one."""
+        """This peak joined with a later one."""
         return _Peak(
             self.first,
             later.last,
@@ -248,7 +250,7 @@ class _Peak:
 
 @dataclass(frozen=True)
 class _Boundary:
-    """What lies between two peaks of |slope|: the minima of the draws, as indices of the grid."""
+    """The boundary between two peaks of |slope|. `places` are the minima of the draws, as indices of the grid."""
 
     probability: float
     extremum: bool
@@ -275,7 +277,7 @@ def _between(slope: Array, curves: Array, draws: Array, left: _Peak, right: _Pea
 
 
 def _significant_peaks(speed: Array, sharp: NDArray[np.bool_], mean: Array, curves: Array, level: float) -> list[_Peak]:
-    """The peaks of the speed, each from one local minimum to the next, over which the curve changes for certain."""
+    """The peaks of the speed |slope| over which the curve changes significantly. A peak reaches from one local minimum to the next."""
     places = np.linspace(0, speed.size - 1, _PLACES).round().astype(int)
     first, second = places[np.array(np.triu_indices(_PLACES, 1))]
     change, drawn = mean[second] - mean[first], curves[:, second] - curves[:, first]

@@ -1,12 +1,12 @@
 """Structural collapse: spectra of the embeddings, layer-norm gains, and the unembedding (arXiv 2402.02364, section 4
 and appendix).
 
-During the stage that acquires in-context learning the spectra of the token and positional embeddings collapse to
-fewer directions; later the gains of the final norm, then of the earlier ones, shrink until most coordinates are
-nearly off.
+In the stage in which in-context learning is acquired, the spectra of the token and position embeddings collapse to fewer
+directions. Later the gains of the final layer norm, then those of the earlier ones, shrink until most coordinates are nearly
+zero.
 
-Shapes: C channels, D task dimension, T tokens. Weights are in the layout of `icl.model`, so columns of both
-embeddings (C, D+1), (C, T) are vectors of the residual stream.
+Shapes: C channels, D task dimension, T tokens. Weights are in the layout of `icl.model`. So the columns of both embeddings,
+(C, D+1) and (C, T), are vectors of the residual stream.
 """
 
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ OFF = 0.1
 
 
 def spectrum(matrix: ArrayLike) -> Array:
-    """Singular values, descending, of a matrix as it is (not centred)."""
+    """Singular values, descending, of a matrix. It is not centred."""
     return np.linalg.svd(np.asarray(matrix, dtype=float), compute_uv=False)
 
 
@@ -37,7 +37,7 @@ def normalised_spectrum(matrix: ArrayLike) -> Array:
 
 
 def effective_rank(matrix: ArrayLike) -> float:
-    """exp(H) with H the entropy of σ_i²/Σσ² in nats: between 1 and the rank (Roy & Vetterli 2007, with squared
+    """exp(H), where H is the entropy of σ_i²/Σσ² in nats. It lies between 1 and the rank (Roy & Vetterli 2007, here with squared
     singular values)."""
     shares = normalised_spectrum(matrix)
     shares = shares[shares > 0]
@@ -45,13 +45,13 @@ def effective_rank(matrix: ArrayLike) -> float:
 
 
 def subspace_alignment(vectors: ArrayLike, matrix: ArrayLike, rank: int | None = None) -> Array:
-    """Share of each vector's length inside the column space of a matrix, ‖U_r U_rᵀ e‖ / ‖e‖ in 0..1.
+    """Share of each vector's length in the leading column space of a matrix, ‖U_r U_rᵀ e‖ / ‖e‖ in 0..1.
 
     Args:
         vectors: (C, n), columns e_1..e_n.
         matrix: (C, m).
-        rank: r leading left singular vectors; by default the nearest integer to the matrix' effective rank, since a
-            matrix of full rank with many columns would contain almost everything.
+        rank: number r of leading left singular vectors. None: the effective rank, rounded, because the full column space of a
+            matrix with many columns contains almost every vector.
     """
     e, weights = np.asarray(vectors, dtype=float), np.asarray(matrix, dtype=float)
     kept = max(1, round(effective_rank(weights))) if rank is None else rank
@@ -60,12 +60,11 @@ def subspace_alignment(vectors: ArrayLike, matrix: ArrayLike, rank: int | None =
 
 
 def rotation_alignment(vectors: ArrayLike, matrix: ArrayLike) -> Array:
-    """|cos(U e_i, e_i)| with U the full square left factor of the matrix, the number drawn in the reference code's
-    figure.
+    """|cos(U e_i, e_i)|, where U is the full square matrix of left singular vectors. It is what the reference code's figure shows.
 
-    It is not an alignment: U acts as a rotation of the standard basis onto the singular vectors, so that the number
-    depends on the basis of the residual stream and, for m < C, on arbitrary null vectors. Kept to compare with the
-    published figure; use `subspace_alignment`.
+    It does not measure alignment. U rotates the standard basis onto the singular vectors, so the number depends on the basis
+    of the residual stream and, for m < C, on arbitrary null vectors. It exists only for comparison with the published figure.
+    Use `subspace_alignment`.
     """
     e = np.asarray(vectors, dtype=float)
     u = np.linalg.svd(np.asarray(matrix, dtype=float), full_matrices=True)[0]
@@ -75,9 +74,9 @@ def rotation_alignment(vectors: ArrayLike, matrix: ArrayLike) -> Array:
 def embedding_spectra(parameters: Mapping[str, Tensor]) -> pd.DataFrame:
     """Spectra of both embeddings as one row.
 
-    Columns, for X in `embed` (W_E, (C, D+1)) and `postn` (W_P, (C, T)): `X/S/i` singular values, `X/S_normed/i` their
-    squared shares, `X/trace` = Σσ², `X/effective_rank`; and for each column e_i of W_E `alignment/i`
-    (`subspace_alignment` with W_P) and `cossim/i` (`rotation_alignment`, as published).
+    Columns, for X = `embed` (W_E, (C, D+1)) and X = `postn` (W_P, (C, T)): `X/S/i` (singular values), `X/S_normed/i`
+    (σ_i²/Σσ²), `X/trace` (Σσ²), `X/effective_rank`. For each column e_i of W_E: `alignment/i` (`subspace_alignment` with W_P)
+    and `cossim/i` (`rotation_alignment`, as published).
     """
     embed, postn = _array(parameters, "token_embedding.weight"), _array(parameters, "position_embedding.weight")
     row: dict[str, float] = {}
@@ -95,9 +94,9 @@ def layer_norm_coordinates(parameters: Mapping[str, Tensor]) -> pd.DataFrame:
     """Every coordinate of every layer norm, and the row of the unembedding that makes the prediction.
 
     Columns: `layer` ("blocks.0.attention_norm", ..., "final_norm", "unembedding", "effective"), `parameter` ("weight"
-    or "bias"), `index`, `value`. The layer "unembedding" is row 0 of W_U and b_U; "effective" is what the two make
-    together: weight W_U[0] ⊙ γ and bias W_U[0]·β + b_U[0], γ and β of the final norm. A model without layer norm has
-        the unembedding alone.
+    or "bias"), `index`, `value`. The layer "unembedding" is row 0 of W_U and of b_U. The layer "effective" is the final norm and
+    the unembedding together: weight W_U[0] ⊙ γ and bias W_U[0]·β + b_U[0], where γ and β are those of the final norm. A model
+    without layer norms has only the layer "unembedding".
     """
     coordinates = {name: _array(parameters, name) for name in parameters if "norm." in name}
     weight, bias = _array(parameters, "unembedding.weight")[0], _array(parameters, "unembedding.bias")[:1]
@@ -115,8 +114,7 @@ def layer_norm_coordinates(parameters: Mapping[str, Tensor]) -> pd.DataFrame:
 
 
 def layer_norm_statistics(coordinates: pd.DataFrame) -> pd.DataFrame:
-    """Statistics of `layer_norm_coordinates` per group of its other columns (such as model_seed, step), layer and
-    parameter.
+    """Statistics of `layer_norm_coordinates` over `index`, for each layer, parameter and further column (such as model_seed, step).
 
     Columns: `norm` (‖v‖), `norm_std` (standard deviation of |v|), `mean`, `std`, `min`, `max`, and `share_off`, the
     share with |v| < 0.1. Standard deviations have the divisor n.

@@ -1,9 +1,8 @@
-"""Tables of analyses on disk: CSV files that grow by whole checkpoints and are never half written.
+"""Tables of analyses on disk: CSV files that grow by whole checkpoints and are written atomically.
 
-A table holds rows of any number of runs and any number of rows per run and step. Runs are told apart by `model_seed`, or by another
-column, such as `num_tasks`, where they share their seed.
-Beside it lies a JSON file of the same name that says with which settings and by which version of the library its rows
-were made; rows of other settings are refused.
+A table holds rows of any number of runs, and any number of rows per run and step. The column `model_seed` tells the runs apart, or
+another column such as `num_tasks` if the runs have the same seed. A JSON file of the same name beside the table holds the settings
+and the version of the library with which its rows were made. Rows with other settings are refused.
 """
 
 import json
@@ -16,20 +15,20 @@ import pandas as pd
 from icl.storage.files import write_atomically, write_table
 
 RUN = "model_seed"
-"""The column that tells runs apart, unless another is named."""
+"""The column that tells runs apart, unless another one is given."""
 
 
 class AnalysisTable:
-    """One table: what is in it, and how rows are added.
+    """One table on disk, to which rows can be added.
 
     Attributes:
-        path: the CSV file; a name in `.gz` is compressed.
-        key: the column that tells runs apart. A method's `run` is a value of it.
-        rows: all rows so far, by run and step.
+        path: the CSV file. It is compressed if its name ends in `.gz`.
+        key: the column that tells runs apart. The argument `run` of a method is a value in it.
+        rows: all written rows, sorted by run and step.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], key: str = RUN) -> None:
-        """Open or begin a table.
+        """Open a table, or make an empty one.
 
         Raises:
             ValueError: the file on disk is not such a table, or was made with other settings.
@@ -49,19 +48,15 @@ class AnalysisTable:
         return self.path.with_name(self.path.name.split(".")[0] + ".json")
 
     def steps(self, run: float) -> set[int]:
-        """The steps of a run that the table has, written or not."""
+        """The steps of a run in the table, including those that are not written yet."""
         known = {int(step) for step in self.rows.loc[self.rows[self.key] == run, "step"]}
         return known | {int(part["step"].iloc[0]) for part in self._new if part[self.key].iloc[0] == run}
 
-    def rows_of(self, run: float) -> pd.DataFrame:
-        """The rows of a run that are on disk, without the column that names it."""
-        return pd.DataFrame(self.rows.loc[self.rows[self.key] == run].drop(columns=self.key))
-
     def begin_run(self, run: float, run_name: str) -> None:
-        """Say which run the rows of a seed, or of another value of the key, come from.
+        """Record the name of the run for a value of the key.
 
         Raises:
-            ValueError: the table has rows of this value from another run.
+            ValueError: the table has rows with this value from another run.
         """
         known = self._settings.setdefault("runs", {}).setdefault(str(run), run_name)
         if known != run_name:
@@ -71,21 +66,21 @@ class AnalysisTable:
             )
 
     def add(self, run: float, step: int, rows: pd.DataFrame) -> None:
-        """Add the rows of one checkpoint; `write` makes them permanent."""
+        """Add the rows of one checkpoint. `write` writes them to the disk."""
         part = rows.copy()
         part.insert(0, "step", step)
         part.insert(0, self.key, run)
         self._new.append(part)
 
     def replace_run(self, run: float, rows: pd.DataFrame) -> None:
-        """Put rows, with their column `step`, in place of all rows of a run; `write` makes them permanent."""
+        """Replace all rows of a run by others, which have a column `step`. `write` writes them to the disk."""
         self.rows = self.rows.loc[self.rows[self.key] != run]
         part = rows.copy()
         part.insert(0, self.key, run)
         self._new.append(part)
 
     def write(self) -> None:
-        """Put everything on disk, in order, by renaming a complete file over the old one."""
+        """Write all rows to the disk atomically, sorted by run and step."""
         if not self._new:
             return
         old = [self.rows] if len(self.rows) else []
@@ -96,7 +91,7 @@ class AnalysisTable:
         write_atomically(self.settings_path, (json.dumps(self._settings, indent=1, sort_keys=True) + "\n").encode())
 
     def _checked_runs(self) -> dict[str, str]:
-        """The runs that the table on disk holds, after checking that its settings are ours."""
+        """The runs of the table on disk, after checking that its settings equal those of this table."""
         try:
             stored = json.loads(self.settings_path.read_text())
         except (OSError, json.JSONDecodeError) as error:
@@ -119,7 +114,7 @@ def read_table(path: Path, key: str = RUN) -> pd.DataFrame:
     """Read a table of analyses.
 
     Raises:
-        ValueError: the file is not a CSV table with the columns that tell runs and steps apart.
+        ValueError: the file is not a CSV table with the columns `key` and `step`.
     """
     try:
         table = pd.read_csv(path)

@@ -1,8 +1,8 @@
-"""Whether a young model has learned the task prior: how far its predictions are from those of the prior's mean (arXiv
-2402.02364).
+"""The distance of a model's predictions to those of the task prior's mean, early in training (arXiv 2402.02364).
 
-Before any in-context learning the best prediction is t̄·x with t̄ the mean training task: 0 for Gaussian tasks, the
-plain mean of the M tasks otherwise. Models of few tasks approach the mean task first, models of many predict 0.
+Without in-context learning the best prediction is t̄·x, where t̄ is the mean training task: 0 for Gaussian tasks, and the mean
+of the M tasks otherwise. Models trained on few tasks first approach the mean task. Models trained on many tasks first
+predict 0.
 
 Shapes: B batch, K examples, D task dimension, M tasks.
 """
@@ -17,10 +17,10 @@ from icl.model import InContextRegressionTransformer
 
 
 def prior_distances(predictions: Tensor, xs: Tensor, tasks: Tensor | None = None) -> pd.DataFrame:
-    """Squared distance of predictions (B, K, 1) to the prior's, summed over tokens and averaged over sequences.
+    """Squared distances of predictions (B, K, 1) to those of the prior, summed over tokens and averaged over sequences.
 
-    One row: `task_prior/zero` = E Σ_k ŷ_k², and `task_prior/mean_task` = E Σ_k (ŷ_k - t̄·x_k)², t̄ the mean of
-    `tasks` (M, D). Without tasks (Gaussian) t̄ = 0 and both are equal.
+    One row: `task_prior/zero` = E Σ_k ŷ_k², and `task_prior/mean_task` = E Σ_k (ŷ_k - t̄·x_k)², where t̄ is the mean of `tasks`
+    (M, D). If `tasks` is None (Gaussian tasks), t̄ = 0 and both are equal.
     """
     zero = float(predictions.square().sum(dim=(1, 2)).mean())
     mean_task = zero

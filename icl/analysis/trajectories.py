@@ -1,7 +1,7 @@
-"""What a checkpoint looks like as one row of a trajectory: its outputs, its weights, or its gradient on a fixed
+"""A checkpoint as one row of a trajectory for `essential_dynamics.pca`: its outputs, its weights, or its gradient on a fixed
 batch.
 
-The rows feed `essential_dynamics.pca`. Adam's moments flatten like weights (`weight_row`).
+Adam's moments are flattened like weights (`weight_row`).
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from icl.model import InContextRegressionTransformer, flatten, predict, predict_with_activations, unflatten
 
-Part = Literal["tokens", "x_tokens", "predictions"]
+Part = Literal["tokens", "predictions"]
 
 
 def output_row(
@@ -21,8 +21,8 @@ def output_row(
 ) -> Tensor:
     """Outputs on fixed sequences, flattened: the functional ("f") trajectory.
 
-    "tokens" is the published choice, all outputs at all tokens, B·2K·(D+1) numbers; "x_tokens" those at x tokens,
-    B·K·(D+1); "predictions" the trained outputs alone, B·K.
+    The part "tokens" is the published choice: all outputs at all tokens, B·2K·(D+1) numbers. "predictions" has
+    only the trained outputs, B·K numbers.
     """
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     rows = []
@@ -30,17 +30,17 @@ def output_row(
         for batch_xs, batch_ys in zip(xs.split(batch_size), ys.split(batch_size), strict=True):
             if part == "predictions":
                 rows.append(predict(model.shape, parameters, batch_xs, batch_ys).reshape(-1))
-            elif part in ("tokens", "x_tokens"):
-                tokens = predict_with_activations(model.shape, parameters, batch_xs, batch_ys)[1]["tokens"]
-                rows.append((tokens if part == "tokens" else tokens[:, 0::2]).reshape(-1))
+            elif part == "tokens":
+                rows.append(
+                    predict_with_activations(model.shape, parameters, batch_xs, batch_ys)[1]["tokens"].reshape(-1)
+                )
             else:
-                raise ValueError(f"part must be 'tokens', 'x_tokens' or 'predictions', got {part!r}")
+                raise ValueError(f"part must be 'tokens' or 'predictions', got {part!r}")
     return torch.cat(rows)
 
 
 def weight_row(parameters: Mapping[str, Tensor]) -> Tensor:
-    """Weights, or anything named like them, as one vector (P,): the "w" trajectory (with Adam's moments "m" and
-    "v")."""
+    """Weights, or tensors with the same names such as Adam's moments, as one vector (P,): the "w" trajectory."""
     return flatten(parameters).detach()
 
 

@@ -1,9 +1,8 @@
-"""Transient ridge: models of few tasks that approach ridge regression and leave it for dMMSE again (arXiv
-2501.17745).
+"""Transient ridge: models trained on few tasks first approach ridge regression and later leave it for dMMSE (arXiv 2501.17745).
 
-Models trained on the first M tasks of one list are compared on the same sequences, drawn from the first task alone.
-All their trajectories of predictions form one matrix, whose principal components are the joint trajectory PCA; the
-optimal predictors are projected afterwards and take no part in the fit.
+Each model is trained on the first M tasks of one list. All models are compared on the same sequences, which are drawn from the
+first task. Their predictions at all checkpoints form one matrix, and its PCA is the joint trajectory PCA. The optimal
+predictors are projected onto it afterwards; they take no part in the fit.
 
 Shapes: N checkpoints of all models, B batch, K examples, D task dimension, M tasks, V components.
 """
@@ -24,7 +23,7 @@ from icl.baselines import Predictor, dmmse_predictor, ridge_predictor
 from icl.model import InContextRegressionTransformer
 
 NUM_COMPONENTS = 4
-"""Of the joint trajectory PCA; the paper shows 2 and 4."""
+"""The number of components of the joint trajectory PCA. The paper shows 2 and 4."""
 
 Array = NDArray[np.float64]
 
@@ -35,16 +34,15 @@ def joint_trajectory_pca(
     """One PCA of several models' trajectories of predictions.
 
     Args:
-        trajectories: M (infinity for Gaussian tasks) -> its steps (N_M,) and predictions (N_M, B·K), the same
-            sequences for all.
+        trajectories: M (infinity for Gaussian tasks) -> steps (N_M,) and predictions (N_M, B·K) on the same sequences for all.
         num_components: V.
 
     Returns:
-        The PCA of all rows together, columns centred, and its scores: one row per `num_tasks`, `step` with `pc/0`,
+        The PCA of all rows together, with centred columns, and its scores: one row per `num_tasks` and `step`, with `pc/0`,
         `pc/1`, ...
 
     Raises:
-        ValueError: no trajectory, steps that do not match rows, or models with different numbers of features.
+        ValueError: there is no trajectory, steps do not match rows, or models have different numbers of features.
     """
     if not trajectories:
         raise ValueError("joint trajectory PCA needs at least one trajectory")
@@ -65,13 +63,13 @@ def joint_trajectory_pca(
 def reference_coordinates(
     fitted: TrajectoryPCA, xs: Tensor, ys: Tensor, tasks: Tensor, counts: Sequence[int], noise_variance: float
 ) -> pd.DataFrame:
-    """Where the optimal predictors lie in a joint PCA.
+    """The coordinates of the optimal predictors in a joint PCA.
 
     Args:
-        fitted: of predictions on these sequences.
+        fitted: the PCA of predictions on these sequences.
         xs, ys: (B, K, D), (B, K, 1).
-        tasks: (M, D), the list that all models share.
-        counts: for each M, dMMSE of the first M tasks.
+        tasks: (M, D), the list of tasks that all models share.
+        counts: the numbers M; each gives dMMSE for the first M tasks.
         noise_variance: σ².
 
     Returns:
@@ -92,11 +90,11 @@ def checkpoint_distances(
     tasks: Tensor | None,
     noise_variance: float,
 ) -> pd.DataFrame:
-    """Losses and distances of one model to its two candidates.
+    """Losses of one model, and its distances to the two optimal predictors.
 
-    One row: `in_distribution/mse` on sequences of its own M tasks, `ood/mse` on Gaussian tasks, and on the
-    in-distribution inputs the mean squared differences `delta_dmmse` (NaN for Gaussian tasks, tasks None) and
-    `delta_ridge`.
+    One row: `in_distribution/mse` on sequences of the model's own M tasks, `ood/mse` on Gaussian tasks, and the mean squared
+    differences to dMMSE (`delta_dmmse`) and to ridge (`delta_ridge`) on the in-distribution sequences. If `tasks` is None
+    (Gaussian tasks), `delta_dmmse` is NaN.
     """
     with torch.no_grad():
         xs, ys = in_distribution
@@ -115,11 +113,11 @@ def checkpoint_distances(
 
 
 def critical_steps(table: pd.DataFrame, loss: str = "ood/mse") -> pd.DataFrame:
-    """t_crit(M), the step of smallest OOD loss of each model, with all columns of that row, and whether ridge was
-    transient.
+    """The step t_crit(M) of smallest out-of-distribution loss of each model.
 
-    The table has one row per `num_tasks`, `step`. `step` becomes `t_crit`, `final_ratio` is the last OOD loss
-    relative to the smallest.
+    The argument has one row per `num_tasks` and `step`. The result has one row per `num_tasks`: the row with the smallest
+    loss, with `step` renamed to `t_crit`, and `final_ratio`, the last loss divided by the smallest. If this is above 1, ridge
+    was transient.
     """
     ordered = table.sort_values(["num_tasks", "step"]).reset_index(drop=True)
     groups = ordered.groupby("num_tasks", sort=True)
@@ -131,17 +129,17 @@ def critical_steps(table: pd.DataFrame, loss: str = "ood/mse") -> pd.DataFrame:
 def crossover_samples(delta_loss: float, delta_llc: float) -> float:
     """The number of samples n up to which the simpler of two solutions has the lower free energy n·ℓ + λ log n.
 
-    Δ = (specialised - simple). With Δℓ < 0 < Δλ the simple one is preferred while log(n)/n > -Δℓ/Δλ =: a, so up to n
-    = -W₋₁(-a)/a (Lambert's W). Zero if it is never preferred (Δℓ < 0 with Δλ <= 0, or a >= 1/e), infinite if always
-    (Δℓ >= 0 with Δλ >= 0).
+    Differences are Δ = (specialised - simple). If Δℓ < 0 < Δλ, the simple solution is preferred while log(n)/n > a with
+    a = -Δℓ/Δλ, that is up to n = -W₋₁(-a)/a (Lambert's W). The result is zero if it is never preferred (Δℓ < 0 with Δλ <= 0, or
+    a >= 1/e), and infinite if it always is (Δℓ >= 0 with Δλ >= 0).
 
     Raises:
-        ValueError: Δℓ > 0 > Δλ, where the roles are exchanged, or numbers that are not finite.
+        ValueError: Δℓ > 0 > Δλ (then the roles are exchanged), or numbers are not finite.
     """
     if not np.isfinite(delta_loss) or not np.isfinite(delta_llc):
         raise ValueError(f"differences must be finite, got {delta_loss}, {delta_llc}")
     if delta_loss > 0 > delta_llc:
-        raise ValueError("the 'specialised' solution is the simpler one with the larger loss: exchange the two")
+        raise ValueError("the 'specialised' solution is simpler and has the larger loss; exchange the two solutions")
     if delta_loss >= 0:
         return float("inf")
     if delta_llc <= 0:
@@ -159,14 +157,14 @@ def measure_distances(model: InContextRegressionTransformer, data: AnalysisData)
 
 
 def measure_scores(runs: Mapping[float, FamilyRun]) -> dict[str, pd.DataFrame]:
-    """Two tables: `transient_scores`, the joint PCA of all checkpoints' predictions on sequences of the first task, and
-    `transient_references`, where the optimal predictors lie in it (`joint_trajectory_pca`, `reference_coordinates`)."""
+    """Two tables: `transient_scores`, the joint PCA of all checkpoints' predictions on sequences of the first task
+    (`joint_trajectory_pca`), and `transient_references`, the optimal predictors in it (`reference_coordinates`)."""
     trajectories = {}
     for tasks, run in runs.items():
         xs, ys = run.data.root_sequences
         rows = np.empty(
             (len(run.steps), ys.numel()), dtype=np.float16
-        )  # rounds far below the differences of checkpoints
+        )  # its rounding is far smaller than the differences between checkpoints
         for row, step in zip(rows, run.steps, strict=True):
             row[:] = output_row(run.model(step), xs, ys, "predictions").cpu().numpy()
         trajectories[tasks] = (run.steps, rows)

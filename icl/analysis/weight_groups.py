@@ -1,7 +1,7 @@
-"""The named pieces of the transformer's weights, in order of depth: embeddings, attention heads, layer norms, MLP
-matrices, unembedding.
+"""Named groups of the transformer's weights, in order of depth: embeddings, attention heads, layer norms, MLP matrices,
+unembedding.
 
-A head is a set of rows of the fused qkv weight: with c = C/H its q, k and v are rows h·3c .. (h+1)·3c.
+A head is a set of rows of the joint qkv weight. With c = C/H, the q, k and v of head h are rows h·3c to (h+1)·3c.
 """
 
 from collections.abc import Mapping
@@ -15,13 +15,13 @@ from icl.model import TransformerShape, parameter_layout
 
 @dataclass(frozen=True)
 class WeightGroup:
-    """A contiguous piece of the flat parameter vector.
+    """A contiguous part of the flat parameter vector.
 
     Attributes:
-        name: such as "block_0/head_1"; layers, heads and norms count from 0.
-        depth: (stage, part, index) for sorting: 0 embeddings, 1 + l block l (0 first norm, 1 heads, 2 second norm, 3
-            MLP), 1 + L the end.
-        entries: where it lies in the flat vector.
+        name: such as "block_0/head_1". Layers, heads and norms count from 0.
+        depth: (stage, part, index) for sorting. The stage is 0 for the embeddings, 1 + l for block l, and 1 + L for the end. In a
+            block the part is 0 for the first norm, 1 for heads, 2 for the second norm, and 3 for the MLP.
+        entries: its place in the flat vector.
         size: its shape as a matrix or vector.
     """
 
@@ -32,8 +32,8 @@ class WeightGroup:
 
 
 def weight_groups(shape: TransformerShape) -> list[WeightGroup]:
-    """All weight matrices, heads apart, and norm gains; biases and the attention's output maps are left out, as in
-    the reference code."""
+    """All weight matrices (each head as its own group) and all norm gains. Biases and the output projections of attention are
+    left out, as in the reference code."""
     layout = parameter_layout(shape)
 
     def whole(name: str, parameter: str, depth: tuple[int, int, int]) -> WeightGroup:
@@ -63,7 +63,7 @@ def head_group(shape: TransformerShape, layer: int, head: int) -> WeightGroup:
     """The query, key and value rows (3c, C) of one head.
 
     Raises:
-        ValueError: no such layer or head.
+        ValueError: there is no such layer or head.
     """
     if not (0 <= layer < shape.num_layers and 0 <= head < shape.num_heads):
         raise ValueError(
@@ -78,7 +78,7 @@ def head_group(shape: TransformerShape, layer: int, head: int) -> WeightGroup:
 
 
 def standard_pairs(shape: TransformerShape) -> list[tuple[WeightGroup, WeightGroup]]:
-    """The pairs whose covariance is looked at: each group with itself, heads of neighbouring blocks, and the two MLP
+    """The pairs of groups whose covariance is computed: each group with itself, heads of neighbouring blocks, and the two MLP
     matrices of a block."""
     groups = weight_groups(shape)
     by_name: Mapping[str, WeightGroup] = {group.name: group for group in groups}

@@ -1,8 +1,8 @@
 """The file format of a checkpoint: named tensors and a checked record, as one safetensors file.
 
-The header's metadata has the single entry `icl`, a JSON text with sorted keys: format version, kind, step, sha256 and
-the caller's metadata. One entry, because safetensors writes several in an order that changes from process to process,
-and equal contents must give equal bytes.
+The header's metadata has a single entry `icl`: a JSON text with sorted keys that holds the format version, kind, step,
+sha256 and the caller's metadata. It is one entry because equal contents must give equal bytes, and safetensors writes
+several entries in an order that changes from process to process.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ class CheckpointError(ValueError):
 
 
 class DamagedCheckpointError(CheckpointError):
-    """The bytes are not a whole checkpoint of this library: truncated, altered or foreign. An older one may serve."""
+    """The bytes are not a whole checkpoint of this library: truncated, altered or foreign. An older one may be whole."""
 
 
 class Checkpoint(NamedTuple):
@@ -45,11 +45,11 @@ def encode(step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]
     Raises:
         CheckpointError: the step is negative or the metadata is not JSON.
     """
-    import safetensors.torch  # here and below: what keeps no checkpoint needs no library for them
+    import safetensors.torch  # here and in `decode`, so that programs without checkpoints do not need the library
 
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise CheckpointError(f"a checkpoint's step must be a whole number from 0, not {step!r}")
-    # Cloned, because safetensors refuses tensors that share memory, as the views of one flat vector do.
+    # Cloned, because safetensors refuses tensors that share memory, such as views of one flat vector.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     record = {"format": FORMAT_VERSION, "kind": kind, "step": step, "metadata": dict(metadata)}
     try:
@@ -79,7 +79,7 @@ def decode(data: bytes, source: str, kind: str) -> Checkpoint:
         OverflowError,
         MemoryError,
     ) as error:
-        # Only now: a checkpoint of ours may begin like a pickle, with the length of its header.
+        # Tested only after a failure: a sound checkpoint may begin with the same bytes, as the length of its header.
         if data[:1] == b"\x80" or data[:4] == b"PK\x03\x04":
             raise DamagedCheckpointError(
                 f"{source} is a pickle or PyTorch file, which could run code when opened, and was not read; "
@@ -102,10 +102,10 @@ def decode(data: bytes, source: str, kind: str) -> Checkpoint:
 
 
 def check_layout(tensors: Mapping[str, Tensor], layout: Mapping[str, tuple[int, ...]], source: str) -> None:
-    """Check that `tensors` have exactly the names and shapes of `layout`, and are float32, as all that is trained is.
+    """Check that `tensors` have exactly the names and shapes of `layout` and are float32, as all trained weights are.
 
     Raises:
-        CheckpointError: naming the first few differences; the file belongs to another architecture.
+        CheckpointError: the file belongs to another architecture; the message names the first differences.
     """
     faults = [f"{name} is missing" for name in layout if name not in tensors]
     faults += [f"{name} is not expected" for name in tensors if name not in layout]
@@ -149,7 +149,7 @@ def _read_record(data: bytes, source: str) -> dict[str, Any]:
             and isinstance(record["sha256"], str)
             and isinstance(record["metadata"], dict)
         )
-    # RecursionError: the text is not ours and may nest as deep as it likes.
+    # RecursionError: the text may come from another program and be nested too deeply.
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise DamagedCheckpointError(f"{source} is a safetensors file of another program, not a checkpoint") from error
     if not sound:

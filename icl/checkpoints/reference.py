@@ -1,8 +1,8 @@
 """Weights in the names of the reference code (public code of arXiv 2402.02364), and its checkpoint files.
 
 A reference file is a PyTorch pickle of a dictionary whose entry `model` holds the weights. Its rows of queries, keys
-and values are grouped per head exactly as ours, so only names differ. The reference adds every block's residual twice;
-the weights mean what they meant only in a model with `residual="doubled"`.
+and values are grouped per head as in this library, so only names differ. The reference code adds every block's residual
+twice, so these weights give the same predictions only in a model with `residual="doubled"`.
 """
 
 import os
@@ -40,7 +40,8 @@ def load_reference_state_dict(model: Model, state: Mapping[str, Tensor]) -> Mode
     The causal masks that such a state may hold are left out: they carry no information.
 
     Raises:
-        CheckpointError: naming what is missing, unexpected or of another shape; the model is left as it was.
+        CheckpointError: weights are missing, unexpected or of another shape; the message names them, and the model is
+            left as it was.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -63,7 +64,7 @@ def load_reference_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]
     """Return the weights, in the reference code's names, of a reference checkpoint file; no code in it can run.
 
     Raises:
-        CheckpointError: no such file, truncated, a pickle that asks for code, or without weights.
+        CheckpointError: there is no such file, it is truncated, it asks to run code, or it has no weights.
     """
     content = load_plain(path)
     weights = content.get("model") if isinstance(content, dict) else None
@@ -73,7 +74,7 @@ def load_reference_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]
 
 
 def _our_name(name: str) -> str:
-    """The library's name of a weight; one without a counterpart keeps its name, for the error message."""
+    """The library's name of a weight. A weight without a counterpart keeps its name, which the error message then shows."""
     if not name.startswith(_ROOT):
         return name
     inner = name.removeprefix(_ROOT)

@@ -34,12 +34,12 @@ _log = logging.getLogger(__name__)
 class Checkpoints:
     """The checkpoints of one run in a store.
 
-    A writer must hold `lock()`; a reader needs nothing. Every file of weights that is loaded must have the `layout`
-    (name -> shape), if one is given, and the settings that `expect` was told.
+    A writer must hold `lock()`; a reader needs no lock. If a `layout` (name -> shape) is given, every file of weights
+    that is loaded must have it. If `expect` was called, every checkpoint must have been made with those settings.
     """
 
     def __init__(self, store: Store, run_name: str, layout: Mapping[str, tuple[int, ...]] | None = None) -> None:
-        """Raises `CheckpointError` if `run_name` cannot be the name of one folder."""
+        """Raise `CheckpointError` if `run_name` cannot be the name of one folder."""
         if "/" in str(run_name):
             raise CheckpointError(f"the run name {run_name!r} is refused: it must not contain a slash")
         try:
@@ -53,15 +53,15 @@ class Checkpoints:
         self._held: Held | None = None
         self._expected: Settings | None = None
         self._recorded: tuple[int, list[int]] = hash(b""), []  # the metrics' bytes, hashed, and the steps of their rows
-        self._fitting: str | None = None  # the last settings, as text, that were found to be the expected ones
+        self._fitting: str | None = None  # the last settings, as text, that `_compare` accepted
 
     # Whose run this is
 
     def expect(self, settings: Settings) -> Self:
         """Check that this is the run of `settings`, and not another one of the same name.
 
-        What is stored now is compared with them, and so is every checkpoint that is read from now on. A run does this before it
-        writes anything.
+        The stored settings are compared with `settings` now, and those of every checkpoint when it is read. A run calls
+        this before it writes anything.
 
         Raises:
             CheckpointError: the run was made with other settings; the message names the first of them and both values.
@@ -74,8 +74,10 @@ class Checkpoints:
         return self
 
     def settings(self) -> dict[str, Any] | None:
-        """The settings that the run was made with: of its config.json, or where that is missing or damaged, of its
-        newest state or weights. None: there are none."""
+        """The settings that the run was made with, or None if none are stored.
+
+        They are read from config.json. If that is missing or damaged, they are read from the newest state or weights.
+        """
         config = self._config_at(self.store)
         if config is not None:
             return config
@@ -85,7 +87,7 @@ class Checkpoints:
         except StorageError:
             if not isinstance(self.store, MirroredStore):
                 raise
-            return None  # the bucket does not answer: what is read of it later is compared then
+            return None  # the bucket does not answer; whatever is read from it later is compared then
         for key, step, kind in newest:
             with contextlib.suppress(DamagedCheckpointError):
                 return _config_of(self._read(key, step, kind), key)
@@ -99,9 +101,9 @@ class Checkpoints:
         except StorageError:
             if not isinstance(store, MirroredStore):
                 raise
-            return None  # not in the folder, and the bucket does not answer: `lock` looks again once it does
+            return None  # it is not in the folder, and the bucket does not answer; `lock` tries again
         if config is not None and self._expected is not None and not config.keys() & set(self._expected.decides):
-            config = None  # an object, but none of settings
+            config = None  # a JSON object, but not one of settings
         if config is None:
             _log.warning(
                 "%s in %s is damaged; the settings that are stored with the checkpoints are used instead",
@@ -118,7 +120,8 @@ class Checkpoints:
             raise CheckpointError(str(error)) from None
 
     def _compare_remote(self) -> None:
-        """A bucket may hold another run under the name; one that cannot be reached is left as it is anyway."""
+        """Check that the bucket does not hold another run of this name. A bucket that cannot be reached is skipped, because
+        nothing is written to it then."""
         if self._expected is not None and isinstance(self.store, MirroredStore):
             with contextlib.suppress(StorageError):
                 config = self._config_at(self.store.remote)
@@ -130,7 +133,9 @@ class Checkpoints:
     def save(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
         """Store the weights of `step`; equal weights and metadata give equal bytes.
 
-        Raises `StorageError` if nothing could be stored and `CheckpointError` if the arguments cannot be.
+        Raises:
+            StorageError: the store failed.
+            CheckpointError: the arguments cannot be stored.
         """
         self.store.put(self.weights_key(step), encode(step, tensors, metadata or {}, "weights"))
 
@@ -142,7 +147,8 @@ class Checkpoints:
         """Return weights and metadata of `step`, after checking checksum and layout.
 
         Raises:
-            CheckpointError: there is no such step, or its file is damaged, foreign, newer or of another architecture.
+            CheckpointError: there is no such step, or its file is damaged, from another program, from a newer version,
+                or of another architecture.
             StorageError: the store cannot be read.
         """
         return self._read(self.weights_key(step), step, "weights")
@@ -164,15 +170,16 @@ class Checkpoints:
     def save_state(self, step: int, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
         """Store everything that resuming after `step` needs, then drop all states but this and the one before it.
 
-        States of later steps go too: a run that stands at `step` could not use them, so they were damaged.
+        States of later steps are dropped too. They must be damaged: a run that is at `step` would have resumed from them.
 
-        Raises `RunInUseError`, and stores nothing, if the lock was taken away from this process.
+        Raises:
+            RunInUseError: this process has lost the lock; nothing is stored.
         """
         self.confirm_lock()
         data = encode(step, tensors, metadata or {}, "state")
         if self._states is None:
             self._states = self.states()
-        # First the metrics up to this step: a run that goes on from this state on another disk does not log them again.
+        # The metrics go first: a run that resumes from this state on another machine does not log them again.
         for key in self._record_keys:
             self.store.send(key)
         self.store.put(self.state_key(step), data)
@@ -180,7 +187,7 @@ class Checkpoints:
         self._keep_states(known, [number for number in known if number <= step][-STATES_KEPT:])
 
     def keep_last_state(self) -> None:
-        """Drop all states but the newest: what a finished run leaves does not depend on when it was interrupted."""
+        """Drop all states but the newest, so that a finished run's files do not depend on when it was interrupted."""
         known = self.states() if self._states is None else self._states
         self._keep_states(known, known[-1:])
 
@@ -194,14 +201,16 @@ class Checkpoints:
                     _log.warning("an old state is left behind: %s", error)
 
     def newest_state(self) -> Checkpoint | None:
-        """Return the newest state that is whole, or None if there is none; damaged ones are skipped with a warning.
+        """Return the newest undamaged state, or None if there is none. Damaged ones are skipped with a warning.
 
-        Raises `CheckpointError` for a state that a newer version of this library wrote, rather than train over it.
+        Raises:
+            CheckpointError: a newer version of this library wrote the state. It is not skipped, because training would
+                overwrite it.
         """
         return next(self.whole_states(), None)
 
     def whole_states(self) -> Iterator[Checkpoint]:
-        """The states that are whole, newest first; see `newest_state`."""
+        """The undamaged states, newest first; see `newest_state`."""
         for step in reversed(self.states()):
             try:
                 state = self._read(self.state_key(step), step, "state")
@@ -219,7 +228,7 @@ class Checkpoints:
             data = self.store.get(key)
         except MissingKeyError:
             data = b""
-        if self._recorded[0] != hash(data):  # reading thousands of rows takes longer than all else at a start
+        if self._recorded[0] != hash(data):  # parsing thousands of rows would be the slowest part of a start
             self._recorded = hash(data), [row["step"] for row in parse_lines(data, key, has_step)]
         return sum(step < state.step for step in self._recorded[1]) >= rows
 
@@ -238,7 +247,7 @@ class Checkpoints:
         self.store.put(self._config_key, _readable(config))
 
     def restore_config(self, config: Mapping[str, Any]) -> None:
-        """`save_config` where its file is damaged or gone."""
+        """Write the configuration again if its file is damaged or missing."""
         if self._config_at(self.store) is None:
             self.save_config(config)
 
@@ -251,7 +260,7 @@ class Checkpoints:
         self.store.put(self.finished_key, _readable({"step": step}))
 
     def finished_step(self) -> int | None:
-        """The last step of a finished run, or None while it has more to do, or its mark is damaged."""
+        """The last step of a finished run; None if the run is not finished or its mark is damaged."""
         try:
             mark = self._read_json("finished.json")
         except CheckpointError as error:
@@ -261,21 +270,22 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def lock(self, wait_s: float = 1.0) -> Iterator[None]:
-        """Be the only writer of this run; leftovers of a killed writer are cleared first.
+        """Be the only writer of this run for the length of a `with` block. Leftovers of a killed writer are cleared first.
 
-        The lock guards against processes of this machine (or of a shared file system with working locks). In a mirrored
-        store the copy with the newer state is continued; see `MirroredStore` for a remote that cannot be reached.
+        The file lock excludes processes of this machine, or of a shared file system with working locks. The claim
+        excludes other machines that write to the same bucket. In a mirrored store the copy with the newer state is
+        continued; see `MirroredStore` for a remote that cannot be reached.
 
         Raises:
-            RunInUseError: naming the process that holds the run.
+            RunInUseError: another process holds the run; the message names it.
         """
         subject = f"the run {self.run_name}"
         with contextlib.ExitStack() as stack:
             held = stack.enter_context(exclusive(self.store.lock_path(self.prefix), subject, wait_s))
-            self._compare_remote()  # before the claim, which would be written into another run's folder
+            self._compare_remote()  # before the claim, so that none is written into another run's folder
             stack.enter_context(self.store.claim(self.prefix).held(subject, wait_s))
             self.store.recover(self.prefix, History(self._progress, self._record_keys))
-            # What another machine may write later, should this one lose its claim, is not ours to drop.
+            # Only states known now may be dropped: if this machine loses its claim, later ones are another machine's.
             self._states = self.states()
             self._held = held
             try:
@@ -284,23 +294,23 @@ class Checkpoints:
                 self._states = self._held = None
 
     def holder(self, everywhere: bool = True) -> Holder | None:
-        """The process that is writing this run now, or None; if `everywhere`, the bucket is asked about other machines.
+        """The process that is writing this run now, or None. If `everywhere`, the bucket is asked about other machines.
 
         Raises:
-            StorageError: it cannot be asked.
+            StorageError: the bucket does not answer.
         """
         here = holder_of(self.store.lock_path(self.prefix))
         return self.store.claim(self.prefix).holder() if here is None and everywhere else here
 
     def confirm_lock(self) -> None:
-        """Raise `RunInUseError` if the lock is known to be lost: its file was removed, or another machine took the run over. Costs
-        nothing."""
+        """Raise `RunInUseError` if the lock is known to be lost: its file was removed, or another machine took the run over.
+        Makes no request."""
         if self._held is not None:
             self._held.check()
         self.store.claim(self.prefix).confirm()
 
     def flush(self, timeout_s: float | None = None) -> Sequence[str]:
-        """Wait until all files of this run, those of other writers too, are sent; return the keys that are not.
+        """Wait until all files of this run are sent, those of other writers too, and return the keys that are not.
 
         Only the holder of `lock()` may call this.
         """
@@ -330,12 +340,12 @@ class Checkpoints:
         return [f"{self.prefix}/{name}" for name in RECORDS]
 
     def _progress(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """How far a copy of this run is: its newest state, and for records without states the length of the metrics."""
+        """How far a copy of this run is: the step of its newest state (-1 without one), then the size of its metrics."""
         states = _numbers(_STATE, (key.removeprefix(f"{self.prefix}/") for key in sizes))
         return max(states, default=-1), sizes.get(self._record_keys[0], 0)
 
     def history(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """How far the copy of this run with these files is: the updates made, then the length of its metrics."""
+        """How far the copy of this run with these files is: the updates made, then the size of its metrics."""
         updates, metrics = self._progress(sizes)
         steps = self.steps_among(key.removeprefix(f"{self.prefix}/") for key in sizes)
         return max([updates, *(step + 1 for step in steps)]), metrics
@@ -383,12 +393,14 @@ class Checkpoints:
         except MissingKeyError:
             return None
         if value is None:
-            raise CheckpointError(f"{key} is not a JSON object; delete it, it is written anew when the run goes on")
+            raise CheckpointError(
+                f"{key} is not a JSON object; delete it, and it is written again when the run goes on"
+            )
         return value
 
 
 def _config_of(checkpoint: Checkpoint, key: str) -> dict[str, Any] | None:
-    """The settings stored with a checkpoint; None where its writer stored none, as one outside of training may."""
+    """The settings stored with a checkpoint, or None if its writer stored none (only training always does)."""
     text = checkpoint.metadata.get("config")
     if text is None:
         return None

@@ -18,15 +18,15 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run as its files tell it.
+    """One run, as far as its files show.
 
     Attributes:
         name: of the run.
         checkpoints: how many steps have stored weights.
         newest_step: the largest of them; None if there is only a state.
         size: of all its files, in bytes.
-        state: running (a process holds it, on this machine or, in a bucket, on any), finished, or interrupted.
-        writer: that process.
+        state: `running` (a process holds the run, on this machine or through the bucket), `finished`, or `interrupted`.
+        writer: the process that holds the run.
     """
 
     name: str
@@ -47,8 +47,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class CopyReport:
-    """What a copy did: files written, files the destination had already, bytes written, what failed, and whether the
-    destination's history was the longer one."""
+    """What a copy did.
+
+    Attributes:
+        copied: files written.
+        present: files that the destination had already.
+        size: bytes written.
+        problems: files that could not be copied.
+        longer: whether the destination's history was the longer one.
+    """
 
     copied: int
     present: int
@@ -82,8 +89,10 @@ def list_runs(store: Store) -> list[RunSummary]:
 
 
 def verify_run(store: Store, name: str, progress: Progress = lambda done, total: None) -> list[Problem]:
-    """Read every checkpoint and state of a run, and return those whose checksum, step, layout or settings are wrong, and
-    the metrics if they lack rows that were there when the newest state was saved."""
+    """Read every checkpoint and state of a run, and return those whose checksum, step, layout or settings are wrong.
+
+    The metrics are a problem too if they lack rows that were there when the newest state was saved.
+    """
     checkpoints = Checkpoints(store, name)
     problems: list[Problem] = []
     try:
@@ -94,7 +103,7 @@ def verify_run(store: Store, name: str, progress: Progress = lambda done, total:
                 Problem(f"{checkpoints.prefix}/metrics.jsonl", f"{checkpoints.prefix}/metrics.jsonl lacks rows")
             )
     except (CheckpointError, ConfigError):
-        pass  # of a file that is named below
+        pass  # the loop below finds the file at fault and names it
     keys = [key for key in store.list(checkpoints.prefix) if key.endswith(SUFFIX)]
     for done, key in enumerate(keys):
         progress(done, len(keys))
@@ -106,7 +115,7 @@ def verify_run(store: Store, name: str, progress: Progress = lambda done, total:
             problems.append(Problem(key, str(error)))
             continue
         if checkpoints.layout is None and key == checkpoints.weights_key(checkpoint.step):
-            # All checkpoints of a run are of one architecture; the first sound one says which.
+            # All checkpoints of a run have one architecture, so the first sound one gives the layout.
             checkpoints.layout = {label: tuple(value.shape) for label, value in checkpoint.tensors.items()}
     progress(len(keys), len(keys))
     return problems
@@ -133,11 +142,11 @@ def prune_run(
 
 
 def copy_run(source: Store, destination: Store, name: str, progress: Progress = lambda done, total: None) -> CopyReport:
-    """Copy a run; checkpoints that the destination has in full size are left as they are, damaged ones are not copied.
+    """Copy a run. Checkpoints that the destination has in the same size are skipped, and damaged ones are not copied.
 
     If the destination's history is the longer one, its states and records stay, and only missing weights are copied.
-    The destination is locked meanwhile, the source may be growing. The mark of a finished run is copied last, and not
-    at all after a problem, so that half a copy never looks complete.
+    The destination is locked meanwhile; the source may be growing. The mark of a finished run is copied last, and not
+    at all after a problem, so that an incomplete copy never looks complete.
 
     Raises:
         CheckpointError: the destination has another run of this name.
@@ -151,7 +160,7 @@ def copy_run(source: Store, destination: Store, name: str, progress: Progress = 
     with writer.lock():
         here, there = source.sizes(reader.prefix), destination.sizes(writer.prefix)
         longer = writer.history(there) > reader.history(here)
-        # Rows after states: whatever row a state of a growing run vouches for has been written by then.
+        # Metrics after states: a state counts the rows before it, and by then all of these have been written.
         keys = sorted(here, key=lambda key: (key == reader.finished_key, not key.endswith(SUFFIX), key))
         for done, key in enumerate(keys):
             progress(done, len(keys))
@@ -188,7 +197,7 @@ def _refuse_another(reader: Checkpoints, writer: Checkpoints) -> None:
 
 
 def _training_of(checkpoints: Checkpoints) -> Training | None:
-    """What decides the weights of a run, as it is stored with it; from here on its checkpoints are compared with that."""
+    """The settings stored with a run that decide its weights, or None. Its checkpoints are compared with them from now on."""
     stored = checkpoints.settings()
     if stored is None:
         return None
@@ -202,7 +211,7 @@ def choose(runs: Sequence[RunSummary], name: str | None) -> list[RunSummary]:
     """The run called `name`, or all.
 
     Raises:
-        ValueError: there is no such run; the message names those there are.
+        ValueError: there is no such run; the message names some that exist.
     """
     if name is None:
         return list(runs)

@@ -1,1 +1,1 @@
-"""What each command of `icl` does; the command line itself is `icl.cli`."""
+"""The commands of `icl`, one file each. The command line itself is in `icl.cli`."""

@@ -1,4 +1,4 @@
-"""`icl analyse`: the tables of one run, or of the runs of a training sweep together."""
+"""`icl analyse`: makes the tables of one run, or of all runs of a training sweep together."""
 
 import os
 import sys
@@ -10,13 +10,14 @@ from icl.analysis.run import ANALYSES, analyse
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import FOLDER
 from icl.commands.analyse_language import analyse_folder, analyse_run
+from icl.commands.analyse_subject import analyse_sweep
 from icl.config import ConfigError, TrainingConfig
 from icl.config.kinds import parse_training
 from icl.config.language import LanguageTraining
 from icl.config.steps import nearest_step, refuse_missing_steps, spread_in_log_time
-from icl.config.sweeps import expand, load_sweep
+from icl.config.sweeps import YAML, expand, load_sweep
 from icl.devices import resolve_device
-from icl.execution.points import parse_steps
+from icl.execution.points import choice_overrides, parse_steps
 from icl.execution.progress import progress_bar
 from icl.storage import LocalStore, store_from_environment
 
@@ -30,18 +31,37 @@ def analyse_command(
     count: int | None = None,
     steps: str | None = None,
     nearest: bool = False,
+    overrides: Sequence[str] = (),
+    samples: int | None = None,
 ) -> dict[str, Path]:
-    """Run the analyses of a run, named or given as a folder `<root>/icl/<run>`; returns analysis -> table.
+    """Run the analyses of one run, or of the subjects of a sweep; returns analysis -> file of its table.
 
     Args:
-        tokens: rows of tokens; the folder is then one of a language model's public checkpoint files.
-        count: how many checkpoints, evenly in log t; None: all, or `steps`.
-        steps: the checkpoints, as text `0,100,499`.
-        nearest: whether the nearest checkpoint is taken where a step has none.
+        run: name of the run, or its folder `<root>/icl/<run>`, or a sweep file that names a subject (`icl.commands.analyse_subject`).
+        only: the analyses to run; None: all.
+        output: folder of the tables; None: `data/<run>`.
+        tokens: file of token rows. If given, `run` is a folder with a language model's public checkpoint files.
+        count: number of checkpoints, spread evenly in log t; None: all, or `steps`.
+        steps: the checkpoints, as a text such as `0,100,499`.
+        nearest: whether the nearest checkpoint is taken for a step that has none.
+        overrides: of the settings of a sweep file.
+        samples: for a sweep file, the samples of the data on which the loss and the Hessian are measured.
 
     Raises:
-        ConfigError: an unknown analysis, no such run, a folder that is not one of a run, or a step without a checkpoint.
+        ConfigError: the analysis is unknown, there is no such run, the folder is not that of a run, a step has no checkpoint, or the sweep
+            file is wrong.
     """
+    if Path(run).suffix in YAML:
+        if tokens is not None:
+            raise ConfigError(
+                "--tokens is for a folder of public files; the sweep file names the tokens of its subject"
+            )
+        chosen = choice_overrides(None, count, steps, nearest)
+        return analyse_sweep(Path(run), [*chosen, *overrides], only, output, environ, samples)
+    if overrides or samples is not None:
+        raise ConfigError(
+            "--set and --samples are for a sweep file: give one in place of the run, or --family for --set"
+        )
     folder = Path(run).resolve()
     if tokens is not None:
         if count is not None or steps is not None or nearest:
@@ -51,7 +71,7 @@ def analyse_command(
         if folder.parent.name != FOLDER:
             raise ConfigError(
                 f"{run} is not the folder of a run; give the one that holds config.json, ROOT/{FOLDER}/RUN (for the public files of a "
-                "language model, say --tokens too)"
+                "language model, add --tokens)"
             )
         checkpoints = Checkpoints(LocalStore(folder.parent.parent), folder.name)
     else:
@@ -71,7 +91,7 @@ def analyse_command(
 
 
 def _chosen(checkpoints: Checkpoints, count: int | None, steps: str | None, nearest: bool) -> list[int] | None:
-    """The steps that the options choose; None: all."""
+    """The steps that the options choose, or None for all."""
     if count is not None and steps is not None:
         raise ConfigError("--checkpoints and --steps both choose the checkpoints; give one of them")
     present = checkpoints.steps()
@@ -94,12 +114,12 @@ def analyse_family_command(
     output: Path | None,
     environ: Mapping[str, str] = os.environ,
 ) -> list[Path]:
-    """Run the analyses of the runs of a training sweep together; returns the tables.
+    """Run the analyses that compare the runs of a training sweep; returns the files of the tables.
 
-    Runs without checkpoints are left out, with a line that says so.
+    Runs without checkpoints are left out, and a line says so.
 
     Raises:
-        ConfigError: a wrong file or analysis, no run with checkpoints, or runs that differ in more than num_tasks.
+        ConfigError: the file or an analysis is wrong, no run has checkpoints, or runs differ in more than num_tasks.
     """
     store = store_from_environment(environ)
     configs = [TrainingConfig.parse(data) for data in expand(load_sweep(sweep), overrides)]

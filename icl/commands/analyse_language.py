@@ -25,14 +25,15 @@ from icl.subjects.tokens import (
 )
 
 MOST_ROWS = 4096
-"""Rows that bigrams are counted in."""
+"""The most rows in which bigrams are counted."""
 TEST_ROWS = 256
+"""The most rows on which public checkpoint files are tested."""
 
 
 def analyse_run(
     checkpoints: Checkpoints, config: LanguageTraining, output: Path | None, steps: list[int] | None = None
 ) -> dict[str, Path]:
-    """Measure checkpoints of a run, all by default, on the rows that it did not see; returns table -> file."""
+    """Measure checkpoints of a run (all by default) on the rows held out from its training; returns table -> file."""
     task = config.task_config
     rows = token_rows(task.tokens, task.n_ctx, task.d_vocab)
     train, test = split(len(rows), task.held_out)
@@ -45,12 +46,12 @@ def analyse_run(
 
 
 def analyse_folder(folder: Path, tokens: Path, output: Path | None) -> dict[str, Path]:
-    """Measure public checkpoint files on rows of tokens; the first are tested on, bigrams are counted in the others."""
+    """Measure public checkpoint files on rows of tokens. The first rows are for testing; bigrams are counted in the others."""
     found = FolderCheckpoints(folder)
     shape = load_model(found.path(found.steps()[0])).shape
     rows = rows_of_file(tokens, shape.n_ctx).check(shape.d_vocab)
     if len(rows) < 2:
-        raise ConfigError(f"{tokens} holds one row; two are needed, one to test on and one to count bigrams in")
+        raise ConfigError(f"{tokens} holds one row; give two or more, one for testing and one for counting bigrams")
     held = min(TEST_ROWS, len(rows) // 2)
     train, test = torch.arange(held, len(rows)), torch.arange(held)
     data = _data(rows, train, test, shape.d_vocab, TokensConfig(rows=str(tokens)))
@@ -63,7 +64,7 @@ def _data(rows: TokenRows, train: torch.Tensor, test: torch.Tensor, d_vocab: int
 
 
 def _words(config: TokensConfig, d_vocab: int) -> dict[int, torch.Tensor]:
-    """The text's common words by their number of tokens; none where there is no text."""
+    """The text's common words by their number of tokens; empty if the rows do not come from text files."""
     if not config.text:
         return {}
     documents = [path.read_text(encoding="utf-8") for path in text_files(config)]
@@ -87,7 +88,7 @@ def _analysed(
             output or Path("data") / source,
             source,
             seed,
-            lambda done, note, total: update(done, note, total),
+            update,
         )
     for path in paths.values():
         print(path)

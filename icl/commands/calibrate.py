@@ -1,4 +1,4 @@
-"""`icl calibrate`: the search for the sampler's constants on checkpoints of a trained run."""
+"""`icl calibrate`: searches for the sampler's constants at checkpoints of a trained run."""
 
 import hashlib
 import json
@@ -40,21 +40,21 @@ NUMBERS = dict.fromkeys(("step", "epsilon", "gamma", "nbeta", "llc", "mcse", "rh
 
 @dataclass(frozen=True)
 class Budget:
-    """What every cell may cost, in place of the sweep file's."""
+    """Chains and draws of every cell of the search, used instead of the sweep file's."""
 
     chains: int = 4
     burnin: int = 200
     draws: int = 300
 
     def gradients(self, cells: int) -> int:
-        """Gradients of that many cells."""
+        """The number of gradients that `cells` cells cost."""
         return cells * self.chains * (self.burnin + self.draws)
 
 
 def say_cost(
     sweep: Path, index: int, overrides: Sequence[str], steps: Sequence[int], grid: SearchGrid, budget: Budget
 ) -> None:
-    """Print what `calibrate_command` would do, and how long it would take here; nothing is sampled but a moment.
+    """Print what `calibrate_command` would do and how long it would take here. It samples for a moment only.
 
     Raises:
         ConfigError: see `calibrate_command`.
@@ -72,7 +72,7 @@ def say_cost(
     )
     seconds = round(len(chosen) * begun + cells * count * step_s)
     print(
-        f"about {timedelta(seconds=max(seconds, 1))} here, measured on {place.device}; other work on this machine makes it longer"
+        f"about {timedelta(seconds=max(seconds, 1))} on this machine's {place.device}, measured now; other work on it makes it longer"
     )
 
 
@@ -83,7 +83,7 @@ def _presets() -> dict[str, SamplerConfig]:
 def _prepared(
     sweep: Path, index: int, overrides: Sequence[str], steps: Sequence[int], budget: Budget
 ) -> tuple[LLCConfig, Surroundings, Subject, list[int], SamplerConfig]:
-    """What is searched: the point of the sweep, its surroundings, subject, checkpoints, and the sampler with the budget."""
+    """The point of the sweep, its surroundings, its subject, the checkpoints to search at, and the sampler with the budget."""
     config = select(llc_points(load_sweep(sweep), overrides), index)
     place = Surroundings.from_environment()
     config = config.of(place.with_kept_seed(config.training))
@@ -111,7 +111,7 @@ def calibrate_command(
 ) -> Calibration:
     """Search at the checkpoints that the sweep chooses, print the table and draw the traces.
 
-    Leaves `calibration.csv`, `traces-<step>.png` and `cells.jsonl` in the folder `output`; the last lets an interrupted search go on.
+    The folder `output` gets `calibration.csv`, `traces-<step>.png` and `cells.jsonl`. From the last, an interrupted search continues.
 
     Raises:
         ConfigError: the sweep, an override or the choice of checkpoints is wrong, or the run has no checkpoints.
@@ -161,7 +161,7 @@ def _target(subject: Subject, step: int, sampler: SamplerConfig, device: torch.d
 
 
 def shown(table: pd.DataFrame) -> str:
-    """The table as printed."""
+    """The table as text for printing."""
     columns = {
         name: [format(value, form) if form else str(value) for value in table[name].tolist()]
         for name, form in SHOWN.items()
@@ -170,7 +170,7 @@ def shown(table: pd.DataFrame) -> str:
 
 
 def _spread(steps: Sequence[int]) -> list[int]:
-    """At most MOST_CHECKPOINTS of the steps, the first and the last among them."""
+    """At most MOST_CHECKPOINTS of the steps, including the first and the last."""
     if len(steps) <= MOST_CHECKPOINTS:
         return list(steps)
     return [steps[round(i * (len(steps) - 1) / (MOST_CHECKPOINTS - 1))] for i in range(MOST_CHECKPOINTS)]
@@ -186,8 +186,8 @@ def _draw(found: Calibration, output: Path) -> None:
 
 
 class _Journal:
-    """The file of finished cells: of every search, after a line that says what it is made with. Each cell says which
-    search it belongs to, so that a damaged line costs itself alone."""
+    """The file of finished cells, of all searches. A head line holds the settings of each search. Every cell names its
+    search, so that a damaged line loses only itself."""
 
     def __init__(self, path: Path, made: Mapping[str, Any]) -> None:
         self._search = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""`icl config`: every setting with its type, its default and what it means."""
+"""`icl config`: prints every setting with its type, its default and its meaning."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,13 +16,13 @@ from icl.estimation import LLCConfig
 
 COMMANDS: Mapping[str, type[Settings]] = {"train": TrainingConfig, "llc": LLCConfig}
 ON_REQUEST: Mapping[str, type[Settings]] = {"language": LanguageTraining}
-"""Settings of `icl train` for the language model, printed when they are asked for by name."""
+"""Settings of `icl train` for language models. They are printed only if this name is given."""
 
 _BOUNDS = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
 
 
 class Setting(NamedTuple):
-    """One setting: its dotted key and its default as `--set key=default` takes them, its type, and what it means."""
+    """One setting: its dotted key and its default, in the form `--set key=default`, its type, and its meaning."""
 
     key: str
     default: str
@@ -31,14 +31,14 @@ class Setting(NamedTuple):
 
 
 def config_command(command: str | None, words: Sequence[str], console: Console | None = None) -> None:
-    """Print the settings of `icl train`, of `icl llc` or of both, for people on a terminal, one a line elsewhere.
+    """Print the settings of `icl train`, of `icl llc`, or of both. Outside a terminal, each setting is one line.
 
     Args:
-        command: "train" or "llc", None for both; "language" for `icl train` of language models.
-        words: only settings whose key holds one of these; all by default.
+        command: "train", "llc", or "language" (`icl train` of language models); None: train and llc.
+        words: print only settings whose key contains one of these; all by default.
 
     Raises:
-        ConfigError: there is no such command, or no key holds one of the words.
+        ConfigError: there is no such command, or no key contains one of the words.
     """
     console = console or Console()
     for setting in chosen_settings(command, words):
@@ -55,17 +55,17 @@ def chosen_settings(command: str | None, words: Sequence[str]) -> list[Setting]:
     """The settings that `config_command` prints."""
     named = {**COMMANDS, **ON_REQUEST}
     if command is not None and command not in named:
-        raise ConfigError(f"icl config {command}: name a command first, {' or '.join(named)}, then words to look for")
+        raise ConfigError(f"icl config {command}: give a command first, {' or '.join(named)}, then words to search for")
     kinds = COMMANDS.values() if command is None else [named[command]]
     settings = {setting.key: setting for kind in kinds for setting in settings_of(kind)}
     chosen = [each for key, each in settings.items() if not words or any(word in key for word in words)]
     if not chosen:
-        raise ConfigError(f"no setting has {' or '.join(words)} in its key; `icl config` prints all")
+        raise ConfigError(f"no setting has {' or '.join(words)} in its key; `icl config` prints all settings")
     return chosen
 
 
 def settings_of(kind: type[Settings], prefix: str = "") -> Iterator[Setting]:
-    """All settings of a configuration, in the order of its fields; those of a part come in its place."""
+    """All settings of a configuration, in the order of its fields. A nested record is replaced by its own settings."""
     defaults = kind().model_dump(mode="json")
     for name, field in kind.user_fields().items():
         part = field.annotation
@@ -80,7 +80,7 @@ def _text(value: Any) -> str:
 
 
 def _bounded_type(field: FieldInfo) -> str:
-    """As in "float > 0, < 1 | null"."""
+    """The type with its bounds, such as "float > 0, < 1 | null"."""
     kind, null, _ = _type(field.annotation).partition(" | null")
     bounds = [
         f"{sign} {getattr(rule, name)}"
@@ -92,7 +92,7 @@ def _bounded_type(field: FieldInfo) -> str:
 
 
 def _type(annotation: Any) -> str:
-    """A type in the words of a sweep file."""
+    """A type, in the terms of a sweep file."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type(inner[0])

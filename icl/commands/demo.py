@@ -1,6 +1,6 @@
-"""The demo: the whole way from a training run to a figure, in minutes on a CPU.
+"""The demo: trains, evaluates, estimates and draws, in minutes on a CPU.
 
-The schedule is a fortieth of the paper's; stages are therefore compressed, and the numbers are not the paper's.
+Training takes a fortieth of the paper's steps. So the stages are shorter, and the numbers are not the paper's.
 """
 
 from dataclasses import replace
@@ -36,7 +36,7 @@ TASK: dict[str, Any] = {
     "task_size": 4, "max_examples": 8, "num_tasks": "inf", "noise_variance": 0.125, "embed_size": 64, "mlp_size": 64, "num_heads": 4,
     "num_layers": 2, "model_seed": 1, "pretrain_seed": None, "true_seed": None, "sampling_seed": None, "include_output": True,
 }  # fmt: skip
-# Smaller batches and fewer draws than the preset's: enough for healthy chains once the model has begun to learn.
+# Smaller batches and fewer draws than in the preset. They suffice for healthy chains once the model has begun to learn.
 SAMPLER: dict[str, Any] = CALIBRATED.model_dump(exclude_unset=True) | {
     "grad_batch_size": 256, "num_draws": 200, "num_burnin_steps": 60,
 }  # fmt: skip
@@ -61,7 +61,7 @@ def demo_config(quick: bool) -> LLCConfig:
 
 
 def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
-    """Train, evaluate, estimate and draw into `output`; what is there already is not made again."""
+    """Train, evaluate, estimate and draw into the folder `output`. Results that exist are not computed again."""
     console = console or Console()
     config = demo_config(quick).resolved()
     place = Surroundings.from_environment(store=LocalStore(output / "checkpoints"), tracking="local")
@@ -85,8 +85,8 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     console.print(_table(summary))
     console.print(f"figure: {paths[0]}   tables: {output}/evals.csv, llc.csv, summary.csv")
     page, folder = output / "report.html", place.results / training.name
-    again = ("Make this page anew.", quoted("icl", "report", str(folder), "--output", str(page)))
-    first = ("Train runs of your own: copy this sweep and change it.", "icl train sweeps/training-runs/quick.yaml")
+    again = ("Write this page again.", quoted("icl", "report", str(folder), "--output", str(page)))
+    first = ("Train your own runs: copy this sweep and change it.", "icl train sweeps/training-runs/quick.yaml")
     material = gather([Run(training.name, place.store, place.results)])
     write_report(material, page, [first, again], title="The demo run")
     console.print(f"report: {page}; open it in a browser")
@@ -94,7 +94,7 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
 
 
 def evaluate_run(config: LLCConfig, checkpoints: Checkpoints, seed: int = 0) -> tuple[pd.DataFrame, pd.Series]:
-    """Validation metrics of every checkpoint, and the losses of ridge and of predicting zero on the same sequences."""
+    """The validation metrics of every checkpoint, and the losses of ridge regression and of predicting zero on the same data."""
     task, shape = config.training.task_config.pretrain_task(), config.training.task_config.shape
     data = ValidationSet.draw(task, seed, size=512)
     rows = []
@@ -127,14 +127,14 @@ def summarise(evals: pd.DataFrame, estimates: pd.DataFrame, references: pd.Serie
 
 
 def what_was_seen(summary: pd.DataFrame, num_steps: int) -> str:
-    """The run in one sentence: loss, in-context learning and λ̂, first and last, and how far to trust λ̂."""
+    """The run in one sentence: loss, in-context learning score and λ̂ at the start and the end, and how many estimates are healthy."""
     first, last = summary.iloc[0], summary.iloc[-1]
     score = next(name for name in summary.columns if name.startswith("icl/1:"))
     healthy = int((summary["verdict"] == "healthy").sum())
 
     def moved(name: str, digits: int) -> str:
-        way = "rose" if last[name] > first[name] else "fell"
-        return f"{way} from {first[name]:.{digits}f} to {last[name]:.{digits}f}"
+        verb = "rose" if last[name] > first[name] else "fell"
+        return f"{verb} from {first[name]:.{digits}f} to {last[name]:.{digits}f}"
 
     return (
         f"Seen over {num_steps:,} steps: the loss {moved('loss/mean', 2)} (predicting zero {last['loss/zero']:.2f}, ridge "

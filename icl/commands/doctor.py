@@ -1,4 +1,4 @@
-"""What is in force here, and whether each thing works."""
+"""`icl doctor`: shows which device, engine, storage and W&B settings are used, and tries each of them."""
 
 import platform
 import secrets
@@ -22,7 +22,7 @@ PROBE = b"icl doctor was here; this may be deleted"
 
 
 def report(environ: Mapping[str, str], console: Console | None = None) -> bool:
-    """Print a table of settings, each tried out; True if all work. Credentials are never shown."""
+    """Try each setting and print a table of them; True if all work. Credentials are never shown."""
     checks: dict[str, Callable[[], str]] = {
         "versions": lambda: f"icl {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         "device": lambda: _device(environ),
@@ -35,7 +35,7 @@ def report(environ: Mapping[str, str], console: Console | None = None) -> bool:
     for name, check in checks.items():
         try:
             table.add_row("[green]ok", name, check())
-        except Exception as error:  # whatever is broken must show as a row, not end the report
+        except Exception as error:  # a fault must show as a row and not end the report
             healthy = False
             table.add_row("[red]fails", name, " ".join(str(error).split()) or type(error).__name__)
     (console or Console()).print(table)
@@ -58,28 +58,28 @@ def _storage(environ: Mapping[str, str]) -> str:
     store = store_from_environment(environ)
     if not isinstance(store, MirroredStore):
         return f"{_tried_out(store)} (AWS_BUCKET_NAME adds a bucket)"
-    # Each by itself: the pair reads from the folder what the bucket may lack.
+    # Each is tried alone, because the pair would read from the folder and hide a fault of the bucket.
     return f"{_tried_out(store.local)} and {_tried_out(store.remote)}"
 
 
 def _tried_out(store: Store) -> str:
-    """Write, list, read and delete a value, as a run does; returns what the store is.
+    """Write, list, read and delete a value, as a run does; returns a description of the store.
 
     Raises:
-        StorageError: one of them does not work.
+        StorageError: one of these does not work.
     """
     key = f"{PROBES}/{secrets.token_hex(4)}"
     store.put(key, PROBE)
     try:
         if store.sizes(PROBES).get(key) != len(PROBE):
-            raise StorageError(f"{store} takes a value but does not list it; no run could go on from there")
+            raise StorageError(f"{store} stores a value but does not list it; a run could not continue from there")
         if store.get(key) != PROBE:
-            raise StorageError(f"what was written to {store} is not what is read back")
+            raise StorageError(f"{store} gives back other bytes than were written; use another folder or bucket")
         excludes = not isinstance(store, S3Store) or store.try_conditions(key, PROBE)
     finally:
         store.delete(key)
     if store.exists(key):
-        raise StorageError(f"{store} does not delete files; old states would fill it")
+        raise StorageError(f"{store} does not delete files; old states would fill it; check its permissions")
     if isinstance(store, LocalStore):
         with suppress(OSError):
             (store.root / PROBES).rmdir()
@@ -90,7 +90,7 @@ def _wandb(environ: Mapping[str, str]) -> str:
     if environ.get("WANDB_MODE") in ("offline", "disabled", "dryrun"):
         return f"WANDB_MODE={environ['WANDB_MODE']}"
     if not wandb_is_set_up(environ):
-        return "not set up: metrics go to local files alone (WANDB_API_KEY or `wandb login` adds W&B)"
+        return "not set up: metrics go to local files only (WANDB_API_KEY or `wandb login` adds W&B)"
     import wandb
 
     entity = environ.get("WANDB_ENTITY") or wandb.Api(timeout=10).default_entity

@@ -1,4 +1,4 @@
-"""`--dry-run`: the runs of a sweep, how they differ and what they will cost, without beginning any."""
+"""`--dry-run`: lists the runs of a sweep, how they differ and what they will cost. It starts none of them."""
 
 import json
 import sys
@@ -21,17 +21,17 @@ from icl.execution.surroundings import Surroundings
 from icl.sampling.presets import preset_of
 
 LONG_S = 120.0
-"""A start that takes longer says so first."""
+"""If the runs will take longer than this, a line says so before they start."""
 
 MANY_STEPS = 10_000
-"""Fewer steps than these are begun without a measurement."""
+"""With fewer steps in all, runs start without a measurement."""
 
 QUICK_S = 0.3
-"""How long a measurement before a start lasts."""
+"""Seconds of one measurement before a start."""
 
 
 def forecasts(configs: Sequence[RunConfig], place: Surroundings, measured_s: float) -> list[Forecast]:
-    """The cost of each run; runs of one size and length are measured once."""
+    """The cost of each run. Runs of equal size and length are measured once."""
     known: dict[str, Forecast] = {}
     found = []
     for config in configs:
@@ -49,17 +49,17 @@ def forecasts(configs: Sequence[RunConfig], place: Surroundings, measured_s: flo
 def dry_run(configs: Sequence[RunConfig], place: Surroundings, jobs: int, startup_s: float) -> None:
     """Print the grid and its cost."""
     configs = [configs[index] for index in by_name(configs).values()]
-    told = [_settings(config) for config in configs]
-    differing = varying(told)
+    all_settings = [_settings(config) for config in configs]
+    differing = varying(all_settings)
     costs = forecasts(configs, place, 1.0)
-    table = Table(title=f"{len(configs)} runs; nothing is begun", title_justify="left")
+    table = Table(title=f"{len(configs)} runs; none is started", title_justify="left")
     table.add_column("#", justify="right")
     table.add_column("run", overflow="fold")
     for setting in differing:
         table.add_column(short_name(setting, differing), justify="right")
     for heading in ("parameters", "checkpoints", "time", "disk"):
         table.add_column(heading, justify="right")
-    for index, (config, settings, cost) in enumerate(zip(configs, told, costs, strict=True)):
+    for index, (config, settings, cost) in enumerate(zip(configs, all_settings, costs, strict=True)):
         flat = dotted(settings)
         table.add_row(
             str(index), config.name, *(str(flat.get(setting)) for setting in differing), f"{cost.parameters:,}",
@@ -70,29 +70,30 @@ def dry_run(configs: Sequence[RunConfig], place: Surroundings, jobs: int, startu
     print(_in_all(costs, jobs, startup_s))
     step = f"{costs[0].step_seconds * 1e3:.3g} ms"
     print(
-        f"Measured here, on {place.device}: a step of the first run takes {step}. Other work on this machine makes it longer."
+        f"Measured on this machine's {place.device}: a step of the first run takes {step}. Other work on the machine makes it longer."
     )
     if any(isinstance(config, LLCConfig) and config.sampler_config.step_size is None for config in configs):
-        print("The sampler finds its own step size first; its pilot chains come on top.")
+        print("The sampler first finds its own step size; the time of these pilot chains is not included.")
 
 
 def say_before_a_long_start(configs: Sequence[RunConfig], place: Surroundings, jobs: int) -> None:
-    """One line on the cost of what is about to begin, if that is long."""
+    """Print one line on the cost of the runs that are about to start, if they take long."""
     if not _may_be_long(configs):
         return
     started = time.perf_counter()
     try:
         costs = forecasts([configs[index] for index in by_name(configs).values()], place, QUICK_S)
     except (ValueError, RuntimeError, OSError):
-        return  # the runs themselves will say what is wrong
+        return  # the runs themselves will report what is wrong
     if wall_seconds([cost.seconds for cost in costs], jobs) > LONG_S + (time.perf_counter() - started):
         print(
-            f"icl: {_in_all(costs, jobs, 0.0)} (less what is done already; --dry-run shows each run)", file=sys.stderr
+            f"icl: {_in_all(costs, jobs, 0.0)} (less if part of it is done already; --dry-run shows each run)",
+            file=sys.stderr,
         )
 
 
 def jobs_of(configs: Sequence[RunConfig], place: Surroundings, jobs: int | None) -> tuple[int, int]:
-    """Runs at a time, and the threads of each."""
+    """How many runs are done at a time, and the threads of each."""
     cores = available_cores(place.device)
     if len(configs) == 1:
         return 1, jobs or cores
@@ -101,7 +102,7 @@ def jobs_of(configs: Sequence[RunConfig], place: Surroundings, jobs: int | None)
 
 
 def in_bytes(count: float) -> str:
-    """A size in a unit that suits it."""
+    """A size in bytes as text, in B, kB, MB or GB."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
@@ -125,14 +126,18 @@ def _span(least: float, most: float) -> str:
 
 def _settings(config: RunConfig) -> dict[str, object]:
     if not isinstance(config, LLCConfig):
-        return {key: value for key, value in config.told().model_dump(mode="json").items() if key in config.decides}
-    told = settings_of(config)
+        return {
+            key: value
+            for key, value in config.without_derived_seeds().model_dump(mode="json").items()
+            if key in config.decides
+        }
+    settings = settings_of(config)
     preset = preset_of(config.sampler_config)
-    return {**told, "sampler_config": preset} if preset else told
+    return {**settings, "sampler_config": preset} if preset else settings
 
 
 def _cost_decides(config: RunConfig) -> str:
-    """Text of all that a run's cost depends on: everything but seeds, names and the learning rate."""
+    """All settings on which a run's cost depends, as text: everything but seeds, names and the learning rate."""
     training = training_of(config)
     data = training.model_dump(
         mode="json", exclude={"run_name": True, "optimizer_config": {"lr": True}, "scheduler_config": True}
@@ -149,7 +154,7 @@ def _cost_decides(config: RunConfig) -> str:
 
 
 def _may_be_long(configs: Sequence[RunConfig]) -> bool:
-    """Whether measuring is worth its time: not for a few thousand steps."""
+    """Whether the runs are long enough to be measured first."""
     steps = 0
     for config in configs:
         if not isinstance(config, LLCConfig):

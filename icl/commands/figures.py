@@ -1,4 +1,4 @@
-"""`icl figures`: every figure that the tables of a folder give."""
+"""`icl figures`: draws every figure for which a folder has the tables."""
 
 import re
 import sys
@@ -14,10 +14,10 @@ _LEFT_OUT = re.compile(r"left out (\S+): (?:no (\S+) table)?")
 
 
 def figures_command(data: Path, output: Path, jobs: int | None, stages: StageChoice, verbose: bool) -> list[Path]:
-    """Draw, say what is left out in a line or two, and return the files.
+    """Draw the figures and return their files. At most two lines say which were left out.
 
     Raises:
-        ValueError: there is no table.
+        ValueError: the folder has no table.
     """
     lines: list[str] = []
 
@@ -34,7 +34,7 @@ def figures_command(data: Path, output: Path, jobs: int | None, stages: StageCho
 
 
 def left_out(lines: list[str]) -> list[str]:
-    """What the lines of `build_figures` say of figures that were not drawn, in at most two lines."""
+    """The lines of `build_figures` about figures that were not drawn, summed up in at most two lines."""
     found = [match for line in lines if (match := _LEFT_OUT.match(line))]
     missing = Counter(match[2] for match in found if match[2])
     others = sorted({match[1].rpartition("/")[2] for match in found if not match[2]})
@@ -42,9 +42,9 @@ def left_out(lines: list[str]) -> list[str]:
     if missing:
         tables = ", ".join(sorted(missing))
         summary.append(
-            f"icl: left out {sum(missing.values())} figures, whose tables are not here ({tables}): `icl analyse RUN` and `icl tabulate "
-            "SWEEP` make them; --verbose says which"
+            f"icl: left out {sum(missing.values())} figures, whose tables are missing ({tables}): `icl analyse RUN` and `icl tabulate "
+            "SWEEP` make them; --verbose names the figures"
         )
     if others:
-        summary.append(f"icl: left out, because the tables do not suffice: {', '.join(others)}; --verbose says why")
+        summary.append(f"icl: left out, because the tables lack data: {', '.join(others)}; --verbose says which data")
     return summary

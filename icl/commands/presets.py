@@ -3,9 +3,9 @@
 from icl.sampling.presets import PRESETS
 
 ABOUT = {
-    "published": "Those of arXiv 2402.02364, for its transformers. At early checkpoints the chains leave the region of the weights.",
-    "calibrated": "For the same transformers: chains stay near the weights at every checkpoint. A minute or so per checkpoint.",
-    "automatic": "For any model: short pilot chains choose the constants, and draws go on until the error is small. The slowest.",
+    "published": "The settings of arXiv 2402.02364, for its transformers. At early checkpoints the chains leave the region of the weights.",
+    "calibrated": "For the same transformers. Chains stay near the weights at every checkpoint. Takes about a minute per checkpoint.",
+    "automatic": "For any model. Short pilot chains choose the constants, and draws go on until the error is small. Slowest.",
 }
 SHOWN = (
     "sampling_method",
@@ -21,12 +21,12 @@ SHOWN = (
 
 
 def print_presets() -> None:
-    """Print every preset with what it is for and its settings."""
+    """Print every preset, its purpose and its settings."""
     for name, sampler in PRESETS.items():
         print(f"{name}: {ABOUT[name]}")
         values = {key: getattr(sampler, key) for key in SHOWN}
         print("  " + ", ".join(f"{key} {value}" for key, value in values.items() if value is not None))
     print(
-        "Use one with `icl llc FILE --preset NAME`, or in a sweep file with preset: {value: NAME}; --set changes single settings of it."
+        "Use one with `icl llc FILE --preset NAME`, or in a sweep file with preset: {value: NAME}. --set changes single settings."
     )
-    print("`icl llc FILE --preset NAME --dry-run` says how long it takes here.")
+    print("`icl llc FILE --preset NAME --dry-run` says how long it takes on this machine.")

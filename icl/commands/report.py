@@ -1,4 +1,4 @@
-"""`icl report`: which runs, and the commands that continue them."""
+"""`icl report`: chooses the runs, writes their report, and lists the commands that continue them."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from icl.checkpoints.run import FOLDER
 from icl.checkpoints.runs import list_runs
 from icl.config import ConfigError
-from icl.config.sweeps import load_sweep
+from icl.config.sweeps import YAML, load_sweep
 from icl.estimation.kept import estimates_of
 from icl.execution.opened import Run, open_run
 from icl.execution.points import llc_points, says_how_to_sample, training_points
@@ -17,9 +17,8 @@ from icl.report import Material, gather, write_report
 from icl.report.page import quoted
 from icl.storage import local_root, store_from_environment
 
-YAML = (".yaml", ".yml")
 CHECKPOINTS = 9
-"""That a command for estimates proposes; with eight, stages can be found."""
+"""Number of checkpoints in the proposed command for estimates. Finding stages needs eight."""
 
 
 def report_command(
@@ -32,7 +31,7 @@ def report_command(
     """Write the report of runs, of sweeps, or of all runs; returns its path.
 
     Raises:
-        ConfigError: no such run, none of a sweep has begun, or nothing to report.
+        ConfigError: there is no such run, no run of a sweep has begun, or there is nothing to report.
         ValueError: the output is a folder.
     """
     if output.is_dir():
@@ -42,7 +41,7 @@ def report_command(
         material = gather(runs, data if data.is_dir() else None, lambda done, note: update(done, note))
     if material.metrics.empty and material.estimates.empty and not sum(material.runs["checkpoints"]):
         raise ConfigError(
-            f"nothing to report: {_listed([run.name for run in runs])} left no checkpoint, no metrics and no estimates yet"
+            f"nothing to report: {_listed([run.name for run in runs])} has no checkpoint, no metrics and no estimates yet; train it first"
         )
     root = runs[0].results.parent
     elsewhere = None if root.resolve() == local_root(environ).resolve() else root
@@ -52,10 +51,10 @@ def report_command(
 
 
 def chosen_runs(what: Sequence[str], overrides: Sequence[str], environ: Mapping[str, str]) -> list[Run]:
-    """The runs that names, folders and sweep files stand for, each once; all runs if nothing is named.
+    """The runs that the given names, folders and sweep files mean, each once; all runs if nothing is given.
 
     Raises:
-        ConfigError: no such run, or none.
+        ConfigError: there is no such run, or no run at all.
     """
     store, results = store_from_environment(environ), local_root(environ) / FOLDER
     if not what:
@@ -74,7 +73,7 @@ def chosen_runs(what: Sequence[str], overrides: Sequence[str], environ: Mapping[
             if not found:
                 raise ConfigError(f"nothing to report: no run of {each} has begun; start it with: icl train {each}")
         elif os.sep not in each and estimates_of(each, results):
-            found = [Run(each, store, results)]  # of a subject that icl did not train, there may be estimates alone
+            found = [Run(each, store, results)]  # a subject that icl did not train may have estimates only
         else:
             found = [open_run(each, environ)]
         runs |= {(run.name, run.results): run for run in found}
@@ -84,14 +83,16 @@ def chosen_runs(what: Sequence[str], overrides: Sequence[str], environ: Mapping[
 def continuing(
     material: Material, what: Sequence[str], overrides: Sequence[str], output: Path, root: Path | None = None
 ) -> list[tuple[str, str]]:
-    """(what it does, the command line): what goes on with unfinished runs, adds estimates and measurements, and renews the page.
+    """Commands that continue from here, as pairs (what it does, the command line).
+
+    They go on with unfinished runs, add estimates and measurements, and write the page again.
 
     Args:
-        material: of the report.
-        what: names, folders and sweep files, as they were given.
-        overrides: of the sweep files.
-        output: the page.
-        root: the folder that LOCAL_ROOT must name for these runs, where it does not.
+        material: the content of the report.
+        what: names, folders and sweep files, as the user gave them.
+        overrides: the overrides of the sweep files.
+        output: the file of the page.
+        root: the folder to which LOCAL_ROOT must be set for these runs; None if it is set to it.
     """
     table = material.runs
     trained = [str(name) for name in table.loc[table["state"] != "estimates only", "name"]]
@@ -110,32 +111,32 @@ def continuing(
         preset = [] if own else ["--preset", "automatic", "--checkpoints", str(CHECKPOINTS)]
         lines.append(
             (
-                "Estimate λ̂ at the checkpoints that are left." if own else "Estimate λ̂ at checkpoints spread in log t.",
+                "Estimate λ̂ at the remaining checkpoints." if own else "Estimate λ̂ at checkpoints spread in log t.",
                 quoted("icl", "llc", sweep, *preset, *settings),
             )
         )
         lines.append(("Collect everything in tables.", quoted("icl", "tabulate", sweep, *settings)))
     if trained and not sweeps:
         if unfinished:
-            lines.append((f"{_listed(unfinished)}: not finished; start the sweep file again.", "icl train SWEEP.yaml"))
+            lines.append((f"Not finished: {_listed(unfinished)}. Start the sweep file again.", "icl train SWEEP.yaml"))
         listed = ", ".join(json.dumps(name) for name in trained)
         file = f"runs: [{listed}]\nparameters: {{preset: {{value: automatic}}, checkpoints: {{value: {CHECKPOINTS}}}}}"
-        lines.append(("Estimate λ̂: put this into llc.yaml, and start the next line.", file))
+        lines.append(("Estimate λ̂: save this as llc.yaml, then run the next line.", file))
         lines.append(("", "icl llc llc.yaml"))
     measured = set(material.attention["run"]) if len(material.attention) else set()
     left = [name for place, name in enumerate(table["name"]) if place not in measured and str(name) in trained]
     lines += [(f"Measure attention and structure of {name}.", quoted("icl", "analyse", str(name))) for name in left[:1]]
-    lines.append(("Make this page anew.", quoted("icl", "report", *what, *settings, "--output", str(output))))
+    lines.append(("Write this page again.", quoted("icl", "report", *what, *settings, "--output", str(output))))
     return [(does, place + line if line.startswith("icl ") else line) for does, line in lines]
 
 
 def _names(sweep: str, overrides: Sequence[str], environ: Mapping[str, str]) -> list[str]:
     loaded = load_sweep(sweep)
     if loaded.runs is not None or says_how_to_sample(loaded, overrides):
-        configs = [config.training for config in llc_points(loaded, overrides, environ)]
+        names = [config.subject_name for config in llc_points(loaded, overrides, environ)]
     else:
-        configs = training_points(loaded, overrides)
-    return list(dict.fromkeys(config.name for config in configs))
+        names = [config.name for config in training_points(loaded, overrides)]
+    return list(dict.fromkeys(names))
 
 
 def _left_something(run: Run) -> bool:

@@ -1,4 +1,4 @@
-"""`icl runs show|compare|export|rename|delete`: single runs, looked at and moved."""
+"""`icl runs show|compare|export|rename|delete`: actions on single runs."""
 
 import json
 import os
@@ -23,11 +23,11 @@ from icl.estimation.traces import read_estimates
 from icl.execution.closing import estimate_text, in_short, short_name
 from icl.execution.health import loss_name
 from icl.execution.opened import Run, open_run, open_runs
-from icl.storage import LocalStore, StorageError, Store
+from icl.storage import LocalStore, StorageError, Store, store_from_environment
 from icl.storage.files import write_atomically, write_table
 
 ACTIONS = {"show": 1, "compare": 2, "export": 0, "rename": 2, "delete": 1}
-"""Action -> the fewest names of runs that it takes."""
+"""Action -> the fewest run names that it needs."""
 
 
 def act(
@@ -38,17 +38,17 @@ def act(
     console: Console,
     environ: Mapping[str, str] = os.environ,
 ) -> int:
-    """Do one of ACTIONS; the exit status.
+    """Do one of ACTIONS; returns the exit status.
 
     Raises:
-        ConfigError: an unknown action, too few names, or no such run.
-        RunInUseError: a run to move or delete is being written.
+        ConfigError: the action is unknown, there are too few names, or there is no such run.
+        RunInUseError: a run that is to be renamed or deleted is being written.
     """
     if action not in ACTIONS:
-        raise ConfigError(f"icl runs has no action {action!r}; there are: {', '.join(ACTIONS)}")
+        raise ConfigError(f"icl runs has no action {action!r}; known actions: {', '.join(ACTIONS)}")
     if len(names) < ACTIONS[action] or (action == "rename" and len(names) != 2):
         raise ConfigError(
-            f"icl runs {action} takes {ACTIONS[action]} {'names' if ACTIONS[action] > 1 else 'name'} of runs"
+            f"icl runs {action} needs {ACTIONS[action]} {'run names' if ACTIONS[action] > 1 else 'run name'}"
         )
     if action == "rename":
         rename(open_run(names[0], environ), names[1])
@@ -57,7 +57,7 @@ def act(
     elif action == "export":
         first = open_run(names[0], environ) if names else None
         store = first.store if first is not None else None
-        every = list(names) or [run.name for run in list_runs(store or _store(environ))]
+        every = list(names) or [run.name for run in list_runs(store or store_from_environment(environ))]
         export([open_run(name, environ) for name in every], output)
     elif action == "show":
         for name in names:
@@ -67,21 +67,18 @@ def act(
     return 0
 
 
-def _store(environ: Mapping[str, str]) -> Store:
-    from icl.storage import store_from_environment
-
-    return store_from_environment(environ)
-
-
 def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> list[dict[str, Any]]:
     """One row per run: `run`, `date`, `settings` (those that differ between the runs), `steps`, `last_loss`, `checkpoints`,
     `estimates`, `state`, `size`, `writer`, `remark`."""
     runs = [Run(summary.name, store, results) for summary in summaries]
     known = [_settings(run) for run in runs]
-    told = [{} if each is None else each.told().model_dump(mode="json", include=set(each.decides)) for each in known]
-    differing = varying([each for each in told if each])
+    plain = [
+        {} if each is None else each.without_derived_seeds().model_dump(mode="json", include=set(each.decides))
+        for each in known
+    ]
+    differing = varying([each for each in plain if each])
     rows = []
-    for run, summary, settings, each in zip(runs, summaries, known, told, strict=True):
+    for run, summary, settings, each in zip(runs, summaries, known, plain, strict=True):
         flat = dotted(each)
         rows.append(
             {
@@ -102,7 +99,7 @@ def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> li
 
 
 def show(run: Run, console: Console) -> None:
-    """Print one run: its state, its settings that are not defaults, its estimates."""
+    """Print one run: its state, all settings that differ from their defaults, and its estimates."""
     row = overview(choose(list_runs(run.store), run.name), run.store, run.results)[0]
     for label, key in (
         ("run", "run"),
@@ -116,7 +113,7 @@ def show(run: Run, console: Console) -> None:
     if row["remark"]:
         console.print(f"remark: {row['remark']}", highlight=False, soft_wrap=True)
     defaults = dotted(type(run.settings).parse({}).model_dump(mode="json"))
-    own = dotted(run.settings.told().model_dump(mode="json"))
+    own = dotted(run.settings.without_derived_seeds().model_dump(mode="json"))
     changed = {key: value for key, value in own.items() if defaults.get(key) != value and key != "run_name"}
     console.print("settings (others are defaults, `icl config`):", highlight=False, soft_wrap=True)
     for key, value in changed.items():
@@ -124,18 +121,18 @@ def show(run: Run, console: Console) -> None:
     for found in run.estimate_sets:
         console.print(f"estimates {found.name} {found.preset}".rstrip() + ":", highlight=False, soft_wrap=True)
         for estimate in read_estimates(found.folder):
-            told = in_short(str(estimate.get("verdict", "")))
+            verdict = in_short(str(estimate.get("verdict", "")))
             console.print(
-                f"  step {estimate['step']:,}: {estimate_text(estimate)}, {told}", highlight=False, soft_wrap=True
+                f"  step {estimate['step']:,}: {estimate_text(estimate)}, {verdict}", highlight=False, soft_wrap=True
             )
 
 
 def compare(runs: Sequence[Run], console: Console) -> None:
-    """Print what differs between runs: settings, steps, last losses."""
-    told = [dotted(run.settings.told().model_dump(mode="json")) for run in runs]
+    """Print a table of the settings that differ between runs, and of their steps, last losses, checkpoints and estimates."""
+    settings = [run.settings.without_derived_seeds().model_dump(mode="json") for run in runs]
     table = Table("", *(run.name for run in runs))
-    for key in varying([run.settings.told().model_dump(mode="json") for run in runs]):
-        table.add_row(key, *(str(each.get(key, "-")) for each in told))
+    for key in varying(settings):
+        table.add_row(key, *(str(dotted(each).get(key, "-")) for each in settings))
     rows = [overview(choose(list_runs(run.store), run.name), run.store, run.results)[0] for run in runs]
     for label, key in (
         ("steps", "steps"),
@@ -148,7 +145,7 @@ def compare(runs: Sequence[Run], console: Console) -> None:
 
 
 def export(runs: Sequence[Run], output: Path | None) -> None:
-    """Write the settings, metrics and estimates of runs as CSV files into a folder, or the settings to the standard output."""
+    """Write settings, metrics and estimates of runs as CSV files into a folder. Without a folder, print the settings as CSV."""
     together = open_runs([run.name if output is None else str(run.results / run.name) for run in runs])
     if output is None:
         together.config.to_csv(sys.stdout, index=False)
@@ -160,17 +157,17 @@ def export(runs: Sequence[Run], output: Path | None) -> None:
 
 
 def rename(run: Run, new: str) -> None:
-    """Give a run, and its estimates, another name. Sweep files find it by `run_name` from then on.
+    """Give a run and its estimates another name. From then on, sweep files find it by `run_name`.
 
     Raises:
-        ConfigError: the name is taken or none, or the run lies in a bucket too.
-        RunInUseError: it is being written.
+        ConfigError: the name is taken or not valid, or the run is also in a bucket.
+        RunInUseError: the run is being written.
     """
     if not isinstance(run.store, LocalStore):
-        raise ConfigError(
-            f"{run.name} lies in a bucket too, where nothing can be renamed; copy it with icl runs --copy"
-        )
-    type(run.settings).parse({**run.settings.model_dump(mode="json"), "run_name": new})  # whether it may be a name
+        raise ConfigError(f"{run.name} is also in a bucket, where nothing can be renamed; copy it with icl runs --copy")
+    type(run.settings).parse(
+        {**run.settings.model_dump(mode="json"), "run_name": new}
+    )  # refuses a name that is not valid
     moves = {
         run.name: new,
         **{found.name: found.name.replace(f"llc-{run.name}-", f"llc-{new}-", 1) for found in run.estimate_sets},
@@ -182,17 +179,17 @@ def rename(run: Run, new: str) -> None:
         for old, name in moves.items():
             path = run.results / old / "config.json"
             if path.exists():
-                told = {**json.loads(path.read_text()), "run_name": new}
-                write_atomically(path, (json.dumps(told, indent=2, sort_keys=True) + "\n").encode())
+                renamed = {**json.loads(path.read_text()), "run_name": new}
+                write_atomically(path, (json.dumps(renamed, indent=2, sort_keys=True) + "\n").encode())
             os.rename(run.results / old, run.results / name)
-    print(f"{run.name} is {new} now; sweep files find it by run_name: {{value: {new}}}")
+    print(f"{run.name} is now {new}; sweep files find it by run_name: {{value: {new}}}")
 
 
 def delete(runs: Sequence[Run], yes: bool) -> int:
-    """Delete runs with their checkpoints and estimates, after asking; the exit status.
+    """Delete runs with their checkpoints and estimates, after asking; returns the exit status.
 
     Raises:
-        RunInUseError: one is being written.
+        RunInUseError: a run is being written.
     """
     for run in runs:
         summary = choose(list_runs(run.store), run.name)[0]
@@ -200,7 +197,9 @@ def delete(runs: Sequence[Run], yes: bool) -> int:
         what = f"{run.name}: {summary.checkpoints:,} checkpoints and {len(estimates)} sets of estimates in {run.store}"
         if not yes:
             if not sys.stdin.isatty():
-                raise ConfigError(f"nothing is deleted without a yes: icl runs delete {run.name} --yes deletes {what}")
+                raise ConfigError(
+                    f"nothing is deleted without confirmation: icl runs delete {run.name} --yes deletes {what}"
+                )
             if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
                 print("left as it is")
                 continue
@@ -222,7 +221,7 @@ def _settings(run: Run) -> Training | None:
 
 
 def _date(folder: Path) -> str:
-    """When something was last written to a run, to the minute."""
+    """When a run's folder was last written to, to the minute."""
     times = (
         [path.stat().st_mtime for path in folder.glob("*") if not re.match(r"\.", path.name)] if folder.is_dir() else []
     )

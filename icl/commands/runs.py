@@ -1,4 +1,4 @@
-"""`icl runs`: what it prints about runs, and what it does with them."""
+"""`icl runs`: lists, verifies, thins out and copies runs."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from icl.checkpoints import CheckpointError
+from icl.checkpoints import CheckpointError, Checkpoints
 from icl.checkpoints.run import FOLDER
 from icl.checkpoints.runs import (
     CopyReport,
@@ -19,6 +19,7 @@ from icl.checkpoints.runs import (
     prune_run,
     verify_run,
 )
+from icl.commands.dry_run import in_bytes
 from icl.commands.run_things import act, overview
 from icl.config import ConfigError
 from icl.config.steps import spread_in_log_time
@@ -38,14 +39,17 @@ def runs_command(
     output: Path | None = None,
     yes: bool = False,
 ) -> int:
-    """The exit status of `icl runs`: 0, or 1 if a checkpoint is damaged, or could not be copied or deleted everywhere.
+    """Do what `icl runs` was asked to do.
+
+    Returns:
+        The exit status: 0, or 1 if a checkpoint is damaged or could not be copied or deleted everywhere.
 
     Raises:
-        ValueError: there is no run `name`, two actions at once, or a location that is none.
+        ValueError: there is no run `name`, there are two actions at once, or a location is not valid.
     """
     if (verify, prune is not None, copy is not None).count(True) > 1:
         raise ValueError("choose one of --verify, --prune and --copy")
-    # A table that is read by a program, not a person, must not be folded at 80 columns.
+    # Outside a terminal a program reads the table, so its lines must not be folded at 80 columns.
     console = console or Console(width=None if Console().is_terminal else 250)
     if copy is not None:
         return _copy(open_store(copy[0]), open_store(copy[1]), name, console)
@@ -75,15 +79,15 @@ def _table(runs: Sequence[Mapping[str, Any]], store: Store) -> Table:
         loss = f"{run['last_loss']} (!)" if run["remark"] else run["last_loss"]
         table.add_row(
             run["run"], run["date"], run["settings"], run["steps"], loss, f"{run['checkpoints']:,}", f"{run['estimates']:,}",
-            _size(run["size"]), run["state"], run["writer"],
+            in_bytes(run["size"]), run["state"], run["writer"],
         )  # fmt: skip
     if any(run["remark"] for run in runs):
-        table.caption = "(!) it did not learn: icl runs show RUN says more"
+        table.caption = "(!) this run did not learn; icl runs show RUN says more"
     return table
 
 
 def _verify(store: Store, name: str | None, console: Console) -> int:
-    """Both copies of a mirrored run are read: one that is never needed until the other is gone must be sound too."""
+    """Read every checkpoint and report damage. Of a mirrored run both copies are read, because either may be needed alone."""
     places: list[Store] = [store.local, store.remote] if isinstance(store, MirroredStore) else [store]
     choose(list_runs(store), name)
     damaged = 0
@@ -94,7 +98,7 @@ def _verify(store: Store, name: str | None, console: Console) -> int:
             try:
                 with progress_bar(f"verify {run.name}") as update:
                     problems = verify_run(place, run.name, lambda done, total, update=update: update(done, total=total))
-            except StorageError as error:  # it must not keep the others from being read
+            except StorageError as error:  # go on with the other runs
                 problems = [Problem(run.name, str(error))]
             for problem in problems:
                 console.print(f"damaged: {problem.reason}", style="red", highlight=False, soft_wrap=True)
@@ -107,14 +111,14 @@ def _verify(store: Store, name: str | None, console: Console) -> int:
 def _prune(store: Store, name: str | None, count: int, console: Console) -> int:
     for run in choose(list_runs(store), name):
         if run.state == "running":
-            console.print(f"{run.name}: is being written, left as it is", soft_wrap=True)
+            console.print(f"{run.name} is being written now and was left as it is", soft_wrap=True)
             continue
-        kept = spread_in_log_time(_steps(store, run.name), count)
+        kept = spread_in_log_time(Checkpoints(store, run.name).steps(), count)
         with progress_bar(f"prune {run.name}") as update:
             removed = prune_run(store, run.name, kept, lambda done, total, update=update: update(done, total=total))
         console.print(f"{run.name}: kept {len(kept):,} checkpoints, removed {len(removed):,}", soft_wrap=True)
         if removed:
-            console.print("  Training this run again would write the removed ones anew.", soft_wrap=True)
+            console.print("  Training this run again would write the removed checkpoints again.", soft_wrap=True)
     return 1 if store.flush() else 0
 
 
@@ -129,30 +133,18 @@ def _copy(source: Store, destination: Store, name: str | None, console: Console)
                 report = copy_run(
                     source, destination, run.name, lambda done, total, update=update: update(done, total=total)
                 )
-        except (CheckpointError, ConfigError, StorageError) as error:  # it must not keep the others from being copied
+        except (CheckpointError, ConfigError, StorageError) as error:  # go on with the other runs
             report = CopyReport(0, 0, 0, (Problem(run.name, str(error)),))
         if report.longer:
-            console.print(f"{run.name} is further in {destination}: its states and records stay", soft_wrap=True)
+            console.print(
+                f"{run.name} has a longer history in {destination}: its states and records there stay", soft_wrap=True
+            )
         for problem in report.problems:
             console.print(f"not copied: {problem.reason}", style="red", highlight=False, soft_wrap=True)
         failed += len(report.problems)
         console.print(
-            f"{run.name}: {report.copied:,} files ({_size(report.size)}) copied to {destination}, "
+            f"{run.name}: {report.copied:,} files ({in_bytes(report.size)}) copied to {destination}, "
             f"{report.present:,} were there, {len(report.problems)} failed",
             soft_wrap=True,
         )
     return 1 if failed else 0
-
-
-def _steps(store: Store, name: str) -> list[int]:
-    from icl.checkpoints import Checkpoints
-
-    return Checkpoints(store, name).steps()
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000 or unit == "GB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError("the last unit always returns")

@@ -1,4 +1,4 @@
-"""`icl train` and `icl llc`: the runs of a sweep file, or the one run that a W&B agent hands over."""
+"""`icl train` and `icl llc`: do the runs of a sweep file, or the one run that a W&B agent gives."""
 
 import os
 import sys
@@ -38,10 +38,10 @@ def run_sweep_command(
     tracking: str,
     dry: bool = False,
 ) -> int:
-    """The exit status of `icl train` or `icl llc`; see the commands' help.
+    """Do `icl train` or `icl llc` (see the commands' help); returns the exit status.
 
     Raises:
-        ConfigError: the file, an override or a configuration is wrong; nothing has run.
+        ConfigError: the file, an override or a configuration is wrong. Nothing was started.
     """
     if tracking not in ("auto", "local", "wandb", "none"):
         raise ConfigError(f"--tracking must be auto, local, wandb or none (got {tracking!r})")
@@ -54,7 +54,7 @@ def run_sweep_command(
     if index is not None:
         configs = [select(configs, index)]
     if len(configs) > 1 and os.environ.pop(RUN_ID_VARIABLE, None):
-        say(f"{RUN_ID_VARIABLE} names one W&B run, and {sweep} has {len(configs)}: each gets an id of its own")
+        say(f"{RUN_ID_VARIABLE} names one W&B run, but {sweep} has {len(configs)} runs: each gets another id")
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
     if not dry:
         _refuse_hopeless(configs, place)
@@ -66,7 +66,7 @@ def run_sweep_command(
             return 0
         say_before_a_long_start(configs, measured, at_once)
     status = _run_all(command, configs, place, jobs, executor)
-    if SUPERVISOR not in os.environ:  # else the sweep that started this run closes with all of them
+    if SUPERVISOR not in os.environ:  # otherwise the sweep that started this run reports on all runs at its end
         say_how_it_ended(configs, place)
     return status
 
@@ -76,23 +76,23 @@ def _points(command: Command, sweep: Sweep, overrides: Sequence[str]) -> Sequenc
     if command == "llc":
         if not says_how_to_sample(sweep, overrides):
             raise ConfigError(
-                f"{sweep.source} says nothing of the sampler; choose its settings, as in: icl llc {sweep.source} --preset automatic "
-                f"(there are {', '.join(PRESETS)}; `icl presets` explains them)"
+                f"{sweep.source} has no settings of the sampler; choose them, as in: icl llc {sweep.source} --preset automatic "
+                f"(presets: {', '.join(PRESETS)}; `icl presets` explains them)"
             )
         points = llc_points(sweep, overrides)
         for config in points:
             _check(config)
         return points
     if sweep.runs is not None:
-        raise ConfigError(f"{sweep.source} is a sweep of `icl llc`, as its key runs says; start icl llc {sweep.source}")
+        raise ConfigError(f"{sweep.source} has the key runs, so it is for `icl llc`; start icl llc {sweep.source}")
     return [_parse(command, data, sweep.source) for data in expand(sweep, overrides)]
 
 
 def _refuse_hopeless(configs: Sequence[RunConfig], place: Surroundings) -> None:
-    """Refuse a choice of checkpoints that no run of the sweep can meet, before anything is begun.
+    """Refuse a sweep in which no run has the chosen checkpoints, before anything is started.
 
     Raises:
-        ConfigError: what is wrong with that of the first run.
+        ConfigError: no run has them. The message is that of the first run.
     """
     errors: list[ConfigError] = []
     for config in configs:
@@ -104,7 +104,7 @@ def _refuse_hopeless(configs: Sequence[RunConfig], place: Surroundings) -> None:
         except ConfigError as error:
             errors.append(error)
         except (CheckpointError, StorageError):
-            return  # the run itself will say what is wrong
+            return  # the run itself will report what is wrong
         else:
             return
     if errors:
@@ -131,16 +131,16 @@ def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
         unknown = data.keys() - CONFIGS[command].user_fields().keys()
         for other in CONFIGS:
             if foreign := sorted(unknown & CONFIGS[other].user_fields().keys()):
-                text = f"{source} is a sweep of `icl {other}`, as its key {foreign[0]} says; start icl {other} {source}"
+                text = f"{source} has the key {foreign[0]}, so it is for `icl {other}`; start icl {other} {source}"
                 raise ConfigError(text) from None
         raise ConfigError(f"{source}: {error}") from None
 
 
 def _check(config: RunConfig) -> RunConfig:
-    """The same, after a look at a subject of the user's own.
+    """Return the settings, after checking a user's own subject.
 
     Raises:
-        ConfigError: it cannot be imported, is none, or does not take its settings.
+        ConfigError: the class cannot be imported, is not a subject, or does not accept its settings.
     """
     if isinstance(config, LLCConfig) and not config.is_regression:
         check_subject(config.subject, config.subject_config)
@@ -158,7 +158,7 @@ def _run_for_agent(command: Command) -> int:
     except ConfigError as error:
         reject_agent_run(run, str(error))
         print(f"icl: {error}", file=sys.stderr)
-        # To the agent this run is dealt with: it stops for good after a few failures, and its queue holds valid runs.
+        # Status 0, because an agent stops for good after a few failures, and its next runs may be valid.
         return 0
     try:
         place = Surroundings.from_environment(supervisor=os.getppid())
@@ -167,7 +167,7 @@ def _run_for_agent(command: Command) -> int:
         ValueError,
         StorageError,
         OSError,
-    ) as error:  # what keeps a run from starting; later failures record themselves
+    ) as error:  # errors before the run's record is open; later ones are recorded there
         reject_agent_run(run, str(error))
         raise
 
@@ -175,5 +175,5 @@ def _run_for_agent(command: Command) -> int:
 def _run(config: RunConfig, place: Surroundings) -> int:
     left = run_point(config, place)
     if left:
-        print(f"icl: {left}; start it again to go on", file=sys.stderr)
+        print(f"icl: {left}; start it again to continue", file=sys.stderr)
     return 1 if left else 0

@@ -1,4 +1,4 @@
-"""`icl tabulate`: what the runs of a sweep left, as tables."""
+"""`icl tabulate`: writes tables of the results of a sweep's runs."""
 
 import os
 import sys
@@ -20,7 +20,7 @@ def tabulate_command(
     overrides: Sequence[str],
     environ: Mapping[str, str] = os.environ,
 ) -> list[Path]:
-    """Write the tables of a sweep file of `icl train` or `icl llc`; returns their files.
+    """Write the tables of a training sweep or an LLC sweep; returns their files.
 
     Raises:
         ConfigError: see `icl.estimation.tables.tabulate`; or the file, an override or the preset is wrong.

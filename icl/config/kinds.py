@@ -1,4 +1,4 @@
-"""Which kinds of training runs there are; `task_config.task_type` tells them apart."""
+"""The kinds of training runs. `task_config.task_type` tells them apart."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,11 +7,11 @@ from icl.config.language import LanguageTraining
 from icl.config.training import Training, TrainingConfig
 
 KINDS: Mapping[str, type[Training]] = {"language": LanguageTraining}
-"""`task_type` -> settings of its runs. All other types are those of in-context linear regression."""
+"""`task_type` -> the class of its settings. All other types are in-context linear regression."""
 
 
 def training_kind(data: Mapping[str, Any]) -> type[Training]:
-    """The kind of run that plain data are the settings of."""
+    """The class of settings to which plain data belong."""
     task = data.get("task_config")
     return KINDS.get(str(task.get("task_type")), TrainingConfig) if isinstance(task, Mapping) else TrainingConfig
 

@@ -1,4 +1,4 @@
-"""What every configuration of the library is: a frozen, typed record whose errors are one readable line."""
+"""The base class of all configurations: frozen, typed records. Their errors are one readable line."""
 
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
@@ -26,16 +26,16 @@ class ConfigError(ValueError):
 
 
 class Settings(BaseModel):
-    """Base of all configurations: frozen, unknown keys refused, hashable by value.
+    """Base of all configurations: frozen, hashable by value; unknown keys are refused.
 
-    A field named in `flattened` holds a configuration of its own. In files and in dumps its keys stand beside the other keys:
-    what a user writes is flat, though the record is nested.
+    A field named in `flattened` holds another configuration. In files and dumps, that configuration's keys are written beside the
+    other keys. So files are flat although the record is nested.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=True)
     flattened: ClassVar[tuple[str, ...]] = ()
     later: ClassVar[tuple[str, ...]] = ()
-    """Fields added after runs and tables were first named by their settings: `decisive` leaves them out at their default."""
+    """Fields that were added later. `decisive` leaves them out while they have their default, so that names of old runs stay."""
     decides: ClassVar[tuple[str, ...]] = ()
     """Fields that decide what a run computes. Its name is made of them, and `difference` compares them."""
 
@@ -75,12 +75,12 @@ class Settings(BaseModel):
         return data
 
     def writes(self, flattened: str) -> bool:
-        """Whether the keys of a flattened record are part of files and dumps; those of a record that says nothing need not be."""
+        """Whether the keys of a flattened record are part of dumps. A subclass may leave out a record that has no meaning in it."""
         return True
 
     @classmethod
     def user_fields(cls) -> dict[str, FieldInfo]:
-        """The fields as files hold them: those of a flattened record stand in its place."""
+        """The fields as they are written in files: a flattened record is replaced by its own fields."""
         found: dict[str, FieldInfo] = {}
         for name, field in cls.model_fields.items():
             found |= cls._record(name).model_fields if name in cls.flattened else {name: field}
@@ -88,14 +88,17 @@ class Settings(BaseModel):
 
     @classmethod
     def _record(cls, name: str) -> type[BaseModel]:
-        """The kind of configuration that a flattened field holds."""
+        """The class of configuration that a flattened field holds."""
         kind = cls.model_fields[name].annotation
         assert isinstance(kind, type)
         assert issubclass(kind, BaseModel)
         return kind
 
     def decisive(self, *fields: str) -> dict[str, Any]:
-        """Plain data of the given fields (all, if none is given) for names and comparisons that outlive new settings."""
+        """Plain data of the given fields (all, if none is given), without `later` fields at their default.
+
+        Names are made from it, so a new setting does not change the names of old runs.
+        """
         return self.model_dump(mode="json", include=set(fields) or None, context=_DECISIVE)
 
     def identity(self) -> dict[str, Any]:
@@ -103,7 +106,7 @@ class Settings(BaseModel):
         return self.model_dump(mode="json", include=set(self.decides))
 
     def difference(self, stored: Mapping[str, Any]) -> str:
-        """How a stored run differs from a run of these settings: "key=1, not 2", or nothing.
+        """How a stored run differs from a run of these settings: "key=1, not 2", or an empty text.
 
         Only settings that decide what a run computes are compared. A setting that is not stored counts as its default.
 
@@ -111,7 +114,7 @@ class Settings(BaseModel):
             stored: a configuration as it was written with a run.
 
         Raises:
-            ConfigError: what decides is not among the settings of this version.
+            ConfigError: this version does not accept the stored settings.
         """
         own = self.identity()
         kept = {key: value for key, value in stored.items() if key in own}
@@ -123,19 +126,19 @@ class Settings(BaseModel):
         return f"{first}={_short(then.get(first))}, not {_short(now.get(first))}{more}"
 
     def refuse_another(self, stored: Mapping[str, Any], what: str) -> None:
-        """Refuse what was made with other settings than these; `what` is its name in the message.
+        """Refuse results that were made with other settings than these. `what` is their name in the message.
 
         Raises:
-            ConfigError: naming the first setting that differs, both values, and what to do.
+            ConfigError: a setting differs. The message names the first one, both values, and what to do.
         """
         try:
             difference = self.difference(stored)
         except ConfigError as error:
-            difference = f"settings that this version of icl does not take ({error})"
+            difference = f"settings that this version of icl does not accept ({error})"
         if difference:
             raise ConfigError(
-                f"{what} was made with {difference}; ask for the settings it was made with, give this run another run_name, "
-                "or delete the one that is there"
+                f"{what} was made with {difference}; use the settings it was made with, give this run another run_name, "
+                "or delete the stored one"
             )
 
     @classmethod
@@ -143,8 +146,8 @@ class Settings(BaseModel):
         """Validate plain data.
 
         Raises:
-            ConfigError: one line naming the dotted key, the value and what is expected; for an unknown key, the
-            nearest known one.
+            ConfigError: the data are not valid. The message is one line with the dotted key, the value and what is
+                expected, or for an unknown key the nearest known one.
         """
         try:
             return cls.model_validate(dict(data))
@@ -153,7 +156,7 @@ class Settings(BaseModel):
 
 
 def dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested plain data as one mapping of dotted keys; a mapping that is a value itself is taken apart alike."""
+    """Nested plain data as one mapping of dotted keys. A value that is itself a mapping is flattened too."""
     flat: dict[str, Any] = {}
     for key, value in data.items():
         flat |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -184,7 +187,7 @@ def _one_line(settings: type[Settings], error: ValidationError) -> str:
 
 @cache
 def _takes_booleans(settings: type[BaseModel], name: str) -> bool:
-    """Whether true and false are for the type of a field to judge: it has them, takes anything, or is a record."""
+    """Whether a field's type may accept true and false: it includes bool, accepts anything, or is a record."""
 
     def kinds(annotation: Any) -> Iterator[Any]:
         yield annotation
@@ -199,7 +202,7 @@ def _takes_booleans(settings: type[BaseModel], name: str) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, (str, int, float)):  # most are, and an abstract class is asked slowly
+    if isinstance(value, (str, int, float)):  # most values are; the test for an abstract class below is slow
         yield value
         return
     if isinstance(value, Mapping):
@@ -215,7 +218,7 @@ def _hint(settings: type[Settings], place: tuple[int | str, ...]) -> str:
     """Where an unknown key belongs, or which known one it may stand for."""
     name = str(place[-1])
     outer, dot, inner = name.partition(".")
-    if dot:  # as Hydra and --set write it
+    if dot:  # the form of Hydra and of --set
         return f"write {inner} below {outer}, as {outer}: {{parameters: {{{inner}: ...}}}} in a sweep file"
     known = _known_keys(settings, place[:-1])
     near = get_close_matches(name, known, n=1, cutoff=0.8)
@@ -227,7 +230,7 @@ def _hint(settings: type[Settings], place: tuple[int | str, ...]) -> str:
 
 
 def _all_keys(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """The dotted keys of all settings, those of parts included."""
+    """The dotted keys of all settings, including those of nested records."""
     for name, field in _user_fields(settings).items():
         yield f"{prefix}{name}"
         for kind in (field.annotation, *get_args(field.annotation)):
@@ -236,7 +239,7 @@ def _all_keys(settings: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def _known_keys(settings: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Field names of the record at `path` below `settings`; empty where the path leaves the records."""
+    """Field names of the record at `path` below `settings`; empty if there is no record at `path`."""
     for part in path:
         field = _user_fields(settings).get(str(part))
         candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]

@@ -1,4 +1,4 @@
-"""Grids of training steps: when something is saved, logged or sampled."""
+"""Grids of training steps, at which something is saved, logged or sampled."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -10,24 +10,24 @@ from pydantic import BeforeValidator
 from icl.config.settings import ConfigError
 
 MAX_COUNT = 1_000_000
-"""Steps of one grid, before those that coincide are dropped."""
+"""The most steps of one grid, counted before duplicates are dropped."""
 
 STEP_GRID = "a list, or {log_space: ..., linear_space: ...} with a count or [first, last, count]"
-"""What a setting of steps may be, in the words of its description."""
+"""The forms that a setting of steps may have, for descriptions and messages."""
 
 Steps = tuple[int, ...] | Mapping[str, Any] | None
 
 
 def expand_steps(steps: Steps | list[int], num_steps: int) -> list[int]:
-    """The sorted list of training steps, out of 0..num_steps-1, that a step grid reaches.
+    """The sorted list of training steps in a step grid, out of 0..num_steps-1.
 
     Args:
         steps: an explicit list, or a mapping with
-            `log_space`: n for n logarithmic steps in [1, num_steps], or a triple [first, last, n];
-            `linear_space`: n for n linear steps in [0, num_steps], or a triple;
+            `log_space`: n for n logarithmically spaced steps in [1, num_steps], or a triple [first, last, n];
+            `linear_space`: n for n equally spaced steps in [0, num_steps], or a triple;
             `log_subsample`, `linear_subsample`: keep every k-th of the sorted set.
-            Values are truncated to integers, duplicates dropped, both sets united. None is the empty grid.
-        num_steps: the length of the run. Steps from num_steps on never happen.
+            Values are truncated to integers, duplicates are dropped, and both sets are united. None is the empty grid.
+        num_steps: the length of the run. Steps from num_steps on are dropped.
 
     Raises:
         ConfigError: an unknown key or a malformed value.
@@ -35,7 +35,7 @@ def expand_steps(steps: Steps | list[int], num_steps: int) -> list[int]:
     if steps is None:
         return []
     if not isinstance(steps, (list, tuple, Mapping)):
-        raise ConfigError(f"steps are {STEP_GRID}, got {steps!r}")
+        raise ConfigError(f"steps must be {STEP_GRID}, got {steps!r}")
     if not isinstance(steps, Mapping):
         wrong = [step for step in steps if not _is_whole(step) or step < 0]
         if wrong:
@@ -87,7 +87,7 @@ def _is_whole(value: Any) -> bool:
 
 
 def _checked_steps(value: Any) -> Any:
-    # A run of any length must accept the grid: only its form is checked here.
+    # Only the form is checked here, because the length of the run is not known yet.
     expand_steps(value, 1)
     if isinstance(value, Mapping):
         return {key: int(entry) if _is_whole(entry) else entry for key, entry in value.items()}
@@ -98,14 +98,14 @@ StepGrid = Annotated[Steps, BeforeValidator(_checked_steps)]
 
 
 def nearest_step(steps: Iterable[int], step: int) -> int:
-    """The checkpointed step closest to the one asked for."""
+    """The step in `steps` that is closest to `step`; of two, the smaller."""
     return min(steps, key=lambda candidate: (abs(candidate - step), candidate))
 
 
 def spread_in_log_time(steps: Collection[int], count: int) -> list[int]:
-    """Choose `count` of `steps`, the first and the last among them, as evenly as possible in log(step + 1).
+    """Choose `count` of `steps` as evenly as possible in log(step + 1). The first and the last are always chosen.
 
-    Greedy: each choice is the step farthest from all chosen before.
+    The choice is greedy: each next step is the one farthest from all chosen before.
 
     Raises:
         ValueError: `count` is less than 2 while there are more steps than that.
@@ -128,7 +128,7 @@ def refuse_missing_steps(wanted: Iterable[int], present: Collection[int], run: s
     """Refuse steps that have no checkpoint.
 
     Raises:
-        ConfigError: naming the first of them, and the nearest checkpoint.
+        ConfigError: a wanted step has no checkpoint. The message names the first one and the nearest checkpoint.
     """
     missing = sorted(set(wanted) - set(present))
     if not missing:

@@ -1,8 +1,8 @@
-"""Sweep files: a W&B sweep YAML in, the plain configurations of its runs out.
+"""Sweep files: reads a W&B sweep YAML and gives the plain configurations of its runs.
 
-The same file serves `wandb sweep` with agents and a run on this machine with no account. The grid is therefore expanded
-by the engine that the hosted service uses (the `sweeps` package), so that both see the same runs in the same order.
-Nothing here knows what a configuration means: `icl.config.training` turns the plain dictionaries into typed records.
+The same file works with `wandb sweep` and agents, and on this machine without an account. Both must see the same runs in
+the same order. So the grid is expanded by the engine of the hosted service (the `sweeps` package). This module does not
+interpret configurations; `icl.config.training` turns the plain dictionaries into typed records.
 """
 
 import json
@@ -36,7 +36,11 @@ _NUMBER_KEYS = ("a", "b", "max", "min", "mu", "q", "sigma")
 MAX_RUNS = 10_000
 MAX_PARAMETERS = 1_000
 MAX_ENTRIES = 10_000_000
-"""Entries of all configurations of a sweep together."""
+"""The most entries of all configurations of a sweep together."""
+
+
+YAML = (".yaml", ".yml")
+"""How the names of sweep files end."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +59,17 @@ class Sweep:
     run_cap: int | None = None
     """The most runs that this sweep may have; a random sweep needs one."""
     runs: "RunsOf | None" = None
-    """The training runs that an LLC sweep is about, in place of their settings."""
+    """The training runs of an LLC sweep, if it names them instead of giving their settings."""
 
 
 @dataclass(frozen=True)
 class RunsOf:
-    """`runs` of an LLC sweep: `{from: sweeps/mine.yaml}`, the runs of that training sweep, or a list of names of runs.
+    """The key `runs` of an LLC sweep: `{from: sweeps/mine.yaml}` (all runs of that training sweep), or a list of run names.
 
     Attributes:
-        sweep: the file, as it is written; it is looked for from the working directory, then beside the sweep that names it.
-        names: of the runs.
-        settings: what else stands there, such as `checkpoints: 3` and `preset: calibrated`: settings of the estimates.
+        sweep: path of the training sweep as written. It is looked up from the working directory, then from the folder of this sweep file.
+        names: the names of the runs.
+        settings: all other keys below `runs`. They are settings of the estimates, such as `checkpoints: 3` and `preset: calibrated`.
     """
 
     sweep: str | None = None
@@ -74,11 +78,11 @@ class RunsOf:
 
 
 def load_sweep(path: str | Path) -> Sweep:
-    """Read a sweep file without running anything of it.
+    """Read a sweep file. No code in it is run.
 
     Raises:
-        ConfigError: one line naming the file, and the line or the dotted key: no such file, broken YAML, a key given
-            twice, an unknown key.
+        ConfigError: there is no such file, its YAML is broken, or a key is given twice or unknown. The message is one
+            line with the file and the line or the dotted key.
     """
     source = str(path)
     data = read_yaml(path, "sweep file")
@@ -114,7 +118,7 @@ def load_sweep(path: str | Path) -> Sweep:
 
 
 def _take_runs(data: Any, source: str) -> tuple[Any, RunsOf | None]:
-    """A sweep file without its `runs`, which stand at the top or among the parameters, and these."""
+    """A sweep file without `runs`, and its `runs`. The key may be at the top level or among the parameters."""
     if not isinstance(data, dict):
         return data, None
     parameters = data.get("parameters")
@@ -129,7 +133,7 @@ def _take_runs(data: Any, source: str) -> tuple[Any, RunsOf | None]:
     else:
         return data, None
     rest.setdefault("method", "grid")
-    hint = f"{source}: runs must be {{from: SWEEP.yaml}}, or a list of names of runs (got {_shown(given)})"
+    hint = f"{source}: runs must be {{from: SWEEP.yaml}}, or a list of run names (got {_shown(given)})"
     if isinstance(given, str):
         given = {"from": given} if given.endswith((".yaml", ".yml")) else [given]
     if isinstance(given, list) and given and all(isinstance(name, str) for name in given):
@@ -146,15 +150,15 @@ def _take_runs(data: Any, source: str) -> tuple[Any, RunsOf | None]:
 
 
 def expand(sweep: Sweep, overrides: Iterable[str] = (), *, count: int | None = None, seed: int = 0) -> list[Config]:
-    """All configurations of a sweep, each a plain nested dictionary, in the order in which W&B hands them out.
+    """All configurations of a sweep, each a plain nested dictionary, in W&B's order.
 
     Args:
-        overrides: texts `a.b=value`, applied to every configuration; runs that become equal are kept once.
-        count: how many runs to draw from a random sweep (default: the file's `run_cap`); for a grid, the most to take.
-        seed: the draws of a random sweep are a function of this number.
+        overrides: texts `a.b=value`, applied to every configuration. Runs that become equal are kept once.
+        count: number of runs to draw from a random sweep (default: the file's `run_cap`), or the most runs of a grid.
+        seed: seed of the draws of a random sweep.
 
     Raises:
-        ConfigError: one line, for a sweep that the engine refuses or an override that cannot be applied.
+        ConfigError: the engine refuses the sweep, or an override cannot be applied. The message is one line.
     """
     cap = sweep.run_cap if count is None else count
     if cap is not None and cap < 1:
@@ -167,10 +171,10 @@ def expand(sweep: Sweep, overrides: Iterable[str] = (), *, count: int | None = N
 
 
 def with_overrides(configs: Iterable[Config], overrides: Iterable[str]) -> list[Config]:
-    """The configurations with settings changed by texts `a.b=value`; those that become equal are kept once.
+    """The configurations with settings changed by texts `a.b=value`. Those that become equal are kept once.
 
     Raises:
-        ConfigError: an override that cannot be applied.
+        ConfigError: an override cannot be applied.
     """
     assignments = [parse_override(text) for text in overrides]
     changed: dict[str, Config] = {}
@@ -190,7 +194,7 @@ def select(configs: Sequence[ConfigT], index: int) -> ConfigT:
 
 
 def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
-    """`a.b=c` -> (("a", "b"), c). The value c is YAML: `3`, `null`, `[1, 2]`, `{log_space: 5}`, `1e-4` mean what they say."""
+    """`a.b=c` -> (("a", "b"), c). The value c is read as YAML, such as `3`, `null`, `[1, 2]`, `{log_space: 5}` or `1e-4`."""
     key, equals, value = text.partition("=")
     path, source = tuple(key.strip().split(".")), f"--set {' '.join(text.split())}"
     if not equals or not all(path):
@@ -199,7 +203,7 @@ def parse_override(text: str) -> tuple[tuple[str, ...], Any]:
 
 
 def override(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> Config:
-    """A copy of `config` in which the entry at `path` is `value`; missing levels are made."""
+    """A copy of `config` in which the entry at `path` is `value`. Missing levels are created."""
     head, *rest = path
     if not rest:
         return {**config, head: value}
@@ -210,7 +214,7 @@ def override(config: Mapping[str, Any], path: tuple[str, ...], value: Any) -> Co
 
 
 def plain_config(config: Mapping[str, Any]) -> Config:
-    """A configuration as W&B hands it to a run, without W&B's wrappers and keys: what `expand` gives offline."""
+    """A configuration that W&B gives to a run, without W&B's wrappers and keys. It equals what `expand` gives offline."""
     own = {key: value for key, value in config.items() if key not in ("_wandb", "wandb_version")}
     return _plain({key: value["value"] if _is_wrapped(value) else value for key, value in own.items()})
 
@@ -222,7 +226,7 @@ def _is_wrapped(value: Any) -> bool:
 def engine() -> ModuleType:
     """W&B's sweep engine, imported on first use because it pulls in scipy and jsonschema."""
     with warnings.catch_warnings():
-        # Its run record is declared the pydantic 1 way; both notices concern the package's authors only.
+        # The package declares its run record in pydantic 1 style. Both warnings concern its authors only.
         warnings.filterwarnings(
             "ignore", message="Support for class-based `config` is deprecated", category=DeprecationWarning
         )
@@ -240,7 +244,7 @@ def _draw(sweep: Sweep, count: int, seed: int) -> list[Config]:
             return [plain_config(run.config) for run in runs if run is not None]
         from sweeps.params import HyperParameterSet
 
-        # The engine's own loop draws from Python's global generator; its parameters take the percentile just as well.
+        # The engine's own loop uses Python's global random state. Here each parameter gets a percentile from our generator.
         parameters = HyperParameterSet.from_config(dict(sweep.parameters))
         generator = random.Random(seed)
         configs = []
@@ -252,17 +256,17 @@ def _draw(sweep: Sweep, count: int, seed: int) -> list[Config]:
     except Exception as error:  # the engine raises assertions, ValueErrors and jsonschema errors alike
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if reason.startswith("invalid hyperparameter"):
-            reason += "; look at its distribution, and which keys and values that takes"
+            reason += "; check its distribution, and the keys and values which that distribution needs"
         raise ConfigError(f"{sweep.source}: {reason}") from None
 
 
 def _plain(value: Any) -> Any:
-    """Python's own types throughout: NumPy's scalars unpacked, `1e-4` a number whoever parsed the YAML."""
+    """The value in Python's own types. NumPy scalars become numbers, and so does `1e-4` if a YAML parser left it a text."""
     if isinstance(value, str):
         return float(value) if SCIENTIFIC.match(value) else value
     if isinstance(value, Scientific):
         return float(value)
-    if isinstance(value, date):  # which YAML makes of 2024-01-31
+    if isinstance(value, date):  # YAML reads 2024-01-31 as a date
         return str(value)
     if isinstance(value, (list, tuple)):
         return [_plain(entry) for entry in value]
@@ -272,7 +276,7 @@ def _plain(value: Any) -> Any:
 
 
 def _checked_parameters(tree: Any, path: str, source: str) -> dict[str, Any]:
-    """The parameters in plain types; refuses, by name, what the engine would refuse without saying where."""
+    """The parameters in plain types. What the engine would refuse is refused here, with its place in the message."""
     if not isinstance(tree, dict) or not tree:
         raise ConfigError(f"{source}: {path} must be a mapping of parameters (got {_shown(tree)})")
     checked = {}
@@ -328,7 +332,7 @@ def _are_probabilities(shares: Any, values: Sequence[Any]) -> bool:
 
 
 def _whole_ends(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A range of integers with ends that are integers, also where one was written as 1e3."""
+    """The entry; if it is a range of integers, ends such as 1e3 are made integers."""
     ends = {key: entry[key] for key in ("min", "max") if key in entry}
     meant = entry.get("distribution") == "int_uniform" or (
         "distribution" not in entry and any(type(end) is int for end in ends.values())
@@ -337,12 +341,12 @@ def _whole_ends(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _whole(value: Any) -> Any:
-    """The integer that was written as 1e3; anything else as it is."""
+    """A whole number written as 1e3 as an integer; anything else as it is."""
     return int(value) if isinstance(value, Scientific) and value.is_integer() else value
 
 
 def _check_size(sweep: Sweep, cap: int | None) -> None:
-    """Refuse a sweep that no machine could hold, before it is expanded."""
+    """Refuse a sweep that is too large, before it is expanded."""
     parameters = _count(sweep.parameters)
     if parameters > MAX_PARAMETERS:
         raise ConfigError(
@@ -378,14 +382,14 @@ def _grid_size(parameters: Mapping[str, Any]) -> int:
         elif "values" in entry:
             size *= len(entry["values"])
         elif "min" in entry and "max" in entry:
-            # Of integers, or of steps of q; other ranges have no place in a grid, as the engine will say.
+            # A range of integers, or one with steps of q. The engine refuses other ranges in a grid.
             step = max(entry.get("q", 1), 1e-300)
             size *= max(math.ceil(min((entry["max"] - entry["min"]) / step, 1e18)) + 1, 1)
     return size
 
 
 def _most_entries(value: Any) -> int:
-    """Entries of the largest configuration of a tree of parameters, or of one value."""
+    """The number of entries of the largest configuration of a tree of parameters, or of one value."""
     if isinstance(value, Mapping):
         if isinstance(choices := value.get("values"), list):
             return max(map(_most_entries, choices), default=1)

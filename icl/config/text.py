@@ -1,4 +1,4 @@
-"""Text in YAML in, plain values out. What is wrong with it is one line that names the file and the line."""
+"""Reads YAML text into plain values. Every error is one line that names the file and the line."""
 
 import re
 from pathlib import Path
@@ -14,40 +14,41 @@ from icl.config.settings import ConfigError
 MAX_BYTES = 1 * 2**20
 MAX_DEPTH = 50
 MAX_ENTRIES = 1_000_000
-"""Entries of a file with its aliases written out: a few lines of aliases to aliases can stand for billions."""
+"""The most entries of a file, with all aliases expanded: a few lines of nested aliases can mean billions of entries."""
 
 _YAML = "tag:yaml.org,2002:"
 _MERGE = f"{_YAML}merge"
 _FLOAT = f"{_YAML}float"
 _NO_VALUES = ("binary", "omap", "pairs", "set", "value")
-"""Tags of values that no JSON text can hold, and so no configuration that is stored with its run."""
+"""YAML tags of values that JSON cannot hold. Configurations are stored as JSON with their runs."""
 
 _MEANT = {
     "but found another document": "a second document begins here; keep one in a file",
     "found unhashable key": "a key is a word, not a list or a mapping",
     r"found character '\t' that cannot start any token": "a tab stands where only spaces may; indent with spaces",
 }
-"""What PyYAML says, and what it means."""
+"""PyYAML's message -> a plainer one."""
 
-# YAML 1.1 wants both the point and the sign in 1.0e+3; whoever writes 1e-4 or 1.5e4 means numbers too.
+# YAML 1.1 needs both the point and the sign, as in 1.0e+3. Here 1e-4 and 1.5e4 are numbers too.
 SCIENTIFIC = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z")
 
 
 class Scientific(float):
-    """A number that was written like 1e3: a whole one serves where an integer is meant."""
+    """A number written like 1e3. If it is whole, it is accepted as an integer."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML's safe loader for what strangers write.
+    """PyYAML's safe loader, made strict for files of unknown origin.
 
-    A key given twice is an error, not a silent choice of the last. Depth and size, aliases included, are known and
-    limited before any value is made.
+    A key given twice is an error. Depth and size, with aliases expanded, are checked before any value is made.
     """
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
         self._depth = 0
-        self._extents: dict[int, tuple[int, int]] = {}  # of complete nodes: entries and levels, aliases written out
+        self._extents: dict[
+            int, tuple[int, int]
+        ] = {}  # id of a complete node -> its entries and levels, aliases expanded
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         mark, is_alias = self.peek_event().start_mark, self.check_event(yaml.AliasEvent)
@@ -58,7 +59,7 @@ class _Loader(yaml.SafeLoader):
         self._depth -= 1
         if node is None or is_alias:
             if id(node) not in self._extents:
-                raise ComposerError(None, None, "the alias lies within what it stands for", mark)
+                raise ComposerError(None, None, "an alias refers to a value that contains it", mark)
             return node
         children: list[yaml.Node] = []
         if isinstance(node, yaml.MappingNode):
@@ -71,7 +72,7 @@ class _Loader(yaml.SafeLoader):
         levels = 1 + max((levels for _, levels in extents), default=0)
         if entries > MAX_ENTRIES or levels > MAX_DEPTH:
             reason = f"more than {MAX_ENTRIES:,} entries" if entries > MAX_ENTRIES else f"more than {MAX_DEPTH} levels"
-            raise ComposerError(None, None, f"with its aliases written out this has {reason}", mark)
+            raise ComposerError(None, None, f"with its aliases expanded this has {reason}", mark)
         self._extents[id(node)] = entries, levels
         return node
 
@@ -83,11 +84,11 @@ class _Loader(yaml.SafeLoader):
         except Exception as error:  # the constructors of tags raise whatever Python does: ValueError, KeyError, ...
             tag, value = node.tag.rpartition(":")[2], node.value
             shown = f"{_short(repr(value))} is" if isinstance(value, str) else "this is"
-            problem = f"{shown} no valid {tag} ({_short(str(error))}); put text in quotes"
+            problem = f"{shown} not a valid {tag} ({_short(str(error))}); put text in quotes"
             raise ConstructorError(None, None, problem, node.start_mark) from None
 
     def _refuse_repeated_keys(self, node: yaml.MappingNode) -> None:
-        """By what the keys are and by how they are written down with a run: 1, 1.0, 0x1 and '1' are one key."""
+        """Refuse keys that are equal, or that become equal as JSON: 1, 1.0, 0x1 and '1' are one key."""
         seen: set[object] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode) or key.tag == _MERGE:
@@ -101,7 +102,9 @@ class _Loader(yaml.SafeLoader):
 def _refused_tag(loader: _Loader, node: yaml.Node) -> object:
     tag = node.tag.replace(_YAML, "!!")
     problem = (
-        "put '=' in quotes" if node.value == "=" else f"a value of the type {tag} has no place here; write it plainly"
+        "put '=' in quotes"
+        if node.value == "="
+        else f"a value of the type {tag} is not allowed; write a number, a text, a list or a mapping"
     )
     raise ConstructorError(None, None, problem, node.start_mark)
 
@@ -119,10 +122,10 @@ for _tag in (None, *(f"{_YAML}{name}" for name in _NO_VALUES)):
 
 
 def read_yaml(path: str | Path, what: str) -> Any:
-    """The values of a YAML file; `what` it is, for messages.
+    """The values of a YAML file. `what` names the kind of file in messages.
 
     Raises:
-        ConfigError: as `parse_yaml`, or the file cannot be read, is no text or is larger than any that a person wrote.
+        ConfigError: see `parse_yaml`; or the file cannot be read, is not text, or is larger than MAX_BYTES.
     """
     try:
         with open(path, "rb") as file:
@@ -135,15 +138,17 @@ def read_yaml(path: str | Path, what: str) -> Any:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"cannot read the {what} {path}, line {line}: it is not text in UTF-8; save it so") from None
+        raise ConfigError(
+            f"cannot read the {what} {path}, line {line}: it is not UTF-8 text; save it as UTF-8"
+        ) from None
     return parse_yaml(text, str(path))
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The values of a text in YAML; no code of it can run.
+    """The values of a YAML text. No code in it can run.
 
     Raises:
-        ConfigError: one line with the source and, where it is known, the line.
+        ConfigError: the text is not valid. The message is one line with the source and, if known, the line.
     """
     try:
         loader = _Loader(text)
@@ -156,10 +161,10 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f", line {mark.line + 1}" if mark is not None else ""
         raise ConfigError(f"{source}{place}: {_problem(error)}") from None
-    except (ValueError, OverflowError):  # of the scanner: "\U00110000"
-        raise ConfigError(f"{source}, line {loader.line + 1}: an escape in it stands for no character") from None
+    except (ValueError, OverflowError):  # raised by the scanner, as for "\U00110000"
+        raise ConfigError(f"{source}, line {loader.line + 1}: an escape sequence is not a valid character") from None
     except RecursionError:
-        raise ConfigError(f"{source}: its mappings are merged from one another too deeply") from None
+        raise ConfigError(f"{source}: its mappings are merged (<<) into one another too deeply") from None
     finally:
         loader.dispose()
 

@@ -1,7 +1,7 @@
-"""Every setting of a training run, typed and validated, one default each.
+"""All settings of a training run, typed and validated, each with a default.
 
-The keys are those of the reference code's sweep files, so that a sweep's `parameters` map one to one onto these
-records. Nothing here reads the environment or touches a disk.
+The keys are those of the reference code's sweep files. So a sweep's `parameters` map one to one onto these records.
+Nothing here reads the environment or touches a disk.
 """
 
 import hashlib
@@ -32,14 +32,14 @@ Seed = Annotated[int, Field(ge=0, lt=2**63)] | None
 
 
 class TaskSettings(Settings):
-    """The task and the model of a training run: what the kinds of runs differ in."""
+    """The task and the model of a training run. Each kind of run has its own subclass."""
 
     derived: ClassVar[tuple[str, ...]] = ()
-    """Seeds that follow from the model's where they are null."""
+    """Names of seeds that, if null, are derived from the model's seed."""
 
     @property
     def seed(self) -> int | None:
-        """That of the initial weights."""
+        """The seed of the initial weights."""
         raise NotImplementedError
 
     @property
@@ -48,11 +48,11 @@ class TaskSettings(Settings):
         raise NotImplementedError
 
     def resolved(self) -> Self:
-        """The same with every null seed replaced by a number: model_seed drawn from the system's entropy, the others
-        from model_seed.
+        """A copy in which every null seed is a number. A null model_seed is drawn from the system's entropy; the other
+        seeds are derived from model_seed.
 
-        In the reference code null seeds continue the random state after the model's initialisation, so there too the
-        model seed decides the data. Here each is a stream of its own.
+        In the reference code, null seeds continue the random state after the model's initialisation. So there too the
+        model seed decides the data. Here each derived seed is independent.
         """
         seed = secrets.randbits(31) if self.seed is None else self.seed
         drawn = {
@@ -111,7 +111,7 @@ class TaskConfig(TaskSettings):
     @classmethod
     def _known_task(cls, value: str) -> str:
         if value not in TASKS:
-            raise ValueError(f"no such task; there are: {', '.join(TASKS)}")
+            raise ValueError(f"there is no such task; known tasks: {', '.join(TASKS)}")
         return value
 
     @field_serializer("num_tasks")
@@ -128,12 +128,12 @@ class TaskConfig(TaskSettings):
 
     @property
     def seed(self) -> int | None:
-        """That of the initial weights."""
+        """The seed of the initial weights."""
         return self.model_seed
 
     @property
     def label(self) -> str:
-        """Layers, heads, tasks and examples."""
+        """Layers, heads, tasks and examples, for the run's name."""
         tasks = "inf" if self.num_tasks is None else self.num_tasks
         return f"L{self.num_layers}H{self.num_heads}M{tasks}-K{self.max_examples}"
 
@@ -153,8 +153,7 @@ def _given(seed: int | None) -> int:
 
 
 class OptimizerConfig(Settings):
-    """Adam (Kingma & Ba 2015), AdamW or SGD, as torch.optim defines them; the learning rate is the schedule's
-    maximum."""
+    """Adam (Kingma & Ba 2015), AdamW or SGD, as torch.optim defines them. `lr` is the maximum of the schedule."""
 
     optimizer_type: Literal["Adam", "AdamW", "SGD"] = Field(default="Adam", description="the rule of an update")
     lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="largest learning rate of the schedule")
@@ -164,10 +163,10 @@ class OptimizerConfig(Settings):
     )
     eps: float = Field(default=1e-8, gt=0, description="added to the root of the mean squared gradient (Adam, AdamW)")
     weight_decay: float = Field(
-        default=0.0, ge=0, description="pull of the weights towards zero; AdamW applies it apart from the gradient"
+        default=0.0, ge=0, description="pull of the weights towards zero; AdamW applies it separately from the gradient"
     )
     momentum: float | None = Field(
-        default=None, ge=0, lt=1, description="share of the last update that is kept (only SGD)"
+        default=None, ge=0, lt=1, description="fraction of the last update that is kept (only SGD)"
     )
 
     @model_validator(mode="after")
@@ -192,7 +191,7 @@ class SchedulerConfig(Settings):
     anneal_strategy: Literal["linear", "cos"] = Field(default="linear", description="shape of the rise and of the fall")
     pct_start: float = Field(default=0.5, gt=0, lt=1, description="share of the steps over which the rate rises")
     cycle_momentum: Literal[False] = Field(
-        default=False, description="only false; the reference code's sweep files give it"
+        default=False, description="must be false; it exists because the reference code's sweep files have it"
     )
     max_lr: float | None = Field(default=None, gt=0, description="the highest rate; null: optimizer_config.lr")
     total_steps: int | None = Field(default=None, ge=2, description="length of the cycle in steps; null: num_steps")
@@ -205,11 +204,11 @@ class SchedulerConfig(Settings):
 
 
 class CheckpointerConfig(Settings):
-    """When checkpoints are written. LOCAL_ROOT and AWS_BUCKET_NAME, in the environment, decide where."""
+    """When checkpoints are written. The environment variables LOCAL_ROOT and AWS_BUCKET_NAME decide where."""
 
     checkpoint_steps: StepGrid = Field(
         default_factory=lambda: {"log_space": 50, "linear_space": 50},
-        description=f"training steps whose weights are kept, besides the last: {STEP_GRID}",
+        description=f"training steps whose weights are kept, in addition to the last step: {STEP_GRID}",
     )
     state_every: int = Field(
         default=1000,
@@ -217,7 +216,7 @@ class CheckpointerConfig(Settings):
         description="steps between two saves of the full state, from which an interrupted run continues",
     )
     bucket_name: str | None = Field(
-        default=None, description="ignored; the reference code's sweep files give it. Set the variable AWS_BUCKET_NAME"
+        default=None, description="ignored; the reference code's sweep files have it. Set AWS_BUCKET_NAME instead"
     )
 
 
@@ -226,7 +225,7 @@ class LoggerConfig(Settings):
 
     logging_steps: StepGrid = Field(
         default_factory=lambda: {"log_space": 100, "linear_space": 100},
-        description=f"training steps at which the model is evaluated, besides the last: {STEP_GRID}",
+        description=f"training steps at which the model is evaluated, in addition to the last step: {STEP_GRID}",
     )
     loss_every: int = Field(
         default=100, ge=1, description="steps between two records of the loss on the training batch"
@@ -252,9 +251,9 @@ class Training(Settings, Generic[Task]):
 
     @property
     def name(self) -> str:
-        """The run's name: readable sizes, seed, and a hash of every setting that decides the weights.
+        """The run's name: sizes, seed, and a hash of every setting that decides the weights.
 
-        Grids of checkpoints and logs are not part of it: a run with more checkpoints is the same run.
+        The grids of checkpoints and logs are not part of it, because a run with more checkpoints is the same run.
         """
         if self.run_name is not None:
             return self.run_name
@@ -266,32 +265,32 @@ class Training(Settings, Generic[Task]):
     @field_validator("run_name")
     @classmethod
     def _names_one_folder(cls, value: str | None) -> str | None:
-        # The longest name that is made of it: that of estimates along the run.
+        # The longest name made from a run's name is that of its estimates.
         if value is not None and ("/" in value or not is_key(f"llc-{value}-00000000") or not is_key(value)):
             raise ValueError(
-                "a run's name is that of its folder: letters, digits and _ . , = + @ -, the first of them a letter, a "
-                f"digit or _, at most {MAX_SEGMENT_LENGTH - 13} in all"
+                "a run's name is also its folder's name: it may hold letters, digits and _ . , = + @ -, must begin with a "
+                f"letter, a digit or _, and may have at most {MAX_SEGMENT_LENGTH - 13} characters"
             )
         return value
 
     def identity(self) -> dict[str, Any]:
-        """Plain data of the settings that decide the weights, with the seeds that follow from the model's."""
+        """Plain data of the settings that decide the weights, including derived seeds."""
         task = self.task_config if self.task_config.seed is None else self.task_config.resolved()
         return {**super().identity(), "task_config": task.model_dump(mode="json")}
 
     def resolved(self) -> Self:
-        """The same with all seeds given; a drawn model seed becomes part of the name."""
+        """A copy in which all seeds are numbers. A drawn model seed becomes part of the name."""
         return self.model_copy(update={"task_config": self.task_config.resolved(), "run_name": self._resolved_name()})
 
     def with_kept_seed(self, stored: Mapping[str, Any] | None) -> Self:
-        """The same, where a null model seed is the one that was drawn for the `stored` run."""
+        """A copy in which a null model seed is replaced by the one that was drawn for the `stored` run."""
         if stored is None or "task_config" not in stored or self.task_config.seed is not None:
             return self
         seed = type(self).parse({"task_config": stored["task_config"]}).task_config.seed
         return self.model_copy(update={"task_config": self.task_config.model_copy(update={"model_seed": seed})})
 
-    def told(self) -> Self:
-        """The same with the seeds that follow from the model's as null: what is left tells this run from others."""
+    def without_derived_seeds(self) -> Self:
+        """A copy in which seeds that equal the derived ones are null. What is left tells this run from others."""
         bare = self.task_config.model_copy(update=dict.fromkeys(self.task_config.derived))
         follows = self.task_config.seed is not None and bare.resolved() == self.task_config
         return self.model_copy(update={"task_config": bare}) if follows else self

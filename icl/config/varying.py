@@ -1,4 +1,4 @@
-"""What tells the runs of a sweep apart: the settings that vary, under their dotted names."""
+"""The settings that vary between the runs of a sweep, under their dotted names."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 from icl.config.settings import dotted
 
 UNSET = None
-"""What a setting counts as in a run that does not have it."""
+"""The value of a setting in a run that does not have it."""
 
 
 def varying(configs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The dotted names of the settings that take more than one value, in the order in which they are met.
+    """The dotted names of the settings that have more than one value, in order of first appearance.
 
     Args:
-        configs: plain nested data, such as `Settings.model_dump(mode="json")`. The name of a run is no setting.
+        configs: plain nested data, such as `Settings.model_dump(mode="json")`. `run_name` does not count as a setting.
     """
     flat = [dotted(config) for config in configs]
     names = dict.fromkeys(name for each in flat for name in each)

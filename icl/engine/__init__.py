@@ -1,9 +1,9 @@
-"""Loss and gradient of the transformer: one signature, and behind it whichever way is fastest here.
+"""Loss and gradient of the transformer, computed by the fastest way on this machine, under one signature:
 
     (flat (P,), xs (B, K, D), ys (B, K, 1)) -> (token losses (K,), gradient (P,))
 
-with token loss k = mean over the batch of (prediction_k - y_k)², and the gradient that of their mean over k, which is
-the training loss.
+Token loss k is the mean over the batch of (prediction_k - y_k)². The training loss is the mean of the token losses over
+k, and the gradient is that of the training loss.
 """
 
 from icl.engine.cross_entropy import cross_entropy_loss

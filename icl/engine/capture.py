@@ -1,4 +1,4 @@
-"""CUDA graphs: a function's hundreds of launches as one."""
+"""CUDA graphs: the hundreds of kernel launches of a function, captured once and replayed as one launch."""
 
 from collections.abc import Callable
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 WARM_UP = 3
-"""Runs before a capture, as CUDA graphs ask for: libraries choose their algorithms and take their workspaces then."""
+"""Runs before a capture. CUDA graphs need them, because libraries choose algorithms and allocate workspaces then."""
 
 
 def warm_up(run: Callable[[], object], device: torch.device) -> None:
-    """Run on a side stream, as often as a capture asks for."""
+    """Run a function WARM_UP times on a side stream, as a capture needs."""
     side, main = torch.cuda.Stream(device), torch.cuda.current_stream(device)
     side.wait_stream(main)
     with torch.cuda.stream(side):
@@ -20,10 +20,10 @@ def warm_up(run: Callable[[], object], device: torch.device) -> None:
 
 
 class Replayed:
-    """A function of tensors, captured once for each shape of its inputs and replayed. On other devices than cuda it is just called.
+    """A function of tensors, captured once per shape of its inputs and then replayed. On devices other than cuda it is just called.
 
     Args:
-        function: reads no number from the host that changes between calls, and gives a tuple of tensors.
+        function: returns a tuple of tensors. It must not read numbers on the host that change between calls.
 
     Attributes:
         captured: how many shapes were captured.
@@ -49,7 +49,7 @@ class Replayed:
         for place, value in zip(places, inputs, strict=True):
             place.copy_(value)
         graph.replay()
-        return tuple(each.clone() for each in outputs)  # the next replay writes where this one wrote
+        return tuple(each.clone() for each in outputs)  # the next replay overwrites `outputs`
 
     def _capture(
         self, inputs: tuple[Tensor, ...]

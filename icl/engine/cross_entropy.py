@@ -1,4 +1,4 @@
-"""The cross-entropy of a classifier or a language model, for batches as people have them.
+"""The cross-entropy of a classifier or a language model, for the usual forms of batches.
 
 Shapes: S samples, T tokens, V classes.
 """
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 IGNORED = -100
-"""The label of a token that counts for nothing, as in PyTorch and Hugging Face."""
+"""The label of a token that is ignored, as in PyTorch and Hugging Face."""
 
 
 def cross_entropy_loss(
@@ -19,27 +19,28 @@ def cross_entropy_loss(
 ) -> Tensor:
     r"""−log p(label), in the form that `icl.sampling.estimate_llc` takes.
 
-    A batch is one of
+    A batch is one of these:
 
-    - `(inputs, labels)`: logits (S, ..., V) for labels (S, ...), each label for the logits in its place;
-    - a tensor of tokens (S, T), or a mapping with `input_ids` (S, T): each token is the label of the logits before it. `attention_mask`
-      goes to the model, and tokens that it leaves out are no labels. With `labels` (S, T) these take the tokens' place; with labels (S,)
-      the samples are classified.
+    - `(inputs, labels)`: the model gives logits (S, ..., V), and labels (S, ...) belong to the logits at the same place.
+    - A tensor of tokens (S, T), or a mapping with `input_ids` (S, T). Each token is the label of the logits one place before it. An
+      `attention_mask` is passed to the model, and tokens that it masks are not labels. If the mapping has `labels` (S, T), they are
+      used instead of the tokens. If it has labels (S,), they classify whole samples.
 
-    The model gives logits, or a record or mapping with `logits`. Labels of −100 count for nothing.
+    The model returns logits, or a record or mapping with `logits`. Labels of −100 are ignored.
 
     Args:
-        reduction: "mean", over all labels that count (a scalar); "token" (T,), parts that have this mean, ℓ_t = (T/N) Σ_s −log p_st with N
-            labels that count; "none" (S, T) or (S,), each label's own, 0 where it does not count.
+        reduction: "mean" gives the mean over all labels that are not ignored (a scalar). "token" gives (T,) losses whose mean is that
+            scalar: ℓ_t = (T/N) Σ_s −log p_st with N labels that are not ignored. "none" gives each label's own loss, (S, T) or (S,),
+            and 0 for ignored ones.
 
     Raises:
-        ValueError: a batch of another form, logits whose shape does not fit the labels, or a batch without any label.
+        ValueError: the batch has another form, or the shape of the logits does not fit that of the labels.
     """
     logits, labels = _logits_and_labels(predict, batch)
     if logits.shape[:-1] != labels.shape:
         raise ValueError(
-            f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(labels.shape)}; the last dimension of logits is that "
-            "of the classes"
+            f"logits of shape {tuple(logits.shape)} do not fit labels of shape {tuple(labels.shape)}; logits need the labels' shape and "
+            "one last dimension for the classes"
         )
     flat = F.cross_entropy(
         logits.reshape(-1, logits.shape[-1]), labels.reshape(-1), ignore_index=IGNORED, reduction="none"
@@ -54,7 +55,7 @@ def cross_entropy_loss(
 
 
 def weight_of(batch: Any) -> Tensor:
-    """How many labels of a batch count: what a mean over several batches is weighed by."""
+    """The number of labels of a batch that are not ignored: the batch's weight in a mean over several batches."""
     return (_labels(batch) != IGNORED).sum()
 
 
@@ -74,7 +75,7 @@ def _logits_and_labels(predict: Callable[..., Any], batch: Any) -> tuple[Tensor,
 
 
 def _labels(batch: Any) -> Tensor:
-    """(S, T) the labels of the logits in their places, −100 where there is none."""
+    """The labels of the logits at the same places, −100 where there is none."""
     if isinstance(batch, Tensor):
         return batch[:, 1:]
     if isinstance(batch, Mapping) and "input_ids" in batch:
@@ -87,13 +88,13 @@ def _labels(batch: Any) -> Tensor:
     if isinstance(batch, tuple | list) and len(batch) == 2:
         return batch[1]
     raise ValueError(
-        f"cross_entropy_loss takes (inputs, labels), tokens (S, T), or a mapping with input_ids, and got a {type(batch).__name__}; write a "
-        "loss of your own, (predict, batch) -> loss"
+        f"cross_entropy_loss takes (inputs, labels), tokens (S, T), or a mapping with input_ids, and got a {type(batch).__name__}; write "
+        "your own loss, (predict, batch) -> loss"
     )
 
 
 def _shifted(batch: Any) -> bool:
-    """Whether each label is that of the logits before it: tokens that follow one another."""
+    """Whether each label belongs to the logits one place before it, as for tokens of a text."""
     if isinstance(batch, Tensor):
         return True
     return isinstance(batch, Mapping) and ("labels" not in batch or batch["labels"].ndim > 1)
@@ -104,5 +105,7 @@ def _logits(output: Any) -> Tensor:
         return output
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if not isinstance(found, Tensor):
-        raise ValueError(f"the model gave a {type(output).__name__} without logits; write a loss of your own")
+        raise ValueError(
+            f"the model gave a {type(output).__name__} without logits; write your own loss, (predict, batch) -> loss"
+        )
     return found

@@ -22,7 +22,7 @@ def token_losses(predictions: Tensor, ys: Tensor) -> Tensor:
 
 
 def loss_and_grad(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
-    """The reference: plain PyTorch, on any device and in any floating type."""
+    """Token losses (K,) and gradient (P,) in plain PyTorch, on any device and in any floating type."""
     with torch.enable_grad():
         parameters = _leaves(shape, flat)
         errors = predict(shape, parameters, xs, ys) - ys
@@ -34,8 +34,8 @@ def loss_and_grad(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor)
 def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
     """E models at once, each on its own batch: flats (E, P), xs (E, B, K, D), ys (E, B, K, 1) -> (E, K), (E, P).
 
-    For accelerators, where one launch for all members costs little more than for one. On a CPU it loses to one-thread
-    workers around `choose_path`: a step of one member fills the caches already.
+    This is for accelerators, where one launch for all members costs little more than for one. On a CPU, workers of one
+    thread each that call `choose_path` are faster, because a step of one member already fills the caches.
     """
     with torch.enable_grad():
         parameters = _leaves(shape, flats)
@@ -47,6 +47,6 @@ def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys
 
 
 def _leaves(shape: TransformerShape, flat: Tensor) -> dict[str, Tensor]:
-    """The named parts of a flat vector (..., P) as variables of their own: the gradient of a view would be a whole
-    vector, mostly zeros, for each."""
+    """The named parts of a flat vector (..., P) as separate variables. If they were views, the gradient of each would
+    be a whole vector, mostly of zeros."""
     return {name: part.detach().requires_grad_(True) for name, part in unflatten(shape, flat).items()}

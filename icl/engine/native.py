@@ -1,4 +1,4 @@
-"""The transformer's loss and gradient, and its predictions, by the compiled kernel of kernel.cpp.
+"""The transformer's loss, gradient and predictions, computed by the compiled kernel.cpp.
 
 Shapes: B batch, K examples, D task dimension, P parameters.
 """
@@ -21,15 +21,15 @@ _ALIGNMENT = 64
 class NativeTransformer:
     """Callable (flat (P,), xs (B, K, D), ys (B, K, 1)) -> (token losses (K,), gradient of their mean (P,)).
 
-    float32 on CPU; equals `icl.engine.paths.loss_and_grad` to rounding. The bits of the result do not depend on `threads`.
-    One object may be called from several Python threads at once.
+    It works in float32 on the CPU and equals `icl.engine.loss.loss_and_grad` to rounding. The bits of the result do not
+    depend on `threads`. One object may be called from several Python threads at once.
 
     Args:
-        shape: of the model; each shape is compiled once and cached.
-        threads: to spread a batch over.
+        shape: of the model. Each shape is compiled once and cached.
+        threads: number of threads that share a batch.
 
     Raises:
-        NativeUnavailable: no compiler, or it failed, or ICL_NATIVE=0.
+        NativeUnavailable: there is no compiler, it failed, or ICL_NATIVE=0 is set.
     """
 
     def __init__(self, shape: TransformerShape, threads: int = 1) -> None:
@@ -50,7 +50,7 @@ class NativeTransformer:
         )
         library.parameter_count.restype = library.workspace_size.restype = ctypes.c_int64
         if library.parameter_count() != shape.num_parameters:
-            raise NativeUnavailable("the kernel's parameter layout is not the model's")
+            raise NativeUnavailable("the kernel's parameter layout differs from the model's")
         self._size = library.workspace_size(threads) + _ALIGNMENT
         self._loss_and_grad, self._predictions = library.loss_and_grad, library.predictions
         pointer = ctypes.c_void_p

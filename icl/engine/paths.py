@@ -1,11 +1,6 @@
-"""Loss and gradient of the transformer: one signature, and behind it whichever way is fastest here.
+"""Choosing how loss and gradient are computed: by the compiled kernel or by PyTorch, under the signature of `icl.engine`.
 
-    (flat (P,), xs (B, K, D), ys (B, K, 1)) -> (token losses (K,), gradient (P,))
-
-with token loss k = mean over the batch of (prediction_k - y_k)², and the gradient that of their mean over k, which is
-the training loss.
-
-Shapes: E ensemble members, B batch, K examples, D task dimension, P parameters.
+Shapes: B batch, K examples, D task dimension, P parameters.
 """
 
 from collections.abc import Callable
@@ -25,13 +20,13 @@ Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 Native = Literal["auto", "never", "require"]
 
 WIDE = 512
-"""Width of stream or MLP from which the native kernel does not win (benchmarks/speed/scaling.py; docs/speed.md): a tile of it
-leaves the second-level cache, and compiling it takes longer than a short run."""
+"""Width of residual stream or MLP from which the native kernel is not faster (benchmarks/speed/scaling.py; docs/speed.md). From there a
+tile does not fit into the second-level cache, and compiling takes longer than a short run."""
 
 
 @dataclass(frozen=True)
 class Path:
-    """Which way computes loss and gradient, and why.
+    """How loss and gradient are computed, and why in this way.
 
     Attributes:
         name: "native" (compiled C++ kernel) or "torch".
@@ -55,10 +50,11 @@ def choose_path(
         shape: of the model.
         device: where the tensors will be.
         threads: CPU threads for one call of the native kernel; torch's number of threads if None.
-        native: "auto" takes the kernel where it can be built and wins, "never" does not, "require" insists.
+        native: "auto" uses the kernel if it can be built and is faster, "never" does not use it, and "require" raises
+            an error if it cannot be used.
 
     Raises:
-        NativeUnavailable: `native="require"` and the kernel cannot be had.
+        NativeUnavailable: `native="require"`, and the kernel cannot be used.
     """
 
     def by_torch(flat: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,7 +74,7 @@ def choose_path(
     if torch.device(device).type != "cpu":
         return refuse(f"the native kernel is for cpu, not {device}")
     if native == "auto" and max(shape.embed_size, shape.mlp_size) >= WIDE:
-        return refuse(f"at a width of {WIDE} and more the native kernel wins little over PyTorch")
+        return refuse(f"at a width of {WIDE} or more the native kernel is hardly faster than PyTorch")
     try:
         kernel = NativeTransformer(shape, threads or torch.get_num_threads())
     except NativeUnavailable as error:

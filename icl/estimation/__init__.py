@@ -1,4 +1,4 @@
-"""The learning coefficient along a training run: settings, batches, one estimate, the whole run, records, tables."""
+"""The local learning coefficient (LLC) along a training run: settings, one estimate, a whole run, records, tables."""
 
 from icl.estimation.along_run import estimate_over_run
 from icl.estimation.config import LLCConfig

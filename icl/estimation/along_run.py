@@ -1,4 +1,4 @@
-"""The learning coefficient along the checkpoints of a subject: one estimate at each, from the sweep files' settings."""
+"""The learning coefficient along the checkpoints of a subject: one estimate at each chosen checkpoint."""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ from icl.subjects import Subject
 
 
 class _Stopped(Exception):
-    """Leaves an estimate that nobody waits for any more."""
+    """Ends an estimate before it is complete, because the run was asked to stop."""
 
 
 def estimate_over_run(
@@ -33,18 +33,23 @@ def estimate_over_run(
     gamma: float | None = None,
     so_far: Callable[[float, float], None] | None = None,
 ) -> int:
-    """Estimate at every chosen checkpoint that is not in `done`, and record each when it is ready.
+    """Estimate at every chosen checkpoint that is not in `done`, and record each estimate when it is ready.
 
-    Returns how many are left undone. Checkpoints whose chains share a batch are ready together; a stop loses those that are not.
+    Checkpoints whose chains share a batch are ready together.
 
     Args:
+        config: the settings of the estimates.
+        subject: what the estimates are about (`icl.subjects`).
+        done: steps whose estimates exist already.
         record: called with each step, its model and its estimate.
         progress: called with (sampling steps done, steps in all), over all checkpoints.
-        should_stop: asked at each checkpoint and whenever `progress` is called; an estimate that it cuts short is not
-        recorded.
-        gamma: the localisation of the estimates that are done, where the pilot chains found it; None: they find it now, at the last
-        chosen checkpoint, for all of them.
-        so_far: called with (λ̂, its standard error) of the draws so far, where checkpoints are sampled one by one.
+        should_stop: asked before each checkpoint and whenever `progress` is called. An estimate that it ends early is not recorded.
+        gamma: the localisation γ of the estimates in `done`, if pilot chains chose it. None: pilot chains choose it now, at the last chosen
+            checkpoint, for all checkpoints.
+        so_far: called with (λ̂, its standard error) from the draws so far, if checkpoints are sampled one by one.
+
+    Returns:
+        How many chosen checkpoints are left without an estimate.
     """
     chosen = config.chosen_steps(subject.steps())
     todo = [step for step in chosen if step not in set(done)]
@@ -58,7 +63,8 @@ def estimate_over_run(
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     start = 0
     for steps, models in _models(subject, groups):
-        # Not before the first: until its first step it may compile, which a signal ends at once (`stop_signal`).
+        # Not asked before the first checkpoint. Code may be compiled until its first step, and a signal ends that at once
+        # (`stop_signal`).
         if start > 0 and should_stop():
             return len(todo) - start
 
@@ -79,10 +85,10 @@ def estimate_over_run(
 
 
 def _models(subject: Subject, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], list[nn.Module]]]:
-    """Each group's steps and models; those of the next are read while one is sampled at, where the subject allows it.
+    """The steps and models of each group. If the subject allows it, the next group is read while one is being sampled.
 
     Raises:
-        CheckpointError, StorageError: a checkpoint cannot be read; those before it have been given out.
+        CheckpointError, StorageError: a checkpoint cannot be read. All models before it have been yielded.
     """
     if not getattr(subject, "reads_ahead", False):
         for steps in groups:

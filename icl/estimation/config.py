@@ -17,11 +17,11 @@ from icl.subjects.named import short_name
 from icl.subjects.regression import TaskLaw
 
 REGRESSION = "regression"
-"""The name of the subject that a training run of this library is."""
+"""The name of the subject "a training run of this library"."""
 
 
 class PlottingConfig(Settings):
-    """Figures drawn of each estimate."""
+    """Which figures are drawn of each estimate."""
 
     include_loss_trace: bool = Field(default=False, description="draw the chains' losses")
     include_weights_pca: bool = Field(default=False, description="draw the chains in their principal components")
@@ -30,13 +30,15 @@ class PlottingConfig(Settings):
 
 
 class LLCConfig(Settings):
-    """How to sample at which checkpoints of a subject.
+    """How to sample, and at which checkpoints of a subject.
 
     The subject is a training run of this library, unless `subject` names another one (`icl.subjects`). In a sweep file the settings of the
-    training run, which find its checkpoints, stand beside the others; those of another subject stand below `subject_config`. At most one of
-    `steps` (a list or a grid), `step` (one), `checkpoint_idx` (an index into the sorted checkpoints) and `checkpoints` (how
-    many) is given. None of them means every checkpoint, as in the reference code. A step that is named and has no
-    checkpoint is an error, unless `nearest` is set; for the steps of a grid the nearest checkpoints are taken.
+    training run are written beside the others; they identify the run and so its checkpoints. The settings of another subject are written
+    below `subject_config`.
+
+    At most one of `steps` (a list or a grid), `step` (one), `checkpoint_idx` (an index into the sorted checkpoints) and `checkpoints` (how
+    many) is given. None of them means every checkpoint, as in the reference code. A named step without a checkpoint is an error, unless
+    `nearest` is set. For a grid, the nearest checkpoints are always taken.
     """
 
     flattened = ("training",)
@@ -56,40 +58,41 @@ class LLCConfig(Settings):
 
     subject: str = Field(
         default=REGRESSION,
-        description="what the estimates are about: regression (a training run of this library), or a class of your own, "
-        "as module:Class, looked for from the working directory",
+        description="what the estimates are about: regression (a training run of this library), or your own class, "
+        "as module:Class, importable from the working directory",
     )
     subject_config: dict[str, Any] = Field(default={}, description="settings of a subject other than regression")
     training: TrainingConfig = Field(
-        default=TrainingConfig(), description="the training run whose checkpoints these are (subject regression alone)"
+        default=TrainingConfig(), description="the training run with the checkpoints (only for the subject regression)"
     )
     sampler_config: SamplerConfig = Field(default=SamplerConfig(), description="how to sample, and what to measure")
     grad_tasks: TaskLaw = Field(
         default="pretrain",
-        description="tasks of the data that drive the chains: pretrain (the training's) or true (the law that they were drawn from); "
-        "subject regression alone",
+        description="tasks of the data that drive the chains: pretrain (the training tasks) or true (the distribution from which these "
+        "were drawn); only for the subject regression",
     )
     eval_tasks: TaskLaw | None = Field(
         default=None,
-        description="tasks of the data that draws are evaluated on, with an eval_method other than grad-minibatch; null: grad_tasks",
+        description="tasks of the data on which draws are evaluated, if eval_method is not grad-minibatch; null: those of grad_tasks",
     )
     preset: str | None = Field(
         default=None,
-        description="named settings of the sampler: automatic, calibrated or published; those of sampler_config come on top",
+        description="named settings of the sampler: automatic, calibrated or published; settings in sampler_config override them",
     )
     steps: StepGrid = Field(
         default=None, description=f"training steps to sample at: {STEP_GRID}; null: every checkpoint"
     )
     step: int | None = Field(default=None, ge=0, description="the one training step to sample at")
     checkpoint_idx: int | None = Field(
-        default=None, description="the one checkpoint to sample at: its place among the run's, -1 for the last"
+        default=None,
+        description="the one checkpoint to sample at: its index among the run's checkpoints, -1 for the last",
     )
     checkpoints: int | None = Field(
         default=None, ge=1, description="how many checkpoints to sample at, evenly in log t; 1: the last"
     )
     nearest: bool = Field(
         default=False,
-        description="whether a step without a checkpoint means the nearest that has one; else it is an error",
+        description="whether to take the nearest checkpoint for a step that has none; otherwise such a step is an error",
     )
     plotting_config: PlottingConfig = Field(default=PlottingConfig(), description="figures of each estimate")
     testing: bool = Field(default=False, description="sample only at the first and the last of the chosen steps")
@@ -114,19 +117,19 @@ class LLCConfig(Settings):
     def _settings_of_one_subject(self) -> Self:
         if self.is_regression and self.subject_config:
             raise ValueError(
-                "subject_config holds the settings of another subject, and those of the regression run stand beside it (task_config, "
-                "num_steps, ...); name the subject, as subject: {value: my_module:MySubject}"
+                "subject_config is for the settings of another subject, but no subject is named; name it, as subject: {value: "
+                "my_module:MySubject}. The settings of a regression run (task_config, num_steps, ...) are written beside subject_config"
             )
         if not self.is_regression:
             given = sorted(self.training.model_fields_set)
             if given:
                 raise ValueError(
-                    f"{given[0]} is a setting of the regression run, and the subject is {self.subject}; its own settings stand below "
+                    f"{given[0]} is a setting of the regression run, but the subject is {self.subject}; write its settings below "
                     "subject_config"
                 )
             if "covariance" in self.sampler_config.eval_metrics:
                 raise ValueError(
-                    "eval_metrics: covariance is that of weight groups of the library's own transformer; leave it out, or take weights"
+                    "eval_metrics: covariance is defined only for the library's own transformer; leave it out, or use weights"
                 )
         return self
 
@@ -135,13 +138,13 @@ class LLCConfig(Settings):
         refined = self.grad_tasks != "pretrain" or self.eval_tasks is not None
         if refined and not self.is_regression:
             raise ValueError(
-                f"grad_tasks and eval_tasks are settings of the regression run, and the subject is {self.subject}; its methods batches and "
-                "eval_batches say on which data"
+                f"grad_tasks and eval_tasks are settings of the regression run, but the subject is {self.subject}; remove them: its "
+                "methods batches and eval_batches choose the data"
             )
         if self.eval_tasks not in (None, self.grad_tasks) and self.sampler_config.eval_method == "grad-minibatch":
             raise ValueError(
-                f"eval_tasks={self.eval_tasks!r} is not met, for eval_method='grad-minibatch' evaluates on the gradient's batches; choose "
-                "eval_method new-minibatch, fixed-minibatch or dataset"
+                f"eval_tasks={self.eval_tasks!r} has no effect with eval_method='grad-minibatch', which evaluates on the gradient's "
+                "batches; choose eval_method new-minibatch, fixed-minibatch or dataset"
             )
         return self
 
@@ -151,17 +154,17 @@ class LLCConfig(Settings):
         return self.subject == REGRESSION
 
     def writes(self, flattened: str) -> bool:
-        """The settings of a training run say nothing of another subject."""
+        """Whether a flattened record is part of dumps: `training` is left out if the subject is not a training run."""
         return flattened != "training" or self.is_regression
 
     @property
     def subject_name(self) -> str:
-        """The training run's name, or that of the subject's class."""
+        """The name of the training run, or the name of the subject's class."""
         return self.training.name if self.is_regression else short_name(self.subject)
 
     @property
     def metrics(self) -> tuple[EvalMetric, ...]:
-        """The sampler's metrics, and the weights where a figure is drawn from them."""
+        """The sampler's metrics, with `weights` added if a figure needs them."""
         metrics = self.sampler_config.eval_metrics
         return (
             (*metrics, "weights") if self.plotting_config.include_weights_pca and "weights" not in metrics else metrics
@@ -169,35 +172,35 @@ class LLCConfig(Settings):
 
     @property
     def name(self) -> str:
-        """The name of this estimate: the subject's, and a hash of its settings, the sampler's, and the choice of steps."""
+        """The name of these estimates: the subject's name and a hash of its settings, the sampler's, and the choice of steps."""
         decisive = self.decisive(*self.decides)
         sampler = decisive["sampler_config"]
-        # The names of results outlive defaults.
+        # This was the default when names were first made. Names must not change when a default does.
         sampler["max_memory_bytes"] = sampler["max_memory_bytes"] or TRACE_BYTES
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:8]
         return f"llc-{self.subject_name}-{digest}"
 
     def identity(self) -> dict[str, Any]:
-        """Plain data of what decides the estimates: the subject, how it is sampled, and where."""
+        """Plain data of all settings that decide the estimates: the subject, the sampler, and the checkpoints."""
         own = super().identity()
         sampler = {name: value for name, value in own["sampler_config"].items() if name not in MEANS}
         training = self.training.identity() if self.is_regression else {}
         return {**training, **own, "sampler_config": sampler}
 
     def resolved(self) -> Self:
-        """The same with all seeds of the training run given."""
+        """A copy in which all seeds of the training run are numbers."""
         return self.of(self.training.resolved())
 
     def of(self, training: TrainingConfig) -> Self:
-        """The same along another training run."""
+        """A copy with another training run."""
         return self.model_copy(update={"training": training})
 
     def chosen_steps(self, present: Sequence[int]) -> list[int]:
         """The checkpoints to sample at, out of those present (sorted).
 
         Raises:
-            ConfigError: there is none, `checkpoint_idx` is outside their range, or the run has not been trained as far as
-            the choice reaches.
+            ConfigError: there are no checkpoints, `checkpoint_idx` is out of range, or the run has not been trained far
+                enough for the chosen steps.
         """
         if not present:
             raise ConfigError(f"the run {self.subject_name} has no checkpoints; train it first with the same settings")
@@ -220,14 +223,14 @@ class LLCConfig(Settings):
         return [chosen[0], chosen[-1]][: len(chosen)] if self.testing else chosen
 
     def substitutes(self, present: Sequence[int]) -> dict[int, int]:
-        """Step that the grid reaches, or that is named with `nearest`, and has no checkpoint -> the checkpoint in its place."""
+        """Each wanted step that has no checkpoint -> the nearest checkpoint, which is used instead."""
         if self.step is None and self.steps is None:
             return {}
         wanted = [self.step] if self.step is not None else self._reached(present)
         return {step: nearest_step(present, step) for step in wanted if step not in set(present)}
 
     def _reached(self, present: Sequence[int]) -> list[int]:
-        """The steps of the grid, or of the list."""
+        """The steps of the grid or the list."""
         return (
             expand_steps(self.steps, self._num_steps(present))
             if isinstance(self.steps, Mapping)
@@ -235,7 +238,7 @@ class LLCConfig(Settings):
         )
 
     def _named(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
-        """The checkpoints at exactly these steps, or with `nearest` near them."""
+        """The checkpoints at exactly these steps, or the nearest ones if `nearest` is set."""
         nearest = self._nearest(wanted, present)
         if self.nearest:
             return nearest
@@ -243,7 +246,7 @@ class LLCConfig(Settings):
         return sorted(set(wanted))
 
     def _nearest(self, wanted: Sequence[int], present: Sequence[int]) -> list[int]:
-        """The present checkpoints nearest to those wanted."""
+        """The present checkpoints nearest to the wanted steps."""
         if not wanted:
             raise ConfigError("steps is empty; leave it out to sample at every checkpoint")
         last = min(max(wanted), self._num_steps(present) - 1)
@@ -255,5 +258,5 @@ class LLCConfig(Settings):
         return sorted({nearest_step(present, step) for step in wanted})
 
     def _num_steps(self, present: Sequence[int]) -> int:
-        """The length of the run: the planned one. A run without a plan ends at its last checkpoint."""
+        """The planned length of the run. The run of another subject has no plan and ends at its last checkpoint."""
         return self.training.num_steps if self.is_regression else present[-1] + 1

@@ -1,4 +1,4 @@
-"""One estimate at a checkpoint, or at several whose chains share a batch."""
+"""The estimate at one checkpoint, or at several checkpoints whose chains are run as one batch."""
 
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,7 +21,7 @@ from icl.subjects.regression import HeldWeights, RegressionRun
 from icl.subjects.subject import first_batch
 
 AT_ONCE = 16
-"""Most checkpoints whose chains share a batch: what a run that is stopped loses."""
+"""The most checkpoints whose chains share a batch. A run that is stopped loses at most these."""
 
 
 def estimate_at_checkpoint(
@@ -30,7 +30,7 @@ def estimate_at_checkpoint(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> LLCResult:
-    """One estimate of a regression run at the given weights, with data and chains made from `sampler_config.init_seed` (drawn if null)."""
+    """The estimate of a regression run at the given weights. Data and chains depend on `sampler_config.init_seed`, drawn if null."""
     return next(estimate_at_checkpoints(config, [weights], device, progress))
 
 
@@ -40,10 +40,10 @@ def estimate_at_checkpoints(
     device: torch.device | str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[LLCResult]:
-    """`estimate_at_checkpoint` at each of several weights; the chains of more than one run as one batch.
+    """`estimate_at_checkpoint` at each of several weights. If there is more than one, all chains are run as one batch.
 
     Raises:
-        ValueError: settings that do not allow that (`icl.sampling.can_share_a_batch`).
+        ValueError: the settings do not allow one batch (`icl.sampling.can_share_a_batch`).
     """
     subject = RegressionRun(config.training, HeldWeights(weights), config.grad_tasks, config.eval_tasks)
     steps = subject.steps()
@@ -59,10 +59,10 @@ def estimates_of(
     progress: Callable[[int, int], None] | None = None,
     so_far: Callable[[float, float], None] | None = None,
 ) -> Iterator[LLCResult]:
-    """One estimate at each of some checkpoints, whose models are given; the chains of more than one run as one batch.
+    """One estimate at each of some checkpoints with the given models. If there is more than one, all chains are run as one batch.
 
     Raises:
-        ValueError: models or settings that do not allow that (`icl.sampling.can_share_a_batch`).
+        ValueError: models or settings do not allow one batch (`icl.sampling.can_share_a_batch`).
     """
     sampler = sampler_of(config)
     inputs = replace(inputs_of(subject, steps[0], sampler, device), progress=progress, so_far=so_far)
@@ -77,9 +77,9 @@ def estimates_of(
 def with_one_localisation(
     config: LLCConfig, subject: Subject, step: int, device: torch.device | str = "cpu"
 ) -> LLCConfig:
-    """The same with the localisation γ that the pilot chains find at a checkpoint, where none is given and they look for it.
+    """A copy of the settings with the localisation γ that pilot chains find at a checkpoint, unless γ is given.
 
-    Estimates along a run compare only at one γ.
+    All estimates along a run use one γ, because estimates with different γ cannot be compared.
     """
     if not finds_localisation(config):
         return config
@@ -89,31 +89,23 @@ def with_one_localisation(
 
 
 def finds_localisation(config: LLCConfig) -> bool:
-    """Whether γ is left to the pilot chains."""
+    """Whether pilot chains choose γ."""
     return config.sampler_config.step_size is None and config.sampler_config.gamma is None
 
 
 def with_localisation(config: LLCConfig, gamma: float) -> LLCConfig:
-    """The same with this γ."""
+    """A copy of the settings with this γ."""
     return config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"gamma": gamma})})
 
 
 def sampler_of(config: LLCConfig) -> SamplerConfig:
-    """The sampler's settings of one estimate, with the seed given."""
+    """The sampler's settings for one estimate, in which the seed is a number."""
     sampler = config.sampler_config
     seed = secrets.randbelow(2**31) if sampler.init_seed is None else sampler.init_seed
-    told: dict[str, object] = {"init_seed": seed, "eval_metrics": config.metrics}
-    if config.is_regression:  # whose n is a setting; other data may tell theirs
-        told["eval_dataset_size"] = sampler.eval_dataset_size
-    return sampler.model_copy(update=told)
-
-
-def hessian_at_checkpoint(
-    config: LLCConfig, weights: Mapping[str, Tensor], device: torch.device | str = "cpu"
-) -> dict[str, float]:
-    """`hessian_of` a regression run at the given weights."""
-    subject = RegressionRun(config.training, HeldWeights([weights]), config.grad_tasks, config.eval_tasks)
-    return hessian_of(config, subject, 0, subject.model(0), device)
+    update: dict[str, object] = {"init_seed": seed, "eval_metrics": config.metrics}
+    if config.is_regression:  # n is a setting here; the data of another subject may have a length of their own
+        update["eval_dataset_size"] = sampler.eval_dataset_size
+    return sampler.model_copy(update=update)
 
 
 def hessian_of(
@@ -121,8 +113,8 @@ def hessian_of(
 ) -> dict[str, float]:
     """`hessian/evals/i` for the `num_evals` largest eigenvalues of the loss Hessian at a checkpoint, and `hessian/trace`, on fixed data.
 
-    The loss of a regression run is that of the first `eval_batch_size` (default `grad_batch_size`) sequences of the evaluation set; that of
-    another subject is taken on its first batch.
+    For a regression run, the data are the first `eval_batch_size` (default `grad_batch_size`) sequences of the evaluation set. For another
+    subject, they are its first batch.
     """
     from icl.analysis.hessian import hessian_row, hessian_table, module_loss
 
@@ -140,10 +132,10 @@ def hessian_of(
 
 
 def checkpoints_at_once(config: LLCConfig, device: torch.device | str) -> int:
-    """How many checkpoints' chains run as one batch.
+    """At how many checkpoints the chains are run as one batch.
 
-    On an accelerator a launch for many costs little more than for one: as many as fit its memory, but at most AT_ONCE. On a CPU one,
-    because the chains of a single checkpoint fill the caches. Also one if each checkpoint draws a seed of its own.
+    On an accelerator a launch for many chains costs little more than for one, so it is as many as fit into its memory, but at most AT_ONCE.
+    On a CPU it is one, because the chains of a single checkpoint fill the caches. It is also one if each checkpoint draws its own seed.
     """
     sampler = config.sampler_config.model_copy(update={"eval_metrics": config.metrics})
     if (

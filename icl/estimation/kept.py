@@ -1,4 +1,4 @@
-"""What `icl llc` left of a run: its estimates, found again whatever checkpoints were chosen."""
+"""Reading the estimates that `icl llc` stored, whichever checkpoints were chosen."""
 
 import json
 import re
@@ -20,37 +20,37 @@ from icl.storage.jsonl import parse_object
 
 CONFIG = "config.json"
 CHOICE = ("steps", "step", "checkpoint_idx", "checkpoints", "testing")
-"""Settings that choose the checkpoints: estimates at others are more of the same."""
+"""Settings that choose the checkpoints. Estimates that differ only in these belong together."""
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """The estimates under one choice of sampler settings and checkpoints.
+    """The estimates of one subject under one choice of sampler settings and checkpoints.
 
     Attributes:
-        folder: `llc-<run>-<hash>`, where they lie.
+        folder: `llc-<run>-<hash>`, the folder that holds them.
     """
 
     folder: Path
 
     @property
     def name(self) -> str:
-        """Of the estimates."""
+        """The name of the estimates."""
         return self.folder.name
 
     @cached_property
     def stored(self) -> dict[str, Any]:
-        """The settings as they were written with the estimates; empty where they are lost."""
+        """The settings as they were stored with the estimates; empty if they are missing or damaged."""
         return read_object(self.folder / CONFIG) or {}
 
     @property
     def settings(self) -> LLCConfig:
-        """The same, typed; raises `ConfigError` if this version does not take them."""
+        """`stored` as a typed record; raises `ConfigError` if this version does not accept them."""
         return LLCConfig.parse(self.stored)
 
     @property
     def preset(self) -> str:
-        """The name of the sampler's preset, or nothing if it is none."""
+        """The name of the preset that the sampler's settings equal; empty if there is none."""
         return preset_of(self.settings.sampler_config) if self.stored else ""
 
     @property
@@ -61,7 +61,7 @@ class Estimates:
 
     @property
     def traces(self) -> pd.DataFrame:
-        """The course of the chains, thinned: `step`, `chain`, `draw`, `loss`, `distance`."""
+        """The loss and distance of the chains along their draws, thinned: `step`, `chain`, `draw`, `loss`, `distance`."""
         rows = [
             pd.DataFrame({"step": each["step"], "chain": chain, "draw": each["draw"], "loss": loss, "distance": far})
             for each in read_traces(self.folder)
@@ -70,10 +70,10 @@ class Estimates:
         return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
     def made_with(self, wanted: LLCConfig) -> LLCConfig | None:
-        """The settings that these estimates were made with, if they are of the subject of `wanted`; else None.
+        """The settings that these estimates were made with, if their subject is that of `wanted`; otherwise None.
 
         Raises:
-            ConfigError: the name is that of `wanted`, and the settings are others.
+            ConfigError: the name is that of `wanted`, but the settings differ.
         """
         wanted = wanted.of(wanted.training.with_kept_seed(self.stored))
         if self.name == wanted.name:
@@ -88,22 +88,25 @@ class Estimates:
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none, or no file."""
+    """The JSON object in a file; None if there is no file or it does not hold one."""
     return parse_object(read_file(path)) if path.exists() else None
 
 
 def estimates_of(subject: str, results: Path) -> list[Estimates]:
-    """All estimates of a run or another subject, by its name."""
+    """All estimates of the run or other subject with this name."""
     pattern = re.compile(rf"llc-{re.escape(subject)}-[0-9a-f]{{8}}")
     folders = sorted(results.iterdir()) if results.is_dir() else ()
     return [Estimates(folder) for folder in folders if pattern.fullmatch(folder.name)]
 
 
 def settings_of(config: LLCConfig) -> dict[str, Any]:
-    """Plain data of what decides an estimate, less the choice of checkpoints, the means of computing, and the seeds that follow
-    from the model's: what may tell rows of a table apart."""
-    told = config.of(config.training.told()).model_dump(mode="json")
-    kept = {key: told[key] for key in config.identity() if key in told and key not in CHOICE}
+    """Plain data of the settings in which rows of a table may differ.
+
+    These are the settings that decide an estimate, without the choice of checkpoints, the means of computing (such as cores), and
+    the seeds that are derived from the model's seed.
+    """
+    plain = config.of(config.training.without_derived_seeds()).model_dump(mode="json")
+    kept = {key: plain[key] for key in config.identity() if key in plain and key not in CHOICE}
     sampler = {key: value for key, value in kept["sampler_config"].items() if key not in MEANS}
     return {**kept, "sampler_config": sampler}
 
@@ -111,12 +114,13 @@ def settings_of(config: LLCConfig) -> dict[str, Any]:
 def find_estimates(
     configs: Sequence[LLCConfig], results: Path, preset: str | None = None
 ) -> list[tuple[LLCConfig, Estimates]]:
-    """The estimates of the runs of a sweep, each with the settings that it was made with: those under the sweep's own settings of
-    the sampler, or the preset's. Where the runs have none of these, and no preset is asked for, those that they have.
+    """The estimates of the runs of a sweep, each with the settings that it was made with.
+
+    These are the estimates under the sampler settings of `preset`, or of the sweep if `preset` is None. If `preset` is None and there are
+    none under the sweep's settings, the estimates under other settings are taken, as long as these are the same for all.
 
     Raises:
-        ConfigError: those they have are under several settings; or what is in a folder was made with other settings than its
-            name says.
+        ConfigError: the estimates under other settings are under several; or a folder's settings do not match its name.
     """
     own: dict[str, tuple[LLCConfig, Estimates]] = {}
     others: dict[str, dict[str, tuple[LLCConfig, Estimates]]] = {}
@@ -128,16 +132,16 @@ def find_estimates(
                 continue
             sampler = made.sampler_config
             if preset_of(sampler) == preset if preset else _text(sampler) == _text(config.sampler_config):
-                own.pop(each.name, None)  # a sweep's own choice of checkpoints comes last, and counts
+                own.pop(each.name, None)  # moved to the end, because of equals the last one counts (`tabulate`)
                 own[each.name] = made, each
             else:
                 others.setdefault(_text(sampler), {})[each.name] = made, each
     if own or not others or preset:
         return list(own.values())
     if len(others) > 1:
-        ways = sorted(way(made) for (made, _), *_ in (list(found.values()) for found in others.values()))
+        ways = sorted(sampler_label(made) for (made, _), *_ in (list(found.values()) for found in others.values()))
         raise ConfigError(
-            f"the runs of this sweep have estimates under {len(others)} settings of the sampler ({'; '.join(ways)}); choose with "
+            f"the runs of this sweep have estimates under {len(others)} settings of the sampler ({'; '.join(ways)}); choose one with "
             "--preset, or with --set sampler_config.KEY=VALUE"
         )
     return list(next(iter(others.values())).values())
@@ -151,9 +155,9 @@ def _text(sampler: SamplerConfig) -> str:
     return json.dumps(sampler.model_dump(mode="json", exclude=set(MEANS)), sort_keys=True)
 
 
-def way(config: LLCConfig) -> str:
-    """Sampler settings in a few words."""
+def sampler_label(config: LLCConfig) -> str:
+    """The sampler's settings in a few words: the preset's name, or the method and the main numbers."""
     sampler = config.sampler_config
-    told = {name: getattr(sampler, name) for name in ("epsilon", "gamma", "nbeta", "num_chains", "num_draws")}
-    given = ", ".join(f"{name} {value:g}" for name, value in told.items() if value is not None)
+    values = {name: getattr(sampler, name) for name in ("epsilon", "gamma", "nbeta", "num_chains", "num_draws")}
+    given = ", ".join(f"{name} {value:g}" for name, value in values.items() if value is not None)
     return preset_of(sampler) or f"{sampler.sampling_method} with {given}"

@@ -1,4 +1,4 @@
-"""What one estimate leaves behind: tables beside the metrics, and figures.
+"""The tables and figures that are stored for one estimate, beside its metrics.
 
 Shapes: E chains, N draws, P parameters.
 """
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PCA_DRAWS = 2000
-"""Draws of all chains together that enter a principal component analysis; more cost time and show nothing new."""
+"""The most draws, over all chains, that enter a principal component analysis. More cost time and show nothing new."""
 
 
 def trace_table(result: LLCResult) -> pd.DataFrame:
@@ -58,8 +58,11 @@ def tables_of(config: LLCConfig, result: LLCResult) -> dict[str, pd.DataFrame]:
 
 
 def weight_scores(trace: WeightTrace, components: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
-    """Explained shares (V,), components (V, P) of the draws, and their coordinates `chain`, `draw`, `pc/0`, ... from w*; lost chains
-    left out."""
+    """Principal components of the draws w - w*, without chains that diverged.
+
+    Returns:
+        The explained shares (V,), the components (V, P), and a table of coordinates `chain`, `draw`, `pc/0`, ... relative to w*.
+    """
     from icl.analysis.covariance import weight_pca
 
     deltas, kept = _healthy(trace)
@@ -74,7 +77,7 @@ def weight_scores(trace: WeightTrace, components: int) -> tuple[np.ndarray, np.n
 def figures_of(
     config: LLCConfig, subject: Subject, step: int, model: nn.Module, result: LLCResult
 ) -> dict[str, "Figure"]:
-    """The figures that `plotting_config` asks for, of one estimate around a checkpoint."""
+    """The figures of one estimate that `plotting_config` asks for."""
     from icl.figures.chains import loss_trace, weight_planes
 
     wanted, figures = config.plotting_config, {}
@@ -88,7 +91,7 @@ def figures_of(
 
 
 def _healthy(trace: WeightTrace) -> tuple[Tensor, np.ndarray]:
-    """w − w* (E', N, P) of the chains that stayed finite, and their numbers."""
+    """w − w* (E', N, P) of the chains whose weights stayed finite, and the indices (E',) of these chains."""
     finite = torch.isfinite(trace.deltas).all(dim=-1).all(dim=-1)
     return trace.deltas[finite], finite.nonzero()[:, 0].numpy()
 
@@ -103,7 +106,7 @@ def _covariances(config: LLCConfig, trace: WeightTrace) -> pd.DataFrame:
     place[index.numpy()] = np.arange(len(index))
 
     def within(group: WeightGroup) -> WeightGroup | None:
-        """The group as a piece of the sampled weights, or None where it was not sampled."""
+        """The group as a slice of the sampled weights, or None if it was not sampled."""
         first, length = int(place[group.entries.start]), group.entries.stop - group.entries.start
         return None if first < 0 else replace(group, entries=slice(first, first + length))
 
@@ -116,7 +119,7 @@ def _covariances(config: LLCConfig, trace: WeightTrace) -> pd.DataFrame:
 def _landscapes(
     config: LLCConfig, subject: Subject, step: int, model: nn.Module, components: np.ndarray, scores: pd.DataFrame
 ) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Plane (i, j) -> x (n,), y (n,) and loss (n, n) at w* + x PC_i + y PC_j, over the draws' range and 10 % more."""
+    """Plane (i, j) -> x (n,), y (n,) and the loss (n, n) at w* + x PC_i + y PC_j, over the draws' range plus 10 % on each side."""
     sampler = config.sampler_config
     objective = make_objective(model.to("cpu"), subject.loss, sampler)
     batch = first_batch(subject, step, sampler)

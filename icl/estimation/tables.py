@@ -1,4 +1,4 @@
-"""Tables of learning coefficients: from what `icl llc` left in its results folder, and the stages they show."""
+"""Tables of the estimates that `icl llc` stored, and tables of the developmental stages that they show."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +17,7 @@ from icl.analysis.run_tables import (
     label_of,
     read_run_table,
     setting_of,
+    values_of,
     without,
     write_run_tables,
 )
@@ -35,44 +36,45 @@ from icl.tracking import read_metrics
 SAMPLER = "sampler_config"
 
 Parts = list[tuple[LLCConfig, pd.DataFrame]]
-"""Rows of runs, each part with the settings that made it."""
+"""Rows of runs; each part has the settings with which its rows were made."""
 
 SUBJECT_SETTINGS = "subject_config."
 
 ESTIMATES = ("llc", "llc_calibrated")
-"""Tables of estimates that the stages are read from: under the published settings, and under calibrated ones."""
+"""The tables of estimates that give stages: `llc` (published sampler settings) and `llc_calibrated` (calibrated ones)."""
 
 FEWEST_ESTIMATES = 8
-"""That the detector of boundaries needs."""
+"""The fewest estimates that the detector of stage boundaries needs."""
 
 
 def tabulate(
     configs: Sequence[LLCConfig], results: Path, output: Path, name: str = "llc", preset: str | None = None
 ) -> list[Path]:
-    """Bring what the runs of a sweep left into tables: all of them, or after an error none.
+    """Write tables of the results of a sweep's runs. After an error no table is written.
 
-    `<name>.csv`: one row per run and checkpoint, with the columns of `LLCResult.summary`, `chains`, the number of chains, and
-    `loss/zero`, the loss of predicting 0. `<name>_traces.csv.gz`: the course of the chains. `metrics.csv`: what training logged,
-    unless the folder has evaluations of `icl analyse`.
+    - `<name>.csv` has one row per run and checkpoint, with the columns of `LLCResult.summary`, `chains` (the number of chains), and
+      `loss/zero` (the loss of predicting 0).
+    - `<name>_traces.csv.gz` has the loss and distance of the chains along their draws, thinned.
+    - `metrics.csv` has what training logged. It is not written if the folder has `evals.csv` from `icl analyse`.
 
-    The first columns of each are `model_seed`, or the settings of another subject (`subject_config.<name>`), and every setting that
-    varies in the sweep, under its dotted name, such as `optimizer_config.lr`; then comes `step`. Beside each table lies a JSON file with
-    the settings that all its rows share.
+    The first columns of each table tell the runs apart: `model_seed`, or the settings of another subject (`subject_config.<name>`), then
+    every setting that varies in the sweep, under its dotted name, such as `optimizer_config.lr`. Then comes `step`. A JSON file beside each
+    table holds the settings that all its rows share.
 
-    Estimates of any choice of checkpoints count (`find_estimates`). Runs without results yet are left out; called again,
-    their rows come in. Sweeps that differ only in the number of chains may share one table. Of several estimates at
-    one checkpoint the table keeps that with the most chains; of equals, the last.
+    All stored estimates of the runs count, whichever checkpoints were chosen (`find_estimates`). Runs without results are left out; a later
+    call adds their rows. Sweeps that differ only in the number of chains may share one table. If a checkpoint has several estimates, the
+    table keeps the one with the most chains, and of equals the last.
 
     Args:
         configs: the grid points of the sweep.
-        results: the folder of results folders.
-        output: the folder of tables.
-        name: of the table.
-        preset: the name of the sampler's settings.
+        results: the folder that holds the results folders of all runs.
+        output: the folder for the tables.
+        name: the name of the table of estimates.
+        preset: the name of the sampler settings to tabulate; None: those of the sweep.
 
     Raises:
-        ConfigError: no run of the sweep has estimates or metrics; they are under several settings; or some were made with
-            other settings than their name says.
+        ConfigError: no run of the sweep has estimates or metrics; the estimates are under several settings; or the stored
+            settings do not match a folder's name.
         ValueError: the table on disk was made with other settings.
         RunInUseError: another process writes to the folder.
     """
@@ -81,7 +83,7 @@ def tabulate(
     if not found and (preset or not logged):
         under = f" under the preset {preset}" if preset else ""
         raise ConfigError(f"no run of this sweep has estimates{under} in {results}; make them with `icl llc` first")
-    keys = _keys(configs)
+    keys = keys_of_sweep(configs)
     tables: list[RunTable] = []
     with exclusive(output / ".lock", f"the folder {output}"):
         if found:
@@ -99,10 +101,9 @@ def tabulate(
 def write_stages(folder: Path) -> list[Path]:
     """Derive `stages.csv` and `boundaries.csv` from the tables `evals`, `llc` and `llc_calibrated` of a folder.
 
-    Runs with fewer than eight estimates are left out.
-
-    Both have the columns `model_seed` and `setting` (the table of estimates), then those of
-    `icl.analysis.stages.stage_table` (with the published ends as far as the run goes) and `boundary_table`.
+    Both begin with the columns `model_seed` and `setting` (the name of the table of estimates). `stages.csv` goes on with
+    the columns of `icl.analysis.stages.stage_table`, for the published stages that the run has reached. `boundaries.csv`
+    goes on with those of `boundary_table`. Runs with fewer than eight estimates are left out.
 
     Raises:
         ValueError: the table of evaluations is missing, or no run has enough estimates.
@@ -115,8 +116,8 @@ def write_stages(folder: Path) -> list[Path]:
             continue
         if others := set(keys_of(read_table(path))) - {SEED_COLUMN}:
             raise ValueError(
-                f"{path} has runs that differ in {', '.join(sorted(others))}, not in their seeds alone; `icl figures --data {folder}` "
-                "finds the stages of each"
+                f"{path} has runs that differ in {', '.join(sorted(others))}, not only in their seeds; `icl figures --data {folder}` "
+                "finds the stages of each run"
             )
         joined = read_table(path).merge(evals[["model_seed", "step", "pretrain/mse"]], on=["model_seed", "step"])
         for seed, run in joined.groupby("model_seed"):
@@ -142,17 +143,16 @@ def _first(table: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame(table, columns=pd.Index([*columns, *(name for name in table.columns if name not in columns)]))
 
 
-def _keys(configs: Sequence[LLCConfig]) -> list[str]:
-    """The columns that tell the runs of a sweep apart: the model's seed, where there is one, or the settings of another subject, and what
-    varies."""
-    told = [settings_of(config) for config in configs]
-    names = dict.fromkeys(name for each in told for name in dotted(each))
+def keys_of_sweep(configs: Sequence[LLCConfig]) -> list[str]:
+    """The columns that tell the runs of a sweep apart: the model's seed or the other subject's settings, then all settings that vary."""
+    settings = [settings_of(config) for config in configs]
+    names = dict.fromkeys(name for each in settings for name in dotted(each))
     first = [name for name in names if name == SEED or name.startswith(SUBJECT_SETTINGS)]
-    return [column_of(setting) for setting in dict.fromkeys([*first, *varying(told)])]
+    return [column_of(setting) for setting in dict.fromkeys([*first, *varying(settings)])]
 
 
 def _logged(configs: Sequence[LLCConfig], results: Path) -> Parts:
-    """The training metrics of each run of the sweep that has some."""
+    """The training metrics of each run of the sweep that has any."""
     found: Parts = []
     for name, config in {config.training.name: config for config in configs if config.is_regression}.items():
         rows = pd.DataFrame(read_metrics(results / name))
@@ -162,7 +162,7 @@ def _logged(configs: Sequence[LLCConfig], results: Path) -> Parts:
 
 
 def _best(found: Sequence[tuple[LLCConfig, Estimates]], keys: Sequence[str]) -> tuple[Parts, Parts]:
-    """The estimates, and the traces, of each run and step once: those with the most chains, and among these the last."""
+    """Estimates and traces, one per run and step: the one with the most chains, and of equals the last."""
     tables = [(made, each.rows, each.traces) for made, each in found]
     best: dict[RunStep, int] = {}
     for index, (made, rows, _) in enumerate(tables):
@@ -184,20 +184,19 @@ def _best(found: Sequence[tuple[LLCConfig, Estimates]], keys: Sequence[str]) -> 
 
 
 def _values(config: LLCConfig, keys: Sequence[str]) -> dict[str, Any]:
-    """What a run has in the columns that tell runs apart.
+    """The values of a run in the columns that tell runs apart.
 
     Raises:
         ConfigError: its seed is not known.
     """
-    told = dotted(settings_of(config))
-    values = {key: told.get(setting_of(key)) for key in keys}
+    values = values_of(settings_of(config), keys)
     if SEED_COLUMN in values and values[SEED_COLUMN] is None:
-        raise ConfigError(f"{config.name} does not say its model_seed, and the sweep has none either; name the seed")
+        raise ConfigError(f"{config.name} has no stored model_seed, and the sweep has none either; set the seed")
     return values
 
 
 def _table(path: Path, keys: Sequence[str], parts: Parts) -> RunTable:
-    """The rows of all runs, with the settings that tell them apart in front."""
+    """The rows of all runs. The settings that tell the runs apart are the first columns."""
     tables: list[pd.DataFrame] = []
     runs, shared = {}, {}
     for config, rows in parts:
@@ -212,7 +211,7 @@ def _table(path: Path, keys: Sequence[str], parts: Parts) -> RunTable:
 
 
 def _joined_estimates(estimates: RunTable, traces: RunTable) -> list[RunTable]:
-    """Both tables with what they hold on disk; of a checkpoint's estimates that with the most chains stays."""
+    """Both tables, joined to those on disk. If a checkpoint has two estimates, the one with the most chains stays."""
     old, old_traces = read_run_table(estimates.path), read_run_table(traces.path)
     keys = list(dict.fromkeys([*(old.keys if old else ()), *estimates.keys]))
     estimates, traces = estimates.widened(keys), traces.widened(keys)
@@ -225,7 +224,7 @@ def _joined_estimates(estimates: RunTable, traces: RunTable) -> list[RunTable]:
 
 
 def _joined_metrics(metrics: RunTable) -> RunTable:
-    """The table with what it holds on disk of other runs."""
+    """The table, joined to the rows of other runs on disk."""
     old = read_run_table(metrics.path)
     if old is None:
         return metrics
@@ -236,8 +235,10 @@ def _joined_metrics(metrics: RunTable) -> RunTable:
 
 
 def _shared(config: LLCConfig) -> dict[str, Any]:
-    """What the rows of a table may share, and how they were made: everything but the seeds, the choice of checkpoints, how many chains,
-    and what cores and memory they may use."""
+    """The settings that all rows of a table must share: all but the seeds, the checkpoints, the number of chains, cores and memory.
+
+    The version of icl is added.
+    """
     if config.is_regression:
         kept = config.training.decisive(
             "task_config", "num_steps", "batch_size", "optimizer_config", "scheduler_config"

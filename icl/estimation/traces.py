@@ -1,7 +1,7 @@
-"""What `icl llc` keeps of each checkpoint: a row of metrics, and the loss of its chains along their draws, thinned.
+"""The traces that `icl llc` stores for each checkpoint, beside a row of metrics: the chains' losses along their draws, thinned.
 
-One JSON line per checkpoint in `traces.jsonl` of the results folder. A line that was written twice, because a run was
-killed between its trace and its metrics, counts once: the last.
+A trace is one JSON line in `traces.jsonl` of the results folder. A run that was killed between writing the trace and the
+metrics may write a trace twice; the last one counts.
 
 Shapes: E chains, N draws, P points.
 """
@@ -19,15 +19,15 @@ from icl.tracking import read_metrics
 
 TRACES = "traces.jsonl"
 POINTS = 100
-"""Points kept of each chain."""
+"""The number of points that are kept of each chain."""
 
 
 def thinned(result: LLCResult, points: int = POINTS) -> dict[str, Any]:
     """The chains cut into at most `points` stretches of nearly equal length.
 
     Returns:
-        `draw` (P,): draws done at the end of each stretch; `loss` (E, P): mean loss over the stretch, since a single
-        draw's loss is mostly the noise of its batch; `distance` (E, P): ‖w - w*‖ at the end of the stretch.
+        `draw` (P,): draws done at the end of each stretch. `loss` (E, P): mean loss over the stretch, because the loss of a
+        single draw is mostly noise of its batch. `distance` (E, P): ‖w - w*‖ at the end of the stretch.
     """
     draws = result.loss_trace.shape[1]
     stretches = torch.arange(draws).tensor_split(min(points, draws))

@@ -1,1 +1,1 @@
-"""A run with everything it touches, and many runs: on this machine, on a Ray cluster, from W&B agents."""
+"""Doing runs: one run with its storage, lock and tracker, and many runs on this machine, on Ray, or from W&B agents."""

@@ -1,4 +1,4 @@
-"""What a person sees of an offline sweep: a live table on a terminal, a line per event elsewhere, a closing table."""
+"""The display of an offline sweep: a live table on a terminal, a line per event elsewhere, and a table at the end."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,13 +20,13 @@ _COLOURS = {
     State.FAILED: "red",
     State.STOPPED: "yellow",
 }
-# What matters most comes first where a terminal is too small for all.
+# The order of rows if a terminal is too small for all: the most important first.
 _ORDER = (State.RUNNING, State.FAILED, State.STOPPED, State.WAITING, State.DONE, State.SKIPPED)
 
 
 @contextmanager
 def runs_display(jobs: int, console: Console | None = None) -> Iterator[Show]:
-    """Yields the function that is called with the runs' states again and again, and closes with a table of all."""
+    """Yield a function that shows the runs' states whenever it is called. Print a table of all runs at the end."""
     console = console or Console(stderr=True)
     last: list[ScheduledRun] = []
     if console.is_terminal:
@@ -56,7 +56,7 @@ def runs_display(jobs: int, console: Console | None = None) -> Iterator[Show]:
 
 
 def runs_table(runs: Sequence[ScheduledRun], jobs: int, rows: int | None) -> Table:
-    """The runs' states as a table of at most `rows` rows, the running and the failed ones first."""
+    """The runs' states as a table of at most `rows` rows. Running and failed runs come first if not all fit."""
     table = Table(caption=headline(runs, jobs), caption_justify="left")
     table.add_column("#", justify="right")
     table.add_column("run", overflow="fold")
@@ -77,7 +77,7 @@ def runs_table(runs: Sequence[ScheduledRun], jobs: int, rows: int | None) -> Tab
 
 
 def headline(runs: Sequence[ScheduledRun], jobs: int) -> str:
-    """How many runs are in each state, and the time left: `3 done, 1 failed, 2 running; about 0:02:10 left`."""
+    """How many runs are in each state, and the time left, such as `3 done, 1 failed, 2 running; about 0:02:10 left`."""
     counts = Counter(run.state for run in runs)
     text = ", ".join(f"{counts[state]} {state}" for state in State if counts[state])
     if not counts[State.WAITING] and not counts[State.RUNNING]:
@@ -87,7 +87,7 @@ def headline(runs: Sequence[ScheduledRun], jobs: int) -> str:
 
 
 class _Throttle:
-    """Redraw when a state changes, else twice a second: drawing costs more than asking how the runs are."""
+    """Decides when to redraw: when a state changes, and otherwise twice a second, because drawing is slow."""
 
     def __init__(self) -> None:
         self._states: list[State] = []

@@ -1,7 +1,7 @@
-"""What runs will cost, before they begin: time from a short measurement on this machine, and disk from the sizes of files.
+"""The cost of runs before they start: time from a short measurement on this machine, and disk space from file sizes.
 
-A part of a run is measured alone (a step, an evaluation, a file), and counted as often as the run's grids say. Nothing is
-written but a few files in the system's temporary folder.
+Each part of a run (a step, an evaluation, a file) is measured alone and multiplied by how often the run does it. Only a few
+files in the system's temporary folder are written.
 """
 
 import tempfile
@@ -25,10 +25,10 @@ from icl.tracking.trackers import LocalTracker
 from icl.training.loop import stepper_for
 
 MEASURED_S = 1.0
-"""How long one measurement lasts, about."""
+"""About how many seconds one measurement takes."""
 
 ROW_BYTES = 1500
-"""Of a row of metrics, about."""
+"""About how many bytes a row of metrics has."""
 
 
 Watch = Callable[[int, int], None]
@@ -40,12 +40,12 @@ class Forecast:
     """The cost of one run.
 
     Attributes:
-        seconds: from its start to its end, alone in a process that has begun.
-        most_seconds: the same if an estimate needs the most draws that it may take.
-        bytes: on the disk.
-        checkpoints: how many the run writes, or estimates are made at.
-        step_seconds: of one training step, or of one step of all chains.
-        parameters: of the model.
+        seconds: time of the run, without the start of its process.
+        most_seconds: the same if every estimate takes as many draws as it may.
+        bytes: space on the disk.
+        checkpoints: how many checkpoints the run writes, or at how many it estimates.
+        step_seconds: time of one training step, or of one sampling step of all chains.
+        parameters: number of parameters of the model.
     """
 
     seconds: float
@@ -57,7 +57,7 @@ class Forecast:
 
 
 def forecast_training(config: Training, place: Surroundings, measured_s: float = MEASURED_S) -> Forecast:
-    """The cost of a training run from its first step, by the code that would train it."""
+    """The cost of a whole training run, measured with the code that would train it."""
     config = config.resolved()
     with stepper_for([config], 0, [{}], place.device, place.threads) as stepper:
         stepper.run(1)  # compiles, and fills caches
@@ -88,14 +88,14 @@ def forecast_training(config: Training, place: Surroundings, measured_s: float =
 
 
 class _Measured(Exception):
-    """Ends an estimate that was begun to measure its speed."""
+    """Ends an estimate that was started only to measure its speed."""
 
 
 def forecast_llc(config: LLCConfig, place: Surroundings, measured_s: float = MEASURED_S) -> Forecast:
-    """The cost of the estimates along a run: at its checkpoints, or where it has none yet at those that it will have.
+    """The cost of the estimates along a run, at its checkpoints, or if it has none yet, at those that it will have.
 
-    Where the sampler finds its own step size, its pilot chains come on top. With a target error the draws go on, from
-    those that are asked for, to four times as many at most; `seconds` is the cost of the former.
+    Pilot chains, by which the sampler may find its own step size, are not included. With a target error, an estimate may
+    take up to four times as many draws as asked for: `seconds` is the cost without these, `most_seconds` the cost with all.
     """
     config = config.of(place.with_kept_seed(config.training))
     subject = subject_of(config, place)
@@ -134,14 +134,18 @@ def measured_estimate(
     place: Surroundings,
     measured_s: float = MEASURED_S,
 ) -> tuple[float, float, int]:
-    """Seconds before the first step of an estimate, seconds of a step, and how many steps it has, from one that is begun and left."""
+    """Measure an estimate by starting it and ending it early.
+
+    Returns:
+        Seconds before its first step, seconds per step, and how many steps it has.
+    """
     sampler = config.sampler_config
     update: dict[str, object] = {
         "cores": place.threads if place.device.type == "cpu" else 1,
         "target_error": None,
         "max_draws": None,
     }
-    if sampler.step_size is None:  # any step costs as much; the pilot chains, which look for a good one, are left out
+    if sampler.step_size is None:  # the step size does not change the cost of a step; pilot chains are left out
         update |= {"epsilon": 1e-7, "gamma": 1.0 if sampler.gamma is None else sampler.gamma}
     config = config.model_copy(update={"sampler_config": sampler.model_copy(update=update)})
     start = time.perf_counter()
@@ -157,7 +161,7 @@ def measured_estimate(
     except _Measured:
         pass
     except (ValueError, RuntimeError):
-        if len(seen) < 2:  # too early to say how long a step takes
+        if len(seen) < 2:  # it failed too early for a measurement
             raise
     (first, done, _), (last, reached, total) = seen[0], seen[-1]
     step_s = (last - first) / max(reached - done, 1)
@@ -165,7 +169,7 @@ def measured_estimate(
 
 
 def wall_seconds(seconds: Sequence[float], jobs: int, startup_s: float = 0.0) -> float:
-    """How long runs take together, `jobs` at a time, each begun when one before it ends."""
+    """How long all runs take if `jobs` run at a time and the next starts when one ends."""
     ends = [0.0] * max(min(jobs, len(seconds)), 1)
     for each in seconds:
         earliest = ends.index(min(ends))
@@ -178,7 +182,7 @@ def _count(weights: Mapping[str, Tensor]) -> int:
 
 
 def _seconds_each(call: Callable[[], object], measured_s: float) -> float:
-    """The mean time of a call, over as many as fit."""
+    """The mean time of a call, over as many calls as fit into `measured_s` seconds."""
     start, calls = time.perf_counter(), 0
     while calls < 3 or (time.perf_counter() - start < measured_s and calls < 1000):
         call()

@@ -1,4 +1,4 @@
-"""The estimates along one run, with everything they touch."""
+"""The estimates along one run, with their storage, lock, tracker and stop signals."""
 
 import sys
 
@@ -20,7 +20,7 @@ from icl.tracking.trackers import failures_recorded
 
 
 def subject_of(config: LLCConfig, place: Surroundings) -> Subject:
-    """What the estimates are about.
+    """The subject of the estimates.
 
     Raises:
         ConfigError: the subject cannot be made.
@@ -31,45 +31,50 @@ def subject_of(config: LLCConfig, place: Surroundings) -> Subject:
     return make_subject(config.subject, config.subject_config)
 
 
-def estimates_of(config: LLCConfig, place: Surroundings) -> Checkpoints:
-    """The folder of the estimates.
+def results_folder(config: LLCConfig, place: Surroundings) -> Checkpoints:
+    """The folder of the estimates, with its lock and settings.
 
     Raises:
-        CheckpointError: those in it were made with other settings.
+        CheckpointError: the estimates in it were made with other settings.
     """
     return Checkpoints(place.store, config.name).expect(config)
 
 
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
-    """Estimate along a subject's checkpoints, continuing where an earlier call stopped; returns how many checkpoints are left undone.
+    """Estimate along a subject's checkpoints, and continue where an earlier call stopped.
 
-    The results folder of `config.name` gets the estimates as rows of `metrics.jsonl`, the course of their chains as
-    `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
+    The results folder of `config.name` gets the estimates as rows of `metrics.jsonl`, the losses and distances of their
+    chains in `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
     (`icl.estimation.record.tables_of`) as `tables/<name>-<step>.csv.gz`.
+
+    Returns:
+        How many checkpoints are left without an estimate.
 
     Raises:
         ConfigError: the subject cannot be made, or has no checkpoints.
         CheckpointError: the training run, or the estimates of this name, were made with other settings.
         RunInUseError: another process makes these estimates, or has taken them over.
     """
-    # Imported here: with it comes pandas, which training does without.
+    # Imported here because it needs pandas, which training does not need.
     from icl.estimation.record import figures_of, tables_of
 
     config = config.of(place.with_kept_seed(config.training))
     subject = subject_of(config, place)
     name = config.name
-    estimates = estimates_of(config, place)
+    estimates = results_folder(config, place)
     with stop_signal(place.supervisor) as stopped, estimates.lock(place.lock_wait_s):
-        # What cannot be met, and weights of another run, are errors before anything is recorded.
+        # A wrong choice of checkpoints, and weights of another run, must raise before anything is recorded.
         present = subject.steps()
         subject.model(config.chosen_steps(present)[0])
         if replaced := config.substitutes(present):
             each = ", ".join(f"{step} by {nearest}" for step, nearest in replaced.items())
-            print(f"icl: {len(replaced)} steps have no checkpoint, and the nearest is taken: {each}", file=sys.stderr)
+            print(
+                f"icl: {len(replaced)} steps have no checkpoint; the nearest is used instead: {each}", file=sys.stderr
+            )
         rows = read_estimates(place.results / name)
         done = [row["step"] for row in rows]
         estimates.save_config(config.model_dump(mode="json"))
-        # Beside an accelerator several threads of chains would only wait for each other.
+        # On an accelerator, several threads of chains would only wait for each other.
         cores = place.threads if place.device.type == "cpu" else 1
         config = config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"cores": cores})})
         tracker = place.open_tracker(name, config, config.training.logger_config, max(done, default=-1) + 1)
@@ -80,7 +85,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             if "hessian" in config.sampler_config.eval_metrics:
                 row |= hessian_of(config, subject, step, model, place.device)
             if place.tracking != "none":
-                # Before the metrics: a checkpoint counts as done once it has those.
+                # Written before the metrics, because a checkpoint counts as done once it has metrics.
                 append_trace(place.results / name, step, result)
                 for table_name, table in tables_of(config, result).items():
                     write_table(table, place.results / name / "tables" / f"{table_name}-{step}.csv.gz")

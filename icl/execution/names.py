@@ -1,4 +1,4 @@
-"""The runs of a sweep, told apart by their names."""
+"""The runs of a sweep by name."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,17 @@ RunConfig = Training | LLCConfig
 
 
 def training_of(config: RunConfig) -> Training:
-    """The settings of the training run that a run does or looks at."""
+    """The settings of the training run: the run itself, or the one along which it estimates."""
     return config.training if isinstance(config, LLCConfig) else config
 
 
 def by_name(configs: Sequence[RunConfig]) -> dict[str, int]:
-    """Name of a run -> index of its first point in the sweep; a run that several points describe appears once.
+    """Name of a run -> index of its first point in the sweep. A run that several points describe appears once.
 
-    A run without a name and without a seed draws a seed, which gives it a name of its own.
+    A run without name and seed draws a seed, so each such point is a run of its own.
 
     Raises:
-        ConfigError: points that are not the same run share a name.
+        ConfigError: two different runs have the same name.
     """
     places: dict[str, int] = {}
     for place, config in enumerate(configs):
@@ -30,7 +30,7 @@ def by_name(configs: Sequence[RunConfig]) -> dict[str, int]:
         first = configs[places.setdefault(config.name, place)]
         if difference := config.difference(first.model_dump(mode="json")):
             raise ConfigError(
-                f"two runs of this sweep are called {config.name}, and one has {difference}; leave run_name out: then each "
-                "is named by its settings"
+                f"two runs of this sweep are called {config.name}, and one has {difference}; remove run_name, and each run "
+                "is named after its settings"
             )
     return places

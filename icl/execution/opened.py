@@ -1,10 +1,10 @@
-"""Runs as things: what a run was told to do, its metrics and estimates as tables, its checkpoints as models.
+"""Runs as objects: their settings, their metrics and estimates as tables, their checkpoints as models.
 
     run = icl.open_run("L2H4Minf-K8-seed0-1a2b3c4d")    # or runs = icl.open_runs("my-sweep.yaml")
     run.metrics.plot("step", "pretrain/mse")
     run.model(run.steps[-1])
 
-Nothing here writes, and nothing is remembered: a table is read anew each time, so a growing run shows its last row.
+Nothing here writes. Tables are read again each time, so a growing run shows its newest row.
 """
 
 import os
@@ -35,9 +35,9 @@ class Run:
     """One training run.
 
     Attributes:
-        name: of the run.
-        store: of its checkpoints.
-        results: the folder that holds the folders of metrics.
+        name: its name.
+        store: the store with its checkpoints.
+        results: the folder that holds the results folders of all runs.
     """
 
     name: str
@@ -46,35 +46,38 @@ class Run:
 
     @property
     def checkpoints(self) -> Checkpoints:
-        """Its checkpoints, as files."""
+        """The files of its checkpoints."""
         return Checkpoints(self.store, self.name)
 
     @cached_property
     def settings(self) -> Training:
-        """What the run was told to do, seeds resolved.
+        """The settings of the run, with all seeds resolved.
 
         Raises:
-            ConfigError: nothing is stored, or this version does not take it.
+            ConfigError: no settings are stored, or this version does not accept them.
         """
         stored = self.checkpoints.settings()
         if stored is None:
-            raise ConfigError(f"the run {self.name} has no config.json beside its checkpoints; is this its name?")
+            raise ConfigError(f"the run {self.name} has no stored settings; check its name (`icl runs` lists all runs)")
         return parse_training(stored)
 
     @property
     def config(self) -> pd.DataFrame:
         """The settings as one row: `run`, then every setting under its dotted name, such as `optimizer_config.lr`."""
-        flat = {key: _cell(value) for key, value in dotted(self.settings.told().model_dump(mode="json")).items()}
+        flat = {
+            key: _cell(value)
+            for key, value in dotted(self.settings.without_derived_seeds().model_dump(mode="json")).items()
+        }
         return pd.DataFrame([{"run": self.name, **flat}])
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """What training logged, one row per step: `step`, `batch/loss` and, on the logging grid, `pretrain/mse`, ..."""
+        """The logged metrics, one row per step: `step`, `batch/loss` and, on the logging grid, `pretrain/mse`, ..."""
         return pd.DataFrame(read_metrics(self.results / self.name))
 
     @property
     def summary(self) -> dict[str, Any]:
-        """The run's headline numbers, and its `status`."""
+        """The last metrics of the run, and its `status`."""
         return read_summary(self.results / self.name)
 
     @property
@@ -84,7 +87,7 @@ class Run:
 
     @property
     def estimates(self) -> pd.DataFrame:
-        """All estimates: `estimates` (their name), `preset`, `step`, then those of `Estimates.rows`."""
+        """All estimates: `estimates` (their name), `preset`, `step`, then the columns of `Estimates.rows`."""
         parts = [(each, each.rows) for each in self.estimate_sets]
         tables = [rows.assign(estimates=each.name, preset=each.preset) for each, rows in parts if len(rows)]
         return _first(_joined(tables), "estimates", "preset", "step")
@@ -103,7 +106,7 @@ class Run:
         """The model at a checkpoint, on the CPU.
 
         Raises:
-            CheckpointError: there is none at this step, or it is damaged.
+            CheckpointError: there is no checkpoint at this step, or it is damaged.
         """
         checkpoints = self.checkpoints.expect(self.settings)
         return InContextRegressionTransformer.from_weights(self.settings.task_config.shape, checkpoints.load(step))
@@ -111,7 +114,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs(Sequence[Run]):
-    """Several runs, and what tells them apart. A sequence of `Run`.
+    """Several runs as a sequence of `Run`, with tables over all of them.
 
     Attributes:
         runs: in the order of the sweep.
@@ -137,12 +140,12 @@ class Runs(Sequence[Run]):
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """The metrics of all runs: `run`, the settings that vary, then those of `Run.metrics`."""
+        """The metrics of all runs: `run`, the settings that vary, then the columns of `Run.metrics`."""
         return self._labelled([(run, run.metrics) for run in self.runs])
 
     @property
     def estimates(self) -> pd.DataFrame:
-        """The estimates of all runs: `run`, the settings that vary, then those of `Run.estimates`."""
+        """The estimates of all runs: `run`, the settings that vary, then the columns of `Run.estimates`."""
         return self._labelled([(run, run.estimates) for run in self.runs])
 
     def _labelled(self, parts: Sequence[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
@@ -159,7 +162,7 @@ def open_run(name: str | Path, environ: Mapping[str, str] = os.environ) -> Run:
     """A trained run, by its name (`icl runs` lists them) or by its folder `<root>/icl/<name>`.
 
     Raises:
-        ConfigError: there is no such run; the message names the nearest.
+        ConfigError: there is no such run; the message names the one with the most similar name.
     """
     folder = Path(name).resolve()
     if folder.is_dir() and os.sep in str(name):
@@ -174,10 +177,10 @@ def open_run(name: str | Path, environ: Mapping[str, str] = os.environ) -> Run:
 
 
 def open_runs(sweep: str | Path | Sequence[str], environ: Mapping[str, str] = os.environ) -> Runs:
-    """The runs of a training sweep file that have begun, or those of the given names.
+    """The runs of a training sweep file that have started, or the runs with the given names.
 
     Raises:
-        ConfigError: a wrong file, no such run, or none that has begun.
+        ConfigError: the file is wrong, there is no such run, or no run has started.
     """
     if not isinstance(sweep, (str, Path)):
         runs = [open_run(name, environ) for name in sweep]
@@ -188,8 +191,8 @@ def open_runs(sweep: str | Path | Sequence[str], environ: Mapping[str, str] = os
         runs = [run for run in every if run.checkpoints.settings() is not None]
         if not runs:
             raise ConfigError(f"no run of {sweep} has begun; start it with: icl train {sweep}")
-    told = [run.settings.told().model_dump(mode="json") for run in runs]
-    return Runs(tuple(runs), tuple(varying(told)))
+    settings = [run.settings.without_derived_seeds().model_dump(mode="json") for run in runs]
+    return Runs(tuple(runs), tuple(varying(settings)))
 
 
 def _known(run: Run) -> str:
@@ -206,12 +209,12 @@ def _joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
 
 def _first(table: pd.DataFrame, *columns: str) -> pd.DataFrame:
-    """The table with these columns first, as far as it has them."""
+    """The table with those of these columns first that it has."""
     first = [name for name in columns if name in table.columns]
     rest = [name for name in table.columns if name not in first]
     return pd.DataFrame(table, columns=pd.Index([*first, *rest]))
 
 
 def _cell(value: Any) -> Any:
-    """A setting as the cell of a table: a list is a text there."""
+    """A setting as a cell of a table. A list becomes a text."""
     return str(value) if isinstance(value, list) else value

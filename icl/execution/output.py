@@ -1,4 +1,4 @@
-"""Messages for people. Work does not end because a message cannot be written: the reader is gone, or the disk is full."""
+"""Output streams that do not end the work if nobody reads them or the disk is full."""
 
 import io
 import sys
@@ -6,11 +6,11 @@ from typing import Any, TextIO
 
 
 class Forgiving(io.TextIOBase):
-    """A text stream that drops what cannot be written, from a stream that may be gone.
+    """A text stream that writes to another stream and drops what that does not take.
 
     Args:
-        stream: to write to; None, as of a program without a terminal, drops everything.
-        forgives: the errors that are dropped; others are kept for `failure`.
+        stream: the stream to write to. None, as in a program without a terminal, drops everything.
+        forgives: the errors that are ignored. Other errors are not raised either, but kept in `failure`.
     """
 
     def __init__(self, stream: TextIO | None, forgives: type[OSError] = OSError) -> None:
@@ -40,34 +40,36 @@ class Forgiving(io.TextIOBase):
                 self.failure = error
 
     def isatty(self) -> bool:
-        """Whether a terminal shows it."""
+        """Whether the stream is a terminal."""
         return self._stream is not None and self._stream.isatty()
 
     def fileno(self) -> int:
-        """The stream's own; raises `OSError` where it has none."""
+        """The stream's file descriptor; raises `OSError` if it has none."""
         return io.TextIOBase.fileno(self) if self._stream is None else self._stream.fileno()
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """The stream's own."""
+        """The stream's encoding."""
         return getattr(self._stream, "encoding", None) or "utf-8"
 
     @property
     def errors(self) -> str:  # type: ignore[override]
-        """The stream's own."""
+        """The stream's way to treat encoding errors."""
         return getattr(self._stream, "errors", None) or "strict"
 
     @property
     def buffer(self) -> Any:
-        """The stream's own."""
+        """The stream's binary buffer."""
         return self._stream.buffer if self._stream is not None else io.BytesIO()
 
 
 def forgive_output() -> Forgiving:
-    """Let messages, and results that a closed pipe does not want, be dropped from here on.
+    """Replace sys.stderr and sys.stdout by streams that do not raise.
+
+    Messages (stderr) are dropped on any error, results (stdout) only if the reader of a pipe is gone.
 
     Returns:
-        The stream of results: what it could not write for another reason is its `failure`.
+        The stream of results. Its `failure` is the error if results could not be written for another reason.
     """
     sys.stderr = Forgiving(sys.stderr)
     sys.stdout = results = Forgiving(sys.stdout, BrokenPipeError)

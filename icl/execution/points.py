@@ -1,8 +1,8 @@
-"""The runs of a sweep file, typed: what `icl train`, `llc`, `calibrate` and `tabulate` are to work on.
+"""The runs of a sweep file as typed settings, for `icl train`, `llc`, `calibrate` and `tabulate`.
 
-An LLC sweep says which training runs it is about in one of three ways: it repeats their settings; it refers to them
-(`runs: {from: sweeps/mine.yaml}`, or their names); or the file is the training sweep itself, and only how to sample is said
-beside it.
+An LLC sweep names its training runs in one of three ways. It repeats their settings. Or it refers to them, by
+`runs: {from: sweeps/mine.yaml}` or by their names. Or the file is the training sweep itself, and the settings of the sampler
+come from the command's options.
 """
 
 import os
@@ -20,10 +20,10 @@ def training_points(sweep: Sweep, overrides: Sequence[str] = ()) -> list[Trainin
     """The runs of a training sweep.
 
     Raises:
-        ConfigError: the file is one of `icl llc`, or an override or a setting is wrong.
+        ConfigError: the file is an LLC sweep, or an override or a setting is wrong.
     """
     if sweep.runs is not None:
-        raise ConfigError(f"{sweep.source} is a sweep of `icl llc`, as its key runs says; start icl llc {sweep.source}")
+        raise ConfigError(f"{sweep.source} has the key runs, so it is for `icl llc`; start icl llc {sweep.source}")
     return [parse_training(data) for data in expand(sweep, overrides)]
 
 
@@ -31,7 +31,7 @@ def llc_points(sweep: Sweep, overrides: Sequence[str] = (), environ: Mapping[str
     """The estimates of an LLC sweep, or of a training sweep, in the order of the training runs.
 
     Raises:
-        ConfigError: there are no such training runs, or an override or a setting is wrong.
+        ConfigError: a training run does not exist, or an override or a setting is wrong.
     """
     points = expand(sweep)
     if sweep.runs is not None:
@@ -45,7 +45,7 @@ def llc_points(sweep: Sweep, overrides: Sequence[str] = (), environ: Mapping[str
 
 
 def says_how_to_sample(sweep: Sweep, overrides: Sequence[str]) -> bool:
-    """Whether a sweep, or an override of it, has any setting of the estimates; a training sweep has none."""
+    """Whether a sweep or its overrides have any setting of the estimates. A training sweep has none."""
     own = LLCConfig.user_fields().keys() - TrainingConfig.user_fields().keys()
     given = {*sweep.parameters, *(sweep.runs.settings if sweep.runs else ())}
     given |= {text.partition("=")[0].partition(".")[0].strip() for text in overrides}
@@ -61,7 +61,7 @@ def _training_settings(sweep: Sweep, runs: RunsOf, environ: Mapping[str, str]) -
 
 
 def _without_training(point: Config, sweep: Sweep) -> Config:
-    """A point that says nothing of the training runs, which are given."""
+    """Return the point, after checking that it has no settings of the training runs, which `runs` gives."""
     twice = sorted(point.keys() & TrainingConfig.user_fields().keys())
     if twice:
         raise ConfigError(
@@ -71,10 +71,10 @@ def _without_training(point: Config, sweep: Sweep) -> Config:
 
 
 def choice_overrides(preset: str | None, checkpoints: int | None, steps: str | None, nearest: bool) -> list[str]:
-    """The overrides that the options of `icl llc` stand for: each takes the place of what the file says of the same thing.
+    """The options of `icl llc` as overrides. Each option replaces the file's settings for the same thing.
 
     Raises:
-        ConfigError: two options at once that choose the checkpoints, or an unknown preset.
+        ConfigError: two options choose the checkpoints, or the preset is unknown.
     """
     from icl.sampling.presets import preset_override
 
@@ -97,7 +97,7 @@ def parse_steps(text: str) -> list[int]:
     """`0,100,499` -> [0, 100, 499].
 
     Raises:
-        ConfigError: it is no list of steps.
+        ConfigError: the text is not a list of steps.
     """
     try:
         steps = [int(word) for word in text.replace(",", " ").split()]

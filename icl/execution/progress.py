@@ -1,4 +1,4 @@
-"""Progress of long work: a bar with the time left on a terminal, a line every half minute elsewhere."""
+"""Progress of long work: on a terminal a bar with the time left, elsewhere a line every half minute."""
 
 import time
 from collections.abc import Iterator
@@ -13,14 +13,14 @@ REDRAW_EVERY_S = 0.1
 
 
 class Update(Protocol):
-    """Reports how far the work is; cheap enough to call at every step."""
+    """Reports how far the work is. It is cheap enough to be called at every step."""
 
     def __call__(self, done: int, note: str = "", total: int | None = None) -> None: ...
 
 
 @contextmanager
 def progress_bar(description: str, total: int | None = None, console: Console | None = None) -> Iterator[Update]:
-    """Yields an `Update`; the total may be given with it."""
+    """Yield an `Update`. The total may be given here or with each update."""
     console = console or Console(stderr=True)
     if not console.is_terminal:
         yield _plain_lines(description, total, console)
@@ -51,7 +51,7 @@ def _plain_lines(description: str, expected: int | None, console: Console) -> Up
         nonlocal last, first
         now = time.monotonic()
         if first is None:
-            first = done  # a resumed run has not done these steps now
+            first = done  # a resumed run did these steps earlier, so they do not count for the rate
         if done != total and now - last < LINE_EVERY_S:
             return
         last = now

@@ -1,7 +1,8 @@
 """The runs of a sweep file on an existing Ray cluster (extra `[ray]`), with the same schedule and table as on one machine.
 
-Each run is a Ray task. A task whose worker dies is started again elsewhere by Ray and goes on from its last saved state, so
-the machines must share their storage: a bucket, or a common folder as LOCAL_ROOT. `icl` must be installed on all of them.
+Each run is a Ray task. If its worker dies, Ray starts the task again on another machine, and the run goes on from its last
+saved state. So the machines must share their storage: a bucket, or a common folder as LOCAL_ROOT. `icl` must be installed on
+all of them.
 """
 
 import logging
@@ -21,7 +22,7 @@ from icl.native.allocator import keep_freed_memory
 from icl.storage import local_root
 from icl.tracking.opening import Wanted
 
-# How often Ray starts a run again whose worker was lost.
+# How often Ray restarts a run whose worker was lost.
 RETRIES = 3
 CONNECT_S = 10.0
 _PASSED_ON = ("AWS_", "DEVICE", "LOCAL_ROOT", "OMP_NUM_THREADS", "WANDB_")
@@ -45,11 +46,11 @@ class RayTask:
             return Ended(False, (str(error).strip().splitlines() or [type(error).__name__])[0])
 
     def note(self) -> str:
-        """Nothing: a task tells of its progress on W&B and in its files."""
+        """An empty text. The progress of a task shows on W&B and in its files."""
         return ""
 
     def stop(self) -> None:
-        """Interrupt the task; it saves its state and returns."""
+        """Interrupt the task, which then saves its state and returns."""
         self._ray.cancel(self._reference)
 
     def kill(self) -> None:
@@ -61,9 +62,9 @@ class RayTask:
 def ray_cluster(
     command: Command, configs: Sequence[RunConfig], place: Surroundings, environ: Mapping[str, str] = os.environ
 ) -> Iterator[tuple[Launch, int]]:
-    """Connects to the cluster of RAY_ADDRESS (default: the one that runs on this machine).
+    """Connect to the cluster at RAY_ADDRESS (default: the one on this machine).
 
-    Yields a function that starts a run there, and how many runs the cluster has room for.
+    Yields a function that starts a run there, and how many runs the cluster can run at a time.
 
     Raises:
         ConfigError: Ray is not installed, or there is no cluster.
@@ -75,10 +76,10 @@ def ray_cluster(
     address = environ.get("RAY_ADDRESS") or "auto"
     try:
         host, colon, port = address.removeprefix("ray://").rpartition(":")
-        if colon:  # Ray itself tries for minutes
+        if colon:  # tested first, because Ray itself would try for minutes
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
         ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
-        ray.put(None)  # what is wrong with the packages here shows now, not at the first run
+        ray.put(None)  # wrong packages on this machine show now, and not at the first run
     except ImportError as error:
         raise ConfigError(f"Ray does not work with the packages installed here: {error}") from None
     except (OSError, RuntimeError, ValueError) as error:
@@ -110,7 +111,7 @@ def _run_on_worker(
 ) -> tuple[bool, str]:
     """One run on a worker of the cluster: whether it is done, and if not, why in one line."""
     keep_freed_memory()
-    if os.path.isdir(folder):  # a user's own subject and its files are looked for from there
+    if os.path.isdir(folder):  # a user's own subject and its files are found from there
         os.chdir(folder)
     place = Surroundings.from_environment(tracking=tracking, project=project, entity=entity)
     try:

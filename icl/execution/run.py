@@ -1,4 +1,4 @@
-"""One run of a sweep, training or estimates: its name, whether it is done, and doing it."""
+"""One run of a sweep, either training or estimates: parse its settings, tell whether it is complete, and do it."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,7 +8,7 @@ from icl.config import ConfigError, TrainingConfig
 from icl.config.kinds import parse_training
 from icl.estimation import LLCConfig
 from icl.estimation.traces import read_estimates
-from icl.execution.llc_run import estimates_of, run_llc, subject_of
+from icl.execution.llc_run import results_folder, run_llc, subject_of
 from icl.execution.names import RunConfig, training_of
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
@@ -18,11 +18,11 @@ from icl.training import first_missing_step
 
 Command = Literal["train", "llc"]
 CONFIGS: Mapping[Command, type[RunConfig]] = {"train": TrainingConfig, "llc": LLCConfig}
-"""The settings that the sweep file of a command holds."""
+"""Command -> the class of settings in its sweep files."""
 
 
 def parse_config(command: Command, data: Mapping[str, Any]) -> RunConfig:
-    """The settings of one point of a command's sweep, whatever kind of run it is.
+    """The settings of one point of a command's sweep, for any kind of run.
 
     Raises:
         ConfigError: see `Settings.parse`.
@@ -31,7 +31,7 @@ def parse_config(command: Command, data: Mapping[str, Any]) -> RunConfig:
 
 
 def run_point(config: RunConfig, place: Surroundings) -> str:
-    """Do what is missing of a run; returns what is left to do in one line, or nothing if it is done.
+    """Do what is missing of a run. Returns one line about what is left to do, or an empty text if it is done.
 
     Raises:
         ConfigError, RunInUseError, CheckpointError, StorageError, TrainingDiverged: see `run_training` and `run_llc`.
@@ -47,7 +47,7 @@ def run_point(config: RunConfig, place: Surroundings) -> str:
 def is_complete(config: RunConfig, place: Surroundings) -> bool:
     """Whether running this configuration would do nothing."""
     if place.tracking == "wandb" and not (place.results / config.name / RUN_ID).exists():
-        return False  # what was recorded here alone is still to be sent
+        return False  # the local record must still be sent to W&B
     try:
         training = place.with_kept_seed(training_of(config))
         if training.task_config.seed is None:
@@ -55,7 +55,7 @@ def is_complete(config: RunConfig, place: Surroundings) -> bool:
         if isinstance(config, LLCConfig):
             assert isinstance(training, TrainingConfig)
             config = config.of(training)
-            estimates_of(config, place)
+            results_folder(config, place)
             done = {row["step"] for row in read_estimates(place.results / config.name)}
             return bool(done) and set(config.chosen_steps(subject_of(config, place).steps())) <= done
         checkpoints = place.checkpoints(training)
@@ -63,4 +63,4 @@ def is_complete(config: RunConfig, place: Surroundings) -> bool:
         finished = checkpoints.finished_step() is not None
         return finished and first_missing_step(training, checkpoints) == training.num_steps
     except (ConfigError, CheckpointError, StorageError):
-        return False  # the run itself will say what is wrong
+        return False  # the run itself will report what is wrong

@@ -1,7 +1,7 @@
-"""Many runs, some at a time: the schedule of an offline sweep, whatever runs them.
+"""The schedule of an offline sweep: does many runs, some at a time.
 
-A launcher starts one run (as a process here, as a task of a Ray cluster); the schedule keeps a given number running,
-lets the others go on when one fails, and stops all of them within seconds when it is told to.
+A launcher starts one run, as a process on this machine or as a task on a Ray cluster. The schedule keeps a given number
+of runs going. If one fails, the others go on. If it is told to stop, it stops all of them.
 """
 
 import time
@@ -13,14 +13,14 @@ from typing import Protocol
 from icl.execution.signals import stop_requests
 
 POLL_S = 0.05
-# From the request to stop: when a run that has not stopped is told again, and when it is ended for good. A step may take
-# seconds, and who is in a hurry asks twice.
+# Seconds after the request to stop: when a run that has not stopped is asked again, and when it is killed. They are long
+# because a step may take seconds. A second Ctrl-C shortens them.
 TELL_AGAIN_S = 60.0
 END_S = 62.0
 
 
 class State(StrEnum):
-    """Where a run of the sweep stands."""
+    """The state of a run of the sweep."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -32,7 +32,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended; the reason is one line, empty for a success."""
+    """How a run ended. `reason` is one line, empty after a success."""
 
     ok: bool
     reason: str = ""
@@ -42,25 +42,25 @@ class Running(Protocol):
     """A run that was started."""
 
     def poll(self) -> Ended | None:
-        """How it ended, or None while it runs."""
+        """How the run ended, or None while it runs."""
         ...
 
     def note(self) -> str:
-        """The last thing it said of its progress."""
+        """Its last report of progress."""
         ...
 
     def stop(self) -> None:
-        """Ask it to save its state and end."""
+        """Ask the run to save its state and end."""
         ...
 
     def kill(self) -> None:
-        """End it now."""
+        """End the run at once."""
         ...
 
 
 @dataclass
 class ScheduledRun:
-    """One run of a sweep and where it stands; times are seconds of `time.monotonic`."""
+    """One run of a sweep and its state. Times are in seconds of `time.monotonic`."""
 
     name: str
     index: int
@@ -76,10 +76,10 @@ Show = Callable[[Sequence[ScheduledRun]], None]
 
 
 def run_all(runs: Sequence[ScheduledRun], launch: Launch, jobs: int, show: Show = lambda runs: None) -> bool:
-    """Run everything that waits, `jobs` at a time; returns whether all of it is done.
+    """Do all waiting runs, `jobs` at a time; returns whether all runs are done.
 
-    The first signal to stop asks the running ones to save and end, and starts no other; a person's second Ctrl-C tells them
-    again, and ends those that do not listen.
+    After the first signal to stop, the running ones are asked to save and end, and no other is started. After a second
+    Ctrl-C they are asked again, and those that do not end are killed.
     """
     active: dict[int, Running] = {}
     with stop_requests() as asked:
@@ -118,7 +118,7 @@ def run_all(runs: Sequence[ScheduledRun], launch: Launch, jobs: int, show: Show 
 
 
 def seconds_left(runs: Sequence[ScheduledRun], jobs: int) -> float | None:
-    """How long the rest will take if runs last as long as those that are done, or None before the first is done."""
+    """How long the rest will take if the other runs last as long as those that are done; None before the first is done."""
     lengths = [run.seconds for run in runs if run.state is State.DONE]
     if not lengths:
         return None

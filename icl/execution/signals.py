@@ -1,8 +1,8 @@
-"""Requests to stop: signals, and a supervisor that is gone.
+"""Requests to stop: signals, and the end of the supervisor (the process that started this one).
 
 A person sends SIGINT (Ctrl-C). Schedulers, service managers and closed terminals send SIGTERM or SIGHUP. SIGXCPU, SIGUSR1
-and SIGUSR2 warn of a limit. All of them mean: save, then end. A scheduler may send several, and each more than once, to every
-process of a job. So only a second Ctrl-C, some seconds after the first, means: end at once.
+and SIGUSR2 warn of a limit. All of these mean "save and end". A scheduler may send several of them to every process of a
+job, and each more than once. So only a second Ctrl-C, some seconds after the first, means "end at once".
 """
 
 import os
@@ -14,18 +14,18 @@ from contextlib import contextmanager
 from types import FrameType
 
 PATIENCE_S = 2.0
-"""From one Ctrl-C to the next that is meant as another."""
+"""The shortest time in seconds between two Ctrl-C that count as two."""
 
 _ALWAYS = ("SIGINT", "SIGTERM")
-_UNLESS_IGNORED = ("SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")  # nohup, and who else ignores a signal, means it
+_UNLESS_IGNORED = ("SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")  # if they are ignored, as under nohup, that stays so
 
 
 class StopRequests:
-    """The requests that came.
+    """The requests to stop so far.
 
     Attributes:
-        first: when the first came, in seconds of `time.monotonic`; None before.
-        impatient: when a person asked for the second time; None before.
+        first: time of the first request, in seconds of `time.monotonic`; None before it.
+        impatient: time of the second Ctrl-C; None before it.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class StopRequests:
         self._interrupted: float | None = None
 
     def note(self, number: int) -> None:
-        """Take note of a signal."""
+        """Record a signal."""
         now = time.monotonic()
         self.first = now if self.first is None else self.first
         if number == signal.SIGINT:
@@ -45,14 +45,14 @@ class StopRequests:
 
 @contextmanager
 def stop_requests(on_request: Callable[[StopRequests], None] = lambda requests: None) -> Iterator[StopRequests]:
-    """Yields what was asked so far; `on_request` is called at every signal and may raise."""
+    """Yield the requests so far. `on_request` is called at every signal and may raise."""
     requests = StopRequests()
 
     def note(number: int, frame: FrameType | None) -> None:
         requests.note(number)
         on_request(requests)
 
-    if threading.current_thread() is not threading.main_thread():  # which alone may listen
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield requests
         return
     listening = [getattr(signal, name) for name in (*_ALWAYS, *_UNLESS_IGNORED) if hasattr(signal, name)]
@@ -72,17 +72,17 @@ def stop_requests(on_request: Callable[[StopRequests], None] = lambda requests: 
 
 @contextmanager
 def stop_signal(supervisor: int | None = None) -> Iterator[Callable[[], bool]]:
-    """Yields whether the work should stop: it was asked to, or the supervisor is no longer this process's parent.
+    """Yield a function that tells whether the work should stop, because of a signal or because the supervisor is gone.
 
-    Until the work asks for the first time it only prepares, and has nothing to save: a signal ends it at once, whatever
-    it waits for. From then on it saves and ends, and a person's second Ctrl-C ends it at once.
+    Before the work first calls this function, it only prepares and has nothing to save. So a signal ends it at once. After
+    that, a signal makes the function return True, so that the work saves and ends; a second Ctrl-C ends it at once.
     """
     working = ending = False
 
     def interrupt(requests: StopRequests) -> None:
         nonlocal ending
         if requests.impatient is not None or not (working or ending):
-            ending = True  # others must not disturb what is put right on the way out
+            ending = True  # later signals must not interrupt the cleaning up
             raise KeyboardInterrupt
 
     with stop_requests(interrupt) as requests:

@@ -1,6 +1,6 @@
-"""One run of a sweep with everything it touches: storage, lock, tracker, device, signals.
+"""The surroundings of a run: its store, its results folder, its device and its tracker.
 
-The commands, W&B agents and the offline executors all end here, so that a run is the same run whoever started it.
+The commands, W&B agents and the offline executors all use them. So a run does not depend on who started it.
 """
 
 import os
@@ -24,25 +24,25 @@ from icl.training.kinds import sizes_of
 Run = TypeVar("Run", bound=Training)
 
 SUPERVISOR = "ICL_SUPERVISOR"
-"""The environment variable by which an offline sweep tells its runs the number of its process."""
+"""The environment variable in which an offline sweep gives its process number to its runs."""
 
-# A process that has lost its supervisor needs this long, at most, to save its state and free its run.
+# A process that has lost its supervisor needs at most this many seconds to save its state and free its run.
 ORPHAN_S = 20.0
 
 
 @dataclass(frozen=True)
 class Surroundings:
-    """Where a run lives and computes.
+    """Where a run is stored and computed.
 
     Attributes:
-        store: of the checkpoints.
-        results: local folder of metrics; one folder per run name below it.
-        device: where to compute.
-        tracking: see `icl.tracking.wandb.open_tracker`.
-        project, entity: of the sweep file, for W&B.
-        threads: CPU threads of this process; results do not depend on it.
-        supervisor: the process that started this one and may start the run again elsewhere (a W&B agent, the schedule
-            of an offline sweep); when it is gone, the run saves its state and stops.
+        store: the store of the checkpoints.
+        results: the local folder that holds the results folders of all runs, named after them.
+        device: the device to compute on.
+        tracking: the argument `wanted` of `icl.tracking.opening.open_tracker`.
+        project, entity: W&B project and entity, from the sweep file.
+        threads: CPU threads of this process. Results do not depend on it.
+        supervisor: number of the process that started this one and may start the run again elsewhere (a W&B agent, or the
+            schedule of an offline sweep). When it is gone, the run saves its state and stops.
     """
 
     store: Store
@@ -56,10 +56,10 @@ class Surroundings:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] = os.environ, **overrides: Any) -> "Surroundings":
-        """As LOCAL_ROOT, AWS_BUCKET_NAME and DEVICE say.
+        """The surroundings that LOCAL_ROOT, AWS_BUCKET_NAME and DEVICE describe.
 
         Raises:
-            ValueError: an unknown device.
+            ValueError: the device is unknown.
         """
         store = overrides.pop("store", None) or store_from_environment(environ)
         supervisor = environ.get(SUPERVISOR)
@@ -72,18 +72,18 @@ class Surroundings:
         """The checkpoints of a training run.
 
         Raises:
-            CheckpointError: what is stored under its name was made with other settings.
+            CheckpointError: a run of this name was made with other settings.
         """
         return Checkpoints(self.store, config.name, sizes_of(config)).expect(config)
 
     def with_kept_seed(self, config: Run) -> Run:
-        """The same, where a null model seed of a run that has a name is the one that was drawn when the run began."""
+        """The settings; if a run has a name and a null model seed, with the seed that was drawn when the run began."""
         if config.run_name is None or config.task_config.seed is not None:
             return config
         return config.with_kept_seed(Checkpoints(self.store, config.run_name).settings())
 
     def open_tracker(self, name: str, config: Settings, logger: LoggerConfig, next_step: int) -> Tracker:
-        """The tracker of a run that is about to do step `next_step`."""
+        """The tracker of a run whose next step is `next_step`."""
         project = logger.project or self.project
         entity = logger.entity or self.entity
         data = config.model_dump(mode="json")
@@ -93,5 +93,5 @@ class Surroundings:
 
     @property
     def lock_wait_s(self) -> float:
-        """How long to wait for a run that is in use: its holder may have lost its supervisor and be about to stop."""
+        """How long to wait for a run that is in use. Its holder may have lost its supervisor and be about to stop."""
         return 1.0 if self.supervisor is None else ORPHAN_S

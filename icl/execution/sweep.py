@@ -1,7 +1,7 @@
-"""The runs of a sweep file on this machine, as processes; `icl.execution.ray` runs the same on a Ray cluster.
+"""The runs of a sweep file as processes on this machine. `icl.execution.ray` does the same on a Ray cluster.
 
-Each process gets a sweep file of its own that holds its one run: what the user does to the sweep file meanwhile changes
-nothing, and a run that failed can be repeated by hand.
+Each process gets its own sweep file with its one run. So changes to the user's sweep file do not affect running
+processes, and a failed run can be repeated by hand.
 """
 
 import os
@@ -32,18 +32,20 @@ def run_sweep(
     jobs: int | None,
     executor: str,
 ) -> int:
-    """Run what is missing of a sweep, with a live table and a closing one; returns the exit status.
+    """Do what is missing of a sweep, with a live table and one at the end; returns the exit status.
 
     Args:
+        command: "train" or "llc".
         configs: all points, in the file's order.
-        jobs: runs at a time; by default one per CPU core, or one on an accelerator.
+        place: the surroundings of every run.
+        jobs: runs at a time; None: one per CPU core, or one on an accelerator.
         executor: "local" or "ray".
 
     Raises:
-        ConfigError: an unknown executor.
+        ConfigError: the executor is unknown.
     """
     if executor not in ("local", "ray"):
-        raise ConfigError(f"--executor must be local, batch (of train) or ray (got {executor!r})")
+        raise ConfigError(f"--executor must be local, batch (only with train) or ray (got {executor!r})")
     runs = scheduled_runs(configs, place)
     if executor == "ray":
         from icl.execution.ray import ray_cluster
@@ -65,7 +67,7 @@ def run_sweep(
 
 
 def scheduled_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[ScheduledRun]:
-    """The runs of a sweep, those that need nothing more marked so; points that are one and the same run appear once."""
+    """The runs of a sweep. Complete runs are marked as skipped. Points that describe the same run appear once."""
     return [
         ScheduledRun(name, index, State.SKIPPED if is_complete(configs[index], place) else State.WAITING)
         for name, index in by_name(configs).items()
@@ -73,8 +75,8 @@ def scheduled_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[Sc
 
 
 def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:
-    """The text of a sweep file whose only run is this one."""
-    # What the user left out stays out: it may be told by the data.
+    """The text of a sweep file with this run only."""
+    # Settings that the user left out stay out, because some may come from the data.
     given = config.model_dump(mode="json", exclude_unset=True)
     parameters = {key: {"value": value} for key, value in given.items()}
     kept = {"project": place.project, "entity": place.entity}

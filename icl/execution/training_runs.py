@@ -1,7 +1,7 @@
-"""Training runs with everything they touch: storage, locks, trackers, stop signals.
+"""Training runs with their storage, locks, trackers and stop signals.
 
-A single run and a batch of runs that differ in their seeds alone have one lifecycle. Each run keeps its own lock,
-tracker, checkpoints and resume.
+A single run and a batch of runs that differ only in their seeds are handled by the same code. Each run has its own lock,
+tracker and checkpoints, and resumes on its own.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,7 +31,7 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
 
     Raises:
         RunInUseError: another process trains one of them.
-        CheckpointError: a run of this name was made with other settings; nothing is written.
+        CheckpointError: a run of this name was made with other settings. Nothing is written.
         TrainingDiverged, CheckpointError, StorageError: see `icl.training.train_members`.
     """
     configs = [place.with_kept_seed(config).resolved() for config in configs]
@@ -45,7 +45,7 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
             stack.callback(checkpoints.flush)
             start = first_missing_step(config, checkpoints)
             if start == config.num_steps and checkpoints.finished_step() is not None:
-                checkpoints.keep_last_state()  # what an earlier process could not drop
+                checkpoints.keep_last_state()  # an earlier process may have ended before it dropped the others
                 checkpoints.restore_config(config.model_dump(mode="json"))
                 if agent_run() is not None or place.tracking == "wandb":
                     place.open_tracker(
@@ -62,9 +62,9 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
 
 
 def train_in_batches(configs: Sequence[Training], place: Surroundings) -> bool:
-    """Train all runs, those that differ in their seeds alone together; True if every one is finished.
+    """Train all runs, in groups that differ only in their seeds; True if all are finished.
 
-    After a group that was stopped no other is begun.
+    If a group is stopped, no further group is started.
     """
     groups: dict[str, list[Training]] = {}
     resolved = [place.with_kept_seed(config).resolved() for config in configs]
@@ -76,14 +76,14 @@ def train_in_batches(configs: Sequence[Training], place: Surroundings) -> bool:
 def batches_runs(place: Surroundings) -> bool:
     """Whether runs are trained as one batch by default: on an accelerator, unless W&B records them.
 
-    W&B's client can record only one run at a time.
+    W&B's client records only one run at a time.
     """
     to_wandb = place.tracking == "wandb" or (place.tracking == "auto" and wandb_is_set_up())
     return place.device.type != "cpu" and not to_wandb
 
 
 def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[], bool]) -> list[TrainingOutcome]:
-    """Train, and close every member's record with how it ended."""
+    """Train the members, and close each one's record with its status."""
     config = members[0].config
     title = config.name if len(members) == 1 else f"{config.name} and {len(members) - 1} more seeds"
     with ExitStack() as recorded:
@@ -100,8 +100,8 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
         for member, outcome in zip(members, outcomes, strict=True):
             loss = loss_name(member.config)
             first = next((row[loss] for row in read_metrics(place.results / outcome.name) if loss in row), None)
-            told = remark(member.config, first, outcome.summary.get(loss)) if outcome.finished else ""
-            member.tracker.summary({**outcome.summary, **({"remark": told} if told else {})})
+            text = remark(member.config, first, outcome.summary.get(loss)) if outcome.finished else ""
+            member.tracker.summary({**outcome.summary, **({"remark": text} if text else {})})
     for member, outcome in zip(members, outcomes, strict=True):
         member.tracker.finish("finished" if outcome.finished else "interrupted")
         if outcome.finished:

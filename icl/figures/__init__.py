@@ -1,2 +1,1 @@
-"""Figures: one function each, tables in, a matplotlib Figure out. Importing draws nothing and touches no global
-state."""
+"""Figures: one function for each, from tables to a matplotlib Figure. Importing draws nothing and changes no global state."""

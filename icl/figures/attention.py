@@ -34,7 +34,7 @@ _IDENTIFIED_FROM = 0.6
 
 
 class Role(NamedTuple):
-    """A head's part for one kind of query: block and head are 0-based, kind is "x" or "y"."""
+    """The metric that describes a head for one kind of query. Block and head count from 0, and `kind` is "x" or "y"."""
 
     block: int
     head: int
@@ -44,15 +44,15 @@ class Role(NamedTuple):
 
 @page()
 def attention_metric(table: pd.DataFrame, metric: str, stages: Stages = NO_STAGES) -> Figure:
-    """One metric: a row of panels for the x and for the y queries of each block, a column for each head, a line for
-    each query.
+    """One metric of the attention patterns. Each block has a row of panels for x queries and one for y queries. There is a column
+    for each head and a line for each query.
 
     Raises:
         ValueError: the table does not have this metric.
     """
     if metric not in table.columns:
         raise ValueError(
-            f"no metric {metric!r}; there are: {', '.join(name for name in METRICS if name in table.columns)}"
+            f"there is no metric {metric!r}; known: {', '.join(name for name in METRICS if name in table.columns)}"
         )
     table = in_order(table)
     blocks, heads = (int(numbers(table, name).max()) + 1 for name in ("block", "head"))
@@ -72,7 +72,7 @@ def attention_metric(table: pd.DataFrame, metric: str, stages: Stages = NO_STAGE
 
 @page()
 def identified_heads(table: pd.DataFrame, roles: Sequence[Role] | None = None, stages: Stages = NO_STAGES) -> Figure:
-    """One panel for each head with an identified role, each with the metric that shows it; see `find_roles`.
+    """One panel for each head with an identified role, showing the metric of that role; see `find_roles`.
 
     Raises:
         ValueError: no head has a role.
@@ -97,11 +97,10 @@ def identified_heads(table: pd.DataFrame, roles: Sequence[Role] | None = None, s
 
 
 def find_roles(table: pd.DataFrame) -> list[Role]:
-    """For every block, head and kind of query, what it attends to at the last step, where that is more than 60 % of
-    its attention.
+    """The roles of heads: for every block, head and kind of query, the kind of token that gets more than 60 % of its attention at
+    the last step.
 
-    Attention to x tokens counts only where it differs from what a uniform pattern gives, by three fifths of the
-    room that is left.
+    Attention to x tokens is first rescaled, so that 0 is the share under a uniform pattern and 1 is all attention.
     """
     final = table.loc[((table["step"] == table["step"].max()) & (table["token"] > 1)).to_numpy()].copy()
     visible_x = final["token"] // 2 + 1
@@ -118,13 +117,13 @@ def find_roles(table: pd.DataFrame) -> list[Role]:
 
 
 def _token_legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """The lines of these panels, one name per query token."""
+    """A legend of the lines in these panels, with one name per query token."""
     lines = [line for axis in axes for line in axis.get_lines() if not str(line.get_label()).startswith("_")]
     figure.legend(handles=lines, loc="outside lower center", ncols=8)
 
 
 def _queries(axis: Axes, table: pd.DataFrame, role: Role) -> None:
-    """One line per query token, viridis for x and magma for y; a zero line."""
+    """One line per query token (viridis for x, magma for y), and a line at zero."""
     parity = 0 if role.kind == "x" else 1
     mine = rows_where(table.assign(parity=table["token"] % 2), parity=parity, block=role.block, head=role.head)
     tokens = sorted(set(mine["token"]))

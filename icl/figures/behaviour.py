@@ -1,8 +1,8 @@
-"""What the model does over training: task prior, losses per example, in-context learning, robustness (arXiv
-2402.02364, appendix on behaviour).
+"""The model's behaviour over training: task prior, losses per example, in-context learning, robustness (arXiv 2402.02364,
+appendix on behaviour).
 
-In-context learning scores have the paper's sign, ICL_{k1:k2} = ℓ_{k1} - ℓ_{k2}: up is more. Scores on inputs g times too
-large are divided by g², the growth of a squared loss, so that gains can be compared.
+In-context learning scores have the paper's sign, ICL_{k1:k2} = ℓ_{k1} - ℓ_{k2}: higher means more in-context learning. Scores
+on inputs multiplied by g are divided by g², because a squared loss grows like g². So different g can be compared.
 """
 
 import numpy as np
@@ -26,12 +26,13 @@ from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, ZERO, log_y, page
 
 @page()
 def behavioural(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Distance to the task prior's prediction 0 per example (its dip marks the first stage), and ICL scores on
-    ordinary and large inputs.
+    """Distance to the task prior's prediction 0 per example, and in-context learning scores on ordinary and large inputs.
+
+    A dip of the distance marks the end of the first stage.
 
     Args:
         evals: one run: `step`, `loss_0/k`, `loss_0/mean`, `icl/1:K`, `ood_g_inputs_icl` for some gains g.
-        stages: their ends.
+        stages: the end of each stage.
     """
     evals = in_order(evals)
     figure, (prior, score) = panels(2, 1, FULL_WIDTH * 0.8, 2 * HEIGHT, sharex=True)
@@ -49,7 +50,7 @@ def behavioural(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     for (gain, values), colour in zip(scores.items(), shades("magma", len(scores)), strict=True):
         score.plot(evals["step"], values, color=colour, label=f"$g={gain}$")
     late = evals["step"] >= 100
-    # Early models answer large inputs with anything: the scale is that of ordinary inputs.
+    # Early models give wild predictions on large inputs, so the axis is scaled to ordinary inputs.
     reach = max(float(np.abs(numbers(evals.loc[late], f"icl/1:{count}")).max()), 0.1)
     lowest = min(float(np.nanmin(values[late])) for values in scores.values())
     score.set_ylim(max(-1.5 * reach, min(1.1 * lowest, -0.1 * reach)), 1.3 * reach)
@@ -66,11 +67,11 @@ def behavioural(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
 
 @page()
 def prior_distance(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Distance of the predictions to those of the prior's mean, one run; a dot marks where it is smallest.
+    """Distance of the predictions to those of the prior's mean, for one run. A dot marks the minimum.
 
     Args:
-        table: `step`, `task_prior/zero`, `task_prior/mean_task`; where tasks are Gaussian the two are equal and the second is left out.
-        stages: their ends.
+        table: `step`, `task_prior/zero`, `task_prior/mean_task`. For Gaussian tasks the two are equal, and the second is left out.
+        stages: the end of each stage.
     """
     table = in_order(table)
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.8, 1.3 * HEIGHT)
@@ -91,12 +92,13 @@ def prior_distance(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
 
 @page()
 def icl_scores(evals: pd.DataFrame, stages: Stages = NO_STAGES, zoom: tuple[float, float] | None = None) -> Figure:
-    """Early and late ICL scores, ICL_{1:K/2} and ICL_{K/2:K}, over the whole training and about its onset.
+    """Early and late in-context learning scores, ICL_{1:K/2} and ICL_{K/2:K}, over the whole training and around its onset.
 
     Args:
         evals: one run: `step` and `loss/k`.
-        stages: their ends.
-        zoom: the steps of the second panel, drawn dashed in the first; None: the paper's, or the last decade of a shorter run.
+        stages: the end of each stage.
+        zoom: the steps of the second panel, shown as a dashed box in the first. None: the paper's steps, or for a shorter run
+            the last factor of ten.
     """
     end = last_step(evals, stages=stages)
     zoom = zoom or ((1_000, 10_000) if end > 20_000 else (max(end / 10, 1), end))
@@ -124,11 +126,11 @@ def icl_scores(evals: pd.DataFrame, stages: Stages = NO_STAGES, zoom: tuple[floa
 
 @page()
 def token_losses(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Loss per example, and what the model does out of distribution: inputs and tasks g times too large.
+    """Loss per example, and loss out of distribution: on inputs and tasks multiplied by g.
 
     Args:
         evals: one run: `step`, `loss/k`, `loss/mean`, `ood_g_inputs_loss/mean`, `ood_g_tasks_loss/mean`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     evals = in_order(evals)
     figure, axes = panels(1, 3, FULL_WIDTH, 1.4 * HEIGHT)
@@ -155,7 +157,7 @@ def distance_to_optimum(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figu
 
     Args:
         evals: one run: `step`, `pretrain/delta_ridge`, `pretrain/delta_ridge/token/k`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     evals = in_order(evals)
     token_count(evals, "pretrain/delta_ridge/token")

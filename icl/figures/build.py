@@ -1,7 +1,7 @@
-"""Draw every figure from the tables under data/: `icl figures`.
+"""Draw every figure from the tables in data/, for `icl figures`.
 
 Figures of one run go to figures/<family>-seed-<s>/, those of several runs to figures/<family>/. A figure whose tables are
-not there is left out, with a line that says so.
+missing is left out, and a line says so.
 """
 
 import logging
@@ -36,11 +36,11 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
 
-_NOTEBOOK_DPI = 80  # outputs of notebooks are committed; they should stay small
+_NOTEBOOK_DPI = 80  # small, because outputs of notebooks are committed
 
 
 StageChoice = Literal["found", "paper", "none"]
-"""Which stages figures show: those that each run's own curve of λ̂ shows, those of arXiv 2402.02364, or none."""
+"""The stages in figures: those found in each run's own λ̂, those of arXiv 2402.02364, or none."""
 
 PAPER_STAGES = StageEnds(dict(PUBLISHED_STAGE_ENDS), first=FIRST_STEP)
 
@@ -56,8 +56,8 @@ def build_figures(
         data: the folder of a family's tables, or a folder of such folders.
         output: the folder for figures.
         report: called with one line for each figure drawn or left out.
-        jobs: processes to draw in; 1 is this one.
-        stages: to shade. The paper's are drawn for its model alone.
+        jobs: number of processes that draw. 1 means this process.
+        stages: which stages to shade. The paper's are shown only for the paper's model.
 
     Raises:
         ValueError: there is no table at all.
@@ -65,7 +65,7 @@ def build_figures(
     families = families_in(data)
     if not families:
         raise ValueError(
-            f"no tables in {data}, nor in a folder of it; make them with: icl tabulate SWEEP --output {data}"
+            f"there are no tables in {data} or in its folders; make them with: icl tabulate SWEEP --output {data}"
         )
     tasks = [task for family in families for task in _tasks(family, output, _choice(family, stages, report))]
     written: list[Path] = []
@@ -78,7 +78,7 @@ def build_figures(
 
 
 def families_in(data: Path) -> list[Path]:
-    """The families of a folder: itself, if it holds tables that figures are drawn from, else the folders in it that do."""
+    """The families of a folder: the folder itself if it holds tables for figures, otherwise its subfolders that do."""
     drawable = {name for recipe in RECIPES.values() for name in recipe.needs}
     own = data.resolve() if drawable.intersection(table_names(data)) else None
     if own is not None:
@@ -89,14 +89,14 @@ def families_in(data: Path) -> list[Path]:
 def _choice(family: Path, stages: StageChoice, report: Report) -> StageChoice:
     if stages != "paper" or is_the_papers(family):
         return stages
-    report(f"{family.name} is not the paper's model: it is drawn with the stages that are found, not with LR1 to LR5")
+    report(f"{family.name} is not the paper's model, so its figures show the stages found in its own λ̂, not LR1 to LR5")
     return "found"
 
 
 def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
-    """The stages of one run, and the first step that its figures show.
+    """The stages of one run, and the first step of its figures.
 
-    Stages are found where there are enough estimates (`icl.analysis.stages.find_boundaries`); they are called S1, S2, ...
+    If there are enough estimates, stages are found by `icl.analysis.stages.find_boundaries`. They are called S1, S2, ...
     """
     if choice == "paper":
         return PAPER_STAGES
@@ -118,15 +118,19 @@ def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
 
 
 def draw(name: str, tables: Tables, report: Report = print, stages: Stages = NO_STAGES) -> Figure | None:
-    """One figure by its name, for notebooks: of one run if the name is in `RUN_RECIPES`, else of the family.
+    """One figure by its name, for notebooks. If a table is missing, the reason is reported and the result is None.
 
-    None, after saying why, if a table is missing.
+    Args:
+        name: a name in `RECIPES`.
+        tables: the tables of one run for a name in `RUN_RECIPES`, otherwise those of the family.
+        report: called with the reason if the figure cannot be drawn.
+        stages: the end of each stage.
 
     Raises:
         ValueError: no figure has this name.
     """
     if name not in RECIPES:
-        raise ValueError(f"no figure {name!r}; there are: {', '.join(sorted(RECIPES))}")
+        raise ValueError(f"there is no figure {name!r}; known: {', '.join(sorted(RECIPES))}")
     figure = _attempt(RECIPES[name], tables, "notebook", report, stages)
     if figure is not None:
         figure.set_dpi(_NOTEBOOK_DPI)
@@ -145,7 +149,7 @@ class _Task:
 
 def _tasks(family: Path, output: Path, choice: StageChoice) -> Iterator[_Task]:
     tables = read_tables(family)
-    # A family's runs differ in their stages: the paper's alone are common to all of its figures.
+    # Runs of a family have different stages. Only the paper's stages are common to all of them.
     common = stages_of(tables, "paper" if choice == "paper" else "none")
     yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name, common)
     for run in runs_of(tables):
@@ -160,17 +164,17 @@ def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path, stages: S
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[Callable[..., Iterator[tuple[list[str], list[Path]]]]]:
-    """A `map` over this many processes."""
+    """A `map` that uses this many processes."""
     if jobs == 1:
         yield map
         return
-    # A fork would copy the threads' locks of whoever called us; spawned processes start clean everywhere.
+    # Spawned, because a fork would copy locks that other threads of this process hold.
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         yield pool.map
 
 
 def _draw_task(task: _Task) -> tuple[list[str], list[Path]]:
-    """What there is to say, and the files."""
+    """Draw one figure; returns the lines to report, and the files."""
     lines: list[str] = []
     figure = _attempt(RECIPES[task.name], task.tables, task.folder.name, lines.append, task.stages)
     if figure is None:
@@ -179,7 +183,7 @@ def _draw_task(task: _Task) -> tuple[list[str], list[Path]]:
 
 
 def _attempt(recipe: Recipe, tables: Tables, family: str, report: Report, stages: Stages) -> Figure | None:
-    """The figure, or None and one line that says why not."""
+    """The figure, or None after reporting one line with the reason."""
     missing = [name for name in recipe.needs if name not in tables]
     if missing:
         report(f"left out {family}/{recipe.name}: no {missing[0]} table; make it with: {command_for(missing[0])}")
@@ -188,7 +192,7 @@ def _attempt(recipe: Recipe, tables: Tables, family: str, report: Report, stages
         options = {"stages": stages} if "stages" in signature(recipe.draw).parameters else {}
         return recipe.draw(*(tables[name] for name in recipe.needs), **options)
     except ValueError as error:
-        # A table that is too short for one figure must not cost the others.
+        # A table that is too short for one figure must not stop the others.
         report(f"left out {family}/{recipe.name}: {error}")
     except KeyError as error:
         report(f"left out {family}/{recipe.name}: the table has no column {error}")

@@ -1,4 +1,4 @@
-"""The search for a sampler's constants: running estimates of every cell at one checkpoint."""
+"""A figure of the search for a sampler's constants: running estimates of every cell at one checkpoint."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,11 @@ from icl.sampling.calibration import Calibration, Cell
 
 @page()
 def calibration_traces(found: Calibration, step: int) -> Figure:
-    """λ̂ so far against the draw: rows nβ, columns γ, a colour for each ε, a thin line for each chain and a thick one for their mean.
+    """The running estimate of λ̂ over the draws: a row for each nβ, a column for each γ, and a colour for each ε.
 
-    Solid means are of healthy cells, dotted ones of others. A green panel holds a cell that is insensitive to ε and γ; the recommended
-    cell's panel has a red frame. The title says whether there is a region of insensitivity.
+    Thin lines are chains, thick lines are their means. The mean is solid for healthy cells and dotted for others. A green panel has a
+    cell that is insensitive to ε and γ. The panel of the recommended cell has a red frame. The title says whether there is a region of
+    insensitivity.
     """
     cells = [cell for cell in found.traces if cell.step == step and not cell.setting]
     gammas, nbetas = (sorted({getattr(cell, name) for cell in cells}) for name in ("gamma", "nbeta"))
@@ -53,7 +54,7 @@ def calibration_traces(found: Calibration, step: int) -> Figure:
 
 
 def _limits(cells: Sequence[Cell]) -> tuple[float, float] | None:
-    """The range of the healthy cells' estimates, so that a diverging one does not flatten the others."""
+    """The range of the healthy cells' estimates, so that diverging cells do not flatten the others."""
     values = [np.asarray(cell.running, dtype=float)[:, -1].mean() for cell in cells if cell.healthy]
     if not values:
         return None

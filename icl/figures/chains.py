@@ -1,4 +1,4 @@
-"""Sampling chains: traces, calibration of the sampler's settings, draws seen in principal components."""
+"""Figures of sampling chains: traces, estimates under several settings of the sampler, draws in principal components."""
 
 from collections.abc import Mapping
 
@@ -27,11 +27,11 @@ from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, WIDTH, ZERO, log_y, pag
 
 @page()
 def loss_trace(traces: pd.DataFrame, init_loss: float | None = None) -> Figure:
-    """Loss of each chain (left axis), and the running estimate of λ̂, mean over chains ±2 standard errors (right axis).
+    """The loss of each chain (left axis), and the running estimate of λ̂ as mean over chains ±2 standard errors (right axis).
 
     Args:
         traces: one row per `chain`, `draw`: `loss`, and `llc`, the chain's estimate from its draws so far.
-        init_loss: L(w*), a dashed line.
+        init_loss: L(w*), shown as a dashed line.
     """
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.8, 1.3 * HEIGHT)
     chains = sorted(set(traces["chain"]))
@@ -54,13 +54,13 @@ def loss_trace(traces: pd.DataFrame, init_loss: float | None = None) -> Figure:
 
 @page()
 def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
-    """How the chains leave each checkpoint: their loss and their distance against the draw, mean over chains, one line per checkpoint.
+    """How the chains leave each checkpoint: their loss and distance over the draws, as mean over chains, one line per checkpoint.
 
-    The dotted line is the loss of predicting 0, which no chain that stayed near a useful model exceeds.
+    The dotted line is the loss of predicting 0. A chain above it is no longer near a useful model.
 
     Args:
-        traces: one run: one row per `step`, `chain` and `draw`: `loss` (mean since the draw before), `distance`.
-        estimates: the same run: `step`, and where known `loss/zero`.
+        traces: one run, one row per `step`, `chain` and `draw`: `loss` (mean since the draw of the row before), `distance`.
+        estimates: the same run: `step`, and if known `loss/zero`.
     """
     figure, axes = panels(1, 2, FULL_WIDTH, 1.6 * HEIGHT)
     steps = sorted({int(step) for step in numbers(traces, "step")})
@@ -82,16 +82,16 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
 
 @page()
 def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """How long the loss of the chains climbs, and what that makes of λ̂; one colour per `model_seed`.
+    """How long the loss of the chains climbs, and how this changes λ̂. Each `model_seed` has a colour.
 
-    Above: the draw at which each chain first does worse than predicting zero, a triangle at the last draw where it never does, and the
-    median draw at which chains are half way there (`icl.analysis.climb`). Below: λ̂ from all draws and from the second half of them, from
-    late in the second stage on.
+    Above: the draw at which each chain first does worse than predicting zero (`icl.analysis.climb`), or a triangle at the last draw if it
+    never does; and the median draw at which chains are half way there. Below: λ̂ from all draws and from the second half of them, from
+    half the end of the second stage on.
 
     Args:
         traces: `model_seed`, `step`, `chain`, `draw`, `loss`.
         estimates: `model_seed`, `step`, `llc/mean`, `loss/init`, `loss/excess`, `loss/zero`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     figure, (climb, value) = panels(2, 1, 1.5 * WIDTH, 2.4 * HEIGHT, sharex=True)
     worse, half_way = (crossing_draws(traces, estimates, fraction) for fraction in (1.0, 0.5))
@@ -135,14 +135,15 @@ def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = NO_ST
 def running_estimates(
     table: pd.DataFrame, columns: str, hue: str, rows: str | None = None, value: str = "llc/mean", log: bool = False
 ) -> Figure:
-    """A grid of running estimates against the draw: one panel per setting, one line per `hue`, such as checkpoint or localisation.
+    """Running estimates over the draws, as a grid of panels: one panel per setting, one line per value of `hue`.
 
     Args:
-        table: one row per cell and draw: `draw`, `value`, the columns that span the grid, and where known `llc/mcse` for bands of ±2.
-        columns: whose values make the columns of the grid.
-        hue: whose values make the lines.
-        rows: whose values make the rows; None for a single row.
-        value: what is drawn.
+        table: one row per cell and draw: `draw`, the column `value`, the columns named below, and if known `llc/mcse` for bands of ±2
+            standard errors.
+        columns: the column of the table whose values give the columns of the grid.
+        hue: the column of the table whose values give the lines.
+        rows: the column of the table whose values give the rows of the grid; None for a single row.
+        value: the column that is drawn.
         log: whether its axis is logarithmic.
     """
     table = table if rows is not None else table.assign(_row=0)
@@ -174,12 +175,12 @@ def running_estimates(
 
 @page()
 def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = NO_STAGES) -> Figure:
-    """λ̂ against the training step, one line per value of a sampler's setting, bands of ±2 standard errors.
+    """λ̂ over the training steps, one line per value of a sampler's setting, with bands of ±2 standard errors.
 
     Args:
         table: one row per setting and checkpoint: `step`, `setting`, `llc/mean`, `llc/mcse`, `verdict`.
         setting: the column, such as "eval_dataset_size".
-        stages: their ends.
+        stages: the end of each stage.
     """
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.95, 1.4 * HEIGHT)
     values = sorted(set(table[setting]))
@@ -193,11 +194,13 @@ def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = NO_
 
 @page()
 def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """λ̂ per token with the same sampling seed at every checkpoint (thick) and with a new one each time (thin): what a shared seed hides.
+    """λ̂ per token, with one sampling seed for all checkpoints (thick) and with a new seed at each (thin).
+
+    The noise of estimates with one shared seed is correlated between checkpoints, so their curve looks too smooth.
 
     Args:
-        fixed, fresh: `step`, `llc/mean/k`.
-        stages: their ends.
+        fixed, fresh: `step`, `llc/mean/k`, for one seed and for new seeds.
+        stages: the end of each stage.
     """
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.9, 1.3 * HEIGHT)
     count = token_count(fixed, "llc/mean")
@@ -218,7 +221,9 @@ def weight_planes(
     variance: ArrayLike,
     landscapes: Mapping[tuple[int, int], tuple[ArrayLike, ArrayLike, ArrayLike]] | None = None,
 ) -> Figure:
-    """Draws of the chains in planes of principal components of w - w*, over the loss where it was computed; then the explained variance.
+    """Draws of the chains in planes of principal components of w - w*, and the explained variance.
+
+    The background is the loss in the plane, if it was computed.
 
     Args:
         draws: one row per `chain`, `draw`: `pc/0`, `pc/1`, ...
@@ -232,7 +237,7 @@ def weight_planes(
     for axis, (i, j) in zip(axes, pairs, strict=False):
         if landscapes is not None and (i, j) in landscapes:
             x, y, loss = (np.asarray(part, dtype=float) for part in landscapes[i, j])
-            # The logarithm shows the floor of the basin and its walls at once.
+            # On a logarithmic scale, both the bottom and the walls of the basin are visible.
             shown = np.log(1e-3 + (loss - loss.min()) / max(float(np.ptp(loss)), 1e-12))
             extent = (x[0], x[-1], y[0], y[-1])
             axis.imshow(shown, cmap="Blues", origin="lower", extent=extent, aspect="auto", interpolation="bilinear")

@@ -25,7 +25,7 @@ def hessian(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
 
     Args:
         table: one run: `step`, `hessian/evals/0..`, `hessian/trace`, `hessian/trace_std_error`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.9, 1.2 * HEIGHT)
     draw_hessian(axis, table)
@@ -41,7 +41,7 @@ def geometric(llc: pd.DataFrame, hessian_table: pd.DataFrame, stages: Stages = N
     Args:
         llc: one run: `step`, `llc/mean`, `llc/mean/k`.
         hessian_table: the same run; see `hessian`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     llc = after_start(in_order(llc))
     figure, (above, below) = panels(2, 1, FULL_WIDTH * 0.9, 2.2 * HEIGHT, sharex=True)
@@ -58,7 +58,7 @@ def geometric(llc: pd.DataFrame, hessian_table: pd.DataFrame, stages: Stages = N
 
 
 def draw_hessian(axis: Axes, table: pd.DataFrame) -> None:
-    """The panel of `hessian`; the trace's band is ±2 standard errors over random probes."""
+    """Draw the panel of `hessian`. The band of the trace is ±2 standard errors over random probes."""
     table = in_order(table)
     count = token_count(table, "hessian/evals")
     for i, colour in enumerate(shades("magma", count + 1)[:count]):

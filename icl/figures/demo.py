@@ -1,4 +1,4 @@
-"""The picture of the demo: a run's loss, in-context learning, robustness and learning coefficient on one page."""
+"""The figure of the demo: a run's loss, in-context learning, robustness and learning coefficient on one page."""
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -9,7 +9,7 @@ from icl.figures.style import MODEL, OPTIMAL, OTHER, ZERO, page, panels, token_c
 
 
 def demo_figure(evals: pd.DataFrame, estimates: pd.DataFrame, references: pd.Series) -> Figure:
-    """Six panels against the training step.
+    """Six panels. All but the last, λ̂ over the loss, are over the training steps.
 
     Args:
         evals: one row per checkpoint: `step`, and the metrics of `icl.evals.validation_metrics`.

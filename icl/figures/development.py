@@ -1,8 +1,8 @@
 """The developmental landscape: loss and learning coefficient over training, for one seed and for several (arXiv
 2402.02364, figure 1).
 
-λ̂ is `llc/mean`; its band is ±2 Monte-Carlo standard errors (`llc/mcse`), and a cross marks an
-estimate whose own diagnostics say not to trust it (`verdict`).
+λ̂ is `llc/mean`; its band is ±2 Monte-Carlo standard errors (`llc/mcse`). A cross marks an estimate of which a test of the chains failed, a
+ring one for which not all tests were made (`verdict`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from icl.analysis.curves import fitted_curves, ridge_loss
 from icl.analysis.run_tables import keys_of, plain_text
 from icl.figures.elements import (
-    HEALTHY,
     NO_STAGES,
     StageEnds,
     Stages,
@@ -24,6 +23,7 @@ from icl.figures.elements import (
     first_step,
     in_order,
     last_step,
+    mark_verdicts,
     numbers,
     rows_where,
     stage_legend,
@@ -54,8 +54,8 @@ def loss_and_llc(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = NO_STA
 
     Args:
         evals: one run: `step` and the column `loss`.
-        llc: the same run: `step`, `llc/mean`, and where known `llc/mcse`, `verdict`.
-        stages: their ends.
+        llc: the same run: `step`, `llc/mean`, and if known `llc/mcse`, `verdict`.
+        stages: the end of each stage.
         loss: the column of the loss.
     """
     evals, llc = in_order(evals), in_order(llc)
@@ -76,13 +76,15 @@ def loss_and_llc(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = NO_STA
 def loss_and_llc_of_runs(
     losses: pd.DataFrame, llc: pd.DataFrame, stages: Stages = NO_STAGES, loss: str = "loss/mean"
 ) -> Figure:
-    """The same two panels for several runs: a line per setting with a band over its seeds, or a line per `model_seed` where nothing
-    else varies; without stages, whose boundaries are one run's.
+    """Test loss and learning coefficient of several runs.
+
+    If settings vary, each setting has a line with a band over its seeds. If only the seed varies, each `model_seed` has a line. Stages
+    are not shown, because each run has its own.
 
     Args:
         losses: the columns that tell runs apart, `step` and the column `loss`.
-        llc: the same columns, `llc/mean`, and where known `llc/mcse`, `verdict`.
-        stages: whose first step the axis begins with.
+        llc: the same columns, `llc/mean`, and if known `llc/mcse`, `verdict`.
+        stages: only their first step is used, as the beginning of the axis.
         loss: the column of the loss.
     """
     figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT, sharex=True)
@@ -112,7 +114,7 @@ def loss_of_runs(metrics: pd.DataFrame, stages: Stages = NO_STAGES, loss: str = 
 
     Args:
         metrics: the columns that tell runs apart, `step` and the column `loss`.
-        stages: whose first step the axis begins with.
+        stages: only their first step is used, as the beginning of the axis.
         loss: the column of the loss.
     """
     figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.5 * HEIGHT)
@@ -125,13 +127,15 @@ def loss_of_runs(metrics: pd.DataFrame, stages: Stages = NO_STAGES, loss: str = 
 
 
 def settings_in(table: pd.DataFrame) -> list[str]:
-    """The columns before `step` that take several values, other than the model's seed."""
+    """The columns before `step` that have several values, except for the model's seed."""
     return [key for key in keys_of(table) if key != "model_seed" and table[key].nunique(dropna=False) > 1]
 
 
 def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: Sequence[str]) -> None:
-    """One line for each combination of settings: the mean over its seeds at the steps that all of them have, and a band from the
-    smallest to the largest. A cross marks estimates that are not healthy."""
+    """One line for each combination of settings: the mean over its seeds, with a band from the smallest to the largest value.
+
+    Only steps that all seeds have are drawn. The marks of the estimates' verdicts lie on it.
+    """
     short = [name.rpartition(".")[2] for name in settings]
     kept = after_start(table).dropna(subset=[column])
     groups: dict[str, list[pd.DataFrame]] = {}
@@ -148,21 +152,16 @@ def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: S
         marker = "." if len(steps) < 60 else ""
         axis.plot(steps, values.mean(axis=1), color=colour, ls=style, lw=1, marker=marker, ms=3, label=label)
         axis.fill_between(steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, lw=0)
-        if "verdict" in rows.columns:
-            doubtful = rows.loc[rows["verdict"] != HEALTHY]
-            axis.plot(doubtful["step"], doubtful[column], ls="", marker="x", ms=3.5, mew=0.8, color=colour, zorder=3)
-    if "verdict" in kept.columns and (kept["verdict"] != HEALTHY).any():
-        text = "a seed's, not healthy (its own verdict)"
-        axis.plot([], [], ls="", marker="x", ms=3.5, mew=0.8, color="black", label=text)
+        mark_verdicts(axis, rows, column, colour, of="in a seed, ")
 
 
 @page()
 def llc_against_loss(llc: pd.DataFrame, evals: pd.DataFrame) -> Figure:
-    """The learning coefficient against the loss of the weights it belongs to, and against that loss above its optimum on a
-    logarithmic axis; one line per `model_seed`, bars of ±2 Monte-Carlo standard errors.
+    """The learning coefficient as a function of the loss ℓ of its checkpoint. Below, the loss minus its optimum is on a logarithmic
+    axis. There is one line per `model_seed`, with bars of ±2 Monte-Carlo standard errors.
 
-    The dashed line is what λ̂ = nβ(E[L] - ℓ) would be if the chains went everywhere to the same loss E[L], that of the
-    first checkpoint: on it λ̂ says nothing that the loss does not say.
+    The dashed line is λ̂ = nβ(E[L] - ℓ) for chains whose mean loss E[L] at every checkpoint is that at the first checkpoint. If
+    the estimates lie on this line, λ̂ contains no more information than the loss.
 
     Args:
         llc: `model_seed`, `step`, `llc/mean`, `llc/mcse`, `loss/init` and `loss/mean`.
@@ -193,12 +192,14 @@ def llc_against_loss(llc: pd.DataFrame, evals: pd.DataFrame) -> Figure:
 
 @page()
 def behavioural_detail(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Loss, λ̂ and weight norm above, their derivatives below, with the Gaussian-process fit and its derivative.
+    """Loss, λ̂ and weight norm with their Gaussian-process fits above, and the derivatives of the fits below.
+
+    A curve that is missing or too short is left out.
 
     Args:
         evals: one run: `step`, `loss/mean`, `weight/norm`.
-        llc: the same run: `step`, `llc/mean`, `llc/mcse`. A curve that is missing or too short leaves its two panels out.
-        stages: their ends.
+        llc: the same run: `step`, `llc/mean`, `llc/mcse`.
+        stages: the end of each stage.
     """
     curves = fitted_curves(evals, llc)
     labels = {"loss": r"test loss $\ell$", "llc": r"$\hat\lambda$", "norm": r"weight norm $\|w\|$"}
@@ -214,7 +215,7 @@ def behavioural_detail(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = 
         below.axhline(0, color="black", lw=0.5)
         below.set_ylabel(rf"$d/d\log t$ of {labels[name].split(' ')[-1]}")
         late = curve.loc[numbers(curve, "step") >= 100]
-        # The bands at the ends of a curve are wide: the scale is that of the slope.
+        # Scaled to the slope, because its bands are very wide at the ends of a curve.
         low, high = min(0.0, numbers(late, "d_dlogt").min()), max(0.0, numbers(late, "d_dlogt").max())
         below.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))
         for axis in (above, below):
@@ -235,7 +236,7 @@ def _fit(axis: Axes, curve: pd.DataFrame, raw: str | None, mean: str, deviation:
 def published_and_calibrated(
     llc: pd.DataFrame, calibrated: pd.DataFrame, evals: pd.DataFrame, stages: Stages = NO_STAGES
 ) -> Figure:
-    """`settings_compared` of one run: the published and the calibrated settings."""
+    """`settings_compared` for one run under the published and the calibrated settings."""
     zero = float(numbers(llc, "loss/zero")[0]) if "loss/zero" in llc.columns else None
     return settings_compared({"published": llc, "calibrated": calibrated}, evals, zero, stages)
 
@@ -247,18 +248,17 @@ def settings_compared(
     zero_loss: float | None = None,
     stages: Stages = NO_STAGES,
 ) -> Figure:
-    """λ̂ under different sampler settings, and what tells them apart: the loss of the chains and how far they went.
+    """λ̂ under different sampler settings, with the loss of the chains and their distance from the weights.
 
-    The distance is about √(P/γ) wherever most directions are flat, whether or not the loss holds the rest; set against the norm of the
-    weights it says how large a ball the estimate is about.
+    If most directions are flat, the distance is about √(P/γ), whatever the loss does in the others. Compared with the norm of the
+    weights, it says how large the region is to which the estimate refers.
 
     Args:
         tables: name of the setting -> one run's `step`, `llc/mean`, `llc/mcse`, `verdict`, `loss/init`,
             `loss/mean`, `distance`.
         norms: the same run: `step`, `weight/norm`.
-        zero_loss: the loss of predicting zero; chains above it have left the basin of the weights that they are
-            meant to measure.
-        stages: their ends.
+        zero_loss: the loss of predicting zero. Chains above it have left the basin that they should measure.
+        stages: the end of each stage.
     """
     figure, (value, loss, distance) = panels(3, 1, 1.5 * WIDTH, 3.2 * HEIGHT, sharex=True)
     looks = zip((MODEL, ZERO, OPTIMAL, MEAN), ("-", "--", "-.", ":"), strict=True)

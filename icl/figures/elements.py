@@ -1,4 +1,4 @@
-"""The parts that figures share: the axis of training steps with its stages, lines per token, bands that are errors."""
+"""Parts that figures share: the axis of training steps with its stages, lines per token, bands of errors."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 from icl.figures.style import MEAN, MODEL, Colour, LineStyle, shades, token_colours
 
 Stages = Mapping[str, float]
-"""The end of each stage in training steps, in order; an empty mapping draws no stages."""
+"""Name of a stage -> its end in training steps, in order. With an empty mapping no stages are drawn."""
 
 
 @dataclass(frozen=True)
 class StageEnds(Mapping[str, float]):
-    """Stages, and from which step on a figure shows them.
+    """Stages, and the first step that a figure shows.
 
     Attributes:
-        ends: of each stage, in order.
-        first: where the axis of steps begins.
+        ends: the end of each stage, in order.
+        first: the first step on the axis.
     """
 
     ends: Mapping[str, float]
@@ -44,7 +44,7 @@ class StageEnds(Mapping[str, float]):
 
 NO_STAGES = StageEnds({})
 FIRST_STEP = 100
-"""Where the axis of steps of the paper's figures begins."""
+"""The first step on the axis of the paper's figures."""
 
 HEALTHY = "healthy"
 _STAGE_COLOURS: Sequence[tuple[float, float, float]] = (
@@ -55,12 +55,12 @@ _NAME_INCHES = 0.18
 
 
 def first_step(stages: Stages) -> float:
-    """Where the axis of steps begins by default."""
+    """The first step on the axis, by default."""
     return stages.first if isinstance(stages, StageEnds) else FIRST_STEP
 
 
 def stage_colours(stages: Stages) -> dict[str, tuple[float, float, float]]:
-    """The paper's colours in order, oranges for stages in which λ̂ rises and blues for those in which it falls."""
+    """The paper's colours for stages, in order. In the paper, oranges are stages in which λ̂ rises, and blues those in which it falls."""
     return {name: _STAGE_COLOURS[i % len(_STAGE_COLOURS)] for i, name in enumerate(stages)}
 
 
@@ -77,7 +77,7 @@ def step_axis(axis: Axes, stages: Stages, last: float, first: float | None = Non
         left, right = max(start, first), min(end, last)
         if right > left:
             axis.axvspan(left, right, color=colour, alpha=_STAGE_ALPHA, lw=0, zorder=0)
-            # Names, because shades alone do not survive grey printing; only where there is room for one.
+            # Named too, because colours are lost in grey print; but only if there is room for the name.
             if names and math.log(right / left) / math.log(axis.get_xlim()[1] / first) * _inches(axis) > _NAME_INCHES:
                 place = math.sqrt(left * right), 1.0
                 axis.annotate(
@@ -87,7 +87,7 @@ def step_axis(axis: Axes, stages: Stages, last: float, first: float | None = Non
 
 
 def _inches(axis: Axes) -> float:
-    """About how wide a panel is, before the figure is laid out."""
+    """The approximate width of a panel in inches, before the figure is laid out."""
     return axis.bbox.width / axis.figure.dpi
 
 
@@ -99,7 +99,7 @@ def stage_legend(figure: Figure, stages: Stages) -> None:
 
 
 def last_step(*tables: pd.DataFrame, stages: Stages = NO_STAGES) -> float:
-    """Where the axis of steps ends: the last stage's end, or the last step of the tables if they go less far."""
+    """The last step on the axis: the end of the last stage, or the last step of the tables if they end earlier."""
     reached = max(float(numbers(table, "step").max()) for table in tables)
     end = max(stages.values(), default=reached)
     return end if reached > 0.9 * end else reached + 1
@@ -109,7 +109,7 @@ def token_count(table: pd.DataFrame, name: str) -> int:
     """K, the number of columns name/0, name/1, ...
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such column.
     """
     count = 0
     while f"{name}/{count}" in table.columns:
@@ -124,7 +124,7 @@ def token_count(table: pd.DataFrame, name: str) -> int:
 def token_lines(
     axis: Axes, table: pd.DataFrame, name: str, colours: Sequence[Colour] | None = None, label: str = "$k={}$"
 ) -> None:
-    """One thin line per token, columns name/0, name/1, ...; the first and the last are named (counted from 1)."""
+    """One thin line per token, from the columns name/0, name/1, ... The legend names the first and the last, counted from 1."""
     count, table = token_count(table, name), after_start(table)
     for k, colour in enumerate(colours or token_colours(count)):
         text = label.format(k + 1) if k in (0, count - 1) else None
@@ -140,24 +140,43 @@ def estimate_line(
     style: LineStyle = "-",
     band: float = 0.25,
 ) -> None:
-    """Estimates with a band of ±2 Monte-Carlo standard errors, of this opacity; a cross marks those whose verdict is not
-    "healthy"."""
+    """Estimates with a band of ±2 Monte-Carlo standard errors and the marks of their verdicts. `band` is the opacity of the band."""
     table = after_start(table)
     axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1, ls=style)
     if "llc/mcse" in table.columns:
         error = 2 * table["llc/mcse"]
         axis.fill_between(table["step"], table[name] - error, table[name] + error, color=colour, alpha=band, lw=0)
-    if "verdict" in table.columns:
-        doubtful = table[table["verdict"] != HEALTHY]
-        named = label is not None and len(doubtful)
+    mark_verdicts(axis, table, name, named=label is not None)
+
+
+def mark_verdicts(
+    axis: Axes, table: pd.DataFrame, name: str, colour: str | Colour = "black", named: bool = True, of: str = ""
+) -> None:
+    """A cross where a test of the chains failed, a ring where none failed but some were not made or were too noisy to say (`verdict`).
+
+    Args:
+        named: whether the marks get a line in the legend, once per axis.
+        of: what the legend puts before it.
+    """
+    if "verdict" not in table.columns:
+        return
+    verdicts = table["verdict"]
+    # A verdict names what failed before what was not tested.
+    untested = verdicts.str.startswith("not tested")
+    for chosen, marker, text in (
+        ((verdicts != HEALTHY) & ~untested, "x", f"{of}a test of the chains failed"),
+        (untested, "o", f"{of}not all tests of the chains were made"),
+    ):
+        rows = table[chosen]
+        shown = named and len(rows) and not _has_label(axis, text)
         axis.plot(
-            doubtful["step"], doubtful[name], ls="", marker="x", ms=3.5, mew=0.8, color="black", zorder=3,
-            label="not healthy (its own verdict)" if named and not _has_label(axis, "not healthy") else None,
+            rows["step"], rows[name], ls="", marker=marker, ms=3.5, mew=0.8, mfc="none", color=colour, zorder=3,
+            label=text if shown else None,
         )  # fmt: skip
 
 
 def step_colours(steps: Sequence[int]) -> tuple[dict[int, Colour], ScalarMappable]:
-    """A colour per training step by its logarithm, and what a colour bar needs to say so; step 0 gets the first colour."""
+    """A colour for each training step, by its logarithm, and the mappable for a colour bar. Step 0 gets the first colour."""
     positive = [step for step in steps if step > 0] or [1]
     scale = LogNorm(min(positive), max(max(positive), 2 * min(positive)), clip=True)
     shown = ScalarMappable(scale, ListedColormap(shades("viridis", 256)))
@@ -166,7 +185,7 @@ def step_colours(steps: Sequence[int]) -> tuple[dict[int, Colour], ScalarMappabl
 
 
 def after_start(table: pd.DataFrame) -> pd.DataFrame:
-    """Without step 0: a logarithmic axis would draw a line to it from any distance."""
+    """The table without step 0, which has no place on a logarithmic axis."""
     return table.loc[numbers(table, "step") > 0]
 
 
@@ -175,7 +194,7 @@ def _has_label(axis: Axes, start: str) -> bool:
 
 
 def mean_and_spread(axis: Axes, steps: Sequence[float], mean: pd.Series, spread: pd.Series, label: str) -> None:
-    """A red mean with a band of one standard deviation of what is averaged."""
+    """A red line for the mean, with a band of one standard deviation."""
     axis.plot(steps, mean, color=MEAN, label=label, zorder=4)
     axis.fill_between(steps, mean - spread, mean + spread, color=MEAN, alpha=0.15, lw=0, zorder=3)
 
@@ -186,7 +205,7 @@ def numbers(table: pd.DataFrame, column: str) -> NDArray[np.float64]:
 
 
 def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
-    """The rows whose columns have these values."""
+    """The rows that have these values in these columns."""
     kept = np.ones(len(table), dtype=bool)
     for column, value in values.items():
         kept &= (table[column] == value).to_numpy()
@@ -194,5 +213,5 @@ def rows_where(table: pd.DataFrame, **values: object) -> pd.DataFrame:
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows in the order of steps."""
+    """The rows sorted by step."""
     return table.sort_values("step", kind="stable")

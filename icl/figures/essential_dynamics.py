@@ -35,12 +35,12 @@ def planes_of_outputs(essential_dynamics: pd.DataFrame, stages: Stages = NO_STAG
 
 @page()
 def planes(trajectories: pd.DataFrame, stages: Stages = NO_STAGES, num_components: int = 3) -> Figure:
-    """Every plane of the first components, the trajectory coloured by stage, and the explained variance; one row per variant.
+    """The trajectory in every plane of the first components, coloured by stage, and the explained variance. One row per variant.
 
     Args:
-        trajectories: of one run: `step`, `pc/i`, `explained_variance_ratio/i`, and `variant` where there are several (outputs, weights,
+        trajectories: one run: `step`, `pc/i`, `explained_variance_ratio/i`, and `variant` if there are several (outputs, weights,
             gradients).
-        stages: their ends.
+        stages: the end of each stage.
         num_components: how many components.
     """
     if "variant" not in trajectories.columns:
@@ -72,15 +72,15 @@ def planes(trajectories: pd.DataFrame, stages: Stages = NO_STAGES, num_component
 
 @page()
 def evolutes(essential_dynamics: pd.DataFrame, stages: Stages = NO_STAGES, num_components: int = 3) -> Figure:
-    """The smoothed trajectory with its osculating circles, their centres (the evolute), sharpest points and forms.
+    """The smoothed trajectory with its osculating circles, their centres (the evolute), its sharpest points and its forms.
 
-    The raw trajectory is drawn as grey points. A form has a cross where the trajectory turns, and another at the point round which it turns
-    in this plane; planes need not agree on that point (`spread` of `icl.analysis.geometry.detect_forms`). The figure ends where the
-    published one does. Later the evolute is that of noise about a resting point.
+    The raw trajectory is drawn as grey points. For each form, one cross marks where the trajectory turns, and another the point around
+    which it turns in this plane. Planes may disagree about that point (`spread` of `icl.analysis.geometry.detect_forms`). The figure
+    shows the same part of the trajectory as the published one. After it, the evolute is only that of noise around a resting point.
 
     Args:
         essential_dynamics: one run: `variant`, `step`, `pc/i`.
-        stages: their ends.
+        stages: the end of each stage.
         num_components: how many components.
     """
     raw = in_order(functional_trajectory(essential_dynamics))
@@ -126,7 +126,7 @@ def evolutes(essential_dynamics: pd.DataFrame, stages: Stages = NO_STAGES, num_c
 def components_over_time(
     essential_dynamics: pd.DataFrame, stages: Stages = NO_STAGES, num_components: int = 3
 ) -> Figure:
-    """The first components against the step, with dotted lines at the detected forms."""
+    """The first components over the training steps, with dotted lines at the detected forms."""
     trajectory = in_order(functional_trajectory(essential_dynamics))
     forms = forms_of(trajectory)
     count = min(num_components, token_count(trajectory, "pc"))
@@ -153,7 +153,7 @@ def _by_stage(axis: Axes, table: pd.DataFrame, x: int, y: int, stages: Stages) -
         return
     start = 0.0
     for (name, end), colour in zip(stages.items(), stage_colours(stages).values(), strict=True):
-        # One point of the next stage closes the gap between the pieces.
+        # One point of the next stage is included, so that the line has no gap.
         first, last = np.searchsorted(steps, start), np.searchsorted(steps, end) + 1
         if last - first > 1:
             axis.plot(xs[first:last], ys[first:last], color=colour, lw=1.3, label=name)

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from icl.analysis.measures import ONLY_OF_FAMILIES
-from icl.analysis.run_tables import keys_of, plain_text
+from icl.analysis.run_tables import SEED_COLUMN, keys_of, plain_text
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -25,7 +25,7 @@ COMMANDS = {
     "stages": "icl stages data/FAMILY",
     "boundaries": "icl stages data/FAMILY",
 }
-"""The commands of tables that no analysis makes. Traces of chains come with their estimates."""
+"""Table -> the commands that make it, for tables that no analysis makes. Traces are made with their estimates."""
 
 
 PAPERS_STEPS = 500_000
@@ -49,8 +49,10 @@ def table_names(family: Path) -> Iterator[str]:
 
 
 def read_tables(family: Path) -> dict[str, pd.DataFrame]:
-    """All tables of a family by name, and `losses`: the loss along each run, from the first that there is of the evaluations, what
-    training logged, and the losses of the weights that estimates begin with."""
+    """All tables of a family by name, and in addition `losses`, the loss along each run.
+
+    The losses come from the first of these tables that exists: the evaluations, the logged metrics, the estimates (L(w*)).
+    """
     tables = {name: read_table(family, name) for name in table_names(family)}
     for name, column in (("evals", "loss/mean"), ("metrics", "pretrain/mse"), ("llc", "loss/init")):
         if name in tables and column in tables[name].columns:
@@ -64,8 +66,8 @@ def _losses(rows: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def is_the_papers(family: Path) -> bool:
-    """Whether the tables of a family say that they are of the linear-regression transformer of arXiv 2402.02364, trained as
-    long: K = 8 examples, all tasks, 500,000 steps."""
+    """Whether a family is the linear-regression transformer of arXiv 2402.02364 (K = 8, Gaussian tasks, 500,000 steps), according to
+    the settings stored with its tables."""
     for path in sorted(family.glob("*.json")):
         try:
             settings = json.loads(path.read_text())
@@ -81,7 +83,7 @@ def read_table(family: Path, name: str) -> pd.DataFrame:
     """One table of a family.
 
     Raises:
-        ValueError: it is not there; the message has the command that makes it.
+        ValueError: the table is missing; the message has the command that makes it.
     """
     for path in (family / f"{name}.csv", family / f"{name}.csv.gz"):
         if path.is_file():
@@ -89,14 +91,8 @@ def read_table(family: Path, name: str) -> pd.DataFrame:
     raise ValueError(f"{family / name}.csv is missing; make it with: {command_for(name)}")
 
 
-def seeds_of(tables: Tables) -> list[int]:
-    """The model seeds that any table has."""
-    found = (set(table["model_seed"]) for table in tables.values() if "model_seed" in table.columns)
-    return sorted(int(seed) for seed in set().union(*found))
-
-
 def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
-    """The rows of one run, of every table that has any, in order of steps where there are steps."""
+    """The rows with this model seed of every table that has any, sorted by step if there are steps."""
     chosen = {}
     for name, table in tables.items():
         if "model_seed" not in table.columns:
@@ -110,17 +106,18 @@ def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
 
 
 def runs_of(tables: Tables) -> list[dict[str, Any]]:
-    """The runs that the tables are of: what each has in the columns that tell runs apart."""
+    """The runs in the tables. Each is given by its values in the columns that tell runs apart."""
     keys = max((_run_keys(name, table) for name, table in tables.items()), key=len, default=())
     rows = [table[list(keys)] for name, table in tables.items() if keys and set(_run_keys(name, table)) == set(keys)]
     if not rows:
-        return [{}] if any(name.startswith("llc") for name in tables) else []
+        alone = any(name.startswith("llc") or table.columns[:1].tolist() == ["step"] for name, table in tables.items())
+        return [{}] if alone else []
     every = pd.DataFrame(pd.concat(rows, ignore_index=True).drop_duplicates()).sort_values(by=list(keys), kind="stable")
     return [dict(zip(keys, row, strict=True)) for row in every.itertuples(index=False, name=None)]
 
 
 def tables_of_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
-    """The rows of one run, of every table that has any, in order of steps where there are steps."""
+    """The rows of one run of every table that has any, sorted by step if there are steps."""
     if list(run) == ["model_seed"]:
         return tables_of_seed(tables, int(run["model_seed"]))
     chosen = {}
@@ -135,14 +132,14 @@ def tables_of_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, pd.DataFr
 
 
 def run_label(run: Mapping[str, Any]) -> str:
-    """A run in the name of a folder: `seed-3`, or `seed-3-lr-0.01`."""
+    """A run as part of a folder's name, such as `seed-3` or `seed-3-lr-0.01`."""
     parts = [f"{key.rpartition('.')[2].removeprefix('model_')}-{plain_text(value)}" for key, value in run.items()]
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join(parts)) or "run"
 
 
 def _run_keys(name: str, table: pd.DataFrame) -> tuple[str, ...]:
-    """The columns that tell the runs of a table apart. Tables of analyses have further columns before their step."""
-    if name in ONLY_OF_FAMILIES or "step" not in table.columns:
+    """The columns that tell the runs of a table apart. Other columns before `step` are no settings; tables of analyses have such."""
+    if name in ONLY_OF_FAMILIES:
         return ()
     tabulated = name.startswith("llc") or name in ("metrics", "losses")
-    return keys_of(table) if tabulated else tuple(key for key in ("model_seed",) if key in table.columns)
+    return tuple(key for key in keys_of(table) if tabulated or key == SEED_COLUMN or key.startswith("subject"))

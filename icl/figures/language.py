@@ -7,16 +7,16 @@ from icl.figures.elements import NO_STAGES, StageEnds, Stages, in_order, last_st
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, page, panels
 
 PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100)
-"""Of the two-layer model of arXiv 2402.02364."""
+"""The stages of the two-layer language model of arXiv 2402.02364."""
 
 
 @page()
 def published_curve(table: pd.DataFrame) -> Figure:
-    """The published two-layer language model: loss; λ̂ as published and less its artefact; the published spread over the loss.
+    """The published two-layer language model: its loss, its λ̂ as published and without the artefact, and the spread of λ̂ over the loss.
 
     Args:
-        table: `step`, `test_loss`, `llc_mean_raw`, `llc_std_raw`, `llc_corrected`, `std_over_loss`, `artefact_spread`, the ratio that the
-            artefact makes by itself (`benchmarks.language`).
+        table: `step`, `test_loss`, `llc_mean_raw`, `llc_std_raw`, `llc_corrected`, `std_over_loss`, and `artefact_spread`, the value of
+            `std_over_loss` that the artefact alone would give (`benchmarks.language`).
     """
     table = in_order(pd.DataFrame(table[table["step"] > 0]))
     figure, (top, middle, bottom) = panels(3, 1, 1.5 * WIDTH, 2.7 * HEIGHT, sharex=True)
@@ -41,11 +41,11 @@ def published_curve(table: pd.DataFrame) -> Figure:
 
 @page()
 def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """A language model's behaviour over training: losses with the entropies of unigrams and bigrams; the in-context score; the heads.
+    """A language model's behaviour over training: losses with the entropies of unigrams and bigrams, the in-context score, the heads.
 
     Args:
-        table: one run, as `icl.analysis.language` makes it.
-        stages: their ends.
+        table: one run, the table `behaviour` of `icl.analysis.language`.
+        stages: the end of each stage.
     """
     table = in_order(pd.DataFrame(table[table["step"] > 0]))
     steps = numbers(table, "step")

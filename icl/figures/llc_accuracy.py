@@ -1,4 +1,4 @@
-"""Estimates of learning coefficients that are known, by sampler."""
+"""Figures of the accuracy of estimates on models whose learning coefficient is known."""
 
 import numpy as np
 import pandas as pd
@@ -11,16 +11,16 @@ from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, OTHER, ZERO, p
 _LOOK = {"icl": (MODEL, "o"), "devinterp sgld": (ZERO, "^"), "devinterp rmsprop_sgld": (OPTIMAL, "s")}
 SINGULAR = ("reduced-rank regression", "deep linear network")
 TARGETS = ((0.05, 0.5), (0.15, 0.9))
-"""|relative error| and the share of singular models that should lie below it."""
+"""|relative error|, and the share of singular models that should be below it."""
 
 
 @page()
 def accuracy(estimates: pd.DataFrame) -> Figure:
-    """Left: λ̂/λ against λ for every model and sampler. Right: the share of reduced-rank and deep linear networks whose |relative error| is
-    below a value; crosses mark a median of 5 % and a 90th percentile of 15 %.
+    """Accuracy by sampler. Left: λ̂/λ as a function of λ for every model. Right: the distribution function of |relative error| over
+    reduced-rank regressions and deep linear networks. Crosses mark a median of 5 % and a 90th percentile of 15 %.
 
     Args:
-        estimates: one row per model and sampler: `method`, `family`, `coefficient`, `relative_error` (NaN where all chains were lost).
+        estimates: one row per model and sampler: `method`, `family`, `coefficient`, `relative_error` (NaN if all chains were lost).
     """
     figure, (left, right) = panels(1, 2, FULL_WIDTH, 1.7 * HEIGHT)
     for method, (colour, marker) in _LOOK.items():
@@ -50,10 +50,10 @@ def accuracy(estimates: pd.DataFrame) -> Figure:
 
 @page()
 def honesty(rows: pd.DataFrame) -> Figure:
-    """The estimate over the exact value for every case, by kind of setting, healthy or not; values beyond the axis lie at its edge.
+    """The estimate divided by the exact value for every case, by kind of setting and by verdict. Values beyond the axis are at its edge.
 
     Args:
-        rows: one per case: `kind`, `estimate`, `exact`, `healthy`, `sound` (`benchmarks.llc.honesty`).
+        rows: one row per case: `kind`, `estimate`, `exact`, `healthy`, `sound` (`benchmarks.llc.honesty`).
     """
     kinds = list(dict.fromkeys(rows.sort_values("sound", ascending=False)["kind"]))
     figure, (axis,) = panels(1, 1, FULL_WIDTH, 1.9 * HEIGHT)

@@ -1,4 +1,4 @@
-"""Which figures there are: for each its name, the tables it needs, and the function that draws it from them.
+"""The list of all figures: for each its name, the tables that it needs, and the function that draws it.
 
 A new figure is one function in a file beside this one, and one line here.
 """
@@ -28,9 +28,9 @@ class Recipe:
     """How one figure is made.
 
     Attributes:
-        name: of the file.
-        needs: the tables, by the names of their files; `losses` is made of others (`icl.figures.families`).
-        draw: called with these tables, in this order, and with `stages` where it takes them.
+        name: the name of its file.
+        needs: the names of its tables. `losses` is made from other tables (`icl.figures.families`).
+        draw: the function. It is called with these tables in this order, and with `stages` if it has such an argument.
     """
 
     name: str

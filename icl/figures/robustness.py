@@ -1,4 +1,4 @@
-"""Out of distribution over training: losses under growing inputs and tasks, and the task vector that the model acts on.
+"""Out-of-distribution behaviour over training: losses for scaled inputs and tasks, and the effective task vector.
 
 Tables are those of `icl.analysis.ood`, one run, with a column `step`.
 """
@@ -22,7 +22,7 @@ from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, shades
 
 @page()
 def gain_sweep(table: pd.DataFrame) -> Figure:
-    """Loss over 1 + g², and the size of the predictions, against the gain of inputs and of tasks; one line per checkpoint.
+    """The loss divided by 1 + g², and the size of the predictions, over the gain g of inputs and of tasks. One line per checkpoint.
 
     Args:
         table: one row per `step`, `version` ("inputs" or "tasks") and `gain`: `loss`, `output_ratio`.
@@ -30,7 +30,7 @@ def gain_sweep(table: pd.DataFrame) -> Figure:
     figure, axes = panels(2, 2, FULL_WIDTH, 2.2 * HEIGHT, sharex=True)
     steps = sorted({int(step) for step in numbers(table, "step")})
     colours, shown = step_colours(steps)
-    # Over g² alone the noise of the labels, which does not shrink with the gain, would fill the axis.
+    # Not divided by g², because at small g the noise of the labels, which does not shrink with g, would dominate.
     table = table.assign(scaled=table["loss"] / (1 + table["gain"] ** 2))
     labels = {"scaled": "loss / $(1 + g^2)$", "output_ratio": r"$\|\hat y\|$ relative to $g = 1$"}
     for row, (column, label) in enumerate(labels.items()):
@@ -54,11 +54,11 @@ def gain_sweep(table: pd.DataFrame) -> Figure:
 
 @page()
 def effective_task(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Cosine and relative length of the task vector that the model acts on, against the true task; one line per examples seen.
+    """Cosine to the true task and relative length of the effective task vector. One line per number of examples seen.
 
     Args:
         table: one row per `step` and `position`: `cosine`, `relative_norm`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     figure, axes = panels(1, 2, FULL_WIDTH, 1.3 * HEIGHT)
     positions = sorted({int(position) for position in numbers(table, "position")})

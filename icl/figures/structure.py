@@ -29,12 +29,12 @@ _SYMBOLS = {"weight": r"\gamma", "bias": r"\beta"}
 
 @page()
 def embed_collapse(spectra: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Shares σ_i²/Σσ² of both embeddings' spectra, effective ranks, and how far the token embedding lies in the
-    positional one's space.
+    """Shares σ_i²/Σσ² of both embeddings' spectra, effective ranks, and how much of the token embedding lies in the space of the
+    position embedding.
 
     Args:
         spectra: `embed/S_normed/i`, `postn/S_normed/i`, `embed/effective_rank`, `postn/effective_rank`, `alignment/i`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     spectra = in_order(spectra)
     figure, axes = panels(1, 4, FULL_WIDTH * 1.3, 1.5 * HEIGHT)
@@ -56,11 +56,11 @@ def embed_collapse(spectra: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
 
 @page()
 def unembed_collapse(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Final norm, unembedding row of the prediction, and the map the two make together; weights above, biases below.
+    """The final norm, the unembedding row of the prediction, and the product of the two. Weights are above, biases below.
 
     Args:
         coordinates: `layer_norm_coordinates`: `layer`, `parameter`, `index`, `value`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     figure, axes = panels(2, 3, FULL_WIDTH, 2.3 * HEIGHT, sharex=True)
     layers = {"final_norm": "layer norm", "unembedding": "linear map", "effective": "together"}
@@ -80,11 +80,11 @@ def unembed_collapse(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> F
 
 @page()
 def norm_collapse(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Mean of gain and shift over coordinates, one line per layer norm, ± one standard deviation over coordinates.
+    """Mean ± one standard deviation of gain and shift over coordinates, one line per layer norm.
 
     Args:
         coordinates: `layer`, `parameter`, `step`, `index`, `value`.
-        stages: their ends.
+        stages: the end of each stage.
     """
     statistics = in_order(layer_norm_statistics(coordinates))
     layers = norm_layers(statistics)
@@ -106,7 +106,7 @@ def norm_collapse(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figu
 
 @page()
 def norm_collapse_detail(coordinates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """Every coordinate of every layer norm, gains above and shifts below; insets: share of coordinates below 0.1 in
+    """Every coordinate of every layer norm, gains above and shifts below. The insets show the share of coordinates below 0.1 in
     magnitude."""
     layers = norm_layers(coordinates)
     figure, axes = panels(2, len(layers), FULL_WIDTH * 1.6, 2.4 * HEIGHT, sharex=True)
@@ -164,7 +164,7 @@ def _depth(layer: str) -> tuple[int, bool]:
 
 
 def _coordinates(axis: Axes, coordinates: pd.DataFrame, layer: str, parameter: str) -> pd.DataFrame:
-    """Thin lines of one vector's coordinates, with mean ± standard deviation; returns steps × coordinates."""
+    """Draw thin lines for one vector's coordinates, and their mean ± standard deviation; returns the table steps × coordinates."""
     chosen = coordinates[(coordinates["layer"] == layer) & (coordinates["parameter"] == parameter)]
     wide = chosen.pivot(index="step", columns="index", values="value").sort_index()
     if wide.shape[1] == 1:

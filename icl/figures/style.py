@@ -20,20 +20,20 @@ Colour = tuple[float, float, float, float]
 LineStyle = str | tuple[int, tuple[float, ...]]
 
 WIDTH, FULL_WIDTH = 3.25, 6.75
-"""A column and a page, in inches."""
+"""Width of a column and of a page, in inches."""
 HEIGHT, FULL_HEIGHT = 0.618 * WIDTH, 0.618 * FULL_WIDTH
 
 PNG_DPI = 130
-"""Crisp on a page; print has the PDF."""
+"""Enough for a screen. The PDF is for print."""
 
-# Dates and versions in the files would make every rebuild differ.
+# Without dates and versions, which would make the files differ at every rebuild.
 _METADATA = {"CreationDate": None, "Producer": None, "Creator": None}
 
-# Colours that differ in lightness too, so that they survive grey printing and colour blindness (Okabe & Ito).
+# These colours also differ in lightness, for grey print and colour blindness (Okabe & Ito).
 MODEL, OPTIMAL, ZERO, OTHER, MEAN = "#0072B2", "#009E73", "#D55E00", "#999999", "#B2182B"
 
 RC = {
-    # Both come with matplotlib: a system's own Times would give every machine other pixels.
+    # Both fonts come with matplotlib. With a system's own Times, every machine would give other pixels.
     "font.family": ["STIXGeneral", "DejaVu Serif"],
     "mathtext.fontset": "stix",
     "font.size": 8,
@@ -55,7 +55,7 @@ RC = {
 
 @contextmanager
 def page() -> Iterator[None]:
-    """The style, for the length of a `with` block or of a function it decorates; nothing global stays changed."""
+    """Use the style in a `with` block, or in a function that this decorates. Afterwards, global settings are as before."""
     with mpl.rc_context(RC):  # type: ignore[arg-type]
         yield
 
@@ -63,20 +63,20 @@ def page() -> Iterator[None]:
 def panels(
     rows: int, columns: int, width: float = FULL_WIDTH, height: float | None = None, **options
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of panels, in reading order, that belongs to no global registry; options go to `Figure.subplots`."""
+    """A figure and its panels in reading order. It is not registered in pyplot. `options` are passed to `Figure.subplots`."""
     figure = Figure(figsize=(width, height or HEIGHT * rows * width / FULL_WIDTH), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False, **options)
     return figure, list(axes.flatten())
 
 
 def shades(name: str, count: int) -> list[Colour]:
-    """Colours from dark to light of a palette; the palest tenth, lost on white paper, is left out."""
+    """Colours of a palette from dark to light, without the palest tenth, which is hard to see on white."""
     colours = mpl.colormaps[name]
     return [colours(k / max(count - 1, 1) * 0.9) for k in range(count)]
 
 
 class _MajorLabels(LogFormatterMathtext):
-    """Powers of ten, written out where the axis spans less than two decades."""
+    """Labels of powers of ten, written as plain numbers if the axis spans less than a factor of 100."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         low, high = self.axis.get_view_interval()  # type: ignore[union-attr]
@@ -84,14 +84,14 @@ class _MajorLabels(LogFormatterMathtext):
 
 
 class _MinorLabels(LogFormatter):
-    """Plain numbers between the powers of ten, where there is room for them."""
+    """Labels between the powers of ten, as plain numbers, if there is room for them."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def log_y(axis: Axes) -> None:
-    """A logarithmic y axis with plain numbers between the powers of ten where it spans less than a decade or so."""
+    """Make the y axis logarithmic, with plain numbers between the powers of ten if it spans less than a factor of about ten."""
     axis.set_yscale("log")
     axis.yaxis.set_major_formatter(_MajorLabels())
     axis.yaxis.set_minor_formatter(_MinorLabels(labelOnlyBase=False, minor_thresholds=(1.0, 0.4)))
@@ -109,10 +109,10 @@ def token_colours(count: int) -> list[Colour]:
 
 
 def save(figure: Figure, folder: Path, name: str, kinds: tuple[str, ...] = ("png", "pdf")) -> list[Path]:
-    """Write `<name>.<kind>` for each kind, each whole or not at all, so that equal figures are equal files."""
+    """Write `<name>.<kind>` for each kind, atomically. Equal figures give equal files."""
     paths = [folder / f"{name}.{kind}" for kind in kinds]
     with page():
-        # Laying out once, and not again for each kind, takes two thirds of the time and gives every kind the same layout.
+        # The layout is made once for all kinds. This saves a third of the time, and all kinds look the same.
         figure.draw_without_rendering()
         figure.set_layout_engine(None)
         for path, kind in zip(paths, kinds, strict=True):

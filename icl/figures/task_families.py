@@ -1,4 +1,4 @@
-"""Models of different numbers of tasks M: the task prior (arXiv 2402.02364) and transient ridge (arXiv 2501.17745).
+"""Models trained on different numbers of tasks M: the task prior (arXiv 2402.02364) and transient ridge (arXiv 2501.17745).
 
 M is the column `num_tasks`; infinity stands for Gaussian tasks.
 """
@@ -16,7 +16,7 @@ from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, WIDTH, ZERO, C
 
 @page()
 def task_prior(table: pd.DataFrame) -> Figure:
-    """Distance of the predictions to 0 and to the mean task's, over training, one line per M.
+    """Distance of the predictions to 0 and to those of the mean task, over training, one line per M.
 
     Args:
         table: one row per `num_tasks`, `step`: `task_prior/zero`, `task_prior/mean_task`.
@@ -57,7 +57,8 @@ def transient_losses(distances: pd.DataFrame) -> Figure:
 
 @page()
 def transient_trajectories(scores: pd.DataFrame, references: pd.DataFrame, distances: pd.DataFrame) -> Figure:
-    """Joint trajectory PCA: each model's path, a circle at its smallest loss on Gaussian tasks, a star at its end; diamonds are dMMSE.
+    """Joint trajectory PCA: the path of each model, with a circle at its smallest loss on Gaussian tasks and a star at its end.
+    Diamonds are dMMSE.
 
     Args:
         scores: one row per `num_tasks`, `step`: `pc/0`, `pc/1`.
@@ -84,7 +85,8 @@ def transient_trajectories(scores: pd.DataFrame, references: pd.DataFrame, dista
 
 @page()
 def transient_distances(distances: pd.DataFrame) -> Figure:
-    """Distance of the predictions to ridge and to dMMSE against M: circles at the smallest loss on Gaussian tasks, stars at the end.
+    """Distance of the predictions to ridge and to dMMSE as a function of M: circles at the smallest loss on Gaussian tasks, stars at
+    the end of training.
 
     Args:
         distances: one row per `num_tasks`, `step`: `ood/mse`, `delta_ridge`, `delta_dmmse`.
@@ -110,14 +112,14 @@ def transient_distances(distances: pd.DataFrame) -> Figure:
 
 
 def task_colours(table: pd.DataFrame) -> dict[float, Colour]:
-    """M -> a viridis colour, few tasks dark.
+    """M -> a viridis colour, darker for fewer tasks.
 
     Raises:
-        ValueError: the table does not say M.
+        ValueError: the table has no column `num_tasks`.
     """
     if "num_tasks" not in table.columns:
         raise ValueError(
-            "the table has no column num_tasks, so it is of one number of tasks; make a table of several with: "
+            "the table has no column num_tasks, so all its models have the same number of tasks; make a table of several with: "
             "icl analyse --family SWEEP --output data/FAMILY"
         )
     counts = sorted({float(value) for value in numbers(table, "num_tasks")})
@@ -125,7 +127,7 @@ def task_colours(table: pd.DataFrame) -> dict[float, Colour]:
 
 
 def task_label(tasks: float) -> str:
-    """M in a legend, as a power of two where it is one."""
+    """M in a legend, as a power of two if it is one."""
     if math.isinf(tasks):
         return r"$M=\infty$"
     exponent = math.log2(tasks)

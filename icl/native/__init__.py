@@ -1,5 +1,5 @@
-"""Native CPU code: C++ sources compiled on first use and called through ctypes (which releases the GIL).
+"""Native CPU code: C++ sources, compiled on first use and called through ctypes, which releases the GIL.
 
-Each has a PyTorch twin, which is used where there is no compiler. `build` compiles and caches, `random` makes the words
-of the random streams, `dmmse` the posterior means of known tasks. Nothing happens at import.
+Each has an equivalent in PyTorch, which is used if there is no compiler. `build` compiles and caches. `random` makes the
+bits of the random streams. `dmmse` computes posterior means over known tasks. Nothing happens at import.
 """

@@ -1,8 +1,8 @@
-"""Memory that one step frees and the next takes again.
+"""A setting of glibc that lets the process keep freed memory for its next step.
 
-glibc returns freed memory to the operating system above a threshold, which clears it page by page when it is asked for
-again, and gives every thread an arena of its own. A training step in PyTorch frees and takes some tens of megabytes:
-2000 to 3000 page faults, a fifth of its time (docs/log.md). Results do not depend on it.
+Above a threshold, glibc returns freed memory to the operating system. When the memory is needed again, the system clears
+it page by page. glibc also gives every thread its own arena. A training step in PyTorch frees and takes some tens of
+megabytes, which costs 2000 to 3000 page faults and a fifth of its time (docs/log.md). Results do not depend on it.
 """
 
 import ctypes
@@ -14,11 +14,11 @@ _LARGEST_BLOCK = 2**25  # the most that glibc accepts in 64 bits
 
 
 def keep_freed_memory() -> bool:
-    """Ask that this process keep the memory that it frees, for itself; returns whether that was accepted.
+    """Let this process keep the memory that it frees; returns whether glibc accepted that.
 
-    For commands, whose process ends with the work. It is a setting of the whole process, so the library's functions
-    leave it alone; a script that trains or samples in PyTorch on a CPU may call it first. A user's own settings
-    (MALLOC_..., GLIBC_TUNABLES) are left as they are.
+    The commands call this, because their process ends with the work. It changes the whole process, so the library's
+    functions do not call it. A script that trains or samples in PyTorch on a CPU may call it first. If the user has set
+    MALLOC_... or GLIBC_TUNABLES, nothing is changed.
     """
     if any(name.startswith(("MALLOC_", "GLIBC_TUNABLES")) for name in os.environ):
         return False

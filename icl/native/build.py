@@ -1,12 +1,12 @@
 """Compiling a C++ source into the user's cache, and loading it.
 
-The library's file name is a hash of source, macros, flags, compiler and CPU, so that a changed source, or another
-machine on a shared home directory, never meets a wrong file; a lock keeps two processes from compiling the same
-file, and the atomic writer makes it appear whole.
+The library's file name contains a hash of source, macros, flags, compiler and CPU. So a changed source, or another
+machine with the same home directory, never loads a wrong file. A lock keeps two processes from compiling the same file,
+and the file is written atomically.
 
-Nothing here is needed: every caller has a PyTorch form. So nothing here may end a run or hold it up for long, and code
-that somebody else could have put into the cache is not loaded: the folder and its files belong to this user (or to root),
-nobody else may write to them, and a library is what its checksum says.
+The compiled code is optional: every caller has a PyTorch equivalent. So no failure here may end a run or delay it for
+long. Code that another user could have put into the cache is not loaded: the folder and its files must belong to this
+user or to root, nobody else may have write permission, and the library must match its checksum.
 """
 
 import contextlib
@@ -43,7 +43,7 @@ _CPU_FLAGS = (("-march=native",), ("-mcpu=native",), ())
 
 _OWN_FILE = re.compile(r"\w+-[0-9a-f]{20}\.so(\.sha256)?")
 
-_given_up: dict[str, str] = {}  # compilers of which one call did not end: none of the others waits as long
+_given_up: dict[str, str] = {}  # compilers that timed out once -> the reason; they are not tried again
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +60,7 @@ def load_library(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:
         macros: -D definitions.
 
     Raises:
-        NativeUnavailable: ICL_NATIVE=0 is set, there is no compiler, it failed, or its results cannot be kept safely.
+        NativeUnavailable: ICL_NATIVE=0 is set, there is no compiler, it failed, or the cache folder is not safe.
     """
     if os.environ.get("ICL_NATIVE") == "0":
         raise NativeUnavailable("turned off by ICL_NATIVE=0")
@@ -81,7 +81,7 @@ def _tell(reason: str) -> None:
 
 @cache
 def _load(path: Path, macros: tuple[tuple[str, int], ...]) -> ctypes.CDLL | str:
-    """The library, or why there is none; either is found out once."""
+    """The library, or the reason why there is none. Both are remembered."""
     try:
         compiler = _compiler(os.environ.get("CXX"), os.environ.get("PATH"))
         if isinstance(compiler, str):
@@ -123,7 +123,7 @@ def cache_folder() -> Path:
 
 
 class Compiler(NamedTuple):
-    """A program that answered when it was asked for its version."""
+    """A compiler that answered `--version`."""
 
     path: str
     version: str
@@ -156,10 +156,10 @@ def find_compiler() -> str:
 
 
 def _private_folder() -> Path:
-    """The cache, made so that nobody else can write to it.
+    """The cache folder, made so that nobody else can write to it.
 
     Raises:
-        NativeUnavailable: it belongs to somebody else.
+        NativeUnavailable: the folder belongs to another user.
         OSError: it cannot be made.
     """
     folder = cache_folder()
@@ -169,7 +169,7 @@ def _private_folder() -> Path:
     if not _is_ours(about):
         raise NativeUnavailable(f"{folder} belongs to another user; set XDG_CACHE_HOME to a folder of your own")
     if _others_write(about):
-        # Whoever could write there until now may have left something.
+        # Another user could write here until now, so the files cannot be trusted.
         folder.chmod(stat.S_IMODE(about.st_mode) & ~0o022)
         for path in folder.iterdir():
             if _OWN_FILE.fullmatch(path.name):
@@ -178,7 +178,7 @@ def _private_folder() -> Path:
 
 
 def _is_sound(library: Path) -> bool:
-    """Whether a library is there that nobody else could have written, whole as it was compiled."""
+    """Whether the library exists, matches its checksum, and could not have been written by another user."""
     try:
         for path in (library, _checksum_file(library)):
             about = path.lstat()
@@ -207,7 +207,7 @@ def _checksum(path: Path) -> str:
 
 @contextlib.contextmanager
 def _one_at_a_time(library: Path) -> Iterator[None]:
-    """Waits for another process that compiles the same; goes on without it where it hangs, or where nothing locks."""
+    """Wait for another process that compiles the same file. Go on if it hangs, or if the file system has no locks."""
     lock = FileLock(f"{library}.lock", timeout=COMPILE_S, fallback_to_soft=False)
     with contextlib.suppress(Timeout, OSError):
         lock.acquire()
@@ -234,7 +234,7 @@ def _compile(compiler: str, source: Path, definitions: list[str], library: Path)
 
 def _keep(compiled: bytes, library: Path) -> None:
     """Put a compiled library and its checksum into the cache, for this user alone."""
-    _checksum_file(library).unlink(missing_ok=True)  # the old one must not meet the new library
+    _checksum_file(library).unlink(missing_ok=True)  # the old checksum must not stand beside the new library
     for path, data, mode in (
         (library, compiled, 0o700),
         (_checksum_file(library), hashlib.sha256(compiled).hexdigest().encode(), 0o600),
@@ -244,13 +244,13 @@ def _keep(compiled: bytes, library: Path) -> None:
 
 
 def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]:
-    """Run a program and everything that it starts, no longer than `seconds`.
+    """Run a program, and stop it and everything that it started after `seconds`.
 
     Raises:
-        NativeUnavailable: it cannot be started, does not end, or was killed.
+        NativeUnavailable: the program cannot be started, does not end in time, or was killed.
     """
     try:
-        # A group of its own: a compiler is several programs, and one that stays behind would hold the pipes open.
+        # In its own process group, because a compiler is several programs, and any that survives holds the pipes open.
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             errors="replace", start_new_session=True,
@@ -277,7 +277,7 @@ def _run(command: list[str], seconds: float) -> subprocess.CompletedProcess[str]
 @cache
 def _cpu() -> str:
     try:
-        # Instruction sets, which are what -march=native depends on; frequencies in the same file change.
+        # Only the instruction sets, on which -march=native depends. Frequencies in the same file change all the time.
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         kept = {line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}
         return "\n".join(sorted(kept))

@@ -1,4 +1,4 @@
-"""The posterior means behind dMMSE by the compiled loop of dmmse.cpp.
+"""The posterior means of the dMMSE predictor, computed by the compiled dmmse.cpp.
 
 Shapes: B batch, K examples, D task dimension, M tasks.
 """
@@ -16,14 +16,16 @@ _SOURCE = Path(__file__).with_name("dmmse.cpp")
 
 
 def dmmse_weights(xs: Tensor, ys: Tensor, tasks: Tensor, threads: int = 1) -> Tensor | None:
-    """Mean of the tasks given the examples before each, (B, K, D), where an example's log-likelihood is -(y - w·x)².
+    """Posterior mean of the task before each example, (B, K, D), given all examples before it.
+
+    The prior is uniform over `tasks`, and an example's log-likelihood is -(y - w·x)².
 
     Args:
         xs, ys, tasks: (B, K, D), (B, K), (M, D), float32 on cpu, with at least one sequence and one task.
-        threads: to spread the sequences over; the bits do not depend on it.
+        threads: number of threads that share the sequences. The bits of the result do not depend on it.
 
     Returns:
-        None where nothing can be compiled: the caller has a PyTorch form.
+        The means, or None if nothing can be compiled; the caller then computes them in PyTorch.
     """
     batch, examples, task_size = xs.shape
     function = _function(examples, task_size)

@@ -1,7 +1,8 @@
-"""Threefry words and normal deviates on the CPU: the bits of `icl.streams` without its many tensors.
+"""Random words (32 bits) of the Threefry generator, and normal deviates, on the CPU.
 
-By the compiled loop of threefry.cpp, or by NumPy where there is no compiler: its calls cost a third of PyTorch's, and a
-batch is small.
+The bits equal those of the PyTorch code in `icl.streams`, which makes many tensors and is slower. They come from the
+compiled threefry.cpp, or from NumPy if there is no compiler. NumPy's calls cost a third of PyTorch's, which matters
+because a batch is small.
 """
 
 import ctypes
@@ -25,7 +26,7 @@ PIECE = 2**15
 
 
 def threefry_words(key: tuple[int, int], step: int, count: int) -> Tensor:
-    """The words of a key at counters (step, 0..count-1), int32 (2, count) on cpu."""
+    """The random words of a key at the counters (step, 0) to (step, count - 1): int32 (2, count) on cpu."""
     library = _library()
     if library is None:
         return torch.from_numpy(_by_numpy(key, step, count).view(np.int32))
@@ -35,10 +36,10 @@ def threefry_words(key: tuple[int, int], step: int, count: int) -> Tensor:
 
 
 def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
-    """Write the standard normal deviates of a key at a step, number 0 and on, into float32 (N,) on cpu; False without a compiler.
+    """Write the first N standard normal deviates of a key at a step into `out`, float32 (N,) on cpu. False without a compiler.
 
-    Piece by piece, so that what is on the way stays in the cache. Logarithms, roots, cosines and sines are PyTorch's, whose last bits are
-    no other library's.
+    The work is done in pieces that fit into the cache. Logarithms, roots, cosines and sines are PyTorch's, so that the last bits equal
+    those of `icl.streams`.
     """
     library = _library()
     if library is None:
@@ -48,7 +49,7 @@ def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
     for start in range(0, len(out), 2 * most):
         target = out[start : start + 2 * most]
         count = (len(target) + 1) // 2
-        whole = target if len(target) == 2 * count else pairs  # of the last pair only one may be asked for
+        whole = target if len(target) == 2 * count else pairs  # an odd length needs only half of the last pair
         radius, angle = uniform[:count], uniform[count : 2 * count]
         library.threefry_polar(*(word & _WORD for word in (*key, step)), start // 2, count, uniform.data_ptr())
         radius.log_().mul_(-2.0).sqrt_()

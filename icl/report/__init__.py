@@ -1,6 +1,7 @@
 """A report: everything that was measured about some runs, as one HTML file that needs no server and no network.
 
-`gather` reads the runs into tables, `charts` draws the tables, `page` puts both into a page, `write_report` writes it.
+`gather` reads the runs into tables. `charts` draws the tables. `page` makes an HTML page of both, and `write_report` writes
+it to a file.
 """
 
 from icl.report.gather import Material, gather

@@ -1,11 +1,11 @@
 """The charts of a report: tables in, plotly figures out.
 
-The horizontal axis counts updates, step + 1, since the checkpoint of step t holds t + 1 updates; so step 0 has a place on a
+The horizontal axis counts updates, step + 1, because the checkpoint of step t holds t + 1 updates. So step 0 can be shown on a
 logarithmic axis.
 
-A page draws what is chosen: each trace says in its `meta` which run it is of (`run`, by its place), what it shows of which choice
-(`pick`), and which colour of which palette it has. Run names and settings come from users: `plain` keeps plotly from reading them
-as markup.
+The reader of a page chooses what is drawn. So each trace has a `meta`: its run (`run`, an index), the choices under which it is
+shown (`pick`), and its palette and colour. Run names and settings come from users, and `plain` keeps plotly from reading them as
+markup.
 """
 
 import html
@@ -21,11 +21,11 @@ import plotly.graph_objects as go
 from icl.report.gather import ALONG, HEALTHY, Material
 
 CURVES, CHAINS, TOKENS, HEADS, MEASURES = 45_000, 25_000, 16_000, 12_000, 20_000
-"""Points that the curves of a chart may have together; about 16 bytes each."""
+"""The most points of all curves of a chart together. A point takes about 16 bytes."""
 FEWEST, MOST = 20, 400
-"""Points of one curve."""
+"""The fewest and the most points of one curve."""
 DIGITS = 7
-"""Of a number; as many as float32 carries, and as the tables have."""
+"""Digits of a number: as many as float32 carries, and as the tables have."""
 
 UPDATES = "updates (step + 1)"
 TOKEN = re.compile(r"^(?P<measure>.*)/token/(?P<token>\d+)$")
@@ -34,14 +34,14 @@ LLC_TOKEN = re.compile(r"^llc/mean/(?P<token>\d+)$")
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and what the page says of it.
+    """A figure with its heading and its note.
 
     Attributes:
-        name: its place in the page.
+        name: identifies the chart in the page.
         title: its heading.
-        note: a sentence below it: what is drawn, and what was thinned.
-        figure: of plotly; nothing of it is hidden yet.
-        log_y: whether the vertical axis is logarithmic where all values are positive.
+        note: the sentence below it, about what is drawn and what was thinned.
+        figure: the plotly figure, with the traces of all choices.
+        log_y: whether the vertical axis is logarithmic if all values are positive.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Chart:
 
 
 def charts(material: Material) -> list[Chart]:
-    """Every chart that the material has data for, in the order of the page."""
+    """All charts for which the material has data, in the order of the page."""
     drawn = [
         training(material), estimates(material), chains(material), tokens(material), tokens_along(material), attention(material),
         structure(material),
@@ -61,12 +61,12 @@ def charts(material: Material) -> list[Chart]:
 
 
 def plain(text: object) -> str:
-    """A text as plotly shows it letter by letter."""
+    """A text in a form that plotly shows unchanged."""
     return html.escape(str(text), quote=False)
 
 
 def training(material: Material) -> Chart | None:
-    """What training logged, over the steps: one line per run; the choice is what is shown, the loss first."""
+    """The logged metrics over the steps, one line per run. The reader chooses the metric; the loss comes first."""
     table = material.metrics
     names = [
         name for name in table.columns if name not in ("run", ALONG) and not TOKEN.match(name) and _numeric(table, name)
@@ -88,19 +88,25 @@ def training(material: Material) -> Chart | None:
     return Chart("training", "Loss and evaluations", note, _figure(traces, hover, y="value"), log_y=True)
 
 
+def _symbol(verdict: str) -> str:
+    """A verdict names what failed before what was not tested."""
+    if verdict == HEALTHY:
+        return "circle"
+    return "circle-open" if verdict.startswith("not tested") else "x-thin-open"
+
+
 def estimates(material: Material) -> Chart | None:
-    """λ̂ over the steps with its standard errors, the verdict at each point, and the ends of the run's own stages."""
+    """λ̂ over the steps with standard errors, the verdict at each point, and the ends of the stages found in the run's λ̂."""
     table = material.estimates
     if table.empty:
         return None
     traces: list[dict[str, Any]] = []
     for (way, place), rows in _groups(table, "way", "run"):
         rows = rows.sort_values(ALONG)
-        healthy = [verdict == HEALTHY for verdict in rows["verdict"]]
         line = _line(material, int(place), rows[ALONG], rows["llc/mean"], pick={"sampler": way}, mode="lines+markers")
         line |= {
             "error_y": {"type": "data", "array": _numbers(rows["llc/mcse"]), "width": 3, "thickness": 1.2},
-            "marker": {"size": 8, "symbol": ["circle" if each else "x-thin-open" for each in healthy]},
+            "marker": {"size": 8, "symbol": [_symbol(verdict) for verdict in rows["verdict"]]},
             "customdata": [_broken(plain(verdict)) for verdict in rows["verdict"]],
         }
         traces.append(line)
@@ -110,7 +116,7 @@ def estimates(material: Material) -> Chart | None:
         own = table.loc[(table["run"] == row["run"]) & (table["way"] == row["way"]), "llc/mean"]
         at = [_number(row["end_step"] + 1)] * 2
         line = _line(material, row["run"], (), (), pick={"sampler": row["way"]})
-        told = (
+        label = (
             f"end of {row['stage']}: {row['kind']} at step {row['end_step']:,.0f} (90 % interval {row['low']:,.0f} to "
             f"{row['high']:,.0f}, probability {row['probability']:.2f})"
         )
@@ -118,20 +124,20 @@ def estimates(material: Material) -> Chart | None:
             "x": at,
             "y": _numbers([own.min(), own.max()]),
             "line": {"dash": "dot", "width": 1},
-            "customdata": [told] * 2,
+            "customdata": [label] * 2,
         }
         line["meta"]["dash"] = "dot"
         traces.append(line)
     note = (
-        "Bars: one standard error. Filled circles: healthy; crosses: some test of the chains failed or could not be made, and the "
-        "verdict says which. Dotted lines: ends of the stages found in that run's own λ̂."
+        "Bars: one standard error. Filled circles: healthy. Crosses: a test of the chains failed. Rings: none failed, but one could not be "
+        "made. The verdict says which. Dotted lines: ends of the stages that were found in the run's own λ̂."
     )
     hover = "%{fullData.name}<br>after %{x} updates: %{y:.4g}<br>%{customdata}<extra></extra>"
     return Chart("estimates", "Local learning coefficient λ̂", note, _figure(traces, hover, y="λ̂"))
 
 
 def chains(material: Material) -> Chart | None:
-    """The course of the chains of one estimate, one line per chain; the choices are run, sampler, step, and loss or distance."""
+    """Loss and distance of the chains of an estimate along their draws. The reader chooses run, sampler, step, and loss or distance."""
     table = material.traces
     if table.empty:
         return None
@@ -169,21 +175,21 @@ def chains(material: Material) -> Chart | None:
                     {
                         "x": ends,
                         "y": _numbers([anchor] * 2),
-                        "name": "L(w*), where they start",
+                        "name": "L(w*), where the chains start",
                         "mode": "lines",
                         "meta": meta,
                     }
                 )
-    note = f"Each point of a loss is the mean over a stretch of draws; distance is that from w*. At most {points} points per chain."
+    note = f"Each loss is the mean over a stretch of draws. The distance is that from w*. At most {points} points per chain."
     if len(kept) < len(groups):
-        note += f" Of {len(groups)} estimates {len(kept)} are here; `icl tabulate` writes all."
+        note += f" {len(kept)} of {len(groups)} estimates are shown; `icl tabulate` writes all to a table."
     hover = "%{fullData.name}<br>draw %{x}: %{y:.5g}<extra></extra>"
     figure = _figure(traces, hover, x="draw", y="", log_x=False, legend=True)
     return Chart("chains", "Traces of the chains", note, figure)
 
 
 def tokens(material: Material) -> Chart | None:
-    """Each number that is known per token, over the tokens, at the last step that has it: one line per run."""
+    """Each metric that exists per token, over the tokens, at the last step that has it: one line per run."""
     traces = []
     for measure, run, curves in _per_token(material):
         last = max(curve.index[-1] for curve in curves.values())
@@ -192,7 +198,7 @@ def tokens(material: Material) -> Chart | None:
         traces.append(line)
     if not traces:
         return None
-    note = "At the last step that has it. Tokens are the examples in the context, counted from 0."
+    note = "At the last step at which it was measured. Tokens are the examples in the context, counted from 0."
     hover = "%{fullData.name}<br>token %{x}: %{y:.5g}<extra></extra>"
     figure = _figure(traces, hover, x="token", y="value", log_x=False)
     figure.update_xaxes(dtick=1 + max(len(trace["x"]) for trace in traces) // 12)
@@ -200,7 +206,7 @@ def tokens(material: Material) -> Chart | None:
 
 
 def tokens_along(material: Material) -> Chart | None:
-    """The same over the steps, for one run: one line per token."""
+    """Each metric that exists per token, over the steps, for one run: one line per token."""
     found = [
         (measure, run, token, max(*curves, 1), curve)
         for measure, run, curves in _per_token(material)
@@ -208,7 +214,7 @@ def tokens_along(material: Material) -> Chart | None:
     ]
     if not found:
         return None
-    # The loss and λ̂ are the last to be left out.
+    # If not all fit, the loss and λ̂ are kept first.
     first = sorted(found, key=lambda each: 0 if each[0] == material.loss else 1 if each[0].startswith("λ̂") else 2)
     found, left = _fitting(first, TOKENS)
     points = _share(TOKENS, len(found))
@@ -228,7 +234,7 @@ def tokens_along(material: Material) -> Chart | None:
 
 
 def attention(material: Material) -> Chart | None:
-    """Metrics of the attention patterns over the steps: one line per head; the choices are run and metric."""
+    """Metrics of the attention patterns over the steps, one line per head. The reader chooses run and metric."""
     table = material.attention
     names = [name for name in table.columns if name not in ("run", ALONG, "block", "head")]
     if table.empty or not names:
@@ -257,7 +263,7 @@ def attention(material: Material) -> Chart | None:
 
 
 def structure(material: Material) -> Chart | None:
-    """What else `icl analyse` measured, over the steps; of a number with several parts one line each, in the run's colour."""
+    """All other measures of `icl analyse` over the steps. A measure with several parts has one line per part, in the run's colour."""
     table = material.structure
     if table.empty:
         return None
@@ -274,12 +280,12 @@ def structure(material: Material) -> Chart | None:
 
 
 def _groups(table: pd.DataFrame, *keys: str) -> Iterator[tuple[Any, pd.DataFrame]]:
-    """The rows of each combination of keys, in the order in which they are met; the keys as a tuple."""
+    """Each combination of keys, as a tuple, and its rows, in order of first appearance."""
     yield from table.groupby(list(keys), sort=False)
 
 
 def _per_token(material: Material) -> Iterator[tuple[str, int, dict[int, pd.Series]]]:
-    """(measure, run, token -> its curve over the steps); what training logged first."""
+    """(measure, run, token -> its curve over the steps), first for the logged metrics, then for λ̂."""
     several = len(material.estimates) > 0 and material.estimates["way"].nunique() > 1
     for source, pattern, title in ((material.metrics, TOKEN, ""), (material.estimates, LLC_TOKEN, "λ̂")):
         columns: dict[str, dict[int, str]] = {}
@@ -303,7 +309,7 @@ def _line(
     mode: str = "lines",
     shift: int = 1,
 ) -> dict[str, Any]:
-    """A trace of one run in its colour."""
+    """A trace of one run, in the run's colour."""
     return {
         "x": [_number(step + shift) for step in steps],
         "y": _numbers(values),
@@ -330,15 +336,18 @@ def _label(material: Material, run: int) -> str:
 
 
 def _curve(rows: pd.DataFrame, column: str) -> pd.Series:
-    """A column over the steps, where it has finite numbers."""
+    """The finite values of a column over the steps."""
     values = rows[column].to_numpy(dtype=float)
     kept = np.isfinite(values)
     return pd.Series(values[kept], index=rows[ALONG].to_numpy()[kept])
 
 
 def _thinned(curve: pd.Series, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most about `points` of a curve: of each of points / 2 stretches, equally long in log(step + 1), the lowest and the
-    highest; the first and the last always. Every point that is left is one of the curve."""
+    """A subset of at most about `points` points of a curve.
+
+    The curve is cut into points / 2 stretches of equal length in log(step + 1). The lowest and the highest point of each stretch
+    stay, and so do the first and the last point of the curve.
+    """
     steps, values = np.asarray(curve.index), np.asarray(curve)
     if len(values) <= points:
         return steps, values
@@ -351,7 +360,10 @@ def _thinned(curve: pd.Series, points: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fitting(curves: Sequence[tuple[Any, ...]], points: int) -> tuple[list[tuple[Any, ...]], str]:
-    """The curves of as many choices, their first entries, as have FEWEST points each; and what is left out, in a sentence."""
+    """As many curves as have room for FEWEST points each, and a sentence about those left out.
+
+    The first entry of a curve is its choice. All curves of a choice are kept or left out together.
+    """
     sizes: dict[str, int] = {}
     for name, *_ in curves:
         sizes[name] = sizes.get(name, 0) + 1
@@ -361,12 +373,12 @@ def _fitting(curves: Sequence[tuple[Any, ...]], points: int) -> tuple[list[tuple
         if room >= 0 or not kept:
             kept.append(name)
     left = [name for name in sizes if name not in kept]
-    told = f" Left out for their number: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}." if left else ""
-    return [curve for curve in curves if curve[0] in kept], told
+    sentence = f" Left out for lack of room: {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}." if left else ""
+    return [curve for curve in curves if curve[0] in kept], sentence
 
 
 def _share(points: int, curves: int) -> int:
-    """Points of each curve, that all together keep to `points`."""
+    """The number of points of each curve, so that all curves together have about `points`."""
     return int(np.clip(points // max(curves, 1), FEWEST, MOST))
 
 
@@ -383,14 +395,14 @@ def _numbers(values: Any) -> list[float | None]:
 
 
 def _number(value: Any) -> float | None:
-    """The value as JSON has it: whole numbers stay whole, other numbers are rounded to DIGITS digits, and NaN and infinity become None."""
+    """The value for JSON. Whole numbers stay whole, other numbers are rounded to DIGITS digits, and NaN and infinity become None."""
     if value is None or not np.isfinite(value):
         return None
     return int(value) if float(value).is_integer() and abs(value) < 1e15 else float(f"{value:.{DIGITS}g}")
 
 
 def _broken(text: str, width: int = 70) -> str:
-    """A long text in lines, as a hover label needs it."""
+    """A long text broken into lines, for a hover label."""
     lines = [""]
     for word in text.split(" "):
         if len(lines[-1]) + len(word) > width:

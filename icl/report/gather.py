@@ -1,7 +1,7 @@
-"""What a report shows, as tables: read from the runs, their estimates, and the tables of `icl analyse`.
+"""Reads the content of a report into tables: from the runs, their estimates, and the tables of `icl analyse`.
 
-A run has what it has. What is missing, be it settings, metrics or estimates, leaves its table empty and stops nothing. Where the
-metrics or the estimates themselves are gone, the tables of `icl tabulate` and `icl analyse` stand for them.
+A run may lack settings, metrics or estimates. The tables of these are then empty, and the report has the rest. If the metrics or
+estimates of a run are missing, they are taken from tables of `icl tabulate` and `icl analyse`, if there are any.
 """
 
 import json
@@ -21,19 +21,19 @@ from icl.checkpoints.run import SUFFIX
 from icl.config import ConfigError
 from icl.config.settings import dotted
 from icl.config.varying import varying
-from icl.estimation.kept import Estimates, way
+from icl.estimation.kept import Estimates, sampler_label
 from icl.estimation.tables import FEWEST_ESTIMATES
 from icl.execution.closing import short_name
 from icl.execution.opened import Run
 from icl.storage import LocalStore, StorageError
 
 LOSSES = ("pretrain/mse", "batch/loss")
-"""What stands for the loss of a run, in this order; else the first column that has "loss" in its name."""
+"""Columns that are shown as the loss of a run, in this order. Without them it is the first column with "loss" in its name."""
 
 STRUCTURE = (*(name for name in MEASURES if name not in ("attention", "evals")), "evals")
 """Tables of `icl analyse` that are shown as they are, in this order."""
 ESTIMATES = "llc"
-"""How the names of the tables of estimates begin."""
+"""The beginning of the names of tables of estimates."""
 
 HEALTHY = "healthy"
 ALONG = "step"
@@ -43,20 +43,20 @@ Progress = Callable[[int, str], None]
 
 @dataclass(frozen=True)
 class Material:
-    """The tables of a report. Each has the column `run`, the place of the run in `runs`, counted from 0.
+    """The tables of a report. Each has the column `run`, the index of the run in `runs`, counted from 0.
 
     Attributes:
         runs: one row per run: `name`, `label`, `state`, `remark`, `steps`, `num_steps`, `first_loss`, `loss`, `parameters`,
             `sequences`, `checkpoints`, `bytes`, `seconds`, `estimates`, `healthy`, `estimation_seconds`.
-        settings: one row per setting: `setting`, then one column per run, by its place.
+        settings: one row per setting: `setting`, then one column per run, named by its index.
         differing: the settings that vary.
-        metrics: `run`, `step`, and what training logged.
-        estimates: `run`, `way` (the sampler's preset or settings in words), `step`, and `LLCResult.summary`.
+        metrics: `run`, `step`, and the logged metrics.
+        estimates: `run`, `way` (the sampler's preset, or its settings in words), `step`, and the columns of `LLCResult.summary`.
         traces: `run`, `way`, `step`, `chain`, `draw`, `loss`, `distance`.
-        stages: `run`, `way`, and the columns of `icl.analysis.stages.stage_table`; each end has `low`, `high`, `probability`, `kind`.
+        stages: `run`, `way`, the columns of `icl.analysis.stages.stage_table`, and for each end `low`, `high`, `probability`, `kind`.
         attention: `run`, `step`, `block`, `head`, and the metrics of `icl analyse`, averaged over the query tokens.
-        structure: `run`, `measure`, `part`, `step`, `value`: what else `icl analyse` measured at each checkpoint.
-        notes: what could not be shown, and why, in sentences.
+        structure: `run`, `measure`, `part`, `step`, `value`: all other measures of `icl analyse`.
+        notes: sentences about what could not be shown, and why.
     """
 
     runs: pd.DataFrame
@@ -72,7 +72,7 @@ class Material:
 
     @property
     def loss(self) -> str | None:
-        """The column of the metrics that stands for the loss."""
+        """The column of the metrics that is shown as the loss."""
         return loss_column(self.metrics)
 
 
@@ -80,13 +80,13 @@ def gather(runs: Sequence[Run], data: Path | None = None, progress: Progress = l
     """Read the tables of a report.
 
     Args:
-        runs: of which it tells.
-        data: the folder below which the tables of `icl analyse` lie; none: they are not looked for.
-        progress: called before each run with its place and its name.
+        runs: the runs that the report shows.
+        data: the folder with the tables of `icl analyse`; None: there are none.
+        progress: called before each run with its index and its name.
     """
-    told = [_settings(run) for run in runs]
-    differing = varying(told)
-    flat = [dotted(each) for each in told]
+    settings = [_settings(run) for run in runs]
+    differing = varying(settings)
+    flat = [dotted(each) for each in settings]
     tables, notes = _tables_of(runs, data)
     labels = _labels([run.name for run in runs], flat, differing)
     reasons: dict[str, list[int]] = {}
@@ -122,16 +122,16 @@ def gather(runs: Sequence[Run], data: Path | None = None, progress: Progress = l
 
 
 def loss_column(metrics: pd.DataFrame) -> str | None:
-    """The column that stands for the loss of a run; None where there is none."""
+    """The column that is shown as the loss of a run, or None."""
     named = [name for name in LOSSES if name in metrics.columns]
     return next(iter([*named, *(str(name) for name in metrics.columns if "loss" in str(name))]), None)
 
 
 def _settings(run: Run) -> dict[str, Any]:
-    """What the run was told to do. Where this version does not take it, what is stored; of a subject without a run, what its
-    estimates were told."""
+    """The settings of a run. If this version does not accept them, they are returned as stored. A subject without a training run
+    has those of its estimates."""
     try:
-        return run.settings.told().model_dump(mode="json")
+        return run.settings.without_derived_seeds().model_dump(mode="json")
     except ConfigError:
         stored = run.checkpoints.settings()
         return stored if stored is not None else next((each.stored for each in run.estimate_sets if each.stored), {})
@@ -147,7 +147,7 @@ def _settings_table(flat: Sequence[dict[str, Any]]) -> pd.DataFrame:
 
 
 def _labels(names: Sequence[str], flat: Sequence[dict[str, Any]], differing: Sequence[str]) -> list[str]:
-    """What a run is called beside the others: the settings in which it differs, or its name where these do not tell."""
+    """The labels of the runs: the settings that vary, or the runs' names if these settings do not tell all runs apart."""
     labels = [
         ", ".join(f"{short_name(setting, differing)} {each.get(setting)}" for setting in differing) for each in flat
     ]
@@ -155,7 +155,7 @@ def _labels(names: Sequence[str], flat: Sequence[dict[str, Any]], differing: Seq
 
 
 def _which(places: Sequence[int], labels: Sequence[str]) -> str:
-    """Several runs in few words."""
+    """Several runs in a few words."""
     return "All runs" if len(places) == len(labels) > 1 else "; ".join(labels[place] for place in places)
 
 
@@ -202,18 +202,18 @@ def _state(run: Run) -> str:
 
 
 def _seconds(run: Run) -> float | None:
-    """From the first to the last file of the run on this disk; None where it lies elsewhere."""
+    """Seconds from the first to the last file of the run; None if it is not on this disk."""
     return _span(run.store.root / run.checkpoints.prefix, f"*{SUFFIX}") if isinstance(run.store, LocalStore) else None
 
 
 def _span(folder: Path, pattern: str) -> float | None:
-    """Seconds from the first to the last change of a folder's files; `config.json`, which is written first, counts."""
+    """Seconds from the first to the last change of a folder's files. `config.json` counts, because it is written first."""
     times = [path.stat().st_mtime for path in [*folder.glob(pattern), *folder.glob("config.json")]]
     return max(times) - min(times) if len(times) > 1 else None
 
 
 def _estimates(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """All estimates, and the courses of their chains. At one checkpoint and in one way those with the most chains count."""
+    """All estimates and their traces. Of several under one sampler at one checkpoint, the one with the most chains counts."""
     rows: dict[tuple[str, int], tuple[int, dict[str, Any], pd.DataFrame]] = {}
     for each in run.estimate_sets:
         how, table, traces = _way(each), each.rows, each.traces
@@ -230,13 +230,13 @@ def _estimates(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def _way(estimates: Estimates) -> str:
     try:
-        return way(estimates.settings) if estimates.stored else estimates.name
+        return sampler_label(estimates.settings) if estimates.stored else estimates.name
     except ConfigError:
         return estimates.name
 
 
 def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The run's own stages, from the boundaries that its λ̂ shows; and why there are none."""
+    """The stages that the run's own λ̂ shows, and the reason if there are none."""
     tables, reasons = [], []
     if estimates.empty:
         return pd.DataFrame(), ""
@@ -253,7 +253,7 @@ def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
             continue
         last = float(rows[ALONG].iloc[-1])
         ends = [*found.steps, last]
-        # L(w*) on the estimates' own data; the losses that training logged are at other steps.
+        # The loss is L(w*) on the estimates' own data, because training logged its losses at other steps.
         table = stage_table(ends, rows[ALONG], rows["loss/init"], rows["llc/mean"], errors)
         kinds = ["extremum" if each else "plateau" for each in found.extremum]
         tables.append(
@@ -269,7 +269,7 @@ def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
 
 
 def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Name -> its rows, with `run`, of the tables under a folder whose JSON files name some of the runs; and what was unreadable."""
+    """Name -> rows, with the column `run`, of all tables whose JSON file names one of the runs; and notes on unreadable ones."""
     places = {run.name: place for place, run in enumerate(runs)}
     found: dict[str, list[pd.DataFrame]] = {}
     notes = []
@@ -292,7 +292,7 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
 
 
 def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The tables under a folder that the report reads, with the runs that they are of: label -> name."""
+    """The tables in a folder that the report can show, each with its runs: label -> name."""
     for about in sorted([*data.glob("*.json"), *data.glob("*/*.json")]) if data is not None else ():
         if about.stem not in ("metrics", "evals", "attention", *STRUCTURE) and not about.stem.startswith(ESTIMATES):
             continue
@@ -306,7 +306,7 @@ def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _rows_of(tables: Mapping[str, pd.DataFrame], names: Sequence[str], place: int) -> pd.DataFrame:
-    """The rows of a run in the first of some tables that has any."""
+    """The rows of a run, from the first of the named tables that has any."""
     for table in (tables[name] for name in names if name in tables):
         rows = pd.DataFrame(table.loc[table["run"] == place]).drop(columns="run").copy()
         if len(rows):
@@ -315,7 +315,7 @@ def _rows_of(tables: Mapping[str, pd.DataFrame], names: Sequence[str], place: in
 
 
 def _tabulated(tables: Mapping[str, pd.DataFrame], place: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Estimates and traces of a run from tables alone; their names stand for how they were sampled."""
+    """Estimates and traces of a run, read from tables. The name of a table is used as the `way` of sampling."""
     names = [name for name in tables if name.startswith(ESTIMATES) and not name.endswith("_traces")]
     parts = [
         tuple(_rows_of(tables, [table], place).assign(way=name) for table in (name, f"{name}_traces")) for name in names
@@ -331,7 +331,7 @@ def _attention(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _long(name: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """One row per run, step, part and number. Of rows that only an index tells apart, each number's root mean square."""
+    """The table with one row per run, step, part and number. Rows that differ only in an index are combined by root mean square."""
     texts = [column for column in rows.columns if not pd.api.types.is_numeric_dtype(rows[column])]
     parts = [*texts, *(column for column in ("position", "gain") if column in rows.columns)]
     keys = ["run", ALONG, *parts]
@@ -345,15 +345,15 @@ def _long(name: str, rows: pd.DataFrame) -> pd.DataFrame:
     column = long["_name"].astype(str)
     numbered = column.str.extract(r"^(?P<measure>.*)/(?P<part>\d+)$")
     measure = f"{name}: " + numbered["measure"].fillna(column) + (" (root mean square)" if several else "")
-    told = [long[key].map(plain_text) for key in parts]
-    part = told[0].str.cat(told[1:], " ") if told else numbered["part"].fillna("")
+    texts = [long[key].map(plain_text) for key in parts]
+    part = texts[0].str.cat(texts[1:], " ") if texts else numbered["part"].fillna("")
     return pd.DataFrame(
         {"run": long["run"], "measure": measure, "part": part, ALONG: long[ALONG], "value": long["_value"]}
     )
 
 
 def _with_columns(table: pd.DataFrame, missing: Mapping[str, Any]) -> pd.DataFrame:
-    """The table with these columns, and their values where it has none."""
+    """The table with these columns added, and its missing values in them filled."""
     if table.empty:
         return table
     table = table.assign(**{name: value for name, value in missing.items() if name not in table.columns})

@@ -1,6 +1,6 @@
-"""The page of a report: tables and charts into one HTML file that asks no server for anything.
+"""The page of a report: tables and charts in one HTML file that needs no server.
 
-Plotly's script is most of it. It is kept compressed in the page (2 MB of 4.8), and the browser inflates it.
+Most of the page is plotly's script. It is compressed (from 4.8 MB to 2 MB), and the browser decompresses it.
 """
 
 import base64
@@ -25,20 +25,20 @@ from icl.report.charts import Chart, charts
 from icl.report.gather import Material
 from icl.storage.files import write_atomically
 
-# Okabe and Ito's colours, those of the figures first; on dark paper the darkest are lighter.
+# Okabe and Ito's colours, those of the figures first. On a dark background the darkest are lighter.
 LIGHT = (MODEL, ZERO, OPTIMAL, "#CC79A7", "#C98500", "#3FA7DE", OTHER)
 DARK = ("#4FA3E0", "#F07F3C", "#2FC79A", "#E39BC4", "#E8B33D", "#8FD0F5", "#B5B5B5")
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
-"""A run has a colour and a dash; with 35 looks, more runs than a page can show are told apart."""
+"""A run has a colour and a dash. Together they tell 35 runs apart."""
 
 
 def page(material: Material, commands: Sequence[tuple[str, str]] = (), title: str = "") -> str:
     """The HTML of a report.
 
     Args:
-        material: what it shows.
-        commands: (what it does, the command line) of the commands that continue.
-        title: of the page; the default names the runs.
+        material: the content.
+        commands: commands that continue, as pairs (what it does, the command line).
+        title: the page's title; the default names the runs.
     """
     drawn = charts(material)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -54,7 +54,7 @@ def page(material: Material, commands: Sequence[tuple[str, str]] = (), title: st
 
 
 def write_report(material: Material, path: Path, commands: Sequence[tuple[str, str]] = (), title: str = "") -> int:
-    """Write the page, whole or not at all; returns its bytes.
+    """Write the page atomically; returns its size in bytes.
 
     Raises:
         ValueError: the path is a folder.
@@ -67,12 +67,12 @@ def write_report(material: Material, path: Path, commands: Sequence[tuple[str, s
 
 
 def quoted(*words: str) -> str:
-    """A command line for a shell."""
+    """A command line, quoted for a shell."""
     return " ".join(shlex.quote(word) for word in words)
 
 
 def _embedded(material: Material, drawn: Sequence[Chart]) -> Markup:
-    """What the page's script reads: JSON that closes no tag."""
+    """The data for the page's script: JSON without letters that could end its HTML tag."""
     data = {
         "runs": [
             {"name": row["name"], "label": row["label"], "dash": DASHES[place // len(LIGHT) % len(DASHES)]}
@@ -91,7 +91,7 @@ def _embedded(material: Material, drawn: Sequence[Chart]) -> Markup:
 
 
 def _chart(chart: Chart) -> dict[str, Any]:
-    """A chart as the script takes it: what all its traces share is said once."""
+    """A chart for the script. Values that all its traces share are stored once."""
     figure = chart.figure.to_plotly_json()
     traces = figure["data"]
     shared = {
@@ -115,7 +115,7 @@ def _part(name: str) -> str:
 
 
 def _hexes(start: float, count: int = 24) -> list[str]:
-    """Viridis from dark to light; on dark paper without its darkest part."""
+    """Colours of viridis from dark to light. `start` cuts off the darkest part, for a dark background."""
     colours = shades("viridis", round(count / (1 - start)))[-count:]
     return ["#" + "".join(f"{round(255 * part):02x}" for part in colour[:3]) for colour in colours]
 
@@ -126,7 +126,7 @@ def _title(material: Material) -> str:
 
 
 def _sentence(material: Material) -> str:
-    """What there is, in one or two sentences."""
+    """The content of the report in one sentence."""
     runs = material.runs
     states = ", ".join(f"{n} {state}" for state, n in runs["state"].value_counts().items())
     parts = [f"{len(runs)} runs ({states})" if len(runs) > 1 else f"One run, {runs['state'].iloc[0]}"]
@@ -142,7 +142,7 @@ def _sentence(material: Material) -> str:
 
 
 def _settings(material: Material) -> list[dict[str, Any]]:
-    """Every setting: what all runs have, or what each has."""
+    """Every setting with its value in each run; those that differ come first."""
     rows = []
     for row in material.settings.to_dict("records"):
         values = [_plain(value) for key, value in row.items() if key != "setting"]
@@ -168,7 +168,7 @@ def _estimates(material: Material) -> list[dict[str, Any]]:
 
 
 def _stages(material: Material) -> list[dict[str, Any]]:
-    """The stages, their changes with as many digits as the errors leave."""
+    """The stages. Their changes are texts with as many digits as the errors justify."""
     return [
         row
         | {
@@ -180,12 +180,12 @@ def _stages(material: Material) -> list[dict[str, Any]]:
 
 
 def _ways(material: Material) -> int:
-    """How many settings of the sampler there are."""
+    """The number of different settings of the sampler."""
     return len(set(material.estimates["way"])) if len(material.estimates) else 0
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows with None for what is missing."""
+    """The rows of a table, with None for missing values."""
     return [
         {str(key): None if _missing(value) else value for key, value in row.items()} for row in table.to_dict("records")
     ]

@@ -1,4 +1,4 @@
-"""Sampling around a trained model: the local learning coefficient, its relatives and their health."""
+"""Sampling around a trained model: the local learning coefficient (LLC), related quantities, and the health of the chains."""
 
 from icl.sampling.config import SamplerConfig
 from icl.sampling.linear_response import susceptibility

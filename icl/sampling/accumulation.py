@@ -1,4 +1,4 @@
-"""A batch in pieces, so that it need not fit the memory at once, and a loss in half precision.
+"""Gradient accumulation, which processes a batch in pieces to save memory, and losses in half precision.
 
 Shapes: E chains, P sampled parameters, T losses of one batch.
 """
@@ -15,13 +15,14 @@ from icl.sampling.supply import num_samples, part_of
 
 
 class Accumulated:
-    """The losses and gradients of a batch as the weighed mean of those of its pieces.
+    """The losses and gradients of a batch, as weighted mean over its pieces.
 
-    A piece weighs as many samples as it has, or what `loss_fn.weight(piece)` says: over as much the loss takes its mean.
+    The weight of a piece is its number of samples, or `loss_fn.weight(piece)` if the loss is a mean over something else.
 
     Args:
-        objective: of a piece.
-        pieces: how many; of a smaller batch one per sample.
+        objective: the objective that is applied to each piece.
+        pieces: number of pieces. A batch with fewer samples has one piece per sample.
+        loss_fn: the loss function, which may have an attribute `weight`.
     """
 
     def __init__(self, objective: Objective, pieces: int, loss_fn: LossFunction) -> None:
@@ -30,7 +31,7 @@ class Accumulated:
         self._weight: Callable[[Batch], Any] = getattr(loss_fn, "weight", num_samples)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.objective, name)  # what an objective says of itself
+        return getattr(self.objective, name)  # all other attributes are those of the objective
 
     def losses(self, positions: Tensor, batch: Batch) -> Tensor:
         """Losses (E, T) at positions (E, P)."""
@@ -54,7 +55,7 @@ class Accumulated:
         return total
 
     def bytes_for_backward(self, batch: Batch) -> int:
-        """Memory of a backward pass, which is that of one piece."""
+        """Memory of a backward pass: that of one piece."""
         return getattr(self.objective, "bytes_for_backward", lambda piece: 0)(next(self._parts(batch))[1])
 
     def _parts(self, batch: Batch) -> Iterator[tuple[float, Batch]]:
@@ -68,10 +69,10 @@ class Accumulated:
 
 
 def in_bf16(loss_fn: LossFunction, device: torch.device) -> LossFunction:
-    """The loss with the module run in bfloat16 by `torch.autocast`, as a float32 number."""
+    """The loss function with the module run in bfloat16 by `torch.autocast`. The loss is a float32 number."""
 
     def loss(predict: Callable[..., Any], batch: Batch) -> Tensor:
-        # Without its cache of cast weights: those of the next chain are others.
+        # No cache of cast weights, because the next chain has other weights.
         with torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False):
             return loss_fn(predict, batch).float()
 

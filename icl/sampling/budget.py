@@ -1,7 +1,7 @@
-"""How long chains run: the draws that were asked for, and more of them until the estimate is precise or a cap is met.
+"""How long chains run: the configured draws, and then more draws until the estimate is precise enough or a maximum is reached.
 
-An estimate is looked at after num_draws draws, and then each time that there are half as many again, wherever the cap is. So one that
-stopped at its cap and is resumed equals, bit for bit, one that had the larger cap from the beginning.
+An estimate is checked after num_draws draws, and again whenever the number of draws has grown by half. These numbers do not depend on the
+maximum. So an estimate that stopped at its maximum and is resumed equals, bit for bit, one that had the larger maximum from the beginning.
 """
 
 import logging
@@ -20,18 +20,18 @@ from icl.sampling.verdict import ERROR_SHARE, LEAST_ERROR, judge_agreement, judg
 logger = logging.getLogger(__name__)
 
 SoFar = Callable[[float, float], None]
-"""(λ̂, its standard error), of the draws so far."""
+"""Called with (λ̂, its standard error) from the draws so far."""
 
 MOST_TIMES = 4
 PARTS = 10
-"""Times that λ̂ so far is told between two looks."""
+"""How often λ̂ so far is reported between two checks."""
 
 MOST_RETRIES = 3
 SHORTER = 0.25
-"""Of ε, where chains were lost at a step that the pilot found: half the time per step."""
+"""Factor of ε after chains were lost at the pilot's step size. It halves the time per step, √ε."""
 
 MAY_DIFFER = ("max_draws", "target_error", "cores", "max_memory_bytes")
-"""Settings that may change from an estimate to the one that goes on with it."""
+"""Settings that may differ between an estimate and the one that continues it."""
 
 
 def sampled(
@@ -42,11 +42,14 @@ def sampled(
     before: LLCResult | None = None,
     may_go_on: bool = True,
 ) -> tuple[ChainRun, Paused]:
-    """The configured draws, and more of them while the standard error is above the target; and where the chains are then.
+    """The configured draws, and more while the standard error is above the target; and the final state of the chains.
 
     Args:
-        so_far: told how the estimate comes along.
-        before: an estimate to go on with.
+        plan: what is sampled, and how.
+        seeds: one seed per chain.
+        progress: called with (steps done, steps in all).
+        so_far: called with the estimate so far.
+        before: an earlier estimate to continue; None: start at w*.
         may_go_on: whether there may be more draws than configured.
     """
     config = plan.config
@@ -77,7 +80,7 @@ def sampled(
 def without_losses(
     plan: Plan, seeds: Sequence[int], progress: Progress | None, so_far: SoFar | None, may_go_on: bool
 ) -> tuple[Plan, ChainRun, Paused]:
-    """`sampled` at the pilot's step, or at a shorter one where chains were lost: they had met stiffer places than the pilot did."""
+    """`sampled` at the pilot's step size. If chains are lost, try again with a shorter one: they met stiffer places than the pilot."""
     for retry in range(MOST_RETRIES + 1):
         run, paused = sampled(plan, seeds, progress, so_far, may_go_on=may_go_on)
         lost = int((~run.healthy).sum())
@@ -91,19 +94,19 @@ def without_losses(
 
 
 def lengths(draws: int) -> Iterator[int]:
-    """Numbers of draws at which an estimate is looked at."""
+    """The numbers of draws at which an estimate is checked."""
     while True:
         yield draws
         draws += max(draws // 2, 1)
 
 
 def draws_at_most(config: SamplerConfig) -> int:
-    """Where chains stop at the latest."""
+    """The most draws of a chain."""
     return config.num_draws if config.target_error is None else config.max_draws or MOST_TIMES * config.num_draws
 
 
 def with_found(config: SamplerConfig, tuned: Tuned, seed: int) -> SamplerConfig:
-    """The settings with what the pilot chains found, so that they repeat the run."""
+    """The settings with the constants that the pilot chains found. With these settings the run can be repeated."""
     found = {
         "sampling_method": "langevin", "init_seed": seed, "epsilon": tuned.epsilon, "gamma": tuned.gamma, "friction": tuned.friction,
         "control_variates": "on" if tuned.control else "off", "batch_order": "random" if config.shuffled else "in turn",
@@ -112,17 +115,15 @@ def with_found(config: SamplerConfig, tuned: Tuned, seed: int) -> SamplerConfig:
 
 
 def check_resumable(before: LLCResult, plan: Plan, seeds: Sequence[int]) -> None:
-    """Whether chains of this plan may go on with an earlier estimate.
+    """Check that chains of this plan may continue an earlier estimate.
 
     Raises:
-        ValueError: it has kept no chains, was made with other settings, weights or batches, records more than losses, or leaves
-            nothing to do.
+        ValueError: the estimate kept no chains, was made with other settings, weights or batches, records more than losses, or
+            leaves nothing to do.
     """
     paused, config = before.paused, plan.config
     if paused is None or plan.recorders:
-        raise ValueError(
-            "only an estimate of losses alone goes on where it stopped, without recorders or observables; start anew"
-        )
+        raise ValueError("only an estimate without recorders and observables can be resumed; start a new estimate")
     other = before.config.model_copy(update={name: getattr(config, name) for name in MAY_DIFFER})
     differing = [name for name in type(config).model_fields if getattr(other, name) != getattr(config, name)]
     if differing:
@@ -134,18 +135,21 @@ def check_resumable(before: LLCResult, plan: Plan, seeds: Sequence[int]) -> None
     if draws_at_most(config) < draws:
         raise ValueError(f"resume: there are {draws:,} draws; give target_error and a larger max_draws")
     if not torch.equal(paused.state.anchor[0], plan.anchors[0].cpu()):
-        raise ValueError("resume: the weights of the model are not those of the estimate to go on with")
+        raise ValueError("resume: the model has other weights than in the estimate to continue; pass the same model")
     if plan.pair and plan.evaluation is None:
         now = StepData(plan, config.num_burnin_steps, seeds).anchor_losses().cpu()
         if not torch.allclose(now, before.run.anchor_losses[:, 0], rtol=1e-5):
             raise ValueError(
-                "resume: the batches are not those of the estimate to go on with; a DataLoader that shuffles gives others each time: "
+                "resume: the batches differ from those of the estimate to continue; a DataLoader that shuffles gives others each time, so "
                 "pass the same list of batches, list(loader)"
             )
 
 
 def _share_of(progress: Progress, before: int, steps: int, whole: int) -> Progress:
-    """Progress of a part of so many steps, after `before` of the whole, told as progress of the whole; steps of all groups count."""
+    """A callback for the progress of a part with `steps` steps that reports it as progress of the whole.
+
+    `before` is the number of steps before the part. Steps of all groups count.
+    """
 
     def told(now: int, total: int) -> None:
         groups = total // steps
@@ -155,15 +159,18 @@ def _share_of(progress: Progress, before: int, steps: int, whole: int) -> Progre
 
 
 def _parts(draws: int, count: int) -> Iterator[int]:
-    """So many draws in parts."""
+    """The sizes of `count` nearly equal parts of `draws` draws."""
     count = min(count, draws)
     for part in range(count):
         yield draws * (part + 1) // count - draws * part // count
 
 
 def _precise(config: SamplerConfig, run: ChainRun) -> bool:
-    """Whether the standard error is below the target and below what a verdict takes, there are enough independent draws of chains that
-    agree, and the tests of the target have an answer; more draws do not help lost chains."""
+    """Whether more draws are not needed, or would not help.
+
+    They are not needed if the standard error is below the target and below the limit of the verdict, chains agree, there are enough
+    independent draws, and all tests of the target have a result. They would not help if chains are lost.
+    """
     assert config.target_error is not None
     result = LLCResult(run, config, 0)
     if not result.any_healthy or result.num_lost:

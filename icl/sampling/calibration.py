@@ -1,21 +1,22 @@
 r"""The search for sampler constants on which the estimate hardly depends: one setting for all checkpoints of a run.
 
-Every cell of a grid over ε, γ and nβ is sampled at every checkpoint with one budget, seed and data. The criterion:
+A cell is one combination of ε, γ and nβ. Every cell of a grid is sampled at every checkpoint with the same budget, seed and data. The
+criterion:
 
-1. A cell is **healthy** at a checkpoint if no test of its verdict failed (`icl.sampling.verdict`):
-   no chain lost, in the basin, levelled off, chains
-   agree, enough draws, not negative, not heated by its batches.
-2. Two cells **agree** if both are healthy and their λ̂ differ by no more than 10 %, or two standard errors of the difference if those are
-   more. A cell is insensitive to a constant if it agrees with a neighbour that differs in that constant only; a constant of which the grid
-   has one value is not judged. Every cell must be insensitive to ε, or λ̂ is an artefact of the step size. The cells that are insensitive
-   to γ too make up the **region of insensitivity**.
-3. **Recommended** is the cell of the region, at every checkpoint at once, with the largest nβ (λ̂ is asymptotic in nβ), then the
-   smallest γ, then the smallest ε. If there is no such region, the text says so, and the choice is made in the same order among the cells
-   that are insensitive to ε at every checkpoint. λ̂ then counts the directions whose curvature nβ h exceeds γ. Such an estimate compares
-   checkpoints under one setting, but is not a property of the model alone. If no cell is left, nothing is recommended.
+1. A cell is **healthy** at a checkpoint if no test of its verdict failed (`icl.sampling.verdict`): no chain is lost, chains stay in the
+   basin, have levelled off and agree, there are enough draws, and λ̂ is not negative and not heated by mini-batches.
+2. Two cells **agree** if both are healthy and their λ̂ differ by at most 10 %, or by at most two standard errors of the difference if that
+   is more. A cell is insensitive to a constant if it agrees with a neighbour that differs only in that constant. A constant with only one
+   value in the grid is not judged. A cell that is sensitive to ε is rejected, because its λ̂ is an artefact of the step size. The cells
+   that are insensitive to ε and to γ form the **region of insensitivity**.
+3. Candidates are the cells that are in the region at every checkpoint. **Recommended** is the one with the largest nβ (λ̂ is defined in the
+   limit of large nβ), then the smallest γ, then the smallest ε. If there is no candidate, the text says so, and the choice is made in the
+   same order among the cells that are insensitive to ε at every checkpoint. λ̂ then counts the directions whose curvature nβ h exceeds γ.
+   Such an estimate can compare checkpoints under one setting, but is not a property of the model alone. If no cell is left, none is
+   recommended.
 
-The criterion looks at health and sensitivity only, never at the value of an estimate. For each cell the Metropolis acceptance of one step
-at nβ = 0 is kept too (`icl.sampling.checks.control_acceptance`).
+The criterion uses only health and sensitivity, never the value of an estimate. For each cell, the Metropolis acceptance of one step at
+nβ = 0 is computed too (`icl.sampling.checks.control_acceptance`).
 """
 
 import math
@@ -38,7 +39,7 @@ AXES = ("epsilon", "gamma", "nbeta")
 
 @dataclass(frozen=True)
 class SearchGrid:
-    """The constants searched; the defaults are those of Timaeus' sampling guide (2026)."""
+    """The constants to search. The defaults are those of Timaeus' sampling guide (2026)."""
 
     epsilons: Sequence[float] = (1e-6, 1e-5, 1e-4)
     gammas: Sequence[float] = (10.0, 100.0, 1000.0)
@@ -58,7 +59,7 @@ class SearchGrid:
 
 @dataclass(frozen=True)
 class Target:
-    """What is sampled: the loss around one checkpoint, its data, and the loss of a useless model."""
+    """What is sampled: the loss around one checkpoint, its data, and as `reference_loss` the loss of a useless model."""
 
     objective: Objective
     batches: BatchSource | Iterable[Batch]
@@ -72,9 +73,10 @@ class Cell:
     Attributes:
         setting: the name of a preset; empty for a cell of the grid.
         step: the checkpoint.
-        llc, mcse, rhat, ess: of the estimate.
-        excess, distance, lost, acceptance, heating: see `LLCResult`; excess is E[L] − L(w*).
-        draws: the draws, thinned, at which `running` was taken.
+        llc, mcse, rhat, ess: the estimate, its standard error, R̂ and effective sample size.
+        excess: E[L] − L(w*).
+        distance, lost, acceptance, heating: see `LLCResult`.
+        draws: the (thinned) draws at which `running` was taken.
         running: λ̂ so far, one list per chain.
     """
 
@@ -99,7 +101,7 @@ class Cell:
 
     @property
     def key(self) -> tuple[str, int, float, float, float]:
-        """What the cell is known by."""
+        """The fields that identify the cell."""
         return self.setting, self.step, self.epsilon, self.gamma, self.nbeta
 
 
@@ -108,10 +110,10 @@ class Calibration:
     """A finished search.
 
     Attributes:
-        table: one row per cell and checkpoint: the fields of `Cell` but its trace, and `insensitive_epsilon` and `insensitive` (to both, by
-            rule 2; False for presets).
+        table: one row per cell and checkpoint: the fields of `Cell` without its trace, and `insensitive_epsilon` and `insensitive` (to ε
+            and to γ, by rule 2; False for presets).
         recommended: (ε, γ, nβ), or None.
-        region: whether it lies in a region of insensitivity.
+        region: whether there is a region of insensitivity at every checkpoint.
         text: the finding in words.
     """
 
@@ -135,13 +137,14 @@ def calibrate(
     done: Iterable[Cell] = (),
     record: Callable[[Cell], None] = lambda cell: None,
 ) -> Calibration:
-    """Sample every cell of the grid, and the constants of every preset, at every checkpoint, and judge.
+    """Sample every cell of the grid and every preset at every checkpoint, and apply the criterion.
 
     Args:
         targets: checkpoint -> what is sampled there.
-        base: kernel, budget (chains, draws, burn-in, batches) and seed of every cell; its constants are replaced.
-        presets: settings to report beside the grid, with the base's budget; they take no part in the choice.
-        done: cells of an earlier, interrupted call with the same base, which are not sampled again.
+        base: kernel, budget (chains, draws, burn-in, batches) and seed of every cell. Its constants are replaced.
+        grid: the constants to search.
+        presets: settings that are reported beside the grid, with the base's budget. They cannot be recommended.
+        done: cells of an earlier, interrupted call with the same base. They are not sampled again.
         record: called with every new cell.
     """
     settings = [("", cell_config(base, cell)) for cell in grid.cells()]
@@ -162,21 +165,21 @@ def calibrate(
 
 
 def cell_config(base: SamplerConfig, cell: tuple[float, float, float]) -> SamplerConfig:
-    """The base with the constants (ε, γ, nβ) in place of its own; without a step size of its own, "auto" stays the underdamped kernel."""
+    """The base with the constants (ε, γ, nβ) of the cell. If the base has no step size, its kernel "auto" stays "langevin"."""
     free = dict.fromkeys(("gradient_scale", "localization_scale", "noise_scale", "temperature"))
     kept = {"sampling_method": base.method, "init_seed": base.init_seed or 0}
     return SamplerConfig.parse(base.model_dump() | free | kept | dict(zip(AXES, cell, strict=True)))
 
 
 def with_constants_of(base: SamplerConfig, preset: SamplerConfig) -> SamplerConfig:
-    """The base's budget under a preset's kernel and constants.
+    """The base's budget with a preset's kernel and constants.
 
     Raises:
-        ValueError: the preset leaves its step size to pilot chains, so that it has no constants.
+        ValueError: the preset has no step size, because pilot chains find it.
     """
     if preset.step_size is None:
         raise ValueError(
-            "this preset finds its constants by pilot chains; only one with epsilon can be compared on a grid"
+            "this preset finds its constants by pilot chains; only a preset with epsilon can be compared on a grid"
         )
     method = base.model_copy(update={"sampling_method": preset.method})
     return cell_config(method, (preset.step_size, preset.localization, preset.inverse_temperature))
@@ -210,7 +213,7 @@ def conclude(cells: Sequence[Cell]) -> Calibration:
 
 
 def _insensitive(cell: Cell, cells: Iterable[Cell], axis: str) -> bool:
-    """Whether a cell is healthy and, where the axis has other values, agrees with a neighbour along it."""
+    """Whether a cell is healthy and agrees with a neighbour along the axis, if the axis has several values."""
     fixed = [name for name in ("setting", "step", *AXES) if name != axis]
     line = [other for other in cells if all(getattr(other, name) == getattr(cell, name) for name in fixed)]
     line.sort(key=lambda other: getattr(other, axis))

@@ -1,7 +1,7 @@
-"""Many chains as one call: the loop that every sampler shares.
+"""The loop that all samplers share: runs many chains.
 
-A chain's noise is a function of its own seed and of the step, so that it is bit-identical whichever chains run beside it, in
-whatever groups and however many workers; its losses then agree to the rounding of batched arithmetic.
+A chain's noise depends only on its own seed and on the step. So it is bit-identical whatever other chains, groups and workers there are.
+The chain's losses then agree to the rounding of batched arithmetic.
 
 Shapes: E chains, N draws, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
@@ -27,33 +27,33 @@ from icl.sampling.stein import TestTerms, test_terms
 Progress = Callable[[int, int], None]
 
 ENDLESS = 2**31
-"""Steps for which noise can be asked."""
+"""The most steps of a chain for which there is noise."""
 
 ONE_BY_ONE = 2**18
-"""On a CPU, chains of more parameters than this are stepped one after the other, in place: what is on the way exists once, not once for
+"""On a CPU, chains with more parameters than this are stepped one after the other, in place. So temporaries exist once, and not once for
 each chain."""
 
 PIECE = 2**15
-"""Coordinates that are updated at a time then, so that temporaries stay in the cache."""
+"""Chains that are stepped in place are updated in pieces of this many coordinates, so that temporaries stay in the cache."""
 
 VECTORS, VECTORS_ONE_BY_ONE = 12, 5
-"""Vectors of one chain that live at once: position, momentum or preconditioner, their sum, gradient, noise and temporaries."""
+"""Vectors of one chain that exist at the same time: position, momentum or preconditioner, their sum, gradient, noise, temporaries."""
 
 
 @dataclass(frozen=True)
 class ChainRun:
-    """What chains leave behind, on the CPU.
+    """The recorded draws of chains, on the CPU.
 
     Attributes:
         losses: (E, N, T) recorded losses.
         batch_losses: (E, N, T) losses on the gradient's batch, at the weights before the update of the draw's step.
-        anchor_losses: (E, N, T) the loss of w* on the batch of each draw; (E, N, 0) where it was not asked for.
-        corrections: (E, N) (g_b(w*) − ḡ)·(w − w*), the control variate of each draw's loss; 0 where none was used.
+        anchor_losses: (E, N, T) the loss of w* on the batch of each draw; (E, N, 0) if it is not needed.
+        corrections: (E, N) (g_b(w*) − ḡ)·(w − w*), the control variate of each draw's loss; 0 if none is used.
         distances: (E, N) ‖w − w*‖ at each draw.
         lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.
         positions: (E, P) the last weights.
-        mean_positions: (E, P) each chain's mean weights over its draws, those of earlier parts included.
-        stiff, trace, virial, temperature, at_box, pairing: (E, D) the terms of the tests of the target, at the D draws that were tested
+        mean_positions: (E, P) each chain's mean weights over its draws, including those of earlier parts.
+        stiff, trace, virial, temperature, at_box, pairing: (E, D) the terms of the tests of the target at the D tested draws
             (`icl.sampling.stein`).
     """
 
@@ -74,15 +74,15 @@ class ChainRun:
 
     @property
     def healthy(self) -> Tensor:
-        """(E,) which chains stayed finite to the end."""
+        """(E,) whether each chain stayed finite to the end."""
         return self.lost_at == self.losses.shape[1]
 
     def of_chains(self, chosen: slice) -> "ChainRun":
-        """What those chains left behind."""
+        """The draws of some chains."""
         return ChainRun(**{field.name: getattr(self, field.name)[chosen] for field in fields(self)})
 
     def followed_by(self, later: "ChainRun") -> "ChainRun":
-        """This part of the draws and the next as one."""
+        """These draws joined with the later draws of the same chains."""
         before = self.losses.shape[1]
         joined = {
             field.name: torch.cat([getattr(self, field.name), getattr(later, field.name)], dim=1)
@@ -99,12 +99,12 @@ class ChainRun:
 
 @dataclass(frozen=True)
 class Paused:
-    """Where chains stopped, on the CPU: all that they need to go on.
+    """Everything that chains need to continue where they stopped, on the CPU.
 
     Attributes:
-        state: of the kernel, with E chains.
+        state: the kernel's state of E chains.
         total: (E, P) the sum of their weights over the draws.
-        step, draw: the next of each.
+        step, draw: numbers of the next step and of the next draw.
     """
 
     state: Any
@@ -113,22 +113,23 @@ class Paused:
     draw: int
 
     def of_chains(self, chosen: slice) -> "Paused":
-        """That of those chains."""
+        """The part of some chains."""
         return replace(self, state=_each(self.state, lambda values: values[chosen]), total=self.total[chosen])
 
 
 def _each(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The kernel's state with every tensor changed."""
+    """The kernel's state with `change` applied to every tensor."""
     return replace(state, **{field.name: change(getattr(state, field.name)) for field in fields(state)})
 
 
 class Chains:
-    """Chains that can go on: one per seed, in groups that fit the configured memory, on the configured workers.
+    """Chains that can be continued: one per seed, in groups that fit into the configured memory, on the configured workers.
 
     Args:
-        seeds: a chain's noise is the stream (seed, "chain/noise"). Where the plan has several w*, the chains of the first come first, and
-            as many of each.
-        paused: where chains of these seeds stopped; they go on there. None: they start at w*.
+        plan: what is sampled, and how.
+        seeds: one per chain, whose noise is the stream (seed, "chain/noise"). If the plan has several w*, each has the same number of
+            chains, and those of the first w* come first.
+        paused: where chains with these seeds stopped. They continue there. None: they start at w*.
     """
 
     def __init__(self, plan: Plan, seeds: Sequence[int], paused: Paused | None = None) -> None:
@@ -143,7 +144,7 @@ class Chains:
             self._groups.append(_Group(plan, [seeds[i] for i in chosen], indices, owners, own))
 
     def paused(self) -> Paused:
-        """Where they are now."""
+        """The present state of all chains."""
         groups = [group.paused() for group in self._groups]
         joined = {
             field.name: _joined([getattr(group.state, field.name) for group in groups])
@@ -156,9 +157,10 @@ class Chains:
         )
 
     def advance(self, draws: int, progress: Progress | None = None) -> ChainRun:
-        """So many more draws of every chain; before the first, the burn-in.
+        """Take `draws` more draws of every chain. The first call does the burn-in before.
 
         Args:
+            draws: number of draws.
             progress: called with (steps done, steps in all), both summed over groups.
         """
         config = self._plan.config
@@ -183,15 +185,15 @@ class Chains:
                 ThreadPoolExecutor(config.cores, initializer=lambda: torch.set_num_threads(1)) as pool,
             ):
                 runs = list(pool.map(run, range(len(groups))))
-        # On the host: not every device has the float64 that estimates are made in, and what slices them where the numbers say would be
-        # another graph each time to a lazy one.
+        # On the host, because estimates need float64, which not every device has, and because slices with varying limits would each be
+        # a new graph on a lazy device.
         return ChainRun(
             **{field.name: _joined([getattr(run, field.name) for run in runs]).cpu() for field in fields(ChainRun)}
         )
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """The chains of all parts; a single one is not copied."""
+    """The chains of all parts, joined. A single part is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
@@ -201,7 +203,7 @@ def run_chains(plan: Plan, seeds: Sequence[int], progress: Progress | None = Non
 
 
 def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:
-    """Chains per group: as many as fit the memory, no more than an equal share of the workers; groups are as equal as can be."""
+    """The chains of each group. A group fits into the memory, every worker gets a group, and groups are nearly equal in size."""
     first = plan.batches(0, 0) if plan.config.independent_batches else plan.batches(0)
     fitting = chains_that_fit(plan.config, plan.objective, first)
     groups = max(-(-chains // fitting), min(plan.config.cores, chains))
@@ -211,7 +213,7 @@ def _groups(plan: Plan, chains: int) -> Iterator[list[int]]:
 
 
 def chains_that_fit(config: SamplerConfig, objective: Objective, batch: Batch) -> int:
-    """How many chains one group may hold; at least 1."""
+    """How many chains fit into the memory at once; at least 1."""
     bound = config.max_memory_bytes or chain_memory(objective.anchor.device)
     each = VECTORS_ONE_BY_ONE if goes_one_by_one(objective.anchor) else VECTORS
     vectors = each * objective.anchor.numel() * objective.anchor.element_size()
@@ -239,7 +241,7 @@ def constants_of(config: SamplerConfig) -> SGLDConfig:
 
 
 class _Group:
-    """Chains that move as one tensor, or where they are large one after the other, step by step."""
+    """A group of chains. They are stepped as one tensor, or if they are large, one after the other."""
 
     def __init__(
         self, plan: Plan, seeds: Sequence[int], indices: Tensor, owners: Tensor | None, paused: Paused | None
@@ -262,7 +264,7 @@ class _Group:
             self._total = torch.zeros(self._anchor.shape, dtype=self._anchor.dtype, device=self._anchor.device)
             self._step = self._draw = 0
         else:
-            # Chains that move in place must not move the estimate that they go on with.
+            # Copied, because chains that are stepped in place must not change the estimate that they continue.
             moved = (lambda values: values.clone()) if self._in_place else (lambda values: values)
             self._state = _each(paused.state, lambda values: moved(values.to(self._anchor.device)))
             self._total = moved(paused.total.to(self._anchor.device))
@@ -270,21 +272,21 @@ class _Group:
         self._token_weights = token_weights_of(plan)
 
     def paused(self) -> Paused:
-        """Where they are now."""
+        """The present state of the chains."""
         return Paused(_each(self._state, lambda values: values.cpu()), self._total.cpu(), self._step, self._draw)
 
     @property
     def begun(self) -> bool:
-        """Whether any step was done."""
+        """Whether any step has been done."""
         return self._step > 0
 
     def advance(self, draws: int, tick: Callable[[int], None]) -> ChainRun:
-        """So many more draws, after the burn-in if it is still to come."""
+        """Take `draws` more draws, after the burn-in if it has not been done."""
         config = self._plan.config
         first = self._step
         last = config.num_burnin_steps + (self._draw + draws) * config.num_steps_bw_draws
         if not self._in_place:
-            self._total = self._total.clone()  # where they stopped before keeps its own
+            self._total = self._total.clone()  # so that an earlier `Paused` keeps its own
         record = _Record(self._anchor)
         for step in range(first, last):
             draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
@@ -321,7 +323,7 @@ class _Group:
         return whole
 
     def _move(self, step: int, draw: int | None, rows: slice, noises: Iterator[Tensor]) -> "_Drawn | None":
-        """One step of some chains, and what is taken of them where this step has a draw."""
+        """One step of some chains, and what is recorded of them if this step has a draw."""
         plan, seeds = self._plan, self._seeds[rows]
         owners = None if self._owners is None else self._owners[rows]
         data = StepData(plan, step, seeds, owners)
@@ -340,7 +342,7 @@ class _Group:
         return None if drawn is None else drawn._replace(test=test)
 
     def _step_in_place(self, state: Any, driving: Tensor, noise: Tensor) -> None:
-        """The kernel's step of one chain, written over its state piece by piece."""
+        """The kernel's step of one chain, written into its state piece by piece."""
         size = driving.shape[1]
         width = PIECE if self._kernel.elementwise else size
         moving = [field.name for field in fields(state) if field.name not in ("anchor", "epsilon")]
@@ -368,8 +370,9 @@ class _Group:
         plan = self._plan
         if plan.tests is None or not plan.tests.is_due(draw):
             return None
-        partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
-        after = data if plan.constant else StepData(plan, partner, seeds, owners)
+        after = data
+        if not plan.constant:
+            after = StepData(plan, plan.tests.partner(draw, step, plan.cycle, plan.stride), seeds, owners)
         return test_terms(plan, data, after, state, gradient, draw, seeds, self._kernel.temperature)
 
     def _take(self, draw: int, rows: slice, data: StepData, batch_loss: Tensor, drawn: Tensor) -> "_Drawn":
@@ -379,14 +382,14 @@ class _Group:
         correction = (data.control() * away).sum(dim=-1) if plan.control and plan.evaluation is None else None
         self._total[rows] += drawn
         if plan.recorders and self._in_place:
-            drawn = drawn.clone()  # theirs to keep
+            drawn = drawn.clone()  # because recorders keep it
         for each in plan.recorders:
             each(draw, drawn, self._indices[rows])
         return _Drawn(loss, batch_loss, data.anchor_losses_of_draw(draw), away.norm(dim=-1), correction, None)
 
 
 class _LastBatches:
-    """Step -> batch, with the last two remembered: chains that are stepped one after the other ask for the same ones in turn."""
+    """Step -> batch. The last two batches are kept, because chains that are stepped one after the other need the same ones."""
 
     def __init__(self, batches: Callable[[int], Batch]) -> None:
         self._batches = batches
@@ -402,7 +405,7 @@ class _LastBatches:
 
 
 class _Drawn(NamedTuple):
-    """What is taken of some chains (e, ...) at one draw."""
+    """What is recorded of some chains (e, ...) at one draw."""
 
     loss: Tensor
     batch_loss: Tensor
@@ -413,7 +416,7 @@ class _Drawn(NamedTuple):
 
 
 class _Record:
-    """Draws as they come; `run` puts them together."""
+    """Collects draws one by one; `run` joins them."""
 
     def __init__(self, anchor: Tensor) -> None:
         self._anchor = anchor
@@ -421,7 +424,7 @@ class _Record:
         self._distances, self._corrections, self._tests = [], [], []
 
     def add(self, rows: "Sequence[_Drawn | None]") -> None:
-        """One draw of all chains, from the rows that were moved together."""
+        """Add one draw of all chains, given as the rows that were stepped together."""
         drawn = [row for row in rows if row is not None]
         self._losses.append(_joined([row.loss for row in drawn]))
         self._batch_losses.append(_joined([row.batch_loss for row in drawn]))
@@ -454,7 +457,7 @@ class _Record:
 
 
 def _first_bad(trace: Tensor, positions: Tensor) -> Tensor:
-    """(E,) the first draw whose loss is not finite; N - 1 if only the last weights are not; N if all is well."""
+    """(E,) the first draw whose loss is not finite; N - 1 if only the last weights are not finite; N if all are finite."""
     finite = torch.isfinite(trace).all(dim=-1)
     draws = trace.shape[1]
     first = torch.where(finite, draws, torch.arange(draws, device=trace.device)).amin(dim=1)

@@ -1,4 +1,4 @@
-"""Measurements that a verdict rests on, besides the chains themselves."""
+"""Measurements for the verdict, in addition to the chains themselves."""
 
 import itertools
 import math
@@ -23,22 +23,22 @@ PLACES = 2
 
 
 class Heating(NamedTuple):
-    """What the noise of the batches adds to λ̂ without and with the control variate; NaN where it is not known."""
+    """What the noise of mini-batches adds to λ̂, without and with the control variate; NaN if it is not known."""
 
     plain: float
     controlled: float
 
 
 def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> Heating:
-    r"""What the noise of the gradient's batches adds to λ̂, to first order in the step, near a quadratic minimum.
+    r"""What the noise of mini-batch gradients adds to λ̂, to first order in the step size, near a quadratic minimum.
 
-    Gradient noise of covariance C raises the temperature of a direction by ε' nβ² C / 4, and each direction contributes half of its
-    temperature to nβ(L − L(w*)):
+    Gradient noise of covariance C raises the temperature of a direction by ε' nβ² C / 4. Each direction contributes half of its
+    temperature to nβ(L − L(w*)). So λ̂ grows by
 
         (ε' nβ² / 8) tr C,        ε' = ε under SGLD,    ε' = ε coth(η√ε / 2) under Langevin dynamics of friction η.
 
-    tr C is measured on PROBES batches at the last positions of up to PLACES healthy chains. 0 for data that never change. NaN for the other
-    kernels, which have no such formula, and without a healthy chain.
+    tr C is measured on PROBES batches at the last positions of up to PLACES healthy chains. The result is 0 if the batch never changes. It
+    is NaN for other kernels, for which there is no such formula, and if no chain is healthy.
     """
     if len(positions) == 0 or config.step_size is None or config.method not in ("sgld", "langevin"):
         return Heating(math.nan, math.nan)
@@ -65,7 +65,7 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> Heati
 
 
 class _Variance:
-    """The total variance of vectors (E, P) over repetitions, averaged over E; NaN without any."""
+    """The total variance of vectors (E, P) over repetitions, averaged over E; NaN without vectors."""
 
     def __init__(self) -> None:
         self._held: list[Tensor] = []
@@ -80,7 +80,7 @@ class _Variance:
 
 
 class _RunningVariance:
-    """The same without holding them (Welford's sums)."""
+    """The same as `_Variance`, without keeping the vectors (Welford's sums)."""
 
     def __init__(self) -> None:
         self._mean, self._squares, self._count = torch.zeros(()), 0.0, 0
@@ -96,16 +96,16 @@ class _RunningVariance:
 
 
 def langevin_constants(config: SamplerConfig) -> LangevinConfig:
-    """Those that decide the friction."""
+    """The constants that decide the friction."""
     return LangevinConfig(
         nbeta=0.0, gamma=config.localization, weight_decay=config.weight_decay, friction=config.friction
     )
 
 
 def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -> float:
-    """Mean Metropolis acceptance of one SGLD step at nβ = 0, from the localising Gaussian N(w*, 1/γ) itself: the sanity step.
+    """Mean Metropolis acceptance of one SGLD step at nβ = 0, started from the localising Gaussian N(w*, 1/γ).
 
-    It is 1 for a step size that is small compared with the localisation. If it is far below 1, the step is too long even without a loss.
+    It is near 1 if the step size is small compared with the localisation. If it is far below 1, the step is too long even without a loss.
     """
     if gamma == 0:
         return 1.0
@@ -122,15 +122,14 @@ def control_acceptance(epsilon: float, gamma: float, size: int, seed: int = 0) -
 
 
 def cost_of_w_star(plan: Plan, run: ChainRun, batches: Sequence[Batch]) -> tuple[Ratio, Ratio]:
-    r"""How much λ̂ loses because w* is not the minimum, in two ways, each with its standard error.
+    r"""How much λ̂ is too small because w* is not the minimum. There are two values, each with its standard error:
 
-    The loss at the chains' mean weights w̄ against that of w*, its error by the jack-knife over chains, and half of what the gradient at
-    w* promises:
+        nβ (L(w*) − L(w̄)),        −nβ ḡ·(w̄ − w*) / 2,
 
-        nβ (L(w*) − L(w̄)),        −nβ ḡ·(w̄ − w*) / 2.
-
-    A first value above 0 exhibits a better point than w*, so only chance can make it wrong. In a curved valley w̄ itself is a bad point, and
-    the first value says nothing; there the second still does. NaN without enough healthy chains.
+    where w̄ are the chains' mean weights. The first value compares the losses at w* and w̄. Its error comes from the jack-knife over
+    chains. If it is above 0, w̄ is a better point than w*, and only chance can make this wrong. In a curved valley, w̄ itself is a bad point,
+    and the first value says nothing. The second value, half of the decrease that the gradient at w* predicts, works there too. Both are NaN
+    if there are not enough healthy chains.
     """
     nbeta, objective, healthy = plan.config.inverse_temperature, plan.objective, run.healthy
     means = run.mean_positions if bool(healthy.all()) else run.mean_positions[healthy]

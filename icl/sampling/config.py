@@ -1,4 +1,4 @@
-"""Every setting of a learning-coefficient estimate, typed and checked; contradictions are errors."""
+"""All settings of a learning-coefficient estimate, typed and checked. Contradictions are errors."""
 
 from typing import Literal, Self
 
@@ -35,7 +35,7 @@ class SamplerConfig(Settings):
 
     sampling_method: str = Field(
         default="auto",
-        description="the kernel, the rule of a chain's step; auto: sgld if a step size is given, else langevin",
+        description="the kernel, the rule of a chain's step; auto: sgld if a step size is given, otherwise langevin",
     )
     num_chains: int = Field(default=8, ge=1, description="E, the number of chains")
     num_draws: int = Field(default=1000, ge=1, description="recorded draws of each chain")
@@ -43,7 +43,7 @@ class SamplerConfig(Settings):
     num_steps_bw_draws: int = Field(default=1, ge=1, description="steps from one draw to the next")
     num_burn_in: int | None = Field(
         default=None,
-        description="ignored, with a note in the log: the published runs gave it and their code ignored it. Use num_burnin_steps",
+        description="ignored, with a note in the log, as in the code of the published runs. Use num_burnin_steps",
     )
 
     epsilon: float | None = Field(
@@ -52,12 +52,13 @@ class SamplerConfig(Settings):
     gamma: float | None = Field(
         default=None,
         ge=0,
-        description="γ, the localisation: how strongly chains are pulled back to w*; null: max(1, λ_max / 44100), with λ_max the largest "
-        "curvature that pilot chains meet, if they find the step size; else 1",
+        description="γ, the localisation: how strongly chains are pulled back to w*; null: 1, or if pilot chains find the step size, "
+        "max(1, λ_max / 44100) with λ_max the largest curvature that they meet",
     )
     localization_units: Literal["absolute", "relative"] = Field(
         default="absolute",
-        description="what γ and ε measure weights in: as they are, or each group of weights in units of its own root mean square at w*",
+        description="units of weights for γ and ε. absolute: the weights as they are; relative: each group of weights in units of its own "
+        "root mean square at w*",
     )
     nbeta: float | None = Field(
         default=None,
@@ -83,7 +84,7 @@ class SamplerConfig(Settings):
     noise_level: float = Field(
         default=1.0,
         ge=0,
-        description="factor of the noise in a step; 1: that of the sampler, 0: none, which is gradient descent",
+        description="factor of the noise in a step; 1: the sampler's own noise, 0: no noise, which is gradient descent",
     )
     bounding_box_size: float | None = Field(
         default=None, gt=0, description="largest distance of each weight from its value at w*; null: none"
@@ -105,16 +106,17 @@ class SamplerConfig(Settings):
     control_variates: Literal["auto", "on", "off"] = Field(
         default="auto",
         description="subtract from each gradient the gradient of the same batch at w*, which removes much of the mini-batch noise; auto: "
-        "if the pilot chains find that it pays, and never if a step size is given",
+        "only if pilot chains find the step size, and find that this is worth its cost",
     )
     test_target: bool = Field(
         default=True,
-        description="spend up to a fifth more gradients on tests whether the chains sample the density that they should",
+        description="spend up to a fifth more gradients on tests whether the chains sample the target density",
     )
     target_error: float | None = Field(
         default=None,
         gt=0,
-        description="after num_draws, go on until the standard error is below this share of the estimate, or below ten times this number",
+        description="after num_draws, take more draws until the standard error is below this fraction of the estimate, or below ten times "
+        "this number",
     )
     max_draws: int | None = Field(
         default=None, ge=1, description="with target_error, the most draws of each chain; null: four times num_draws"
@@ -127,21 +129,21 @@ class SamplerConfig(Settings):
     grad_batch_size: int = Field(default=1024, ge=1, description="sequences in the batch of a gradient")
     batch_order: Literal["auto", "in turn", "random"] = Field(
         default="auto",
-        description="how the batches of a list or loader follow each other: in turn, again and again, or drawn at random at every step, "
-        "so that no rhythm of theirs can drive a chain; auto: at random where the step size is found, in turn where it is given",
+        description="order of the batches of a list or loader. in turn: cyclic; random: drawn at random at every step, so that their order "
+        "cannot drive a chain; auto: random if pilot chains find the step size, otherwise in turn",
     )
     grad_accumulation_steps: int = Field(
         default=1,
         ge=1,
-        description="pieces in which a batch goes through the model, so that it need not fit the memory at once",
+        description="number of pieces in which a batch goes through the model, to save memory",
     )
     autocast: Literal["bf16"] | None = Field(
         default=None,
-        description="bf16: run the model in bfloat16, where PyTorch's autocast does; w* too. null: in its own precision",
+        description="bf16: run the model, also at w*, in bfloat16 by PyTorch's autocast; null: in its own precision",
     )
     independent_batches: bool = Field(
         default=False,
-        description="false: at one step all chains see one batch; true: `batches` is called with (step, chain seed)",
+        description="false: all chains see the same batch at a step; true: each chain has its own, from `batches(step, chain seed)`",
     )
 
     eval_method: EvalMethod = Field(
@@ -158,8 +160,8 @@ class SamplerConfig(Settings):
     )
     eval_loss_fn: Literal["mse", "subsequence-mse"] = Field(
         default="mse",
-        description="the loss that drives the chain. mse: the mean over all tokens; subsequence-mse: over the first k, with k drawn anew "
-        "from 1..K at every step",
+        description="the loss that drives the chain. mse: the mean over all tokens; subsequence-mse: the mean over the first k "
+        "tokens, with a new k from 1..K at every step",
     )
     eval_metrics: tuple[EvalMetric, ...] = Field(
         default=("likelihood-derived",), description="what is computed from the draws, besides the estimate λ̂ itself"
@@ -167,9 +169,11 @@ class SamplerConfig(Settings):
     eval_online: bool = Field(default=False, description="whether the estimate after every draw is kept as a table")
     per_token: bool = Field(
         default=False,
-        description="ignored; the reference code's sweep files give it. λ̂ of each token is always reported",
+        description="ignored; the reference code's sweep files have it. λ̂ of each token is always reported",
     )
-    num_evals: int = Field(default=5, ge=1, description="eigenvalues kept of a covariance or a Hessian")
+    num_evals: int = Field(
+        default=5, ge=1, description="number of eigenvalues of a covariance or a Hessian that are kept"
+    )
 
     include: tuple[str, ...] = Field(
         default=("**",),
@@ -184,26 +188,26 @@ class SamplerConfig(Settings):
     )
     noise_law: NoiseLaw = Field(
         default="independent",
-        description="how chain c draws its noise; independent: from init_seed and c, so that no two seeds share a chain; sequential: "
-        "from init_seed + c, as before, where chain 1 of seed 0 is chain 0 of seed 1. With init_seed 0 both are the same numbers",
+        description="seed of the noise of chain c. independent: made from init_seed and c, so that no two seeds share a chain; sequential: "
+        "init_seed + c, as in older versions, so that chain 1 of seed 0 is chain 0 of seed 1. For init_seed 0 both are equal",
     )
     estimator: Literal["standard", "published-language"] = Field(
         default="standard",
-        description="how λ̂ is made of the draws' losses. published-language repeats an artefact of the published language "
-        "model's estimates (icl.sampling.online), to compare with them: about half of nβ L(w*) is added. It is never a measurement",
+        description="how λ̂ is computed from the draws' losses. published-language repeats an artefact of the published estimates for the "
+        "language model, for comparison with them: about half of nβ L(w*) is added (icl.sampling.online). It is not a measurement",
     )
     num_init_loss_batches: int | None = Field(
         default=None,
         ge=1,
-        description="batches over which L(w*) is averaged; null: the batches of the draws, so that their noise cancels",
+        description="number of batches over which L(w*) is averaged; null: the batches of the draws, so that their noise cancels",
     )
-    cores: int = Field(default=1, ge=1, description="CPU threads, each of which runs whole groups of chains")
+    cores: int = Field(default=1, ge=1, description="number of CPU threads; each runs whole groups of chains")
     max_memory_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="bytes that one group of chains (weights, noise, what a backward pass keeps), a kept trace of weights or "
-        "the losses of an observable may take; null: 2 GiB, and for groups on an accelerator half of what is free there. Observables "
-        "beyond it go to a temporary file",
+        description="bytes that one group of chains (weights, noise, memory of a backward pass), a kept trace of weights, or the losses of "
+        "an observable may take; null: 2 GiB, or for groups on an accelerator half of its free memory. Larger observables go to a "
+        "temporary file",
     )
 
     @model_validator(mode="after")
@@ -222,7 +226,7 @@ class SamplerConfig(Settings):
             )
         if self.nbeta is not None and self.temperature is not None:
             raise ValueError(
-                f"nbeta={self.nbeta} and temperature={self.temperature} contradict each other; give one (nbeta = n / temperature)"
+                f"nbeta={self.nbeta} and temperature={self.temperature} contradict each other; keep one of them (nbeta = n / temperature)"
             )
         if isinstance(self.temperature, float | int) and self.temperature <= 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
@@ -232,7 +236,7 @@ class SamplerConfig(Settings):
         unknown = sorted(set(self.kernel_constants) - (kernel.own_constants - set(kernel.settings)))
         if unknown:
             raise ValueError(
-                f"kernel_constants: {self.method} has no constant {unknown[0]!r} without a setting of its own"
+                f"kernel_constants: {self.method} has no constant {unknown[0]!r}, or it has its own setting; remove it"
             )
         if self.step_size is None and self.method != "langevin":
             raise ValueError(
@@ -241,7 +245,7 @@ class SamplerConfig(Settings):
         if self.estimator == PUBLISHED_LANGUAGE_ESTIMATOR and (self.num_burnin_steps or self.num_init_loss_batches):
             given = "num_burnin_steps" if self.num_burnin_steps else "num_init_loss_batches"
             raise ValueError(
-                f"estimator='published-language' takes L(w*) from the first draw of each chain, which {given} contradicts; leave it out"
+                f"estimator='published-language' takes L(w*) from the first draw of each chain, which {given} contradicts; remove {given}"
             )
         if self.eval_method == "grad-minibatch" and self.eval_batch_size not in (None, self.grad_batch_size):
             raise ValueError(
@@ -259,7 +263,7 @@ class SamplerConfig(Settings):
 
     @property
     def step_size(self) -> float | None:
-        """ε, or None where it is to be found during burn-in."""
+        """ε, or None if pilot chains find it."""
         return self.epsilon if self.noise_scale is None else self.noise_scale
 
     @property

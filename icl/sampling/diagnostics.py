@@ -1,8 +1,8 @@
 r"""Convergence diagnostics of Markov chains: split R-hat, bulk effective sample size, Monte-Carlo standard error.
 
-After Vehtari, Gelman, Simpson, Carpenter & Bürkner, "Rank-normalization, folding, and localization: an improved R-hat"
-(Bayesian Analysis 2021). For the effective sample sizes, autocovariances are combined over chains as in its eq. 10 and cut
-off by Geyer's initial monotone positive sequence. The standard error rests on the chains' own means instead.
+They follow Vehtari, Gelman, Simpson, Carpenter & Bürkner, "Rank-normalization, folding, and localization: an improved R-hat"
+(Bayesian Analysis 2021). For effective sample sizes, autocovariances are combined over chains as in their eq. 10 and cut off by
+Geyer's initial monotone positive sequence. The standard error is computed from the chains' means instead.
 
 Shapes: E chains, N draws.
 """
@@ -18,7 +18,8 @@ from torch import Tensor
 def split_rhat(draws: Tensor) -> float:
     """Potential scale reduction R̂ of draws (E, N): rank-normalised, each chain split in two, the larger of the plain and the folded value.
 
-    1 for chains that agree; above 1.01 they are usually taken not to have mixed. NaN below 4 draws or for constant draws.
+    It is 1 if chains agree. Above 1.01, chains are usually considered not to have mixed. It is NaN for fewer than 4 draws and for
+    constant draws.
     """
     halves = _split(draws)
     folded = (halves - halves.median()).abs()
@@ -26,30 +27,25 @@ def split_rhat(draws: Tensor) -> float:
 
 
 def bulk_ess(draws: Tensor) -> float:
-    """Effective sample size of the rank-normalised, split draws (E, N): independent draws that would locate the bulk as well."""
+    """Bulk effective sample size of draws (E, N), rank-normalised and split: the number of independent draws with the same precision."""
     return _ess(_rank_normalise(_split(draws)))
 
 
-def mean_ess(draws: Tensor) -> float:
-    """Effective sample size for the mean of draws (E, N) themselves, split but not rank-normalised."""
-    return _ess(_split(draws))
-
-
 FEW_CHAINS = 4
-"""From this many chains on, the chains' own means tell the standard error."""
+"""With at least this many chains, the standard error is computed from the means of the chains."""
 
 BATCHES = 8
-"""Stretches of draws, over all chains, that tell the standard error where there are fewer chains."""
+"""With fewer chains, it is computed from the means of at least this many stretches of draws, over all chains."""
 
 
 def mcse_of_mean(draws: Tensor) -> float:
     r"""Monte-Carlo standard error of the mean of draws (E, N), in the units of the draws.
 
-    From the chains' own means m_c, which are independent whatever the kernel: s/√E · t/2 with s their standard deviation and
-    t the 97.5 % point of Student's law with E − 1 degrees of freedom, so that ± 2 errors is a 95 % interval. An estimate
-    from autocorrelations would assume a reversible chain, which underdamped Langevin dynamics is not
-    (benchmarks/llc/standard_errors.py). Fewer than FEW_CHAINS chains are cut into stretches, whose means take the place of
-    the chains'. NaN if there are too few draws for that.
+    It is s/√E · t/2, where s is the standard deviation of the chains' means, and t the 97.5 % point of Student's distribution with E − 1
+    degrees of freedom. So ± 2 errors is a 95 % interval. The means of chains are independent for every kernel. An estimate from
+    autocorrelations would assume a reversible chain, which underdamped Langevin dynamics is not (benchmarks/llc/standard_errors.py).
+    Fewer than FEW_CHAINS chains are cut into stretches, and the means of these are used instead. The result is NaN if there are too few
+    draws for that.
     """
     draws = draws.double()
     chains, length = draws.shape
@@ -63,8 +59,11 @@ def mcse_of_mean(draws: Tensor) -> float:
 
 
 def independent_parts(chains: int, length: int) -> Iterator[tuple[int, slice]]:
-    """The parts of draws (E, N) on whose means `mcse_of_mean` rests, as (chain, draws): whole chains, or stretches of fewer than FEW_CHAINS
-    chains. Where there are too few draws, whole chains all the same."""
+    """The parts of draws (E, N) whose means `mcse_of_mean` uses, as (chain, slice of draws).
+
+    They are whole chains, or stretches if there are fewer than FEW_CHAINS chains. If there are too few draws for stretches, they are whole
+    chains.
+    """
     count = 1 if chains >= FEW_CHAINS or length < 2 * _stretches(chains) else _stretches(chains)
     edges = [0, *itertools.accumulate(length // count + (part < length % count) for part in range(count))]
     for chain in range(chains):
@@ -73,12 +72,12 @@ def independent_parts(chains: int, length: int) -> Iterator[tuple[int, slice]]:
 
 
 def _stretches(chains: int) -> int:
-    """Into how many stretches each of few chains is cut."""
+    """The number of stretches into which each of few chains is cut."""
     return -(-BATCHES // chains)
 
 
 def student_factor(freedom: int) -> float:
-    """t(97.5 %)/2 of Student's law: what makes ± 2 errors of few independent values a 95 % interval."""
+    """t(97.5 %)/2 of Student's distribution: the factor by which ± 2 errors from few independent values become a 95 % interval."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975)) / 2
@@ -133,7 +132,7 @@ def _ess(draws: Tensor) -> float:
         pooled += float(draws.mean(dim=1).var())
     rho = (1.0 - (within - covariance.mean(dim=0)) / pooled).tolist()
     rho[0] = 1.0
-    # Geyer: sums of neighbouring pairs are positive and decreasing for a reversible chain; past the first that is not, rho is noise.
+    # Geyer: for a reversible chain, sums of neighbouring pairs are positive and decreasing. After the first that is not, rho is noise.
     pairs_sum, previous, lag = 0.0, math.inf, 0
     while lag + 1 < length:
         pair = rho[lag] + rho[lag + 1]

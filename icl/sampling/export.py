@@ -1,4 +1,4 @@
-"""What leaves the library: an estimate's draws as `xarray` and as ArviZ's `InferenceData`, in ArviZ's conventions (chain, draw, ...)."""
+"""Export of an estimate's draws to `xarray` and to ArviZ's `InferenceData`, in ArviZ's conventions (chain, draw, ...)."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +44,10 @@ def to_xarray(result: Any) -> "xr.Dataset":
 
 
 def to_arviz(result: Any) -> Any:
-    """All draws as ArviZ's InferenceData: what was sampled in the group `posterior`, the chains' health in `sample_stats`, the losses of w*
-    in `constant_data`. From ArviZ 1.0 on, which has no InferenceData, the same groups as an `xarray.DataTree`.
+    """All draws as ArviZ's InferenceData.
+
+    The group `posterior` has the sampled quantities, `sample_stats` the chains' health, and `constant_data` the losses of w*. ArviZ 1.0 has
+    no InferenceData; there the result is an `xarray.DataTree` with the same groups.
 
     Raises:
         ImportError: ArviZ is not installed.

@@ -1,11 +1,12 @@
-"""Where the attention heads of a model lie in its weights: masks of single heads, by layer and head.
+"""Masks of single attention heads in a model's weights, by layer and head.
 
-A head is its queries, keys, values and the columns of the output projection that read it, with the biases of the first three. Where
-several heads share keys and values (grouped queries), a group is those heads with the keys and values they share; a single head of a
-group moves the shared ones too. The bias of the output belongs to no head.
+A head consists of its queries, keys and values with their biases, and of the columns of the output projection that read it. If several
+heads share keys and values (grouped-query attention), a group consists of these heads with the shared keys and values. The mask of one
+head of a group includes the shared keys and values. The bias of the output belongs to no head.
 
-Layouts are told by names: the library's own transformers, TransformerLens, `nn.MultiheadAttention`, and the common ones of Hugging
-Face, with separate or fused projections (GPT-2, GPT-NeoX, BLOOM, Falcon, OPT, GPT-J, BERT, ViT, Llama, Mistral, Qwen, Gemma, Phi).
+The layout is recognised by the names of parameters: those of the library's own transformers, TransformerLens, `nn.MultiheadAttention`, and
+the common models of Hugging Face, with separate or fused projections (GPT-2, GPT-NeoX, BLOOM, Falcon, OPT, GPT-J, BERT, ViT, Llama,
+Mistral, Qwen, Gemma, Phi).
 
 Shapes: H heads, G groups of heads that share keys and values, W width of a head.
 """
@@ -41,7 +42,7 @@ class HeadSizes:
 
 
 def head_masks(model: nn.Module, pattern: str) -> dict[str, Tensor]:
-    """Parameter name -> boolean mask of the heads that the pattern (`HEAD`) names.
+    """Parameter name -> boolean mask of the heads that match the pattern (`HEAD`).
 
     Raises:
         ValueError: no heads are found in this model, or the layer or the head does not exist.
@@ -104,7 +105,7 @@ def _is_of_heads(rest: str) -> bool:
 
 
 def _mask_of(model: nn.Module, name: str, value: Tensor, heads: Tensor, groups: Tensor) -> Tensor | None:
-    """The mask of one parameter, for heads (H,) and groups (G,); None where it is of no head."""
+    """The mask of one parameter, for heads (H,) and groups (G,); None if it belongs to no head."""
     lens = _LENS.search(name)
     if lens:
         if lens["which"] == "O" and lens["what"] == "b":
@@ -126,7 +127,7 @@ def _mask_of(model: nn.Module, name: str, value: Tensor, heads: Tensor, groups: 
 
 
 def _fused(model: nn.Module, name: str, size: int, heads: Tensor, groups: Tensor) -> Tensor:
-    """The mask (size,) of the outputs of a map that makes queries, keys and values at once."""
+    """The mask (size,) of the outputs of a fused projection to queries, keys and values."""
     count, shared = len(heads), len(groups)
     width = size // (count + 2 * shared)
     by_head = "query_key_value" in name or name.endswith(("attention.qkv.weight", "attention.qkv.bias"))
@@ -144,14 +145,14 @@ def _each(chosen: Tensor, size: int) -> Tensor:
 
 
 def _along(value: Tensor, dim: int, mask: Tensor) -> Tensor:
-    """A mask of one dimension as one of the whole parameter."""
+    """A mask of one dimension, expanded to the whole parameter."""
     shape = [1] * value.ndim
     shape[dim] = -1
     return mask.view(shape).expand(value.shape).clone()
 
 
 def _sizes_of(model: nn.Module, name: str, pattern: str) -> HeadSizes:
-    """H and G of the attention that a parameter belongs to: said by it or by what is around it, or by the model's configuration."""
+    """H and G of the attention to which a parameter belongs, from the model's configuration or from the modules around it."""
     for source in _sources(model, name):
         heads = _first(source, ("num_attention_heads", "n_heads", "num_heads", "n_head"))
         if heads is None:
@@ -161,13 +162,13 @@ def _sizes_of(model: nn.Module, name: str, pattern: str) -> HeadSizes:
         groups = _first(source, ("num_key_value_heads", "n_key_value_heads", "num_kv_heads")) or heads
         return HeadSizes(heads, groups)
     raise ValueError(
-        f"{pattern!r} names an attention head, but nothing tells how many heads {name} has (no num_heads, n_heads or config); give rows as "
-        "name[start:stop], or a mask"
+        f"{pattern!r} names an attention head, but the number of heads of {name} is not known (no num_heads, n_heads or config); give rows "
+        "as name[start:stop], or a mask"
     )
 
 
 def _sources(model: nn.Module, name: str) -> Iterator[Any]:
-    """What may tell the number of heads: configurations first, for modules keep numbers of other kinds too."""
+    """The objects that may have the number of heads. Configurations come first, because modules have other numbers too."""
     for holder in ("config", "cfg"):
         config = getattr(model, holder, None)
         if config is not None:

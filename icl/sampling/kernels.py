@@ -1,4 +1,4 @@
-"""The sampling kernels by name. A new one is a module like `icl.sampling.sgld`, and a line here."""
+"""The sampling kernels by name. A new kernel is a module like `icl.sampling.sgld`, and a line here."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -17,9 +17,9 @@ class Kernel:
         constants: the record of its constants, a subclass of `icl.sampling.sgld.SGLDConfig`.
         init: (constants, w*, ε, noise) -> the state of chains that start at w*.
         step: (constants, state, gradient, noise) -> the state after one update.
-        temperature: state -> the kinetic temperature (E,), 1 for chains that sample the target; None for a kernel without momentum.
-        elementwise: whether a coordinate's update needs no other coordinate, so that a chain can be stepped piece by piece.
-        settings: constants that have a setting of their own in `SamplerConfig`, by that setting's name.
+        temperature: state -> kinetic temperature (E,), which is 1 for chains that sample the target; None for a kernel without momentum.
+        elementwise: whether the update of a coordinate needs no other coordinate, so that a chain can be stepped piece by piece.
+        settings: constant -> name of its own setting in `SamplerConfig`.
     """
 
     constants: type[sgld.SGLDConfig]

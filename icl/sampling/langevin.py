@@ -1,18 +1,20 @@
 r"""Underdamped Langevin dynamics by the BAOAB splitting (Leimkuhler & Matthews, Applied Mathematics Research eXpress 2013).
 
-Targets p(w) ∝ exp(−U(w)), U = nβ L(w) + (γ/2)‖w − w*‖² + (d/2)‖w‖², through dw = p dt, dp = −∇U dt − η p dt + √(2η) dW. One step, with
-h = √ε and c = exp(−η h), from the gradient at the current position:
+It samples p(w) ∝ exp(−U(w)), U = nβ L(w) + (γ/2)‖w − w*‖² + (d/2)‖w‖², by dw = p dt, dp = −∇U dt − η p dt + √(2η) dW. With h = √ε and
+c = exp(−η h), one step is
 
     p ← p − h ∇U(w)                      (B: the closing half kick of the last step and the opening one of this step)
     w ← w + (h/2) p                      (A)
     p ← c p + √(1 − c²) s ξ              (O, exact Ornstein-Uhlenbeck; ξ ~ N(0, I))
     w ← w + (h/2) p                      (A)
 
-Why it is the default: for a quadratic potential the positions have exactly the target's law at every stable h (h √λ_max < 2), where SGLD's
-variance in a direction of curvature λ is too large by the factor 1/(1 − ελ/4); and a direction of curvature γ among ones of curvature λ_max
-relaxes in ~√(λ_max/γ) steps, where SGLD needs ~λ_max/γ.
+The gradient is that at the current position.
 
-ε = h² makes the step size comparable with SGLD's: both diffuse by √ε per step when the friction is large.
+This kernel is the default for two reasons. First, for a quadratic potential its positions have exactly the target distribution at every
+stable h (h √λ_max < 2). SGLD's variance in a direction of curvature λ is too large by the factor 1/(1 − ελ/4). Second, a direction of
+curvature γ relaxes in ~√(λ_max/γ) steps if the largest curvature is λ_max. SGLD needs ~λ_max/γ steps.
+
+ε = h² makes the step size comparable with SGLD's: with large friction, both diffuse by √ε per step.
 
 | here     | Leimkuhler & Matthews | devinterp |
 |----------|-----------------------|-----------|
@@ -33,7 +35,8 @@ from icl.sampling.sgld import SGLDConfig, clamp_to_box, potential_gradient
 
 @dataclass(frozen=True, kw_only=True)
 class LangevinConfig(SGLDConfig):
-    """SGLD's constants and the friction η, in units of 1/h-time; None stands for critical damping of the localisation, η = 2√(γ + d)."""
+    """SGLD's constants and the friction η, in units of 1/time with h as the time of a step. None means critical damping of the
+    localisation, η = 2√(γ + d)."""
 
     friction: float | None = None
 
@@ -49,7 +52,7 @@ class LangevinState:
 
 
 def init(config: LangevinConfig, anchor: Tensor, epsilon: Tensor, noise: Tensor) -> LangevinState:
-    """Chains that start at w* with standard normal momentum."""
+    """The state of chains that start at w* with standard normal momentum."""
     return LangevinState(anchor.clone(), anchor, epsilon, config.noise_level * noise)
 
 
@@ -67,10 +70,10 @@ def step(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: 
 
 
 def friction_of(config: LangevinConfig) -> float:
-    """η as given, or the critical damping of the weakest direction, whose curvature is γ + d."""
+    """The given η, or critical damping of the weakest direction, whose curvature is γ + d."""
     return 2.0 * (config.gamma + config.weight_decay) ** 0.5 if config.friction is None else config.friction
 
 
 def temperature(state: LangevinState) -> Tensor:
-    """The kinetic temperature (E,): the mean square of the momentum in units of its stationary law. 1 for the target."""
+    """The kinetic temperature (E,): the mean square of the momentum. It is 1 for the target distribution."""
     return state.momentum.square().mean(dim=-1)

@@ -1,16 +1,17 @@
-r"""Susceptibilities: how a part of a model answers to a small shift of its data.
+r"""Susceptibilities: how a part of a model responds to a small shift of its data.
 
-Let the data be q + h (q' − q), so that the loss is L + h ΔL with ΔL = L' − L. To first order the mean of an observable φ changes by nβ χ h,
+Let the data distribution be q + h (q' − q). Then the loss is L + h ΔL with ΔL = L' − L. To first order, the mean of an observable φ changes
+by nβ χ h,
 
     χ = (1/nβ) ∂E[φ]/∂h = −Cov(φ, ΔL)                 (Baker, Wang, Hoogland & Murfet 2025, arXiv 2504.18274, section 3)
 
-For the whole model φ = L − L(w*). For a part of it, C, φ_C is the same with all weights outside C at w*, so that with draws of the
-restricted posterior (E_C) and of that of the whole model (E)
+For the whole model φ = L − L(w*). For a part C of it, φ_C is the same with all weights outside C fixed at w*. With means over the draws of
+the restricted posterior (E_C) and of the posterior of the whole model (E),
 
     χ_C = −( E_C[φ ΔL] − E_C[φ] E[ΔL] )                (appendix C.4)
 
-Each sample, or token, x contributes with its own ΔL(x) = ℓ_x − L, and χ is the mean of the contributions. Where χ(x) is negative,
-changes of the part that raise the loss raise that of x more: the part is of use for x.
+Each sample or token x contributes with its own ΔL(x) = ℓ_x − L, and χ is the mean of the contributions. If χ(x) is negative, changes of the
+part that raise the loss raise the loss on x more than average: the part is useful for x.
 
 Shapes: E chains, N draws, S series (samples, or samples × tokens).
 """
@@ -39,16 +40,17 @@ def susceptibility(
     Args:
         probe: losses on the new data, (chain, draw, sample[, token]): an observable of the estimate, of the restricted one for a part.
         pretraining: losses on the data that the model was trained on, at the same draws.
-        full: probe and pretraining of the estimate of the whole model, where the others are of a part. Give the two estimates different
-            seeds: the error takes them for independent.
+        full: probe and pretraining of the estimate of the whole model, if the other two are those of a part. The two estimates must have
+            different seeds, because the error assumes that they are independent.
         init_loss: L(w*); None: the mean of `pretraining` at w*.
 
     Returns:
-        Over (sample[, token]): `susceptibility` χ, in squared units of the loss, and `mcse`, its Monte-Carlo standard error. Over nothing:
-        `total`, the mean, which is χ of the shift to the new data, and `total_mcse`. The attribute `verdict` says how far to trust them.
+        Over (sample[, token]): `susceptibility` χ, in squared units of the loss, and `mcse`, its Monte-Carlo standard error. As single
+        numbers: `total`, the mean, which is χ of the shift to the new data, and `total_mcse`. The attribute `verdict` says how far to
+        trust them.
 
     Raises:
-        ValueError: losses at different draws, or of other dimensions; no finite chain.
+        ValueError: the losses are at different draws or have other dimensions, or no chain is finite.
     """
     import xarray as xr
 
@@ -75,8 +77,8 @@ def susceptibility(
     if summed_whole.size:
         total_mcse = np.hypot(total_mcse, abs(phi.mean()) * error_of_mean(summed_whole / new.size))
     problems = [*mixing_problems(kept, new, old), *(() if whole is None else whole.problems())]
-    told = str(probe.attrs.get("verdict", "healthy"))
-    problems += [] if told == "healthy" else [f"of the chains: {told}"]
+    verdict = str(probe.attrs.get("verdict", "healthy"))
+    problems += [] if verdict == "healthy" else [f"of the chains: {verdict}"]
     return xr.Dataset(
         {
             "susceptibility": (new.dims, chi.reshape(new.shape)),
@@ -123,5 +125,5 @@ class _Shift:
 
 def _at_w_star(losses: "xr.DataArray") -> float:
     if "at_w_star" not in losses.coords:
-        raise ValueError("pretraining does not say the losses of w*; give init_loss")
+        raise ValueError("pretraining has no losses of w* (the coordinate at_w_star); give init_loss")
     return float(losses["at_w_star"].astype(float).mean())

@@ -1,6 +1,6 @@
-r"""The local learning coefficient and its relatives, with their uncertainty and their health.
+r"""The local learning coefficient and related quantities, with their uncertainty and health.
 
-With draws w_t of p(w) ∝ exp(−nβ L(w) − (γ/2)‖w − w*‖²),
+With draws w_t from p(w) ∝ exp(−nβ L(w) − (γ/2)‖w − w*‖²),
 
     λ̂ = nβ ( E[L(w_t)] − L(w*) )        (Lau et al. 2023, arXiv 2308.12108, eq. 3.5)
     WBIC = n E[L(w_t)]                   (Watanabe 2013)
@@ -23,7 +23,7 @@ from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, 
 from icl.sampling.chains import ChainRun, Paused, Progress
 from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
-from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient
+from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient, most_batches
 from icl.sampling.langevin import friction_of
 from icl.sampling.look import chance_level, look_at
 from icl.sampling.loss_trace import LossTrace, Observables
@@ -61,7 +61,7 @@ TRACE_BYTES = 2**31
 
 @dataclass(frozen=True)
 class Inputs:
-    """What an estimate is made from, besides the model and the sampler's settings; see `estimate_llc`."""
+    """All inputs of an estimate other than the model and the sampler's settings; see `estimate_llc`."""
 
     batches: BatchSource | Iterable[Batch]
     eval_batches: BatchSource | Sequence[Batch] | None = None
@@ -90,43 +90,38 @@ def estimate_llc(
     observables: Observables | None = None,
     mask: Masks | None = None,
 ) -> LLCResult:
-    """Estimate the local learning coefficient of a model at its present weights w*, which are left as they are.
+    """Estimate the local learning coefficient of a model at its present weights w*. The model is not changed.
 
     Args:
         model: any `nn.Module`, at w*.
-        loss_fn: (predict, batch) -> a scalar, or one loss per token (T,) whose mean is the loss; `predict(*inputs)` runs
-            the module at the chain's weights. With `icl.evals.mse_loss` and the library's own transformer the fast path
-            runs.
-        batches: step -> batch, or (step, chain seed) -> batch with `independent_batches`; or an iterable, which is
-            cycled.
-        config: see `SamplerConfig`; the default finds its own step size.
-        eval_batches: what `eval_method` other than "grad-minibatch" evaluates on, as a sequence or as index -> batch;
-            "dataset" needs a sequence. None: batches that the gradient has not seen ("new-minibatch"), else `batches`
-            themselves.
-        reference_loss: a loss that no useful model exceeds, such as that of predicting zero. Chains above it have left
-            the basin, the region around w* that the estimate is about.
-        sample_objective: one loss per sample (`ModuleObjective` of a loss function that returns a vector), for the
-            metric "singular-fluctuation", which is taken on the first evaluation batch. None: for the library's
-            transformer, that of a sequence.
+        loss_fn: (predict, batch) -> a scalar, or one loss per token (T,) whose mean is the loss. `predict(*inputs)` runs the module at
+            the chain's weights. `icl.evals.mse_loss` with the library's own transformer uses the fast path.
+        batches: step -> batch, or (step, chain seed) -> batch with `independent_batches`; or an iterable, which is cycled.
+        config: see `SamplerConfig`. The default finds its own step size.
+        eval_batches: evaluation data for an `eval_method` other than "grad-minibatch", as a sequence or as index -> batch. "dataset"
+            needs a sequence. None: `batches`; for "new-minibatch" those that the gradient has not seen.
+        reference_loss: a loss that no useful model exceeds, such as that of predicting zero. Chains above it have left the basin, the
+            region around w* to which the estimate refers.
+        sample_objective: gives one loss per sample (`ModuleObjective` of a loss function that returns a vector) for the metric
+            "singular-fluctuation", on the first evaluation batch. None: for the library's transformer, the loss of each sequence.
         recorders: called with (draw, weights (E, P), chain indices) at every draw (`icl.sampling.observables`).
         progress: called with (steps done, steps in all).
-        so_far: called with (λ̂, its standard error) of the draws so far, some ten times.
-        resume: an estimate to go on with: the result of the same call with a smaller `max_draws`. The new one equals, bit for bit, one
+        so_far: called about ten times with (λ̂, its standard error) from the draws so far.
+        resume: an estimate to continue: the result of the same call with a smaller `max_draws`. The new result equals, bit for bit, one
             that had the larger `max_draws` from the beginning.
-        observables: name -> (batches, per_sample_loss): data whose losses are kept at every draw, one per sample (S,) or per sample and
-            token (S, T). The result holds them as `observables[name]`, for `icl.sampling.influence` and `icl.sampling.susceptibility`.
+        observables: name -> (batches, per_sample_loss). The losses of this data are kept at every draw, one per sample (S,) or one per
+            sample and token (S, T). The result has them as `observables[name]`, for `icl.sampling.influence` and
+            `icl.sampling.susceptibility`.
+        mask: parameter name -> boolean mask of the coordinates that move. Parameters without a mask stay at w*. The mask applies
+            together with `include` and `exclude` of the config, which name parameters, parts of them and attention heads
+            (`icl.sampling.restriction`). None: everything that these name moves.
 
-        mask: parameter name -> boolean mask of what moves of it; names that are left out stay at w*. It goes with `include` and
-            `exclude` of the config, which name parameters, parts of them and attention heads (`icl.sampling.restriction`). None: all
-            that they name.
-
-    L(w*) is taken on the very batches of the draws, so that λ̂ is a mean of paired differences and the noise of the
-    batches cancels. With `num_init_loss_batches` it is taken on that many batches instead.
+    L(w*) is taken on the batches of the draws. So λ̂ is a mean of paired differences, in which the noise of the batches cancels. With
+    `num_init_loss_batches`, it is taken on that many batches instead.
 
     Raises:
-        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; a loss at w* that is not finite; other
-            settings, weights or batches than
-            those of the estimate to resume.
+        ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; or the loss at w* is not finite; or settings, weights or
+            batches differ from those of the estimate to resume.
     """
     observed = {
         name: LossTrace(
@@ -147,21 +142,20 @@ def estimate_llc(
 
 
 def estimate_llc_of(objective: Objective, inputs: Inputs, config: SamplerConfig = AUTOMATIC) -> LLCResult:
-    """`estimate_llc` for an objective that is already made."""
+    """`estimate_llc` for an existing objective."""
     return next(_estimate([objective], inputs, config))
 
 
 def estimate_llcs(
     models: Sequence[InContextRegressionTransformer], loss_fn: LossFunction, inputs: Inputs, config: SamplerConfig
 ) -> Iterator[LLCResult]:
-    """`estimate_llc` of several transformers of one shape under `icl.evals.mse_loss`, all their chains in one batch.
+    """`estimate_llc` for several transformers of one shape with `icl.evals.mse_loss`, with all chains in one batch.
 
-    Each sees the data and the noise of its own estimate, so that results agree to the rounding of batched arithmetic.
-    It pays on accelerators; `can_share_a_batch` says for which settings it is possible.
+    Each model sees the data and the noise of its own estimate. So the results agree with single estimates to the rounding of batched
+    arithmetic. This is faster on accelerators. `can_share_a_batch` says for which settings it is possible.
 
     Raises:
-        ValueError: models, a loss or settings that cannot share a batch; or see `estimate_llc`, for the model whose turn
-            it is.
+        ValueError: models, loss or settings cannot share a batch; or see `estimate_llc`, when the result of a model is taken.
     """
     objectives = [make_objective(model, loss_fn, config) for model in models]
     alike = len({model.shape for model in models}) == 1 and all(
@@ -188,7 +182,7 @@ def can_share_a_batch(config: SamplerConfig) -> bool:
 
 
 def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerConfig) -> Iterator[LLCResult]:
-    """One estimate for every objective. They differ in w* alone; what is recorded besides losses is that of a single one."""
+    """One estimate for every objective. The objectives differ only in w*. Records other than losses need a single objective."""
     if config.num_burn_in is not None:
         logger.info(
             "num_burn_in=%d is ignored, as in the published runs; num_burnin_steps is the burn-in", config.num_burn_in
@@ -204,10 +198,10 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     held = _cost_batches(ready)
     for place, start in enumerate(range(0, len(run.losses), len(seeds))):
         part = run.of_chains(slice(start, start + len(seeds)))
-        if place > 0:  # in its turn, so that one that cannot be sampled does not cost those before it
+        if place > 0:  # only now, so that a model that cannot be sampled does not stop the estimates before it
             look_at(objectives[place], ready.first)
         if not bool(torch.isfinite(part.anchor_losses).all()):
-            raise ValueError("the loss of w* is not finite; the weights given are no minimum of anything")
+            raise ValueError("the loss of w* is not finite; give weights of a trained model")
         own = replace(
             plan,
             objective=objectives[place],
@@ -229,6 +223,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             else inputs.reference_loss,
             cost=cost,
             twin=twin,
+            unknown_gradient=_unknown_gradient(own),
             tuned=tuned,
             paused=paused.of_chains(slice(start, start + len(seeds))),
             weights=ready.trace,
@@ -240,17 +235,17 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
 def _chains_of(
     ready: "_Ready", inputs: Inputs, models: int
 ) -> tuple[Plan, int, SamplerConfig, Tuned | None, ChainRun, Paused]:
-    """The chains, by the step and localisation that were given, that the pilot finds, or that an estimate to resume has."""
+    """The chains, with the step size and localisation that are given, that the pilot finds, or that the resumed estimate has."""
     plan, seed, before = ready.plan, ready.seed, inputs.resume
     tuned, found = None, plan.config.step_size is None
     if found:
         tuned = tune(plan, seed) if before is None else before.tuned
         if tuned is None:
-            raise ValueError("resume: that estimate had its step size given, and these settings have none")
+            raise ValueError("resume: the estimate to continue had a given step size; give the same epsilon")
         plan = replace(plan, config=with_found(plan.config, tuned, seed), control=tuned.control)
     seeds = chain_seeds(seed, plan.config.num_chains, plan.config.noise_law) * models
     if before is not None:
-        if found:  # it may have had to shorten the pilot's step
+        if found:  # the earlier estimate may have shortened the pilot's step size
             plan = replace(plan, config=plan.config.model_copy(update={"epsilon": before.config.epsilon}))
         check_resumable(before, plan, seeds)
         run, paused = sampled(plan, seeds, inputs.progress, inputs.so_far, before)
@@ -263,19 +258,19 @@ def _chains_of(
 
 
 def _effort(ready: "_Ready", plan: Plan, run: ChainRun, heating: Heating, tuned: Tuned | None) -> Effort | None:
-    """What the estimate spent; None for kernels whose heat no formula tells."""
+    """What the estimate spent; None for kernels without a formula for the heating by batches."""
     config = plan.config
     if config.method not in ("sgld", "langevin") or config.step_size is None:
         return None
     friction = friction_of(langevin_constants(config)) if config.method == "langevin" else None
-    everything = ready.supply.everything
+    sizes = ready.supply.sizes
     return Effort(
         steps=config.num_burnin_steps + run.losses.shape[1] * config.num_steps_bw_draws,
         epsilon=config.step_size,
         friction=friction,
         nbeta=config.inverse_temperature,
         batch=None if plan.constant else num_samples(ready.first),
-        samples=None if everything is None else sum(map(num_samples, everything)),
+        samples=sum(sizes) if sizes else None,
         control=plan.control,
         found=tuned is not None,
         longest=math.nan if tuned is None else longest_step(tuned.curvature, config.localization + config.weight_decay),
@@ -286,7 +281,7 @@ def _effort(ready: "_Ready", plan: Plan, run: ChainRun, heating: Heating, tuned:
 
 @dataclass(frozen=True)
 class _Ready:
-    """What is made before any sampling."""
+    """Everything that is prepared before sampling."""
 
     plan: Plan
     seed: int
@@ -301,7 +296,7 @@ class _Ready:
 
 
 def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerConfig) -> _Ready:
-    """Look at what was given, and plan the chains."""
+    """Check the inputs and plan the chains."""
     objective, anchors = objectives[0], torch.stack([each.anchor for each in objectives])
     seed = secrets.randbelow(2**31) if config.init_seed is None else config.init_seed
     device = objective.anchor.device
@@ -338,30 +333,30 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
 
 
 def localisation_of(objective: Objective, inputs: Inputs, config: SamplerConfig) -> float:
-    """γ as the pilot chains find it at one model (`icl.sampling.tuning`), for a run that keeps one γ at all its checkpoints."""
+    """The γ that pilot chains find at one model (`icl.sampling.tuning`), for a run that uses one γ at all its checkpoints."""
     ready = _prepared([objective], inputs, config)
     return tune(ready.plan, ready.seed).gamma
 
 
 def with_samples(config: SamplerConfig, supply: Supply) -> SamplerConfig:
-    """The settings with n from the data, where n decides nβ and the user has not said it.
+    """The settings with n taken from the data, if nβ depends on n and the user has not given n.
 
     Raises:
-        ValueError: neither the data nor the user tells n.
+        ValueError: n is known neither from the data nor from the user.
     """
     decides = config.nbeta is None and config.gradient_scale is None
     if not decides or "eval_dataset_size" in config.model_fields_set:
         return config
     if supply.num_samples is None:
         raise ValueError(
-            "nbeta = n / log n needs n, the number of training samples, and these batches do not tell it; give eval_dataset_size=n "
+            "nbeta = n / log n needs n, the number of training samples, which is not known from these batches; give eval_dataset_size=n "
             "or nbeta in the SamplerConfig, or pass a sized DataLoader or a list of batches"
         )
     return SamplerConfig.parse({**config.model_dump(exclude_unset=True), "eval_dataset_size": supply.num_samples})
 
 
 def _with_gradients_of_w_star(plan: Plan, supply: Supply, seed: int) -> Plan:
-    """The plan with ḡ and the tests of the target, where either is asked for."""
+    """The plan with ḡ and the tests of the target, if either is wanted."""
     config = plan.config
     tested = config.test_target and config.eval_loss_fn == "mse"
     wanted = tested or config.step_size is None or config.control_variates == "on"
@@ -370,10 +365,17 @@ def _with_gradients_of_w_star(plan: Plan, supply: Supply, seed: int) -> Plan:
     at_anchor = AnchorGradients(plan.objective, plan.anchors)
     batch = (lambda index: plan.batches(index, seed)) if config.independent_batches else plan.batches
     samples = samples_needed(config.inverse_temperature)
-    mean = mean_gradient(at_anchor, supply.everything, batch, config.num_steps, samples)
+    most = most_batches(config.num_chains, config.num_steps)
+    mean = mean_gradient(at_anchor, supply.everything, batch, config.num_steps, samples, most)
     schedule = TestSchedule(stride_for(config.num_chains, plan.constant), seed) if tested else None
     control = config.control_variates == "on" and not plan.constant
     return replace(plan, anchor_gradients=at_anchor, mean=mean, tests=schedule, control=control)
+
+
+def _unknown_gradient(plan: Plan) -> float:
+    """See `LLCResult.unknown_gradient`."""
+    known = plan.mean.samples if plan.control and plan.mean is not None else None
+    return 0.0 if known is None else plan.config.inverse_temperature / known
 
 
 def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:
@@ -382,7 +384,7 @@ def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:
     if mean is None:
         return None
     own = slice(place, place + 1)
-    return MeanGradient(mean.whole[own], (mean.halves[0][own], mean.halves[1][own]), mean.gradients)
+    return replace(mean, whole=mean.whole[own], halves=(mean.halves[0][own], mean.halves[1][own]))
 
 
 def _cost_batches(ready: _Ready) -> Sequence[Batch]:
@@ -394,7 +396,7 @@ def _cost_batches(ready: _Ready) -> Sequence[Batch]:
 
 
 def _of_weights(objective: Objective, recorders: Sequence[Recorder]) -> tuple[Recorder, ...]:
-    """Recorders of weights, whatever units the chains move in."""
+    """Recorders that get weights, also if the chains move in other units."""
     return tuple(map(objective.of_weights, recorders)) if isinstance(objective, InUnits) else tuple(recorders)
 
 
@@ -405,7 +407,7 @@ def _weight_trace(config: SamplerConfig, objective: Objective) -> WeightTrace | 
 
 
 def _held_bytes(config: SamplerConfig) -> int:
-    """What one kept trace may take."""
+    """The bytes that one kept trace may take."""
     return config.max_memory_bytes or TRACE_BYTES
 
 
@@ -426,7 +428,7 @@ def _fluctuation(
 def _evaluation(
     config: SamplerConfig, evaluated: Callable[[int], Batch], eval_batches: BatchSource | Sequence[Batch] | None
 ) -> Evaluation | None:
-    """Where the draws' losses are taken, after `eval_method`."""
+    """How the losses of draws are evaluated, according to `eval_method`."""
     match config.eval_method:
         case "grad-minibatch":
             return None
@@ -434,7 +436,7 @@ def _evaluation(
             first = [evaluated(0)]
             return Evaluation(lambda draw: first, constant=True)
         case "new-minibatch":
-            # Batches beyond those of the gradient are new to it.
+            # The batches after those of the gradient have not been seen by it.
             offset = config.num_steps if eval_batches is None else 0
             return Evaluation(lambda draw: [evaluated(offset + draw)], constant=False)
         case "dataset":
@@ -460,7 +462,7 @@ def _evaluation_batches(
 def _held_out(
     eval_batches: BatchSource | Iterable[Batch] | None, seed: int, device: torch.device
 ) -> BatchSource | Sequence[Batch] | None:
-    """The evaluation's batches on the model's device: index -> batch, or a sequence of all."""
+    """The evaluation batches on the model's device: index -> batch, or a sequence of all batches."""
     if eval_batches is None:
         return None
     if callable(eval_batches):

@@ -1,7 +1,8 @@
-"""Batches of a `DataLoader` and of a stream as functions of the step, without holding the data in memory.
+"""Batches of a `DataLoader` or of a stream as functions of the step, without holding the data in memory.
 
-A loader over a data set that can be indexed is taken apart: what its sampler draws in pass p is made with a seed of (seed, p), and a batch
-is made from its indices when it is asked for. A stream can only be read forwards; what was read is kept in a temporary file.
+If a loader's data set can be indexed, its parts are used separately. Its sampler draws the indices of pass p with a seed that depends on
+(seed, p). A batch is made from its indices when it is needed. A stream can only be read forwards, so its batches are kept in a temporary
+file.
 """
 
 import logging
@@ -26,20 +27,20 @@ logger = logging.getLogger(__name__)
 Batch = Any
 
 SPOOL_BYTES = 8 * 2**30
-"""What is kept of a stream, on disk; past that its batches are met again from the first."""
+"""The most bytes of a stream that are kept on disk. After them, its batches are repeated from the first."""
 
 RECENT = 8
-"""Batches that were just made or read and stay in memory: chains in several groups, and tests, ask for them again."""
+"""The number of latest batches that are kept in memory, because several groups of chains and the tests need them again."""
 
 STREAK = 4
-"""Steps asked for in a row before worker processes are started for the next ones."""
+"""After this many consecutive steps, worker processes are started for the next ones."""
 
 _global_state = threading.RLock()
 
 
 @contextmanager
 def seeded(seed: int, generators: Sequence[torch.Generator] = ()) -> Iterator[None]:
-    """The random states of PyTorch, NumPy, Python and these generators are functions of the seed here, and afterwards what they were."""
+    """Seed the random states of PyTorch, NumPy, Python and these generators for a `with` block. Afterwards they are as before."""
     with _global_state, ExitStack() as restored:
         before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - a user's data set may draw from it
         restored.callback(torch.set_rng_state, before[0])
@@ -58,13 +59,13 @@ class LoaderSteps(Dataset):
     """Step -> batch of a sized loader over a data set that can be indexed: a pure function of the step, also in a worker process.
 
     Args:
-        loader: its sampler, its data set and its collation are used.
-        seed: of order and of whatever the data set draws.
+        loader: the loader whose sampler, data set and collation are used.
+        seed: seed of the order, and of all random numbers that the data set draws.
 
     Attributes:
         first: the indices of the first pass.
-        fixed: whether every pass is the first again.
-        per_pass: batches of a pass, less a smaller last one where passes differ.
+        fixed: whether all passes are equal. A single batch of all samples counts as the same batch in any order.
+        per_pass: number of batches of a pass, without a smaller last one if passes differ.
     """
 
     def __init__(self, loader: DataLoader, seed: int) -> None:
@@ -79,12 +80,14 @@ class LoaderSteps(Dataset):
         self.first = self.indices(0)
         sizes = [len(each) for each in self.first] if self._batched else []
         same_size = len(set(sizes[:-1])) <= 1
-        self.fixed = self.first == self.indices(1) or not same_size
+        again = self.indices(1)
+        whole = len(sizes) == len(again) == 1 and set(self.first[0]) == set(again[0]) and sizes[0] == len(again[0])
+        self.fixed = self.first == again or whole or not same_size
         smaller = len(sizes) > 1 and sizes[-1] < sizes[0]
         self.per_pass = len(self.first) - (1 if smaller and not self.fixed else 0)
 
     def indices(self, number: int) -> list[Any]:
-        """What the sampler draws in a pass: the indices of each batch."""
+        """The indices of each batch in a pass, drawn by the sampler."""
         if number not in self._passes:
             with seeded(self._seed(f"pass/{number}"), self._generators):
                 parts: tuple[Any, ...] = (self._sampler, getattr(self._sampler, "sampler", None))
@@ -97,7 +100,7 @@ class LoaderSteps(Dataset):
         return self._passes[number]
 
     def of_first_pass(self, place: int) -> Batch:
-        """A batch of the first pass, the smaller last one too."""
+        """A batch of the first pass, which may be the smaller last one."""
         return self._made(self.first[place], f"batch/0/{place}")
 
     def __getitem__(self, step: int) -> Batch:
@@ -119,7 +122,7 @@ class LoaderSteps(Dataset):
 
 
 class Recent:
-    """Step -> batch, with the last few kept, so that a step asked for again gives the same object. For several threads at once."""
+    """Step -> batch. The latest batches are kept, so that the same step gives the same object. Several threads may call it."""
 
     def __init__(self, make: Callable[[int], Batch]) -> None:
         self._make = make
@@ -136,7 +139,7 @@ class Recent:
 
 
 class WithWorkers:
-    """Step -> batch, the next ones made ahead by the loader's worker processes where steps are asked for in order."""
+    """Step -> batch. If steps come in order, the loader's worker processes make the next batches ahead."""
 
     def __init__(self, steps: LoaderSteps, loader: DataLoader) -> None:
         self._steps, self._loader = steps, loader
@@ -151,7 +154,7 @@ class WithWorkers:
             self._next, self._idle = step + 1, 0
             return next(self._ahead)
         self._idle += 1
-        # Threads in different places must not take the workers from each other at every step.
+        # Threads at different steps must not restart the workers at every step.
         if self._streak >= STREAK and (self._ahead is None or self._idle > 4 * STREAK):
             self._ahead, self._next, self._idle = self._started(step + 1), step + 1, 0
         return self._steps[step]
@@ -173,10 +176,10 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 class Spool(Sequence[Batch]):
-    """The batches of an iterator in order: read as far as they are asked for, and kept in a temporary file to be met again.
+    """The batches of an iterator. They are read when they are needed, and kept in a temporary file so that they can be read again.
 
     Raises:
-        ValueError: there is none.
+        ValueError: the iterator has no batches.
     """
 
     def __init__(self, batches: Iterator[Batch], limit: int = SPOOL_BYTES) -> None:
@@ -191,7 +194,7 @@ class Spool(Sequence[Batch]):
 
     @property
     def ended(self) -> bool:
-        """Whether no more is read."""
+        """Whether the iterator will not be read any more."""
         return self._rest is None
 
     def __len__(self) -> int:
@@ -199,7 +202,7 @@ class Spool(Sequence[Batch]):
         return len(self._starts) - 1
 
     def read_all(self) -> Sequence[Batch]:
-        """Read to the end; the batches."""
+        """Read all batches, and return them."""
         while not self.ended:
             self(len(self))
         return self
@@ -244,7 +247,7 @@ class Spool(Sequence[Batch]):
         except OSError as error:
             if not len(self):
                 raise
-            self._stop(f"no more of it can be kept on disk ({error.strerror or error})")
+            self._stop(f"the disk takes no more of it ({error.strerror or error})")
             return
         self._recent.append((len(self), batch))
         self._starts.append(self._starts[-1] + len(data))
@@ -253,4 +256,4 @@ class Spool(Sequence[Batch]):
 
     def _stop(self, reason: str) -> None:
         self._rest = None
-        logger.warning("the first %d batches of the stream are met again and again: %s", len(self), reason)
+        logger.warning("only the first %d batches of the stream are used, again and again: %s", len(self), reason)

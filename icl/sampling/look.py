@@ -1,39 +1,38 @@
-"""A look at model, loss and data before any sampling, on one or two batches.
+"""Checks of model, loss and data on one or two batches, before any sampling.
 
 Shapes: P sampled parameters, T losses of one batch.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from icl.sampling.objective import Batch, ModuleObjective, Objective
-from icl.sampling.supply import num_samples, tensors_of
+from icl.sampling.supply import num_samples, part_of, tensors_of
 
 SAME = 1e-5
-"""Relative difference of two evaluations that should be equal, which rounding may make."""
+"""Largest relative difference of two evaluations that should be equal up to rounding."""
 
 GRADIENT_TOLERANCE = 0.01
-"""Relative difference of a gradient and the change of the loss along it."""
+"""Largest relative difference between a gradient and the change of the loss along it."""
 
 PART_TOLERANCE = 0.1
-"""The same in a direction that is not the gradient's, in units of what an average direction has of it."""
+"""The same in a direction other than the gradient's, in units of the gradient's typical component."""
 
 
 def look_at(objective: Objective, first: Batch, second: Batch | None = None) -> None:
     """Evaluate the loss and its gradient at and near w*, and refuse what cannot be sampled.
 
     Args:
+        objective: the loss.
         first: a batch.
-        second: another one, if there is.
+        second: another batch, if there is one.
 
     Raises:
-        ValueError: one line that says what is wrong and what to do: a loss or gradient that is not finite, that is random, that sums
-            over the samples of its batch, whose shape depends on the batch; a forward pass that changes its input; a gradient that is
-            not that of the loss; whatever error the model raises by itself.
+        ValueError: the loss or the gradient is not finite or is random; the loss is a sum over the samples of its batch, or its shape
+            depends on the batch; the forward pass changes its input; the gradient is not that of the loss; or the model raises any
+            error. The message is one line with the fault and what to do.
     """
     try:
         _look(objective, first, second)
@@ -43,7 +42,7 @@ def look_at(objective: Objective, first: Batch, second: Batch | None = None) -> 
         reason = " ".join(str(error).split()) or type(error).__name__
         if "modified inplace" in reason or "modified by an inplace operation" in reason:
             raise ValueError(
-                "the forward pass writes to its weights in place; let it compute with changed copies, or do this after training steps only"
+                "the forward pass writes to its weights in place; let it compute with changed copies, or change them only in training"
             ) from error
         raise ValueError(f"loss_fn fails on the first batch: {type(error).__name__}: {reason[:300]}") from error
 
@@ -56,13 +55,13 @@ def _look(objective: Objective, first: Batch, second: Batch | None) -> None:
     losses, gradient = objective.losses_and_gradients(anchor, first, None)
     if any(not torch.equal(old, new) for old, new in zip(before, tensors_of(first), strict=True)):
         raise ValueError(
-            "the forward pass changes its input in place; let it work on a copy, or every step meets other data"
+            "the forward pass changes its input in place, so every step would see other data; let it work on a copy"
         )
     if not bool(torch.isfinite(losses).all()):
-        raise ValueError("the loss of w* is not finite; the weights given are no minimum of anything")
+        raise ValueError("the loss of w* is not finite; give weights of a trained model")
     if not bool(torch.isfinite(gradient).all()):
         raise ValueError(
-            "the gradient of the loss at w* is not finite (a square root or a norm at 0?); no step can be taken"
+            "the gradient of the loss at w* is not finite (a square root or a norm at 0?); mend the loss or the model"
         )
     again, gradient_again = objective.losses_and_gradients(anchor, first, None)
     if _differ(losses, again) or _differ(gradient, gradient_again):
@@ -83,7 +82,7 @@ def _look(objective: Objective, first: Batch, second: Batch | None) -> None:
 
 
 def _refuse_unreached(objective: Objective, gradient: Tensor, first: Batch, second: Batch | None) -> None:
-    """Refuse parameters that the loss does not reach on either batch: they would wander in the prior and tell nothing of the model."""
+    """Refuse parameters on which the loss does not depend on either batch. They would only follow the prior."""
     unreached = getattr(objective, "unreached", None)
     if unreached is None:
         return
@@ -100,16 +99,16 @@ def _refuse_unreached(objective: Objective, gradient: Tensor, first: Batch, seco
 
 
 def _displacement(anchor: Tensor, share: float) -> Tensor:
-    """A step of this share of the weights' size, in all coordinates."""
+    """A displacement in all coordinates, by this fraction of the weights' mean size."""
     place = torch.arange(anchor.shape[1], device=anchor.device, dtype=torch.float32)
     return (share * (anchor.abs().mean() + 1e-3) * torch.sign(torch.sin(place * 2.399963 + 0.5))).to(anchor)
 
 
 def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
-    """Compare the gradient with the change of the loss along three directions, which shows a graph that was cut or changed.
+    """Compare the gradient with the change of the loss along three directions. A difference means that the graph was cut or changed.
 
-    Along the gradient, where a wrong factor shows best; in all coordinates alike, and in those alone where the gradient is 0, where a part
-    that is missing does. And with the gradient that a module gets by itself.
+    The first direction is the gradient, which shows a wrong factor. The second has all coordinates, and the third only those with gradient
+    0; they show missing parts. For a module, the gradient is also compared with that of the module's own backward pass.
     """
     losses, gradient = objective.losses_and_gradients(near, batch, None)
     slope = float(gradient.norm())
@@ -134,12 +133,12 @@ def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
 
     def check(direction: Tensor, distance: float, tolerance: float) -> None:
         promised = float((gradient.double() * direction).sum())
-        # Weights of very different sizes may need a short distance: it is shortened while rounding allows.
+        # Weights of very different sizes may need a short distance, so it is shortened as far as rounding allows.
         far, rounding = rate(direction, distance), noise / distance
         while True:
             distance *= 0.3
             close, more_rounding = rate(direction, distance), noise / distance
-            # Two distances that agree leave no doubt about the true rate.
+            # If two distances agree, the rate is certain.
             doubt = 5 * abs(far - close) + rounding + more_rounding
             if abs(far - promised) <= tolerance + doubt:
                 return
@@ -152,7 +151,7 @@ def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
 
     check(gradient / slope, 1e-2 * size, GRADIENT_TOLERANCE * slope)
     everywhere = torch.sign(_displacement(near, 1.0))
-    share = slope / math.sqrt(gradient.numel())  # of the gradient, in a direction that has nothing to do with it
+    share = slope / math.sqrt(gradient.numel())  # the gradient's typical component in an unrelated direction
     for direction in (everywhere, everywhere * (gradient == 0)):
         length = float(direction.norm())
         if length > 0:
@@ -160,11 +159,11 @@ def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
 
 
 def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:
-    """Compare the loss of a batch with those of its halves, which tells a sum over samples from a mean."""
+    """Compare the loss of a batch with those of its halves, to tell a sum over samples from a mean."""
     size = num_samples(batch)
     if size < 4 or size % 2 or not _splits(batch, size):
         return
-    parts = [_part(batch, slice(0, size // 2)), _part(batch, slice(size // 2, size))]
+    parts = [part_of(batch, slice(0, size // 2), size), part_of(batch, slice(size // 2, size), size)]
     try:
         whole = float(objective.losses(near, batch).double().mean())
         halves = [float(objective.losses(near, part).double().mean()) for part in parts]
@@ -174,7 +173,7 @@ def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:
     tolerance = 1e-3 * (abs(halves[0]) + abs(halves[1]))
     if tolerance > 0 and abs(whole - total) < tolerance < abs(whole - mean):
         raise ValueError(
-            "loss_fn sums over the samples of a batch, so that a larger batch is a lower temperature; return the mean over samples "
+            "loss_fn sums over the samples of a batch, so a larger batch would mean a lower temperature; return the mean over samples "
             "(reduction='mean')"
         )
 
@@ -183,26 +182,16 @@ def _splits(batch: Batch, size: int) -> bool:
     return all(tensor.ndim > 0 and len(tensor) == size for tensor in tensors_of(batch))
 
 
-def _part(batch: Any, chosen: slice) -> Any:
-    if isinstance(batch, Tensor):
-        return batch[chosen]
-    if isinstance(batch, dict):
-        return {key: _part(value, chosen) for key, value in batch.items()}
-    if isinstance(batch, Sequence) and not isinstance(batch, str):
-        return type(batch)(_part(value, chosen) for value in batch) if isinstance(batch, list | tuple) else batch
-    return batch
-
-
 def _differ(first: Tensor, second: Tensor) -> bool:
     scale = float(first.abs().max())
     return bool((first - second).abs().max() > SAME * scale)
 
 
 def chance_level(objective: Objective, batch: Batch) -> float | None:
-    """The loss of weights that know nothing of the data, or None if no such weights are worse than w*.
+    """The loss of uninformed weights, or None if they are not worse than w*.
 
-    These are zeros. If zeros are no worse than w*, as at a singularity in the origin, they are random weights of the norm of w*, or of norm
-    1 if that is 0.
+    Uninformed weights are zeros. If zeros are not worse than w*, as at a singularity in the origin, they are random weights with the norm
+    of w*, or of size 1 if that is 0.
     """
     anchor = objective.anchor
     scale = float(anchor.double().square().mean().sqrt()) or 1.0
@@ -218,8 +207,8 @@ def chance_level(objective: Objective, batch: Batch) -> float | None:
 
 
 def _loss(objective: Objective, weights: Tensor, batch: Batch) -> float:
-    """The loss of weights (P,); NaN where they have none."""
+    """The loss at weights (P,); NaN if the model cannot be run there."""
     try:
         return float(objective.losses(weights[None], batch).double().mean())
-    except Exception:  # a model may not bear such weights
+    except Exception:  # a model may fail at such weights
         return math.nan

@@ -1,4 +1,4 @@
-r"""How samples depend on each other: covariances of their losses over draws of the localised posterior.
+r"""Influence between samples: covariances of their losses over draws from the localised posterior.
 
 With losses ℓ_i(w) of samples i at draws w of p(w) ∝ exp(−nβ L(w) − (γ/2)‖w − w*‖²),
 
@@ -6,8 +6,9 @@ With losses ℓ_i(w) of samples i at draws w of p(w) ∝ exp(−nβ L(w) − (γ
     ∂E[ℓ_j]/∂β_i = −Cov(ℓ_i, ℓ_j)                   the Bayesian influence function (Kreer et al. 2025, arXiv 2509.26544):
                                                     what a larger weight β_i of sample i does to the expected loss of sample j
 
-The covariance is that of all draws of all chains together. Its standard error comes from the chains' own mean products, which are
-independent however slowly a chain moves; with few chains from long stretches of them (`icl.sampling.diagnostics.mcse_of_mean`).
+The covariance is taken over all draws of all chains together. Its standard error comes from the mean products of each chain. These are
+independent, however slowly a chain moves. With few chains, the mean products of long stretches are used
+(`icl.sampling.diagnostics.mcse_of_mean`).
 
 Shapes: E chains, N draws, S samples.
 """
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 UNCERTAIN = 0.25
-"""A covariance matrix is too uncertain to use where the typical error of its diagonal is above this share of it."""
+"""A covariance matrix is too uncertain if the typical relative error of its diagonal is above this."""
 
 
 def influence(losses: "xr.DataArray", others: "xr.DataArray | None" = None, *, per_token: bool = False) -> "xr.Dataset":
@@ -31,8 +32,8 @@ def influence(losses: "xr.DataArray", others: "xr.DataArray | None" = None, *, p
 
     Args:
         losses: (chain, draw, sample[, token]), as `LLCResult.observables` holds them.
-        others: losses of other samples at the same draws, such as those of queries; None: of the same.
-        per_token: between tokens rather than samples, whose loss is the mean over its tokens.
+        others: losses of other samples at the same draws, such as queries; None: the same samples.
+        per_token: whether covariances are between tokens. Otherwise they are between samples, whose loss is the mean over tokens.
 
     Returns:
         Over (sample, sample_2), or (sample, token, sample_2, token_2): `covariance` in squared units of the loss, `mcse` its Monte-Carlo
@@ -41,7 +42,8 @@ def influence(losses: "xr.DataArray", others: "xr.DataArray | None" = None, *, p
         Chains with a loss that is not finite are left out.
 
     Raises:
-        ValueError: losses without the dimensions chain, draw, sample, or at different draws; no finite chain; fewer than two draws.
+        ValueError: the losses lack the dimensions chain, draw and sample, or are at different draws; no chain is finite; or there are
+            fewer than two draws.
     """
     import xarray as xr
 
@@ -74,8 +76,8 @@ def influence(losses: "xr.DataArray", others: "xr.DataArray | None" = None, *, p
         resolved = float((np.abs(found["covariance"]) > 2 * found["mcse"]).mean())
     series = (first,) if second is first else (first, second)
     problems = [*mixing_problems(kept, *series), *_uncertainty(spreads, parts)]
-    told = str(losses.attrs.get("verdict", "healthy"))
-    problems += [] if told == "healthy" else [f"of the chains: {told}"]
+    verdict = str(losses.attrs.get("verdict", "healthy"))
+    problems += [] if verdict == "healthy" else [f"of the chains: {verdict}"]
     return xr.Dataset(
         {name: (dims, values.reshape(*first.shape, *second.shape)) for name, values in found.items()},
         coords=coords,
@@ -88,14 +90,14 @@ def influence(losses: "xr.DataArray", others: "xr.DataArray | None" = None, *, p
 
 
 def loss_kernel(losses: "xr.DataArray", *, per_token: bool = False, components: int = 8) -> "xr.Dataset":
-    """The loss kernel of samples, normalised: similarity as the model sees it (Adam, Furman & Hoogland 2025, arXiv 2509.26537).
+    """The normalised loss kernel of samples, a similarity between them (Adam, Furman & Hoogland 2025, arXiv 2509.26537).
 
         k_ij = K_ij / √(K_ii K_jj),    K = Cov(ℓ_i, ℓ_j)
 
     Returns:
-        `influence(losses)`, and from the normalised kernel k: `eigenvalue` (component), the largest ones in falling order, and `feature`
-        (sample, component), √eigenvalue times the eigenvector, whose inner products give k back; to draw or to cluster samples by.
-        Samples whose loss does not move have no place: their features are 0.
+        `influence(losses)`, and from the normalised kernel k: `eigenvalue` (component), the largest in descending order, and `feature`
+        (sample, component), √eigenvalue times the eigenvector. Inner products of features approximate k, so features can be plotted or
+        clustered. Samples whose loss does not vary have features 0.
     """
     found = influence(losses, per_token=per_token)
     dims = found["correlation"].dims[: found["correlation"].ndim // 2]
@@ -111,7 +113,7 @@ def loss_kernel(losses: "xr.DataArray", *, per_token: bool = False, components: 
 
 
 def _centred(series: LossSeries, chosen: slice, kept: np.ndarray) -> np.ndarray:
-    """(E', N, chosen) of the kept chains, less the mean over all draws."""
+    """The losses (E', N, chosen) of the kept chains, minus the mean over all draws."""
     values = series.columns(chosen)[kept]
     return values - values.mean(axis=(0, 1))
 
@@ -123,7 +125,7 @@ def _unbiased(products: np.ndarray, draws: np.ndarray) -> np.ndarray:
 
 
 def _variances(series: LossSeries, kept: np.ndarray, parts: Parts) -> np.ndarray:
-    """(U, S): each part's share of the variances."""
+    """(U, S): the variances in each part."""
     found = []
     for chosen in series.blocks():
         values = _centred(series, chosen, kept)

@@ -1,4 +1,4 @@
-"""Losses of named data at every draw, per sample or per sample and token: what influence and susceptibilities are made from.
+"""Losses of named data at every draw, per sample or per sample and token. Influence and susceptibilities are computed from them.
 
 Shapes: E chains, N draws, P sampled parameters, S samples, T tokens.
 """
@@ -25,22 +25,23 @@ Observables = Mapping[str, tuple[Sequence[Batch], LossFunction]]
 
 
 class LossTrace:
-    """The losses of some data at every draw (a recorder): in memory, or beyond it in a file that is written draw by draw.
+    """A recorder of the losses of some data at every draw. They are kept in memory, or if they are too large, in a file.
 
     Args:
-        name: of the data, for messages.
-        batches: the data, the same at every draw; their samples are put one after the other.
-        objective_of: a loss function -> its `Losses`, at the weights that the chains move.
+        name: name of the data, for messages.
+        batches: the data, which are the same at every draw. Their samples are joined.
+        objective_of: loss function -> `Losses` at the weights that the chains move.
         per_sample_loss: (predict, batch) -> (S,) or (S, T).
-        num_chains, num_draws: of the run; more draws may come.
-        max_bytes: what may be kept in memory. More goes to a temporary file (in `TMPDIR`), which vanishes with the last array made of it.
+        num_chains, num_draws: numbers of chains and draws. There may be more draws later.
+        max_bytes: the most bytes in memory. Larger losses go to a temporary file (in `TMPDIR`), which is removed with the last array that
+            uses it.
 
     Attributes:
-        shape: (S,) or (S, T), of all batches together.
+        shape: (S,) or (S, T), for all batches together.
         at_anchor: losses of w*, of that shape.
 
     Raises:
-        ValueError: no batches, a batch of one shape beside one of another, a loss that is not one per sample, or that is not finite at w*.
+        ValueError: there are no batches, batches have different shapes, the loss is not one per sample, or it is not finite at w*.
     """
 
     def __init__(
@@ -159,7 +160,7 @@ class _InFile:
         self._row, self._name = row, name
         self._chain_bytes = 4 * int(np.prod(row[1:]))
         self._file, path = tempfile.mkstemp(prefix="icl-observable-")
-        os.unlink(path)  # gone with its last user, however the process ends
+        os.unlink(path)  # without a name, so that it is removed with its last user, however the process ends
         weakref.finalize(self, os.close, self._file)
 
     def write(self, draw: int, chains: np.ndarray, values: np.ndarray) -> None:

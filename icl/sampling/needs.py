@@ -1,15 +1,16 @@
-r"""What would make an estimate answer where its budget could not, in numbers.
+r"""If the budget of an estimate was too small: what would suffice, in numbers.
 
 Two things can be missing.
 
-- **Length.** A test asks for `times` as many steps: (error / allowed)² where an error is too large, and as many as a direction needs to
-  forget its start ten times where one is not spread.
-- **Quiet.** Batch noise adds the share y of λ̂ (`icl.sampling.checks.noise_heating`). To first order y is proportional to the effective step
-  ε' and to 1 / batch size; to (nβ)² for plain gradients, and to nβ for controlled ones, whose noise grows with ‖w − w*‖² ~ 1/nβ. So with
-  q = y / NOISE_SHARE any one of these leaves NOISE_SHARE: ε' / q with q times the steps, batches q times as large, nβ / √q or nβ / q.
+- **Length.** A test asks for `times` as many steps. If an error is too large, this is (error / allowed)². If a direction has not spread, it
+  is as many as the direction needs to forget its start ten times.
+- **Less noise.** Batch noise adds the share y to λ̂ (`icl.sampling.checks.noise_heating`). To first order, y is proportional to the
+  effective step ε' and to 1 / batch size. It is also proportional to (nβ)² for plain gradients, and to nβ for gradients with a
+  control variate, whose noise grows with ‖w − w*‖² ~ 1/nβ. Let q = y / NOISE_SHARE. Any one of the following reduces y to NOISE_SHARE:
+  ε' / q with q times the steps, batches q times as large, or nβ / √q (plain) or nβ / q (controlled).
 
-Where the step was found by the pilot, y is NOISE_SHARE already, and the noise shows as steps that are too short. Batches `times` as large
-then allow steps `times` as long, up to the longest that are stable.
+If the pilot found the step, y is NOISE_SHARE already, and the noise makes the steps too short. Batches `times` as large then allow steps
+`times` as long, up to the longest stable ones.
 """
 
 import math
@@ -20,7 +21,7 @@ from icl.sampling.tuning import NOISE_SHARE, SAFETY, STIFF_SHARE, effective_step
 from icl.sampling.verdict import HEATING_LIMIT, Finding
 
 MOST = 1e9
-"""Steps beyond which a number says nothing."""
+"""The most steps that are reported. A larger number would mean nothing."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +29,16 @@ class Effort:
     """What an estimate spent.
 
     Attributes:
-        steps: of each chain.
+        steps: steps of each chain.
         epsilon: ε.
         friction: η; None for SGLD.
         nbeta: nβ.
-        batch: samples of a gradient's batch; None where it never changes.
-        samples: n of finite data; None where they have no end.
-        control: whether the gradients have their control variate.
-        found: whether the pilot found the step.
-        longest: the longest effective step ε' that is stable; NaN where λ_max is not known.
-        plain, controlled: what the noise of batches adds to λ̂ without and with the control variate; NaN where it is not known.
+        batch: samples in the batch of a gradient; None if the batch never changes.
+        samples: n, the number of samples of finite data; None if the data are infinite.
+        control: whether gradients have a control variate.
+        found: whether the pilot found the step size.
+        longest: the longest stable effective step ε'; NaN if λ_max is not known.
+        plain, controlled: what batch noise adds to λ̂ without and with the control variate; NaN if it is not known.
     """
 
     steps: int
@@ -55,14 +56,14 @@ class Effort:
 
 @dataclass(frozen=True)
 class Needs:
-    """Any one of these would do; None where it would not, or is not known.
+    """What would make the estimate precise enough. Any one of these suffices; None if it would not, or is not known.
 
     Attributes:
-        steps: of each chain, at this batch.
-        epsilon: the step size that goes with them, where it must be shorter.
-        batch: samples of a batch; `math.inf` for all the data at once.
-        control: whether control variates would do.
-        nbeta: the largest nβ, another question, that this budget can answer.
+        steps: steps of each chain, with the same batch size.
+        epsilon: the step size for these steps, if it must be shorter.
+        batch: samples in a batch; `math.inf` means all the data at once.
+        control: whether control variates would suffice.
+        nbeta: the largest nβ that this budget can answer. This is another question.
     """
 
     steps: int | None = None
@@ -73,7 +74,7 @@ class Needs:
 
     @property
     def text(self) -> str:
-        """In words; empty where nothing is known."""
+        """The needs in words; empty if nothing is known."""
         parts = []
         if self.steps is not None:
             of = "" if self.epsilon is None else f" of epsilon {self.epsilon:.2g}"
@@ -90,7 +91,7 @@ class Needs:
 
 
 def needs_of(effort: Effort, llc: float, findings: Sequence[Finding]) -> Needs:
-    """What would make an estimate of these findings answer."""
+    """What an estimate with these findings needs."""
     times = max(finding.times for finding in findings)
     failed = max((finding.times for finding in findings if finding.outcome == "failed"), default=1.0)
     share = _share(effort, llc)
@@ -113,7 +114,7 @@ def needs_of(effort: Effort, llc: float, findings: Sequence[Finding]) -> Needs:
 
 
 def _share(effort: Effort, llc: float) -> float:
-    """y. A controlled gradient's noise was measured where the chains are, in the heat that it made itself: λ̂ = λ₀ / (1 − y)."""
+    """y. The noise with a control variate was measured at the positions of chains that it had already heated: λ̂ = λ₀ / (1 − y)."""
     added = effort.controlled if effort.control else effort.plain
     if math.isnan(added) or llc <= 0 or effort.batch is None:
         return 0.0
@@ -126,7 +127,7 @@ def _quieter(effort: Effort, llc: float, excess: float, times: float) -> Needs:
         epsilon = step_of(effective_step(effort.epsilon, effort.friction) / excess, effort.friction)
         longer = math.sqrt(effort.epsilon / epsilon)  # as much time
     steps = _steps(effort.steps * times * longer)
-    if times > 1:  # too short besides: nothing else would do by itself
+    if times > 1:  # also too short, so nothing else would suffice alone
         return Needs(steps, epsilon)
     controls = not effort.control and effort.controlled <= STIFF_SHARE * max(llc - effort.plain, 0.1 * llc)
     nbeta = effort.nbeta / (excess if effort.control else math.sqrt(excess))
@@ -158,6 +159,6 @@ def _steps(number: float) -> int | None:
 
 
 def _round(number: float) -> int:
-    """Upwards, to two digits."""
+    """The number rounded up to two digits."""
     unit = 10 ** max(math.floor(math.log10(max(number, 1))) - 1, 0)
     return math.ceil(number / unit) * unit

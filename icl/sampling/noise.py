@@ -1,4 +1,4 @@
-"""The injected noise of chains, made in blocks."""
+"""The noise of chains, made in blocks."""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -9,25 +9,29 @@ from torch import Tensor
 from icl.streams import Stream, keys_of, normals
 
 NOISE_BLOCK = 2**17
-"""Normal deviates made in one go: the generator costs some hundred calls however many they are, and more leave the cache."""
+"""Normal deviates per block. The generator makes some hundred calls however many they are, and larger blocks do not fit into the cache."""
 
 
 NOISE_BLOCK_ON_ACCELERATOR = 2**25
 
 
 CHAIN_BITS = 20
-"""Under the independent law, chain c of a run has the seed init_seed · 2^20 + c."""
+"""With `noise_law` "independent", chain c of a run has the seed init_seed · 2^20 + c."""
 
 
 LONG = 8192
-"""Chains of more parameters than this draw their noise one by one, by the compiled generator where there is one; the bits are the same."""
+"""The noise of chains with more parameters than this is made chain by chain, by the compiled generator if there is one.
+
+The bits are the same.
+"""
 
 
 def chain_seeds(seed: int, chains: int, law: Literal["independent", "sequential"]) -> list[int]:
-    """The seeds of a run's chains: of its seed and their own number, or of the sum of both.
+    """The seeds of a run's chains.
 
-    "independent": no two runs of different seeds share a chain. "sequential": chain c has the seed `seed` + c, the law of tables made
-    before there was another; runs of neighbouring seeds then share all chains but one. They are equal for seed 0.
+    "independent": the seed depends on the run's seed and the chain's number, and no two runs with different seeds share a chain.
+    "sequential": chain c has the seed `seed` + c, as in older tables; runs with neighbouring seeds then share all chains but one.
+    For seed 0 both are equal.
     """
     first = seed << CHAIN_BITS if law == "independent" else seed
     return list(range(first, first + chains))
@@ -53,7 +57,7 @@ def noise_blocks(
 
 
 def shared_noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, first: int = 0) -> Iterator[Tensor]:
-    """`noise_blocks`, with the noise of chains of one seed made once: those of several models, chain by chain."""
+    """`noise_blocks` for chains of several models, in which equal seeds occur more than once. Their noise is made once."""
     own = list(dict.fromkeys(seeds))
     blocks = noise_blocks(own, steps, like[: len(own)], first=first)
     if len(own) == len(seeds):
@@ -64,5 +68,5 @@ def shared_noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, first: i
 
 def _block_size(device: torch.device) -> int:
     if device.type == "xla":
-        return 1  # a step's place in a block would be compiled into its graph
+        return 1  # the index of a step in a block would become part of its graph
     return NOISE_BLOCK if device.type == "cpu" else NOISE_BLOCK_ON_ACCELERATOR

@@ -1,7 +1,7 @@
-"""The loss as a function of a flat vector of the sampled weights: what every sampler is driven by.
+"""The objective of a sampler: the loss as a function of a flat vector of the sampled weights.
 
-A chain never touches the module that it was made from: the module is run by `torch.func.functional_call` on a chain's weights, its other
-weights and its buffers staying at w*.
+A chain never changes the user's module. The module is run by `torch.func.functional_call` with the chain's weights; its other weights and
+its buffers stay at w*.
 
 Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a scalar loss).
 """
@@ -30,7 +30,7 @@ DETACHED = (
 )
 
 VECTORISE_BELOW = 20_000
-"""On a CPU, chains of modules with fewer sampled parameters run as one batched tensor: call overhead dominates there, arithmetic above."""
+"""On a CPU, chains of modules with fewer sampled parameters run as one batched tensor, because the overhead of calls dominates."""
 
 
 class Losses(Protocol):
@@ -45,12 +45,12 @@ class Losses(Protocol):
 
 
 class Objective(Losses, Protocol):
-    """Losses and their gradients: what drives a chain."""
+    """Losses and gradients. The gradients drive a chain."""
 
     def losses_and_gradients(
         self, positions: Tensor, batch: Batch, token_weights: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Losses (E, T), and gradients (E, P) of Σ_t token_weights_t loss_t, of their mean where no weights are given."""
+        """Losses (E, T), and gradients (E, P) of Σ_t token_weights_t loss_t, or of the mean loss if no weights are given."""
         ...
 
 
@@ -58,19 +58,19 @@ class ModuleObjective:
     """The loss of any `nn.Module`.
 
     Args:
-        model: at w*; it is not modified. Buffers stay as they are at w*.
-        loss_fn: see `LossFunction`; the module is reached through `predict` only.
-        include, exclude, mask: what moves (`icl.sampling.restriction`).
-        vectorise: run all chains in one call by `torch.func.vmap`; None decides by device and size.
+        model: the module at w*. It is not modified, and its buffers stay as they are.
+        loss_fn: see `LossFunction`. It must run the module through `predict` only.
+        include, exclude, mask: which weights move (`icl.sampling.restriction`).
+        vectorise: whether all chains run in one call by `torch.func.vmap`. None: decided by device and size.
 
-    Parameters with `requires_grad=False` stay at w*. Parameters of several floating types are sampled in the widest of them, and of
-    half precision in float32, for a chain's steps are smaller than what half precision tells apart; the module still runs in its own types.
-    What `torch.compile` and data parallelism wrap around a module is left out.
+    Parameters with `requires_grad=False` stay at w*. Parameters of several floating types are sampled in the widest of them. Half precision
+    is sampled in float32, because a chain's steps are too small for half precision; the module still runs in its own types. Wrappers of
+    `torch.compile` and data parallelism are removed.
 
     Raises:
-        ValueError: the module has active dropout or a batch norm without statistics of its own (random or batch-dependent weights have
-            no w*), its weights are not there, lie on several devices or share memory, a selected parameter is complex, every selected
-            parameter is frozen, or a pattern matches nothing.
+        ValueError: the module has active dropout, or a batch norm without running statistics (its loss is then not a function of the
+            weights); its weights are missing, on several devices, or share memory; a selected parameter is complex; all selected
+            parameters are frozen; or a pattern matches nothing.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class ModuleObjective:
                     return vmap(lambda flat: self._losses_of(flat, batch))(positions)
                 except (
                     Exception
-                ) as error:  # a model may raise anything; should it do so by itself, too, it is told there
+                ) as error:  # a model may raise anything; if it also fails without vmap, the error is raised below
                     self._give_up_vectorising(error)
             return torch.stack([self._losses_of(flat, batch) for flat in positions])
 
@@ -146,7 +146,7 @@ class ModuleObjective:
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
     def unreached(self, gradient: Tensor, batch: Batch) -> list[str]:
-        """Names of the sampled parameters that the loss on a batch does not depend on at all, given its gradient (P,)."""
+        """Names of the sampled parameters on which the loss of a batch does not depend at all, given its gradient (P,)."""
         sizes = [size.numel() for size in self._sizes.values()]
         whole = gradient if self._index is None else torch.zeros_like(self._whole).index_copy(0, self._index, gradient)
         silent = [name for name, part in zip(self._sizes, whole.split(sizes), strict=True) if not part.any()]
@@ -171,8 +171,11 @@ class ModuleObjective:
         return self._losses_of(flat, batch).mean()
 
     def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
-        """The gradient (P,) at weights (P,) as a copy of the module that holds them gets it, by its own backward pass; None where it cannot
-        be copied so. Where the module reads its weights again during the backward pass, that of `losses_and_gradients` differs."""
+        """The gradient (P,) at weights (P,), computed by a backward pass of a copy of the module that has these weights.
+
+        None if this is not possible. It differs from the gradient of `losses_and_gradients` if the module reads its weights again during
+        the backward pass.
+        """
         try:
             module = copy.deepcopy(self._model)
             own = dict(module.named_parameters())
@@ -191,13 +194,13 @@ class ModuleObjective:
 
     @property
     def groups(self) -> Tensor:
-        """(P,) which parameter tensor each sampled weight belongs to."""
+        """(P,) the number of the parameter tensor to which each sampled weight belongs."""
         sizes = torch.tensor([size.numel() for size in self._sizes.values()])
         groups = torch.arange(len(sizes)).repeat_interleave(sizes)
         return groups if self._index is None else groups[self._index.to(groups.device)]
 
     def bytes_for_backward(self, batch: Batch) -> int:
-        """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
+        """Memory that `losses_and_gradients` takes for every chain of a call; 0 if chains run one after the other."""
         # `vmap(grad_and_value)` of a transformer takes 3.4 to 3.5 times what a plain forward pass keeps (five sizes).
         return 4 * kept_for_backward(lambda flat: self._losses_of(flat, batch), self.anchor) if self._vectorise else 0
 
@@ -223,24 +226,27 @@ class ModuleObjective:
         return self._full(flat).split([size.numel() for size in self._sizes.values()])
 
     def _at(self, pieces: Sequence[Tensor], run: Callable[[Callable[..., Any]], Any]) -> Any:
-        """What `run(predict)` gives while the weights are in the module, until it ends: a backward pass within it that computes
-        activations again, as activation checkpointing does, meets the weights of the forward pass."""
+        """The result of `run(predict)`, with these weights in the module until `run` ends.
+
+        So a backward pass in `run` that computes activations again, as activation checkpointing does, finds the weights of the forward
+        pass.
+        """
         weights = {
             name: piece.view(size).to(self._types[name])
             for (name, size), piece in zip(self._sizes.items(), pieces, strict=True)
         }
-        # A forward pass that writes to a buffer writes to a copy: neither the user's module nor another chain sees it.
+        # Buffers are copied, so that a forward pass that writes to one changes neither the user's module nor another chain.
         buffers = {name: value.clone() for name, value in self._buffers.items()}
         values = {f"model.{name}": value for name, value in {**self._frozen, **buffers, **weights}.items()}
         return functional_call(self._within(), values, (run,))
 
     def _full(self, flat: Tensor) -> Tensor:
-        """The parameters that move at least in part, their other coordinates at w*."""
+        """All coordinates of the parameters that move at least in part. Coordinates that do not move are at w*."""
         return flat if self._index is None else self._whole.index_copy(0, self._index, flat)
 
     def _within(self) -> "_Within":
-        """The module for this thread: `functional_call` puts the chain's weights into it for the length of the call, so that two threads
-        in one module would run on each other's weights."""
+        """This thread's copy of the module. `functional_call` puts a chain's weights into the module during the call, so two threads must
+        not use the same one."""
         if not hasattr(self._own, "within"):
             self._own.within = _Within(self._model_of_thread())
         return self._own.within
@@ -281,7 +287,7 @@ class _Within(nn.Module):
                 inside = before
 
         def only_through_predict(*_: Any) -> None:
-            # Here it would be right, on another thread it would run at w*.
+            # On this thread the result would be right, but on another thread the module would run at w*.
             if not inside:
                 raise ValueError(DETACHED)
 
@@ -293,7 +299,7 @@ class _Within(nn.Module):
 
 
 def _checked(losses: object) -> Tensor:
-    """What a loss function returned, as (T,)."""
+    """The result of a loss function as (T,)."""
     if not isinstance(losses, Tensor):
         raise ValueError(
             f"loss_fn returned a {type(losses).__name__}; it must return a tensor: a scalar, or a loss per token"
@@ -302,13 +308,13 @@ def _checked(losses: object) -> Tensor:
 
 
 def kept_for_backward(losses: Callable[[Tensor], Tensor], weights: Tensor) -> int:
-    """Bytes that a forward pass of `losses(weights)` keeps for its backward pass; 0 if the losses do not let themselves be watched, as
-    where they use `torch.func` themselves."""
+    """Bytes that a forward pass of `losses(weights)` keeps for its backward pass; 0 if they cannot be counted, as when the losses use
+    `torch.func`."""
     kept: dict[int, int] = {}
 
     def count(value: Tensor) -> Tensor:
         kept[value.untyped_storage()._cdata] = value.untyped_storage().nbytes()
-        return value.detach()  # the value itself would hold the graph that holds it
+        return value.detach()  # detached, because the value would keep the graph alive that keeps it
 
     try:
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
@@ -324,36 +330,38 @@ def _drive(losses: Tensor, token_weights: Tensor | None) -> Tensor:
 
 
 def refuse_stochastic_modules(model: nn.Module) -> None:
-    """Raise for modules whose output is random or depends on the other samples of a batch.
+    """Refuse modules whose output is random or depends on the other samples of a batch.
 
     Raises:
-        ValueError: naming the module, and `model.eval()` as the remedy.
+        ValueError: there is such a module. The message names it and the remedy.
     """
     for name, module in model.named_modules():
         what = f"{name or 'the model'} ({type(module).__name__})"
         by_batch = isinstance(module, nn.modules.batchnorm._BatchNorm)
         if by_batch and module.running_mean is None:
             raise ValueError(
-                f"{what} keeps no running statistics and normalises by its batch, so that the loss is no function of the weights; give "
+                f"{what} keeps no running statistics and normalises by its batch, so the loss is not a function of the weights alone; give "
                 "it statistics (track_running_stats=True), or use a norm of single samples, such as a layer norm"
             )
         random = isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0
         if module.training and (random or by_batch):
             kind = "drops units at random" if random else "normalises by its batch"
             raise ValueError(
-                f"{what} is in training mode and {kind}, so that the loss is no function of the weights; call model.eval() first (a batch "
-                "norm then keeps its running statistics as constants)"
+                f"{what} is in training mode and {kind}, so the loss is not a function of the weights alone; call model.eval() first (a "
+                "batch norm then uses its running statistics as constants)"
             )
 
 
 def refuse_unfit_weights(model: nn.Module) -> None:
-    """Raise for weights that are no vector of independent numbers on one device.
+    """Refuse weights that are not a vector of independent numbers on one device.
 
     Raises:
-        ValueError: naming the weight, and what to do.
+        ValueError: there is such a weight. The message names it and the remedy.
     """
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("a compiled TorchScript module takes no other weights; give the module that it was made from")
+        raise ValueError(
+            "a compiled TorchScript module cannot be run with other weights; give the module from which it was made"
+        )
     if not any(True for _ in model.parameters()):
         raise ValueError("the model has no parameters (quantised layers have none), so there is nothing to sample")
     for name, value in (*model.named_parameters(), *model.named_buffers()):
@@ -388,7 +396,7 @@ def refuse_unfit_weights(model: nn.Module) -> None:
 
 
 def _unwrapped(model: Any) -> nn.Module:
-    """The module that `torch.compile` or data parallelism was put around; it computes the same, and takes other weights."""
+    """The module inside the wrappers of `torch.compile` and data parallelism. It computes the same, and can be run with other weights."""
     while True:
         if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module

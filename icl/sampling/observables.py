@@ -1,4 +1,4 @@
-r"""What else to take from chains, at bounded memory: weight traces and the singular fluctuation.
+r"""Recorders that use bounded memory: weight traces and the singular fluctuation.
 
 Each is a recorder for `estimate_llc(recorders=...)`: called with (draw, weights (E, P), chain indices (E,)) at every draw.
 
@@ -12,7 +12,7 @@ from icl.sampling.objective import Batch, Losses
 
 
 class WeightTrace:
-    """w − w* at the draws, float32, thinned evenly so that it fits.
+    """w − w* at the draws in float32. Draws are thinned evenly so that the trace fits into memory.
 
     Args:
         num_chains, num_draws: of the run.

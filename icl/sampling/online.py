@@ -18,16 +18,20 @@ from torch import Tensor
 
 
 def online_excess(losses: Tensor) -> Tensor:
-    """(C, N, T) what the estimator averages over draws, in units of 1/nβ, from the losses (C, N, T) of its chains in the order they ran."""
+    """The terms (C, N, T) that the estimator averages over draws, in units of 1/nβ.
+
+    Args:
+        losses: (C, N, T), the chains in the order they ran.
+    """
     known = losses[:, 0].cumsum(dim=0) / len(losses)
     excess = losses - known[:, None]
     return torch.cat((torch.zeros_like(excess[:, :1]), excess[:, 1:]), dim=1)
 
 
 def artefact(nbeta: float, chains: int, draws: int, loss: float) -> tuple[float, float]:
-    """What the artefact adds to the mean over chains of λ̂, nβ (1 − (C + 1)/2C) (N − 1)/N L, and the standard deviation over chains that it
-    makes by itself, nβ √((C + 1)/12C) (N − 1)/N L.
+    """The artefact's effect on λ̂: (shift of the mean over chains, standard deviation over chains).
 
+    The shift is nβ (1 − (C + 1)/2C) (N − 1)/N L. The standard deviation that the artefact alone makes is nβ √((C + 1)/12C) (N − 1)/N L.
     With C = 20, N = 200 and nβ = 100/log 100 these are 10.26 L and 6.39 L.
     """
     scale = nbeta * (draws - 1) / draws * loss

@@ -42,7 +42,7 @@ def reference_name(name: str, layer_norm: bool = True) -> str:
 
 
 def everything_if_star(include: Sequence[str]) -> Sequence[str]:
-    """The patterns, with the reference code's word for everything, a lone `*`, as ours."""
+    """The patterns. A lone `*`, which means everything in the reference code, becomes `**`."""
     return ("**",) if tuple(include) == ("*",) else include
 
 
@@ -53,7 +53,7 @@ def matching(names: Iterable[str], pattern: str, *, reference: bool = False) -> 
         reference: also match the reference code's names, with and without their common first segment.
 
     Raises:
-        ValueError: it fits none, a typing error that would otherwise restrict in silence.
+        ValueError: it fits none. This is a typing error, which would otherwise leave parameters out unnoticed.
     """
     names = list(names)
     layer_norm = any("norm" in name for name in names)
@@ -68,23 +68,3 @@ def matching(names: Iterable[str], pattern: str, *, reference: bool = False) -> 
     if not found:
         raise ValueError(f"the pattern {pattern!r} matches no parameter; the names are {', '.join(names)}")
     return found
-
-
-def select(
-    names: Iterable[str], include: Sequence[str], exclude: Sequence[str] = (), *, reference: bool = False
-) -> list[str]:
-    """The names that are included and not excluded, in their order.
-
-    Args:
-        reference: also match the reference code's names, with and without their common first segment.
-
-    Raises:
-        ValueError: a pattern matches no name (a typing error that would otherwise restrict in silence), or nothing is left.
-    """
-    names = list(names)
-    taken = {name for pattern in everything_if_star(include) for name in matching(names, pattern, reference=reference)}
-    left = {name for pattern in exclude for name in matching(names, pattern, reference=reference)}
-    chosen = [name for name in names if name in taken and name not in left]
-    if not chosen:
-        raise ValueError(f"include={list(include)} with exclude={list(exclude)} leaves no parameter to sample")
-    return chosen

@@ -6,6 +6,7 @@ Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a s
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -22,11 +23,11 @@ Recorder = Callable[[int, Tensor, Tensor], None]
 
 
 class Evaluation:
-    """Where a draw's loss is taken, if not on the gradient's batch.
+    """The batches that a draw's loss is taken on, if these are not the gradient's batch.
 
     Args:
         batches: draw -> the batches whose losses are averaged.
-        constant: whether they are the same at every draw, so that w* needs to be evaluated once only.
+        constant: whether the batches are the same at every draw. w* is then evaluated only once.
     """
 
     def __init__(self, batches: Callable[[int], Sequence[Batch]], constant: bool) -> None:
@@ -54,7 +55,7 @@ class Evaluation:
 
 
 class AnchorLosses(OfLastBatches):
-    """Batch -> losses (C, T) of every w*; remembered, so that data which never change cost one evaluation.
+    """Batch -> losses (C, T) of every w*. The last results are kept, so that data which never change cost one evaluation.
 
     Args:
         anchors: (C, P), several w* under one objective; None: the objective's own.
@@ -67,7 +68,7 @@ class AnchorLosses(OfLastBatches):
 
 @dataclass(frozen=True)
 class TestSchedule:
-    """At which draws the tests of the target are taken: one in every `stride` draws, at a place of the stride that is drawn.
+    """The draws at which the target is tested: one in every `stride` draws, at a random place within the stride.
 
     A fixed place would meet the same few batches of a cycle again and again.
     """
@@ -78,12 +79,21 @@ class TestSchedule:
     def is_due(self, draw: int) -> bool:
         """Whether draw number `draw` is tested; a pure function."""
         stretch, place = divmod(draw, self.stride)
-        return place == int(Stream(self.seed, "test-places").integers(stretch, self.stride, (1,)))
+        return place == _drawn(self.seed, "test-places", stretch, self.stride)
 
     def partner(self, draw: int, step: int, cycle: int | None, stride: int = 1) -> int:
-        """The step whose batch a test uses as its second: the next one. If the batches are a cycle, it is any of the cycle, this step's own
-        included. Two batches that can never coincide are not independent: if two make up the data, their errors are opposite."""
-        return step + stride if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
+        """The step whose batch is the second batch of a test.
+
+        Usually it is the next independent step. If the batches are a cycle, it is a random step of the cycle, and this step itself is
+        possible. Two batches that can never coincide are not independent: if two batches make up the data, their errors are opposite.
+        """
+        return step + stride if cycle is None else _drawn(self.seed, "test-partners", draw, cycle)
+
+
+@lru_cache(maxsize=64)
+def _drawn(seed: int, purpose: str, step: int, high: int) -> int:
+    """A number in [0, high). It is asked for at every draw of a stretch, and costs as much as a step of a small model."""
+    return int(Stream(seed, purpose).integers(step, high, (1,)))
 
 
 @dataclass(frozen=True)
@@ -91,15 +101,15 @@ class Plan:
     """All that one group of chains needs besides its seeds.
 
     Attributes:
-        batches: step -> batch; (step, seed) -> batch where chains see independent batches.
-        evaluation: where a draw's loss is taken; None: on the gradient's batch, at the weights before the update.
+        batches: step -> batch; (step, seed) -> batch if chains see independent batches.
+        evaluation: the batches that a draw's loss is taken on; None: the gradient's batch, at the weights before the update.
         pair: also take the loss of w* on the batch of every draw.
-        constant: whether every step meets the same batch.
-        cycle: how many batches are met in turn; None where that is not known.
-        stride: so many steps on, the batch is independent of this one.
+        constant: whether every step uses the same batch.
+        cycle: length of the cycle, if the batches are used in turn; None if they are not, or if this is unknown.
+        stride: steps after which a batch is independent of this one.
         anchor_gradients, mean: the gradients of w* on batches, and their mean ḡ (`icl.sampling.control`).
-        control: whether the chains are driven by the gradient with its control variate.
-        tests: when the tests of the target are taken (`icl.sampling.stein`); None: never.
+        control: whether the chains use the gradient with its control variate.
+        tests: the draws at which the target is tested (`icl.sampling.stein`); None: no draw.
     """
 
     config: SamplerConfig
@@ -127,7 +137,7 @@ class StepData:
     """The batches of one step: one for all chains, or one for each.
 
     Args:
-        owners: (E,) which of several w* each chain started from; None: there is one.
+        owners: (E,) the index of the w* that each chain started from; None: there is one w*.
     """
 
     def __init__(self, plan: Plan, step: int, seeds: Sequence[int], owners: Tensor | None = None) -> None:
@@ -138,7 +148,7 @@ class StepData:
         self._batches = [plan.batches(step, seed) for seed in seeds] if independent else [plan.batches(step)]
 
     def of_chain(self, chain: int) -> "StepData":
-        """That of one chain."""
+        """The data of one chain."""
         own = copy.copy(self)
         own._chains = 1
         own._batches = self._batches if len(self._batches) == 1 else [self._batches[chain]]
@@ -162,7 +172,7 @@ class StepData:
         return self.of_each_chain(torch.cat([self._plan.anchor_losses(batch) for batch in self._batches]))
 
     def anchor_losses_of_draw(self, draw: int) -> Tensor:
-        """Losses (E, T) of w* where the draw's loss was taken; (E, 0) if they are not asked for."""
+        """Losses (E, T) of w* on the batches of the draw's loss; (E, 0) if `pair` is false."""
         objective = self._plan.objective
         if not self._plan.pair:
             return objective.anchor.new_zeros(self._chains, 0)

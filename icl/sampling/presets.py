@@ -12,33 +12,39 @@ PUBLISHED = SamplerConfig(
     num_chains=10, num_draws=5000, gradient_scale=0.01, localization_scale=0.001, noise_scale=0.0003, grad_batch_origin="eval-dataset",
     eval_dataset_size=2**20, per_token=True, init_seed=0, num_init_loss_batches=1024,
 )  # fmt: skip
-"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in. Its chains
-leave the basin around w* (docs/reproduction.md)."""
+"""The setting of arXiv 2402.02364: ε = 3e-4, nβ = 66.7, γ = 6.67, batch 1024, no burn-in.
+
+Its chains leave the basin around w* (docs/reproduction.md).
+"""
 
 CALIBRATED = SamplerConfig(
     sampling_method="langevin", num_chains=4, num_draws=400, num_burnin_steps=100, epsilon=1.6e-5, gamma=1000.0, nbeta=100.0,
     eval_dataset_size=2**20, per_token=True, init_seed=0,
 )  # fmt: skip
-"""One setting for all checkpoints of that paper's transformers, at which chains stay in the basin (`icl calibrate`; docs/llc.md)."""
+"""One setting for all checkpoints of that paper's transformers. Its chains stay in the basin (`icl calibrate`; docs/llc.md)."""
 
 AUTOMATIC = SamplerConfig(num_draws=3000, num_burnin_steps=1000, init_seed=0, target_error=0.05)
-"""The default for any model: the underdamped kernel, its step size and localisation found by pilot chains; measured in docs/llc.md.
-n, and with it nβ = n / log n, comes from the data or from the user."""
+"""The default for any model: the underdamped kernel. Pilot chains find its step size and localisation; docs/llc.md has its accuracy.
+
+n, and so nβ = n / log n, comes from the data or from the user.
+"""
 
 PUBLISHED_LANGUAGE = SamplerConfig(
     num_chains=20, num_draws=200, epsilon=0.003, gamma=300.0, nbeta=100 / math.log(100), grad_batch_size=100, init_seed=0,
     estimator="published-language", test_target=False,
 )  # fmt: skip
-"""The setting of that paper's language models: ε = 0.003, γ = 300, nβ = 100/log 100 = 21.71, batch 100, no burn-in, and the artefact of its
-estimator (`icl.sampling.online`). For comparison with the published curve alone."""
+"""The setting of that paper's language models: ε = 0.003, γ = 300, nβ = 100/log 100 = 21.71, batch 100, no burn-in.
+
+It includes the artefact of the paper's estimator (`icl.sampling.online`). Use it only to compare with the published curve.
+"""
 
 CALIBRATED_LANGUAGE = SamplerConfig(
     num_chains=4, num_draws=400, num_burnin_steps=200, nbeta=100.0, init_seed=0, target_error=0.05
 )
-"""For language models: the underdamped kernel with its step size and localisation by pilot chains, and the standard estimator."""
+"""For language models: the underdamped kernel and the standard estimator. Pilot chains find the step size and the localisation."""
 
 MEANS = ("cores", "max_memory_bytes")
-"""Settings of a sampler that say with what means it computes, not what."""
+"""Settings that change how fast a sampler runs, but not its results."""
 
 PRESETS = {
     "published": PUBLISHED,
@@ -47,18 +53,18 @@ PRESETS = {
     "published-language": PUBLISHED_LANGUAGE,
     "calibrated-language": CALIBRATED_LANGUAGE,
 }
-"""The presets by name, for sweep files. `automatic` gives n here, because the paper's data have no end."""
+"""The presets by name, for sweep files. Here `automatic` sets n, because the paper's data are endless."""
 
 
 def preset_named(name: str) -> SamplerConfig:
     """The settings of a preset.
 
     Raises:
-        ConfigError: there is none of this name.
+        ConfigError: no preset has this name.
     """
     if name not in PRESETS:
         near = get_close_matches(name, PRESETS, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(PRESETS)}"
+        hint = f"did you mean {near[0]!r}?" if near else f"known presets: {', '.join(PRESETS)}"
         raise ConfigError(f"no preset {name!r}: {hint}")
     return PRESETS[name]
 
@@ -73,9 +79,9 @@ def preset_override(name: str) -> str:
 
 
 def preset_of(sampler: SamplerConfig) -> str:
-    """The name of the preset that these settings are, or nothing; with what means they compute does not count."""
+    """The name of the preset with these settings, or "" if there is none. Settings in MEANS are not compared."""
 
-    def told(settings: SamplerConfig) -> dict[str, Any]:
+    def compared(settings: SamplerConfig) -> dict[str, Any]:
         return settings.model_dump(exclude=set(MEANS))
 
-    return next((name for name, preset in PRESETS.items() if told(preset) == told(sampler)), "")
+    return next((name for name, preset in PRESETS.items() if compared(preset) == compared(sampler)), "")

@@ -1,4 +1,4 @@
-"""Which coordinates of a model move: whole parameters, parts of them, attention heads, or any boolean mask.
+"""The choice of the coordinates that are sampled: whole parameters, parts of them, attention heads, or any boolean mask.
 
 A pattern is one of
 
@@ -6,8 +6,8 @@ A pattern is one of
     blocks.0.mlp.up.weight[3]   a part of them, indexed as in NumPy: [0:4] rows, [:, 2] a column
     l0h1, l1h*, l0g0            attention heads, or groups of heads that share keys and values (`icl.sampling.heads`)
 
-A coordinate moves if an include pattern names it, no exclude pattern does, and the mask, if there is one, is true there. All others stay at
-w*, bit for bit.
+A coordinate moves if an include pattern names it, no exclude pattern names it, and the mask, if there is one, is true there. All other
+coordinates stay at w*, bit for bit.
 """
 
 import re
@@ -22,18 +22,18 @@ from icl.sampling.heads import HEAD, head_masks
 from icl.sampling.patterns import everything_if_star, matching
 
 Masks = Mapping[str, Tensor]
-"""Parameter name -> boolean mask of its shape, or one that broadcasts to it. Names that are left out stay at w*."""
+"""Parameter name -> boolean mask of its shape, or of a shape that broadcasts to it. Parameters without a mask stay at w*."""
 
 _INDEXED = re.compile(r"(?P<name>[^\[\]]+)\[(?P<index>[^\[\]]*)\]")
 
 
 @dataclass(frozen=True)
 class Restriction:
-    """What moves.
+    """The coordinates that move.
 
     Attributes:
-        masks: name -> boolean mask, of the parameters that move at least in part, in the model's order.
-        shapes: name -> shape, of all parameters.
+        masks: name -> boolean mask, for every parameter that moves at least in part, in the model's order.
+        shapes: name -> shape, for every parameter.
     """
 
     masks: Mapping[str, Tensor]
@@ -41,11 +41,11 @@ class Restriction:
 
     @property
     def num_moving(self) -> int:
-        """P, how many coordinates move."""
+        """P, the number of coordinates that move."""
         return sum(int(mask.sum()) for mask in self.masks.values())
 
     def index(self, names: Iterable[str]) -> Tensor | None:
-        """Where the moving coordinates lie in the named parameters put one after the other, ascending; None where they are all."""
+        """The indices of the moving coordinates in the concatenation of the named parameters, ascending; None if all move."""
         still = {
             name: torch.zeros(shape, dtype=torch.bool) for name, shape in self.shapes.items() if name not in self.masks
         }
@@ -68,10 +68,10 @@ class Restriction:
 def restrict(
     model: nn.Module, include: Sequence[str] = ("**",), exclude: Sequence[str] = (), mask: Masks | None = None
 ) -> Restriction:
-    """Which coordinates move; print it to see which and how many before an estimate.
+    """The coordinates that move. Print the result to see them, and their number, before an estimate.
 
     Raises:
-        ValueError: a pattern or a mask that names nothing, an index or a mask that does not fit, or nothing left to move.
+        ValueError: a pattern or a mask names no parameter, an index or a mask does not fit, or no coordinate is left to move.
     """
     parameters = {name: value.detach() for name, value in model.named_parameters()}
     reference = type(model) is InContextRegressionTransformer
@@ -84,15 +84,15 @@ def restrict(
         moving = {name: moving[name] & allowed[name] for name in moving if name in allowed}
     moving = {name: moving[name] for name in parameters if name in moving and bool(moving[name].any())}
     if not moving:
-        told = f"include={list(include)} with exclude={list(exclude)}"
-        raise ValueError(f"{told}{'' if mask is None else ' and the mask'} leaves no parameter to sample")
+        given = f"include={list(include)} with exclude={list(exclude)}"
+        raise ValueError(f"{given}{'' if mask is None else ' and the mask'} leaves no parameter to sample")
     return Restriction(moving, {name: value.shape for name, value in parameters.items()})
 
 
 def _union(
     model: nn.Module, parameters: Mapping[str, Tensor], patterns: Sequence[str], reference: bool
 ) -> dict[str, Tensor]:
-    """What the patterns name, together."""
+    """The union of the masks of all patterns, by parameter name."""
     found: dict[str, Tensor] = {}
     for pattern in patterns:
         for name, mask in _named(model, parameters, pattern, reference).items():
@@ -101,7 +101,7 @@ def _union(
 
 
 def _named(model: nn.Module, parameters: Mapping[str, Tensor], pattern: str, reference: bool) -> Mapping[str, Tensor]:
-    """What one pattern names."""
+    """The masks of one pattern, by parameter name."""
     if HEAD.fullmatch(pattern) and pattern not in parameters:
         return head_masks(model, pattern)
     indexed = _INDEXED.fullmatch(pattern)
@@ -113,7 +113,7 @@ def _named(model: nn.Module, parameters: Mapping[str, Tensor], pattern: str, ref
 
 
 def _index(pattern: str, text: str) -> tuple[int | slice, ...]:
-    """`0:4, 2` as an index."""
+    """The index written as text, such as `0:4, 2`."""
     places: list[int | slice] = []
     try:
         for piece in text.split(","):
@@ -160,7 +160,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _place(mask: Tensor) -> str:
-    """Where a mask is true, if that is a block: as its index."""
+    """The index of the block where a mask is true; "" if that is no block."""
     places = []
     for dim, size in enumerate(mask.shape):
         along = mask.movedim(dim, 0).reshape(size, -1).any(dim=1).nonzero()[:, 0]

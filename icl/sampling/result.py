@@ -20,7 +20,7 @@ from icl.sampling.loss_trace import LossTrace
 from icl.sampling.needs import Effort, Needs, needs_of
 from icl.sampling.observables import WeightTrace
 from icl.sampling.online import artefact, online_excess
-from icl.sampling.stein import UNKNOWN, Ratio, mean_ratio, stiff_ratio
+from icl.sampling.stein import UNKNOWN, Ratio, held_share, mean_ratio, stiff_ratio
 from icl.sampling.tuning import Tuned
 from icl.sampling.verdict import Evidence, Verdict, judge
 
@@ -30,21 +30,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LLCResult:
-    """An estimate, what it was made from, and whether to trust it. All means leave out the chains that were lost.
+    """An estimate, its inputs, and whether to trust it. All means leave out the chains that diverged.
 
     Attributes:
-        run: what the chains left behind, with the losses of w* at each draw.
-        config: as used, with the step size and localisation that were found: it repeats the run.
-        seed: of the run, from which each chain's noise is drawn by the law of `config.noise_law`.
+        run: the record of the chains, with the losses of w* at each draw.
+        config: the settings used, including the step size and localisation that the pilot found. They repeat the run.
+        seed: the run's seed. `config.noise_law` derives each chain's noise from it.
         noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.checks`).
         reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
-        cost, twin: how much of λ̂ it costs that w* is not the minimum (`icl.sampling.checks.cost_of_w_star`).
-        effort: what it spent (`icl.sampling.needs`); None for kernels whose heat no formula tells.
-        tuned: what the pilot chains found, if they ran.
-        paused: where the chains stopped, for `estimate_llc(..., resume=result)`.
-        weights: w − w* at the draws, where `eval_metrics` asks for weights or covariance.
-        singular_fluctuation: ν̂ (`icl.sampling.observables`), where `eval_metrics` asks for it.
-        observed: what was observed at the draws; `observables` hands it out.
+        cost, twin: how much smaller λ̂ is because w* is not the minimum, by two measures (`icl.sampling.checks.cost_of_w_star`).
+        unknown_gradient: nβ / N if gradients have their control variate and ḡ is a mean over only N samples of the data (`MeanGradient`),
+            otherwise 0. ḡ then has an error δ ~ 1/√N, and nβ δ·(w − w*) moves the chains by −H⁻¹δ. In a regular model whose gradient has
+            the covariance H, λ̂ falls by the share nβ / N.
+        effort: the steps and batches that the run spent (`icl.sampling.needs`); None for kernels without a formula for their heating.
+        tuned: the result of the pilot chains, if they ran.
+        paused: the state in which the chains stopped, for `estimate_llc(..., resume=result)`.
+        weights: w − w* at the draws, if `eval_metrics` asks for weights or covariance.
+        singular_fluctuation: ν̂ (`icl.sampling.observables`), if `eval_metrics` asks for it.
+        observed: the observables' values at the draws; the method `observables` returns them.
     """
 
     run: ChainRun
@@ -54,6 +57,7 @@ class LLCResult:
     reference_loss: float | None = None
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
+    unknown_gradient: float = 0.0
     effort: Effort | None = None
     tuned: Tuned | None = None
     paused: Paused | None = None
@@ -65,7 +69,7 @@ class LLCResult:
 
     @cached_property
     def llc_mean(self) -> float:
-        """λ̂ = nβ (E[L] − L(w*)); NaN if every chain was lost."""
+        """λ̂ = nβ (E[L] − L(w*)); NaN if every chain diverged."""
         return float(self.healthy_excess.mean())
 
     @cached_property
@@ -75,7 +79,7 @@ class LLCResult:
 
     @cached_property
     def llc_per_chain(self) -> Tensor:
-        """(E,) λ̂ of each chain; NaN for a lost one."""
+        """(E,) λ̂ of each chain; NaN for a chain that diverged."""
         return torch.where(self.run.healthy, self.excess_trace.mean(dim=1), math.nan)
 
     @property
@@ -86,7 +90,7 @@ class LLCResult:
 
     @property
     def llc_corrected(self) -> float:
-        """λ̂ less what the artefact of the estimator "published-language" adds (`icl.sampling.online`); λ̂ itself for the usual estimator."""
+        """λ̂ minus the artefact of the estimator "published-language" (`icl.sampling.online`); λ̂ itself for the standard estimator."""
         if self.config.estimator != PUBLISHED_LANGUAGE_ESTIMATOR:
             return self.llc_mean
         chains, draws = self.run.losses.shape[:2]
@@ -131,7 +135,7 @@ class LLCResult:
 
     @cached_property
     def excess_trace(self) -> Tensor:
-        """(E, N) nβ(L − L(w*)) at each draw, with w* on the same batch where the two were paired."""
+        """(E, N) nβ(L − L(w*)) at each draw. If losses were paired, both are taken on the same batch."""
         return self._token_excess.mean(dim=-1)
 
     @property
@@ -185,7 +189,7 @@ class LLCResult:
 
     @cached_property
     def needs(self) -> Needs:
-        """What would make it answer, where length or quiet is missing; empty where it is healthy."""
+        """The steps or the lower batch noise that the estimate would need; empty if it is healthy."""
         if self.effort is None or self._judged.trusted or not self.any_healthy:
             return Needs()
         return needs_of(self.effort, self.llc_mean, self._judged.findings)
@@ -219,18 +223,20 @@ class LLCResult:
             cost=self.cost,
             twin=self.twin,
             sensitivity=self.gamma_sensitivity,
+            held=held_share(self.healthy_excess, self.run.trace[healthy], self.nbeta, self.config.localization),
+            unknown_gradient=self.unknown_gradient,
             pairing=self._pairing,
         )
 
     @property
     def _pairing(self) -> Ratio:
-        """Unknown where the loss is that of no paired batch, or has its control variate."""
+        """Unknown if losses are not paired on the gradient's batch, or if the loss has its control variate."""
         paired = self.config.eval_method == "grad-minibatch" and not bool(self.run.corrections.any())
         return mean_ratio(self.run.pairing[self.run.healthy]) if paired else UNKNOWN
 
     @cached_property
     def gamma_sensitivity(self) -> Ratio:
-        """−dλ̂/d log γ = cov(nβ(L − L(w*)), (γ/2)‖w − w*‖²), with its standard error: how far the ball decides, not the model."""
+        """−dλ̂/d log γ = cov(nβ(L − L(w*)), (γ/2)‖w − w*‖²), with its standard error: how much the localisation decides λ̂."""
         away = self.config.localization / 2 * self.distances[self.run.healthy].double().square()
         excess = self.healthy_excess
         terms = (excess - excess.mean()) * (away - away.mean())

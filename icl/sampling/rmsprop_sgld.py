@@ -3,8 +3,8 @@ r"""SGLD with RMSProp's diagonal preconditioner (Li, Chen, Carlson & Carin, AAAI
     V ← α V + (1 − α) g²           G = 1 / (√V + η)          (elementwise)
     w ← w − (ε/2) G [ nβ g + γ (w − w*) + d w ] + √(ε G) s ξ,     ξ ~ N(0, I)
 
-Targets the same density as `icl.sampling.sgld` when G varies slowly; leaving out Γ(w) = Σ ∂G/∂w biases it by an amount that vanishes as
-α → 1. Preconditioning acts on the gradient, the localisation, the weight decay and the noise alike.
+If G varies slowly, the target is the density of `icl.sampling.sgld`. Leaving out Γ(w) = Σ ∂G/∂w causes a bias that vanishes as α → 1.
+Preconditioning acts on the gradient, the localisation, the weight decay and the noise alike.
 
 | here         | Li et al. | devinterp `SGMCMC.rmsprop_sgld` |
 |--------------|-----------|---------------------------------|
@@ -43,7 +43,7 @@ class RMSPropSGLDState:
 
 
 def init(config: RMSPropSGLDConfig, anchor: Tensor, epsilon: Tensor, noise: Tensor) -> RMSPropSGLDState:
-    """Chains that start at w* with V = 0, as devinterp's do; the first steps are long, hence burn-in matters."""
+    """Chains that start at w* with V = 0, as in devinterp. The first steps are then long, so burn-in matters."""
     return RMSPropSGLDState(anchor.clone(), anchor, epsilon, torch.zeros_like(anchor))
 
 

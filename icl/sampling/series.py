@@ -1,4 +1,4 @@
-"""Losses of samples at the draws as series: read in pieces, with standard errors of what is averaged over them, and their mixing.
+"""Losses of samples at the draws, as series. They are read in pieces. Means over them have standard errors, and their mixing is checked.
 
 Shapes: E chains, N draws, S series (samples, or samples × tokens), U independent parts of the draws.
 """
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     import xarray as xr
 
 BLOCK = 256
-"""Series that are held at a time."""
+"""The number of series held in memory at a time."""
 
 WATCHED = 64
-"""Series whose mixing is looked at, evenly spaced."""
+"""The number of series whose mixing is checked; they are evenly spaced."""
 
 
 @dataclass(frozen=True)
 class LossSeries:
-    """Losses (E, N, S), read piece by piece: an array may lie on a disk.
+    """Losses (E, N, S), read piece by piece because the array may be in a file.
 
     Attributes:
         values: (E, N, samples[, tokens]).
@@ -43,7 +43,7 @@ class LossSeries:
         """The series of an observable.
 
         Raises:
-            ValueError: other dimensions than chain, draw, sample and perhaps token; fewer than two draws.
+            ValueError: the dimensions are not chain, draw, sample and optionally token; or there are fewer than two draws.
         """
         dims = tuple(str(dim) for dim in losses.dims)
         if dims not in (("chain", "draw", "sample"), ("chain", "draw", "sample", "token")):
@@ -74,7 +74,7 @@ class LossSeries:
         return int(np.prod(self.shape))
 
     def blocks(self) -> Iterator[slice]:
-        """Series by series, BLOCK at a time."""
+        """Slices of BLOCK series that together cover all series."""
         for start in range(0, self.size, BLOCK):
             yield slice(start, min(start + BLOCK, self.size))
 
@@ -101,7 +101,7 @@ def kept_chains(*series: LossSeries) -> np.ndarray:
     """(E,) the chains without a bad loss in any of the series.
 
     Raises:
-        ValueError: series of other draws than the first's; no such chain.
+        ValueError: the series have different chains or draws, or no chain is left.
     """
     first = series[0]
     if any((each.chains, each.draws) != (first.chains, first.draws) for each in series):

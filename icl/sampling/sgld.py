@@ -1,6 +1,6 @@
 r"""Stochastic gradient Langevin dynamics with localisation (Welling & Teh 2011; Lau et al. 2023, arXiv 2308.12108).
 
-Targets the localised, tempered posterior (exactly as ε → 0 and with exact gradients)
+The target is the localised, tempered posterior (exact as ε → 0 with exact gradients)
 
     p(w) ∝ exp( −nβ L(w) − (γ/2)‖w − w*‖² − (d/2)‖w‖² )
 
@@ -49,7 +49,7 @@ class SGLDState:
 
 
 def init(config: SGLDConfig, anchor: Tensor, epsilon: Tensor, noise: Tensor) -> SGLDState:
-    """Chains that start at w*; `noise` is unused, so that all kernels are started alike."""
+    """Chains that start at w*. `noise` is unused; it is there because all kernels have the same signature."""
     return SGLDState(position=anchor.clone(), anchor=anchor, epsilon=epsilon)
 
 
@@ -67,5 +67,5 @@ def potential_gradient(config: SGLDConfig, position: Tensor, anchor: Tensor, gra
 
 
 def clamp_to_box(position: Tensor, anchor: Tensor, box: float | None) -> Tensor:
-    """The position with every coordinate clamped to w* ± box; None leaves it alone."""
+    """The position with every coordinate clamped to w* ± box; unchanged if box is None."""
     return position if box is None else torch.clamp(position, min=anchor - box, max=anchor + box)

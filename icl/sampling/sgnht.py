@@ -6,8 +6,8 @@ In units of the momentum's step (v = √ε p), with D the diffusion factor and P
     w ← w + v
     ξ ← ξ + ( ‖v‖² / P − ε )
 
-The thermostat ξ starts at D and grows or shrinks until the kinetic energy is that of temperature 1, which absorbs gradient
-noise of unknown, isotropic size. Targets p(w) ∝ exp(−nβ L − (γ/2)‖w − w*‖² − (d/2)‖w‖²) as ε → 0.
+The thermostat ξ starts at D and grows or shrinks until the kinetic energy is that of temperature 1. This compensates isotropic
+gradient noise of unknown size. The target is p(w) ∝ exp(−nβ L − (γ/2)‖w − w*‖² − (d/2)‖w‖²) as ε → 0.
 
 | here      | Ding et al. | devinterp `optim.sgnht.SGNHT` |
 |-----------|-------------|-------------------------------|
@@ -15,9 +15,9 @@ noise of unknown, isotropic size. Targets p(w) ∝ exp(−nβ L − (γ/2)‖w �
 | diffusion | a           | diffusion_factor (0.01)       |
 | nbeta     | -           | nbeta                         |
 
-devinterp 2.0.1's `SGMCMC.sgnht` computes the momentum correction and leaves it out of the update, so it is not a thermostat;
-its older class `SGNHT` is, and is what this kernel is checked against. A coordinate that hits the bounding box is clamped and
-its momentum reversed.
+devinterp 2.0.1's `SGMCMC.sgnht` computes the momentum correction but leaves it out of the update, so it is not a thermostat. Its
+older class `SGNHT` is one, and this kernel is tested against that class. A coordinate that hits the bounding box is clamped, and
+its momentum is reversed.
 
 Shapes: E chains, P parameters; tensors are (P,) or (E, P), the thermostat (1,) or (E, 1).
 """

@@ -1,15 +1,15 @@
-r"""Tests of the target: do the chains sample the density exp(−U), U = nβ L + (γ/2)‖w − w*‖², that they should?
+r"""Tests whether the chains sample their target density exp(−U), with U = nβ L + (γ/2)‖w − w*‖².
 
-For any smooth field v, a chain that samples exp(−U) obeys E[v·∇U] = E[div v] (Stein 1972). Two fields:
+For any smooth field v, a chain that samples exp(−U) obeys E[v·∇U] = E[div v] (Stein 1972). Two fields are used:
 
-- v = w − w*: the **virial** E[(w − w*)·∇U] = P. It weighs all directions alike. It therefore shows directions that have not been
-  explored (a value below 1), but hardly the few stiff ones of a large model.
+- v = w − w*: the **virial** E[(w − w*)·∇U] = P. It weighs all directions alike. So it shows directions that have not been explored (a
+  value below 1). It hardly shows the few stiff directions of a large model.
 - v = ∇L: the **stiff** identity E[∇L_b·∇U_b′] = E[tr ∇²L], with independent batches b and b′ and the trace by one random probe. It weighs
-  the stiff directions, which carry λ̂. It shows a step that is too long, noise of mini-batches, a wrong temperature, a bounding box.
+  the stiff directions, which decide λ̂. It shows a step that is too long, noise of mini-batches, a wrong temperature, or a bounding box.
 
-The tests always use gradients with their control variate (`icl.sampling.control`), also if the chain is driven without it; the two factors
-use independent halves of ḡ. Both ratios are 1 for the target. They are tests only: λ̂ must not be divided by them, for in singular models it
-need not err as they do.
+The tests always use gradients with their control variate (`icl.sampling.control`), even if the chain itself does not. The two factors use
+independent halves of ḡ. Both ratios are 1 for the target. They are only tests. Do not divide λ̂ by them: in singular models the error of λ̂
+can differ from theirs.
 
 Shapes: E chains, P sampled parameters, D tested draws.
 """
@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from icl.sampling.diagnostics import BATCHES, FEW_CHAINS, student_factor
-from icl.streams import Stream
+from icl.streams import Stream, uniforms_of_streams
 
 if TYPE_CHECKING:
     from icl.sampling.plan import Plan, StepData
 
 SHARE = 0.18
-"""Most gradients that the tests may take, as a share of the chains' own."""
+"""The tests take at most this share of the number of gradients that the chains take."""
 
 
 class TestTerms(NamedTuple):
@@ -49,7 +49,7 @@ class TestTerms(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """An identity as a ratio that is 1 for the target, with its standard error."""
+    """An estimate with its standard error, usually of a ratio that is 1 for the target."""
 
     value: float
     error: float
@@ -59,7 +59,7 @@ UNKNOWN = Ratio(math.nan, math.nan)
 
 
 def stride_for(chains: int, constant: bool) -> int:
-    """How many draws there are for each tested one, so that tests take at most SHARE of the gradients.
+    """The number of draws for each tested draw, such that tests take at most SHARE of the gradients.
 
     On mini-batches a test takes two gradients of every chain, and two of w* that all chains share. On data that never change it takes one
     of every chain.
@@ -83,7 +83,7 @@ def test_terms(
     Args:
         data, after: the batches of this step and of another.
         state: of the chains, at which `gradient` (E, P) was taken on `data`.
-        seeds: of the chains; their probes are streams of their own.
+        seeds: of the chains; each chain's random probes are a stream of its own.
     """
     config, position = plan.config, state.position
     assert plan.mean is not None
@@ -95,7 +95,7 @@ def test_terms(
     if after is not data:
         other = after.losses_and_gradients(position, None)[1] - after.anchor_gradients() + second
     force = config.inverse_temperature * other + config.localization * away
-    signs = torch.stack([_signs(seed, draw, position) for seed in seeds])
+    signs = _signs(seeds, draw, position)
     width = _WIDTHS.get(position.dtype, 1e-2) / math.sqrt(max(config.inverse_temperature, 1.0))
     shifted = data.losses_and_gradients(position + width * signs, None)[1]
     none = torch.full_like(away[:, 0], torch.nan)
@@ -113,8 +113,9 @@ def test_terms(
 _WIDTHS = {torch.float64: 1e-3}
 
 
-def _signs(seed: int, draw: int, like: Tensor) -> Tensor:
-    return torch.where(Stream(seed, "chain/probe").uniform(draw, like.shape[1:], like.device) < 0.5, -1.0, 1.0).to(like)
+def _signs(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
+    probes = [Stream(seed, "chain/probe") for seed in seeds]
+    return torch.where(uniforms_of_streams(probes, draw, like.shape[1], like.device) < 0.5, -1.0, 1.0).to(like)
 
 
 def stiff_ratio(stiff: Tensor, trace: Tensor) -> Ratio:
@@ -124,6 +125,25 @@ def stiff_ratio(stiff: Tensor, trace: Tensor) -> Ratio:
         return UNKNOWN
     ratio = float(stiff.mean() / trace.mean())
     return Ratio(ratio, _error(stiff - ratio * trace) / float(trace.mean()))
+
+
+def held_share(excess: Tensor, trace: Tensor, nbeta: float, gamma: float) -> Ratio:
+    r"""The share 2γ λ̂ / (nβ E[tr ∇²L]): how much the localisation, instead of the loss, holds the chains.
+
+    In a quadratic loss of curvatures d/nβ the share is Σ d/(d + γ) · γ / Σ d, the mean of γ/(d + γ) weighted by d. It is 1 if the
+    localisation holds every direction. −dλ̂/d log γ is λ̂ times the same mean weighted by d/(d + γ), which gives soft directions more
+    weight. So this share is a lower bound of that sensitivity in units of λ̂, and its noise is far lower.
+
+    Args:
+        excess: (E, N), nβ(L − L(w*)).
+        trace: (E, D), the traces; the result is NaN if their mean is not clearly positive.
+    """
+    excess, trace = excess.double(), trace.double()
+    if trace.numel() == 0 or not float(trace.mean()) > 3 * _error(trace):
+        return UNKNOWN
+    mean, curvature = float(excess.mean()), float(trace.mean())
+    share = 2 * gamma * mean / (nbeta * curvature)
+    return Ratio(share, abs(share) * math.hypot(_error(excess) / mean, _error(trace) / curvature) if mean else math.nan)
 
 
 def mean_ratio(terms: Tensor) -> Ratio:

@@ -1,4 +1,4 @@
-"""The batches of an estimate: what the user gave, turned into a function of the step; and n, the size of the data, if that is known.
+"""The batches of an estimate as a function of the step, whatever form the user gave them in; and n, the size of the data, if known.
 
 Shapes: B batch.
 """
@@ -26,13 +26,13 @@ class Supply:
     """Batches by step.
 
     Attributes:
-        source: step -> batch, or (step, chain seed) -> batch where chains see batches of their own.
-        num_samples: n, where the data tell it.
-        everything: all batches of a finite data set, with their sizes as weights; None where there is no end, or not known.
-        constant: whether every step meets the same batch.
-        cycle: how many batches are met in turn, again and again; None where they are not, or where it is not known.
-        stride: so many steps on, the batch is independent of this one: the length of a pass that is shuffled anew each time.
-        sizes: samples of each batch of `everything`.
+        source: step -> batch, or (step, chain seed) -> batch if every chain has its own batches.
+        num_samples: n, if the data have a known size.
+        everything: all batches of a finite data set, made on access; None if the data are endless, or if this is unknown.
+        constant: whether every step uses the same batch.
+        cycle: length of the cycle, if the batches are used in turn; None if they are not, or if this is unknown.
+        stride: steps after which a batch is independent of this one: the length of a pass, if every pass is shuffled anew.
+        sizes: number of samples of each batch of `everything`.
     """
 
     source: BatchSource
@@ -44,28 +44,31 @@ class Supply:
     sizes: Sequence[int] = ()
 
 
-MOST_OF_A_LOADER = 256
-"""Batches of a pass up to which an estimate may go through all data at w*; beyond, a sample of them does."""
+MOST_EVALUATED = 256
+"""The largest number of a loader's batches on which every draw may be evaluated."""
 
 
 def supply_of(
     batches: BatchSource | Iterable[Batch], independent: bool, seed: int, shuffled: bool = False, batch_size: int = 1024
 ) -> Supply:
-    """What a user gave for batches, in one form; nothing is held in memory that the user does not hold.
+    """The user's batches as a `Supply`. It keeps no data in memory beyond what the user keeps.
 
-    A callable stays as it is. A list is cycled; with `independent`, from a place given by the chain's seed. Batches of unequal size are
-    met in proportion to their sizes, so that their mean gradient is that of the data. A loader that shuffles does so anew in every pass,
-    as a function of the seed, and its smaller last batch is left out of the pass: what it holds changes from pass to pass. A data set is
-    shuffled in batches of `batch_size`. A stream is read as far as it is asked for; one that ends starts again.
+    - A callable is used as it is.
+    - A list is used in turn, again and again. With `independent`, each chain starts at a place given by its seed. Batches of unequal size
+      are drawn in proportion to their sizes, so that their mean gradient is that of the data.
+    - A loader that shuffles does so anew in every pass, as a function of the seed. A smaller last batch is left out, because its samples
+      change from pass to pass.
+    - A data set is shuffled and read in batches of `batch_size`.
+    - A stream is read only as far as needed. A stream that ends starts again.
 
     Args:
-        shuffled: draw batches that are the same in every pass at random. Batches in turn are a periodic force. Where its period meets that
-            of a stiff direction, which a step of h √λ ~ 1 turns by as much per step, the chain resonates: at 5 batches and little friction
-            λ̂ rose by 41 % in place of 8 % (`tests/sampling/test_honesty.py`).
+        shuffled: draw batches at random if they are the same in every pass. Batches used in turn act as a periodic force. A stiff direction
+            with curvature λ oscillates by an angle of h √λ ~ 1 per step. If both periods match, the chain resonates: with 5 batches and
+            little friction λ̂ was 41 % too large instead of 8 % (`tests/sampling/test_honesty.py`).
         batch_size: of a data set, whose samples are put together here.
 
     Raises:
-        ValueError: a mapping, a tensor, or nothing at all.
+        ValueError: a mapping, a tensor, or no batch at all.
     """
     if _is_hugging_face(batches):
         batches = _batched_table(batches, batch_size)
@@ -117,18 +120,15 @@ def _of_loader(loader: DataLoader, independent: bool, seed: int, shuffled: bool)
     # Without a batch sampler an index gives a batch whose size shows when it is made.
     known = loader.batch_sampler is not None
     sizes = [len(each) for each in steps.first] if known else [num_samples(each) for each in first_pass]
-    few = count <= MOST_OF_A_LOADER
     if steps.fixed:
-        supply = _of_fixed(first_pass, sizes, independent, seed, shuffled, sum(sizes))
-        return supply if few else replace(supply, everything=None, sizes=())
+        return _of_fixed(first_pass, sizes, independent, seed, shuffled, sum(sizes))
     make = WithWorkers(steps, loader) if loader.num_workers else steps.__getitem__
     source = _from_place(Recent(make), independent)
-    everything = first_pass if few else None
-    return Supply(source, sum(sizes), everything, stride=steps.per_pass, sizes=sizes if few else ())
+    return Supply(source, sum(sizes), first_pass, stride=steps.per_pass, sizes=sizes)
 
 
 def on_device(supply: Supply, device: torch.device) -> Supply:
-    """The same with batches that come on a device."""
+    """The same supply with its batches moved to a device."""
     place = Placed(device)
     everything = supply.everything
     if everything is not None:
@@ -142,10 +142,11 @@ def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.
     """All batches of a finite data set, on a device.
 
     Raises:
-        ValueError: there are none, or there is no end.
+        ValueError: there are no batches, or they have no end.
     """
     supply = on_device(supply_of(batches, False, seed), device)
-    if supply.everything is None:
+    too_many = isinstance(batches, DataLoader) and len(supply.sizes) > MOST_EVALUATED
+    if supply.everything is None or too_many:
         raise ValueError(
             "these evaluation batches have no end, or are too many; give a list of them, or index -> batch"
         )
@@ -153,7 +154,7 @@ def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.
 
 
 class _Lazy(Sequence[Batch]):
-    """A sequence whose entries are made when they are asked for."""
+    """A sequence whose entries are made on access."""
 
     def __init__(self, make: Callable[[int], Batch], length: int) -> None:
         self._make, self._length = make, length
@@ -168,8 +169,9 @@ class _Lazy(Sequence[Batch]):
 
 
 class Placed:
-    """Batch -> the batch on a device: itself where it is there. Tensors in lists, tuples, mappings and records are moved; whatever else
-    has a method `to` is asked to move.
+    """Batch -> the batch on a device; the same object if it is there already.
+
+    Tensors in lists, tuples, mappings and dataclasses are moved. Any other object is moved by its method `to`, if it has one.
 
     Raises:
         ValueError: it cannot be moved.
@@ -216,7 +218,7 @@ class Placed:
 
 
 def two_batches(supply: Supply, independent: bool, seed: int) -> tuple[Batch, Batch]:
-    """A batch and another one, of another size where there is one."""
+    """Two batches, of different sizes if the supply has batches of different sizes."""
     first, second = (supply.source(step, seed) if independent else supply.source(step) for step in (0, 1))
     size, everything = num_samples(first), supply.everything
     other = next((place for place, each in enumerate(supply.sizes) if each != size), None)
@@ -224,13 +226,13 @@ def two_batches(supply: Supply, independent: bool, seed: int) -> tuple[Batch, Ba
 
 
 def num_samples(batch: Batch) -> int:
-    """Samples of a batch: the first size of its first tensor. 1 for other kinds of batch, which then all weigh the same."""
+    """The number of samples of a batch: the first size of its first tensor. 1 for a batch without tensors, so that all weigh the same."""
     first = next(iter(tensors_of(batch)), None)
     return len(first) if first is not None and first.ndim > 0 else 1
 
 
 def part_of(value: Any, chosen: slice, size: int) -> Any:
-    """Some samples of a batch of `size`: its tensors cut along their first dimension, where that is the samples'."""
+    """Some samples of a batch of `size` samples. Tensors whose first dimension has this size are cut along it."""
     if isinstance(value, Tensor):
         return value[chosen] if value.ndim > 0 and len(value) == size else value
     if isinstance(value, Mapping):
@@ -260,7 +262,7 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
 
 
 def _size_of(held: Sequence[Batch], sizes: Sequence[int]) -> int | None:
-    """n of a finite list; None where its batches are of no kind that has a size."""
+    """n of a finite list; None if its batches contain no tensors."""
     return sum(sizes) if next(iter(tensors_of(held[0])), None) is not None else None
 
 
@@ -331,7 +333,7 @@ def _cycled(held: Sequence[Batch], independent: bool, order: "_BySize | None" = 
 
 
 def _from_place(source: Callable[[int], Batch], independent: bool) -> BatchSource:
-    """The source; with `independent`, begun at a place given by the chain's seed."""
+    """The source. With `independent`, each chain starts at a place given by its seed."""
     return (lambda step, seed: source(step + seed % CHAINS_APART)) if independent else source
 
 
@@ -351,5 +353,5 @@ class _BySize:
 
 
 def samples_needed(nbeta: float) -> int:
-    """Samples over which the mean gradient at w* is taken where the data have no end: 30 nβ, which leaves 3 % of λ̂ to its noise."""
+    """The number of samples for the mean gradient at w* if the data are endless: 30 nβ. Its noise then changes λ̂ by 3 %."""
     return math.ceil(30 * nbeta)

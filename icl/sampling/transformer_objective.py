@@ -28,12 +28,12 @@ class TransformerObjective:
 
     Args:
         model: at w*; not modified.
-        include, exclude, mask: what moves (`icl.sampling.restriction`), by this library's parameter names or the reference code's.
-        threads: CPU threads of one call; 1 where chains are spread over workers.
-        vectorise: run all chains of a call as one tensor, by PyTorch; None: on an accelerator.
+        include, exclude, mask: the coordinates that move (`icl.sampling.restriction`), by this library's or the reference code's names.
+        threads: CPU threads of one call; 1 if chains are spread over workers.
+        vectorise: run all chains of a call as one tensor, by PyTorch; None: only on an accelerator.
 
     Attributes:
-        brings_threads: whether a call uses threads of its own, beside which PyTorch should have one.
+        brings_threads: whether a call uses threads of its own. PyTorch should then use only one.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class TransformerObjective:
         """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
         if self._one_by_one:
             return 0
-        # It takes 2.0 to 2.8 times what a plain forward pass keeps (five sizes; tests/test_estimation.py holds it to the bound).
+        # It takes 2.0 to 2.8 times what a plain forward pass keeps (five sizes; tests/estimation/test_estimation.py checks the bound).
         return 3 * kept_for_backward(lambda position: self._token_losses(self._full(position), *batch), self.anchor)
 
     def sequence_losses(self, positions: Tensor, batch: Batch) -> Tensor:
@@ -116,7 +116,7 @@ class TransformerObjective:
         return torch.stack([error.square().mean(dim=(-2, -1)) for error in errors])
 
     def _full(self, position: Tensor) -> Tensor:
-        """All parameters, those that are not sampled at w*."""
+        """All parameters; those that are not sampled are at w*."""
         if self._index is None:
             return position
         return self._flat.index_copy(0, self._index, position)
@@ -140,7 +140,7 @@ class SequenceLosses:
 
 
 def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Sequence[str]) -> Tensor:
-    """Where the sampled weights lie in the flat vector of all, ascending.
+    """The indices of the sampled weights in the flat vector of all weights, ascending.
 
     Raises:
         ValueError: see `icl.sampling.restriction.restrict`.
@@ -151,8 +151,10 @@ def sampled_indices(shape: TransformerShape, include: Sequence[str], exclude: Se
 
 
 def weight_groups(shape: TransformerShape) -> Tensor:
-    """The group of each weight in the flat vector: one per parameter tensor, and in attention one per head for its queries, its keys, its
-    values and its columns of the output."""
+    """The group number of each weight in the flat vector.
+
+    Each parameter tensor is one group. In attention, every head has four groups: queries, keys, values, and its columns of the output.
+    """
     heads, groups = shape.num_heads, []
     for name, (offset, size) in parameter_layout(shape).items():
         index = torch.arange(offset, offset + math.prod(size)).view(size)
@@ -168,7 +170,7 @@ def weight_groups(shape: TransformerShape) -> Tensor:
 def make_objective(
     model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None = None
 ) -> Objective:
-    """The transformer's fast path where model and loss are the library's own, otherwise `ModuleObjective`; in the configured units."""
+    """The objective in the configured units: the fast path if model and loss are the library's own, otherwise `ModuleObjective`."""
     objective: Any = _in_weights(model, loss_fn, config, mask)
     if config.grad_accumulation_steps > 1:
         objective = Accumulated(objective, config.grad_accumulation_steps, loss_fn)

@@ -1,4 +1,4 @@
-r"""Models whose learning coefficient is known, to measure an estimator against; w* is a point that attains it.
+r"""Models whose learning coefficient is known, to measure the error of an estimator. Each w* is a point that attains the coefficient.
 
 Every model comes with data on which its loss at w* is exactly zero, so that the learning coefficient of the empirical loss is that of the
 population loss (both are the same analytic function up to factors bounded away from 0 and ∞).
@@ -27,10 +27,10 @@ from icl.streams import Stream
 
 
 class LinearNetworkObjective:
-    """The mean squared error of a linear network on one data set, for `estimate_llc_of`: `ModuleObjective`, several times as fast.
+    """The mean squared error of a linear network on one data set, for `estimate_llc_of`. It is several times as fast as `ModuleObjective`.
 
-    With XᵀX/n = RᵀR of the inputs, the loss is ‖(W_L ... W_1 − W*) Rᵀ‖² / H_L, which no longer depends on the number of samples.
-    The batch given to its methods is not looked at.
+    Let XᵀX/n = RᵀR for the inputs X. The loss is ‖(W_L ... W_1 − W*) Rᵀ‖² / H_L, so its cost does not depend on the number of samples.
+    Its methods ignore the batch they are given.
 
     Shapes: E networks, P parameters.
     """
@@ -75,7 +75,7 @@ class LinearNetworkObjective:
 class KnownModel:
     """A module at w*, its loss and data, and the learning coefficient λ with its multiplicity m.
 
-    `at`: (nβ, γ) -> nβ E[L] exactly, which a perfect sampler would report at a finite nβ and γ; None where it is not known.
+    `at`: (nβ, γ) -> the exact nβ E[L], which a perfect sampler would report at a finite nβ and γ; None if it is not known.
     """
 
     name: str

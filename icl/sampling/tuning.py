@@ -1,19 +1,19 @@
-r"""Pilot chains: short chains that find how to sample.
+r"""Pilot chains: short chains that find the sampler's settings.
 
-nβ and γ define what is estimated. They are fixed first, and never changed to make sampling easier.
+nβ and γ define the quantity that is estimated. They are fixed first, and are never changed to make sampling easier.
 
-The potential is U = nβ L + (γ/2)‖w − w*‖². Pilot chains of the underdamped kernel start at w*, and each follows λ_max, the
-largest curvature of U that it meets, by one step of power iteration per step, warm-started from the last. The Hessian times the
-current direction is a difference of two gradients on one batch over the thermal width 1/√λ_max: the curvature that a chain
-feels, not the one at a point.
+The potential is U = nβ L + (γ/2)‖w − w*‖². Pilot chains of the underdamped kernel start at w*. Each chain tracks λ_max, the largest
+curvature of U along its path. It does one power iteration per step and starts each from the last direction. The Hessian times this
+direction is a difference of two gradients on one batch, over the thermal width 1/√λ_max. So it is the mean curvature over the width
+that a chain explores, not the curvature at a point.
 
-1. **Localisation**, if none is given: γ = max(1, λ_max / SOFTEST), to three digits. A direction counts as flat that is SOFTEST
-   times softer than the stiffest one. The rule looks at the model alone, not at noise, step or budget, and a run resolves it
-   once for all its checkpoints.
-2. **Gradient.** On mini-batches the control variate (`icl.sampling.control`) is used where it makes less noise than it costs.
-3. **Step.** An explicit integrator is stable while h √λ_max < 2; h = SAFETY / √λ_max leaves room for stiffer places. Batches of
-   covariance C act on a direction as they would under SGLD of step ε' = h² coth(ηh/2), and add (ε' nβ²/8) tr C to λ̂. Where that
-   is more than NOISE_SHARE of λ̂, or than STIFF_SHARE in the stiff directions, first the friction η grows, then h falls.
+1. **Localisation**, if none is given: γ = max(1, λ_max / SOFTEST), to three digits. A direction SOFTEST times softer than the stiffest
+   one thus counts as flat. The rule depends only on the model, not on noise, step or budget. A run applies it once for all its
+   checkpoints.
+2. **Gradient.** On mini-batches the control variate (`icl.sampling.control`) is used if it reduces the noise by more than it costs.
+3. **Step.** An explicit integrator is stable while h √λ_max < 2; h = SAFETY / √λ_max leaves room for larger curvature. Batch noise of
+   covariance C has the same effect on a direction as under SGLD of step ε' = h² coth(ηh/2). It adds (ε' nβ²/8) tr C to λ̂. If this is
+   more than NOISE_SHARE of λ̂, or more than STIFF_SHARE in the stiff directions, the friction η is increased first, then h is reduced.
 
 Cost: about two gradients per pilot step and chain, and a few more on mini-batches.
 
@@ -46,18 +46,18 @@ LOOSEN = 0.985
 NOISE_EVERY = 10
 REMEMBER = 0.9
 SLOWEST = 1.313
-"""ε'/h² at ηh = 2, the most friction that is asked for: more only slows a chain."""
+"""ε'/h² at ηh = 2. This is the largest friction used, because more friction only slows a chain."""
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """What the pilot found.
+    """The settings and measurements that the pilot found.
 
     Attributes:
         epsilon: step size ε = h².
         friction: η; None: critical damping of the localisation.
         gamma: localisation γ.
-        control: whether the control variate pays.
+        control: whether the control variate reduces the noise by more than it costs.
         curvature: λ_max.
         noise_trace: tr C, the total variance of a batch's gradient, with the control variate if that is used.
         plain_noise_trace: tr C without it.
@@ -95,7 +95,7 @@ def tune(plan: Plan, seed: int) -> Tuned:
         data = StepData(plan, step, seeds)
         losses, gradient = data.losses_and_gradients(state.position, None)
         if not bool(torch.isfinite(gradient).all()):
-            # Stiffer than what was met so far: start over at w*, with steps half as long.
+            # The curvature is larger than any before. Start again at w*, with half the step.
             largest *= 4.0
             state = replace(state, position=anchor.clone(), momentum=torch.zeros_like(anchor))
             losses, gradient = data.losses_and_gradients(anchor, None)
@@ -116,7 +116,7 @@ def tune(plan: Plan, seed: int) -> Tuned:
         total = largest + gamma
         step_size = SAFETY / math.sqrt(total) if plan.constant else _quiet_step(total)
         if config.gamma is None:
-            # Loosened slowly: the curvature of a degenerate minimum shows only once the chains have spread out.
+            # Loosen slowly, because the curvature of a degenerate minimum shows only when the chains have spread out.
             gamma = max(total / SOFTEST, LOOSEN * gamma, LEAST_GAMMA)
         constants = langevin.LangevinConfig(
             nbeta=nbeta, gamma=gamma, weight_decay=config.weight_decay, bounding_box=config.bounding_box_size,
@@ -142,7 +142,7 @@ def localisation_for(curvature: float) -> float:
 
 
 def effective_step(epsilon: float, friction: float) -> float:
-    """ε' = h² coth(ηh/2), h = √ε: the step of SGLD that batch noise would heat as much."""
+    """ε' = h² coth(ηh/2) with h = √ε: the step size of SGLD at which batch noise heats a chain by the same amount."""
     half = friction * math.sqrt(epsilon) / 2
     return epsilon / math.tanh(half) if half > 0 else math.inf
 
@@ -241,7 +241,7 @@ class _PowerIteration:
 
     def __init__(self, nbeta: float, anchor: Tensor, noisy: bool) -> None:
         self._nbeta, self._noisy = nbeta, noisy
-        # Any direction with weight on all coordinates will do; the irrational stride keeps it from aligning with structure.
+        # Any direction with weight on all coordinates is suitable. The irrational stride avoids alignment with structure.
         # Made on the host: not every device has float64.
         phases = torch.arange(anchor.shape[1], dtype=torch.float64) * 2.399963229728653
         direction = torch.sin(phases + 0.5).to(anchor.dtype).to(anchor.device)

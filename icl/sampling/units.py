@@ -1,17 +1,17 @@
-r"""Localisation relative to the weights: each group of weights in units of its own size.
+r"""Localisation relative to the weights: each group of weights is measured in units of its own size.
 
-A chain is held near w* by a Gaussian of one width for all weights, whatever their size. Along training weights grow, and a
-layer norm makes the model indifferent to the scale of those that write to the stream it reads. The same γ then asks
-different questions at different checkpoints. In relative units the target is
+In absolute units a Gaussian holds a chain near w*, and its width is the same for small and large weights. Weights grow during training. A
+layer norm makes the model independent of the scale of the weights that write to its input. So the same γ has a different meaning at
+different checkpoints. In relative units the target is
 
     p(w) ∝ exp( −nβ L(w) − (γ/2) Σ_g ‖w_g − w*_g‖² / s_g² ),      s_g = root mean square of w*_g,
 
 so that 1/√γ is the width as a share of the weights of each group g. With u_g = w_g / s_g this is the usual target in u, and
 the sampler's step is ε s_g² in w_g.
 
-**What is invariant.** Let the model's function stay the same when the groups are multiplied by numbers c_g. Then L(s u) is
-the same function of u before and after, and so is every chain: λ̂ is equal to rounding. In the library's transformer this
-holds for (a layer norm's own ε, 1e-5, aside)
+**What is invariant.** Suppose that multiplying the groups by numbers c_g does not change the model's function. Then L(s u) is the same
+function of u before and after. So every chain is the same, and λ̂ is equal up to rounding. In the library's transformer this holds for
+the following changes, apart from the layer norm's own ε of 1e-5:
 
 - all that writes to the residual stream, times c: embeddings, attention output, the MLP's second layer with its bias;
 - a layer norm's weight and bias times c, and 1/c on each map that reads it;
@@ -29,7 +29,7 @@ from icl.sampling.objective import Batch, Objective
 from icl.sampling.plan import Recorder
 
 SAME_IN_ALL_UNITS = ("groups", "resolution", "brings_threads", "bytes_for_backward", "unreached")
-"""What an objective may say of itself besides its losses, whatever its weights are measured in."""
+"""Optional attributes of an objective that do not depend on the units of its weights."""
 
 
 class Grouped(Objective, Protocol):
@@ -48,7 +48,7 @@ class InUnits:
         objective: the loss as a function of w.
 
     Attributes:
-        objective: the same.
+        objective: the argument.
         units: s (P,).
     """
 
@@ -58,7 +58,7 @@ class InUnits:
         self.anchor = objective.anchor / self.units
 
     def __getattr__(self, name: str) -> object:
-        # Nothing else is passed on: a method that takes weights would take u for w.
+        # Other attributes are refused, because a method that takes weights w would get u.
         if name not in SAME_IN_ALL_UNITS:
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
         return getattr(self.objective, name)

@@ -15,28 +15,28 @@ RISE_LIMIT = 3.0
 HEATING_LIMIT = 0.1
 BASIN_SLACK = 0.05
 TOLERANCE = 0.1
-"""How far a ratio that should be 1 may be from it. A test fails where it is further by more than ERRORS of its standard errors."""
+"""The allowed distance of a ratio from 1. A test fails if the distance exceeds this by more than ERRORS standard errors."""
 ERRORS = 3.0
 PASS = 0.2
-"""A ratio passes where it did not fail and lies within this of 1, two standard errors included. Else it was too noisy to say."""
+"""A ratio that did not fail passes if its distance from 1, plus two standard errors, is at most this. Otherwise it is not tested."""
 ERROR_SHARE, LEAST_ERROR = 0.1, 0.1
 COST_SHARE, LEAST_COST = 0.05, 0.1
 BALL_DECIDES = 0.75
-"""−dλ̂/d log γ in units of λ̂ from which the ball decides: 1 where λ̂ is proportional to 1/γ."""
+"""If −dλ̂/d log γ, in units of λ̂, is above this, the localisation decides the estimate. It is 1 if λ̂ is proportional to 1/γ."""
 MOST_AT_BOX = 0.01
 FORGOTTEN = 10.0
-"""Relaxation times after which a direction counts as spread."""
+"""The number of relaxation times after which a direction counts as explored."""
 
 Outcome = Literal["passed", "failed", "not tested"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One test: its name, its outcome, and for one that did not pass what was seen and what to do.
+    """One test: its name and its outcome. If it did not pass, `text` has what was measured and what to do.
 
     Attributes:
-        times: how many times as many steps would settle it; 1 where length is not what is missing.
-        hot: by what factor the chains are hotter than the target where this test looks; 1 for one that says nothing of it.
+        times: the factor by which the number of steps must grow to decide the test; 1 if more steps do not help.
+        hot: the ratio of the chains' temperature to the target's in the directions tested; 1 for a test that does not measure it.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether an estimate may be trusted, and why not: every test must have passed."""
+    """Whether an estimate may be trusted, and if not, why. It is trusted if every test has passed."""
 
     trusted: bool
     text: str
@@ -56,21 +56,23 @@ class Verdict:
 
     @property
     def sound(self) -> bool:
-        """Whether no test failed; some may have been too noisy to say, as in a short run."""
+        """Whether no test failed. Some may not have been decided, for example in a short run."""
         return all(finding.outcome != "failed" for finding in self.findings)
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the tests of the target found (`icl.sampling.stein`, `icl.sampling.checks`); each ratio is 1 for the target.
+    """The measurements that the tests of the target use (`icl.sampling.stein`, `icl.sampling.checks`).
 
     Attributes:
-        stiff, virial: the two Stein identities; NaN where they were not taken.
+        stiff, virial: the two Stein identities, as ratios that are 1 for the target; NaN if they were not measured.
         temperature: the kinetic temperature; NaN for kernels without momentum.
         at_box: share of coordinates at the wall of the bounding box.
-        cost, twin: how much of λ̂ it costs that w* is not the minimum, by the loss at the chains' mean and by the gradient at w*.
+        cost, twin: how much smaller λ̂ is because w* is not the minimum, by the loss at the chains' mean and by the gradient at w*.
         sensitivity: −dλ̂/d log γ.
-        pairing: what λ̂ gains because the batch that a loss is taken on is not independent of where the chain is.
+        held: a lower bound of the sensitivity in units of λ̂, with little noise (`icl.sampling.stein.held_share`).
+        unknown_gradient: the share of λ̂ that is lost because the control variate's mean gradient comes from few samples.
+        pairing: how much larger λ̂ is because a chain's position depends on the batch that its loss is taken on.
     """
 
     stiff: Ratio = UNKNOWN
@@ -80,6 +82,8 @@ class Evidence:
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
     sensitivity: Ratio = UNKNOWN
+    held: Ratio = UNKNOWN
+    unknown_gradient: float = 0.0
     pairing: Ratio = UNKNOWN
 
 
@@ -100,13 +104,13 @@ def judge(
 
     Args:
         excess: (E, N), chains that stayed finite.
-        num_lost: chains that did not.
+        num_lost: the number of chains that diverged.
         mean_loss, init_loss: E[L] and L(w*).
         reference_loss: a loss that no useful model exceeds, such as that of predicting zero; chains above it have left the basin. Early in
             training w* itself is hardly better than that. Then chains may rise by BASIN_SLACK of it above w*, and the verdict cannot tell
             whether they left.
         noise_heating: what the batches' noise adds to the mean.
-        evidence: of the tests of the target.
+        evidence: the measurements for the tests of the target.
     """
     if len(excess) == 0:
         lost = _finding("chains", f"{num_lost} of {num_lost} chains diverged: smaller epsilon")
@@ -120,9 +124,10 @@ def judge(
         *judge_target(evidence),
         _heating(noise_heating, mean),
         _pairing(evidence.pairing, mean),
+        _mean_gradient(evidence.unknown_gradient),
         _minimum(evidence, mean),
         _certainty(mean, mcse),
-        _ball(evidence.sensitivity, mean),
+        judge_ball(evidence, mean),
     ]
     return _verdict(findings)
 
@@ -205,9 +210,9 @@ def judge_target(evidence: Evidence) -> Iterator[Finding]:
 
 
 def times_to_spread(virial: float) -> float:
-    """How many times as many steps let a direction forget its start at w* ten times over, by the virial.
+    """The factor by which the number of steps must grow for a run of FORGOTTEN relaxation times, estimated from the virial.
 
-    After x relaxation times without burn-in, the mean square of a direction is 1 − (1 − e^{−2x}) / 2x of its law's.
+    After x relaxation times without burn-in, the mean square of a direction is the share 1 − (1 − e^{−2x}) / 2x of its stationary value.
     """
     if not virial < 0.95:
         return 1.0
@@ -227,7 +232,7 @@ def _ratio(name: str, ratio: Ratio, above: str, below: str, times_below: float =
             return Finding(name, "failed", above.format(shown), hot=ratio.value)
         return Finding(name, "failed", below.format(shown), times_below)
     if off + 2 * ratio.error > PASS:
-        # A ratio that is off by no more than half of what passes would, with its error so much smaller.
+        # With this many times the draws, a ratio whose distance from 1 is at most PASS / 2 would pass.
         times = (2 * ratio.error / (PASS - min(off, PASS / 2))) ** 2
         return Finding(name, "not tested", f"too noisy to say: {shown}; more draws or larger batches", max(times, 2.0))
     return Finding(name, "passed")
@@ -243,7 +248,11 @@ def _heating(noise_heating: float, mean: float) -> Finding:
 
 
 def _pairing(pairing: Ratio, mean: float) -> Finding:
-    """Batches in turn have a memory: the ones before add up to less where this one has more, and the chain has followed them."""
+    """Whether the order of the batches biases the estimate.
+
+    In a cycle of batches, the deviations from the mean gradient sum to 0. If this batch deviates in one direction, the other batches
+    deviate in the opposite direction in sum, and the chain has followed those.
+    """
     off = abs(pairing.value) - ERRORS * pairing.error
     text = (
         f"the order of the batches adds about {pairing.value:.2g}: a chain has followed the others to where the loss of the next is higher "
@@ -252,7 +261,17 @@ def _pairing(pairing: Ratio, mean: float) -> Finding:
     return _finding("batch order", text if off > COST_SHARE * abs(mean) else "")
 
 
+def _mean_gradient(share: float) -> Finding:
+    text = (
+        f"the mean gradient at w* is that of too few samples: its error lowers the estimate by about {share:.0%} "
+        "(larger batches, more draws, a smaller nbeta)"
+    )
+    return _finding("mean gradient", text if share > HEATING_LIMIT else "")
+
+
 def _minimum(evidence: Evidence, mean: float) -> Finding:
+    if evidence.unknown_gradient > HEATING_LIMIT:
+        return Finding("minimum", "not tested", "it takes a better mean gradient")
     known = [
         each for each in (evidence.cost, evidence.twin) if not math.isnan(each.value) and not math.isnan(each.error)
     ]
@@ -276,14 +295,29 @@ def _certainty(mean: float, mcse: float) -> Finding:
     return Finding("error", "failed", text, times) if mcse > allowed else _finding("error", "")
 
 
-def _ball(sensitivity: Ratio, mean: float) -> Finding:
-    decides = sensitivity.value - 2 * sensitivity.error > BALL_DECIDES * abs(mean) and mean > 0
-    text = "the localisation decides, not the model: the estimate is nearly proportional to 1/gamma (smaller gamma)"
-    return _finding("localisation", text if decides else "")
+def judge_ball(evidence: Evidence, mean: float) -> Finding:
+    """Whether the localisation decides the estimate, not the model."""
+    sensitivity, held = evidence.sensitivity, evidence.held
+    if math.isnan(sensitivity.value) and math.isnan(held.value):
+        return Finding("localisation", "not tested", "whether it decides, not the model")
+    by_far = (
+        sensitivity.value - 2 * sensitivity.error > BALL_DECIDES * abs(mean)
+        or held.value - 2 * held.error > BALL_DECIDES
+    )
+    if by_far and mean > 0:
+        text = "the localisation decides, not the model: the estimate is nearly proportional to 1/gamma (smaller gamma)"
+        return _finding("localisation", text)
+    if held.value + 2 * held.error > BALL_DECIDES:
+        return Finding(
+            "localisation",
+            "not tested",
+            f"its share is {held.value:.2f} ± {held.error:.2f}; smaller gamma or more draws",
+        )
+    return _finding("localisation", "")
 
 
 def _rising(excess: Tensor) -> bool:
-    """Whether the last third lies above the middle third by more than chance, judged by the spread of that difference over chains."""
+    """Whether the last third of the draws is above the middle third by more than chance, from the spread of the difference over chains."""
     third = excess.shape[1] // 3
     if third < 10:
         return False

@@ -1,6 +1,6 @@
 """Bytes in, bytes out: a local folder, an S3 bucket, or both.
 
-`store_from_environment` chooses by `LOCAL_ROOT` and `AWS_BUCKET_NAME`; boto3 is imported at the first request to S3.
+`store_from_environment` chooses by `LOCAL_ROOT` and `AWS_BUCKET_NAME`. boto3 is imported at the first request to S3.
 """
 
 import re
@@ -33,7 +33,7 @@ DEFAULT_ROOT = "./checkpoints"
 
 
 def local_root(env: Mapping[str, str]) -> Path:
-    """The folder of this machine in which everything is stored: LOCAL_ROOT, where ~ is the home folder, or the default.
+    """The folder on this machine that holds everything: LOCAL_ROOT (~ is the home folder), or else `DEFAULT_ROOT`.
 
     Raises:
         InvalidKeyError: there is no home folder.
@@ -53,13 +53,13 @@ def store_from_environment(env: Mapping[str, str]) -> Store:
     """Return the store that `env` asks for: the folder `LOCAL_ROOT`, mirrored to `AWS_BUCKET_NAME` if that is set.
 
     Raises:
-        InvalidKeyError: one of them is no name of a folder or a bucket.
+        InvalidKeyError: `LOCAL_ROOT` is not the name of a folder, or `AWS_BUCKET_NAME` not that of a bucket.
     """
     local = LocalStore(local_root(env))
     bucket = env.get("AWS_BUCKET_NAME")
     if bucket and not _BUCKET.fullmatch(bucket):
         raise InvalidKeyError(
-            f"AWS_BUCKET_NAME={bucket!r} is no name of a bucket; write the name alone, as in my-bucket"
+            f"AWS_BUCKET_NAME={bucket!r} is not the name of a bucket; write the name alone, as in my-bucket"
         )
     return MirroredStore(local, S3Store(bucket)) if bucket else local
 
@@ -78,5 +78,7 @@ def open_store(location: str) -> LocalStore | S3Store:
         return LocalStore(_folder(location, location))
     bucket, _, prefix = rest.partition("/")
     if scheme != "s3" or not bucket:
-        raise InvalidKeyError(f"{location!r} is no storage location; write s3://bucket/prefix or the path of a folder")
+        raise InvalidKeyError(
+            f"{location!r} is not a storage location; write s3://bucket/prefix or the path of a folder"
+        )
     return S3Store(bucket, prefix)

@@ -1,12 +1,15 @@
-"""One writer per folder of a bucket, on all machines: an object that only one of them can write at a time.
+"""One writer per folder of a bucket, over all machines.
 
-Who writes a folder claims it by an object beside its files, made and renewed by writes that succeed only on the version
-that the writer saw last. A claim that is not renewed for its lifetime may be taken over. Its age is how long one has
-watched it. Or it is what the service's own clock says; then a third of the lifetime is watched too, in which a living
-writer renews it, because the clocks of a service and of a proxy before it may differ. No two machines' clocks are
-compared. A writer trusts its claim for
-three quarters of the lifetime and asks again before it writes anything after that, so that one that was frozen, or cut
-off, finds out that it was taken over before it touches what the other has written.
+A writer claims a folder with an object beside the folder's files, the claim. It makes and renews the claim with
+conditional writes: they succeed only on the version of the object that the writer saw last. Where the service supports
+these, two machines never hold one claim.
+
+A claim that is not renewed for its lifetime may be taken over. Its age is how long this process has watched it unchanged.
+The service's own clock may tell the age at once. A proxy before the service may have another clock, so the claim is then
+watched for a third of the lifetime, in which a living writer renews it. Clocks of two machines are never compared.
+
+A writer trusts its claim for three quarters of the lifetime. After that it renews the claim before it writes anything.
+A writer that was frozen or cut off thus learns that its folder was taken over before it overwrites the other's files.
 """
 
 import contextlib
@@ -26,13 +29,13 @@ from icl.storage.keys import StorageError
 from icl.storage.locks import Holder, RunInUseError
 
 CLAIM = ".claim"
-"""The claim's name in its folder; not a key, so that no listing shows it."""
+"""The claim's name in its folder. It is not a valid key, so no listing shows it."""
 
 _REFUSALS = 10
-"""Writes of a claim that fail although nobody has it, before the service is no longer believed."""
+"""So many writes of a claim may fail although nobody has it. After that the service is not believed."""
 
 _tokens: set[str] = set()
-"""Of the claims of this process."""
+"""The tokens of all claims that this process made."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,27 +49,34 @@ class Seen(NamedTuple):
 
 
 class VersionedObjects(Protocol):
-    """What a claim asks of a bucket; names are not checked, for a claim's is not a key."""
+    """What a claim needs from a bucket. Names are not checked here, because a claim's name is not a key."""
 
     def look(self, name: str) -> Seen | None:
         """The object, or None."""
         ...
 
     def put_if(self, name: str, data: bytes, version: str | None) -> str | None:
-        """Replace this version of the object, or make it if None; its new version, or None if another is there."""
+        """Replace this version of the object, or make the object if `version` is None.
+
+        Returns:
+            The new version, or None if another version is there.
+        """
         ...
 
     def forget(self) -> None:
-        """Forget what was listed while others could write."""
+        """Forget all listings that were made while other processes could write."""
         ...
 
     def try_conditions(self, name: str, data: bytes) -> bool:
-        """Whether `put_if` excludes others here; tried once on an object that is there, and told if it cannot."""
+        """Whether the bucket supports conditional writes, so that `put_if` excludes other writers.
+
+        It is tried once, on an object that exists. A warning says so if the bucket does not support them.
+        """
         ...
 
 
 class _Record(NamedTuple):
-    """What a claim's object says; `serial` makes every renewal another version."""
+    """What a claim's object holds. `serial` counts renewals, so that every renewal changes the object's version."""
 
     holder: Holder
     place: str | None
@@ -100,13 +110,14 @@ class Claim:
 
     @contextlib.contextmanager
     def held(self, subject: str, wait_s: float = 1.0) -> Iterator[None]:
-        """Hold the claim for the length of a `with` block, renewing it in the background.
+        """Hold the claim for the length of a `with` block, and renew it in the background.
 
-        Whoever has it and still renews it keeps it; one that was left behind is taken over when it has lapsed, at once
-        if it is of a dead process of this machine. A bucket that does not answer is asked again before every write.
+        A process that renews its claim keeps it. A claim that nobody renews is taken over once its lifetime is over, or
+        at once if its process was on this machine and is dead. If the bucket does not answer, it is asked again before
+        every write.
 
         Raises:
-            RunInUseError: another process has it, or, at the end of the block, had taken it over.
+            RunInUseError: another process has the claim, or took it over before the end of the block.
         """
         self._subject, self._held, self._lost, self._version = subject, True, "", None
         try:
@@ -115,7 +126,7 @@ class Claim:
             except RunInUseError:
                 raise
             except StorageError:
-                pass  # asked again before every write
+                pass  # `writing` asks again before every write
             over = threading.Event()
             threading.Thread(target=self._renew_until, args=(over,), name=f"claim on {subject}", daemon=True).start()
             try:
@@ -131,16 +142,16 @@ class Claim:
             self._held = False
 
     def confirm(self) -> None:
-        """Ask nobody; raises RunInUseError if another process is known to have taken the folder over."""
+        """Raise RunInUseError if another process is known to have taken the folder over. Makes no request."""
         if self._lost:
             raise RunInUseError(self._lost)
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Every write of the folder to the bucket happens in such a block.
+        """A `with` block around every write to the folder in the bucket.
 
-        After the time of `held`, a late write has the claim for its own length, if nobody had it in between; a folder
-        that was never claimed may be written by all.
+        A write after the end of `held` takes the claim for its own length, unless another process had it in between.
+        A folder that was never claimed may be written by every process.
 
         Raises:
             RunInUseError: another process took the folder over.
@@ -158,7 +169,7 @@ class Claim:
                     self._release()
 
     def holder(self) -> Holder | None:
-        """Who has the folder now, or None."""
+        """The process that has the folder now, or None."""
         seen = self._bucket.look(self._name)
         record = _parsed(seen)
         if seen is None or record is None or self._patience_s(seen, record) < self._lifetime_s:
@@ -184,7 +195,7 @@ class Claim:
             except RunInUseError:
                 return
             except StorageError:
-                continue  # the uploads, which meet the same outage, tell it
+                continue  # the uploads meet the same outage and report it
 
     def _acquire(self, wait_s: float) -> None:
         with self._busy:
@@ -202,7 +213,7 @@ class Claim:
                     if self._put(None if seen is None else seen.version):
                         self._bucket.forget()
                         return
-                    refusals += 1  # another was quicker, whom the next look shows
+                    refusals += 1  # another writer was quicker; the next look shows which
                     if refusals == _REFUSALS:
                         raise StorageError(
                             f"the claim on {self._subject} cannot be made: the service refuses every write of it, as if "
@@ -226,7 +237,7 @@ class Claim:
                 time.sleep(self._lifetime_s / 30)
 
     def _patience_s(self, seen: Seen, record: _Record | None) -> float:
-        """For how long it must be watched without a renewal before it may be taken; 0 if it is nobody's."""
+        """Seconds for which the claim must be watched without a renewal before it may be taken; 0 if nobody has it."""
         if record is not None and (record.free or record.token == self._token or _is_alive(record) is False):
             return 0.0
         return self._lifetime_s / 3 if (seen.age_s or 0.0) >= self._lifetime_s else self._lifetime_s
@@ -244,7 +255,7 @@ class Claim:
                     "has not sent stays on this machine. Start it again here when the other is done"
                 )
                 self.confirm()
-            # Removed with its folder; or written by us, in a request whose answer was lost.
+            # The claim was removed with its folder, or our own request wrote it and the answer was lost.
             self._version = None if seen is None else seen.version
         raise StorageError(f"the claim on {self._subject} cannot be renewed; try again later")
 
@@ -269,7 +280,7 @@ class Claim:
 
 
 class NoClaim:
-    """The claim of a folder whose lock says all."""
+    """The claim of a local folder. Its file lock suffices, so this does nothing."""
 
     @contextlib.contextmanager
     def held(self, subject: str, wait_s: float = 1.0) -> Iterator[None]:
@@ -294,12 +305,12 @@ def _parsed(seen: Seen | None) -> _Record | None:
 
 
 def _now() -> float:
-    """Seconds on a clock that nobody sets and that counts the time in which the machine slept."""
+    """Seconds on a clock that cannot be set and that also runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def _place() -> str | None:
-    """Where process numbers mean what they mean here: this boot of this machine, this container; None if unknown."""
+    """An identifier of this boot of this machine and container, within which process numbers are unique; None if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{socket.gethostname()} {boot} {os.readlink('/proc/self/ns/pid')}"
@@ -308,17 +319,17 @@ def _place() -> str | None:
 
 
 def _is_alive(record: _Record) -> bool | None:
-    """Whether the process lives; None if nothing here can tell."""
+    """Whether the claim's process lives; None if that cannot be known from this machine."""
     if record.token in _tokens:
         return True
     if record.place is None or record.place != _place():
         return None
     if record.holder.pid == os.getpid():
-        return False  # an earlier process with our number
+        return False  # an earlier process that had our process number
     try:
         os.kill(record.holder.pid, 0)
     except ProcessLookupError:
         return False
     except (OSError, OverflowError):
-        pass  # another user's, or no number at all
+        pass  # the process is another user's, or the number is out of range
     return True

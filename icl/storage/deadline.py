@@ -1,4 +1,4 @@
-"""An end to waiting: for what has a timeout for every part but none for the whole, such as a request."""
+"""A time limit for a whole operation, such as a request whose timeouts cover only its parts."""
 
 import threading
 import time
@@ -15,27 +15,27 @@ class DeadlineError(Exception):
 class Deadline:
     """Runs a function in a thread of its own and stops waiting for it after some seconds.
 
-    A trickle of bytes resets every timeout of a socket; only who stands outside can end it. The thread that is left
-    behind is a daemon: it ends with its answer, or with the process.
+    A trickle of bytes resets a socket's timeout again and again, so the limit must be set from outside. A thread that
+    is given up on is a daemon: it ends when its function returns, or with the process.
     """
 
     def __init__(self, seconds: float) -> None:
         self._end = time.monotonic() + seconds
 
     def extend(self, seconds: float) -> None:
-        """Give the function more time, because it got on."""
+        """Give the function more time, because it made progress."""
         self._end += seconds
 
     def check(self) -> None:
-        """Raise DeadlineError once the time is over: work that goes in a circle ends with it, for nobody waits any more."""
+        """Raise DeadlineError once the time is over. Loops call this, because nobody waits for them any more."""
         if time.monotonic() >= self._end:
             raise DeadlineError
 
     def run(self, act: Callable[[], T]) -> T:
-        """What `act` returns or raises.
+        """Return what `act` returns, or raise what it raises.
 
         Raises:
-            DeadlineError: it does neither in time.
+            DeadlineError: `act` did not end in time.
         """
         results: list[T] = []
         errors: list[BaseException] = []

@@ -1,6 +1,7 @@
-"""Files that are never half written: every file of the library goes through `replacing`, or grows by `JsonLines`.
+"""Safe writing and reading of files.
 
-And files that are looked at before they are read, for somebody else may have put them there: `read_file`.
+Every file of the library is written by `replacing`, or grows by `icl.storage.jsonl.JsonLines`, so none is ever half
+written. `read_file` checks what kind of file it has before it reads, because another program may have put it there.
 """
 
 import contextlib
@@ -23,15 +24,15 @@ LARGEST = 2 * 2**30
 
 
 class UnfitFileError(OSError):
-    """What has this name is no file that could be read whole; the message says why and what to do."""
+    """What has this name cannot be read as a whole file; the message says why and what to do."""
 
 
 def read_file(path: Path) -> bytes:
     """The bytes of a regular file of at most LARGEST bytes.
 
     Raises:
-        UnfitFileError: it is a pipe, a socket or a device, which may never end, or it is larger.
-        OSError: there is none, or it cannot be read.
+        UnfitFileError: it is a pipe, a socket or a device, or it is larger than LARGEST.
+        OSError: there is no such file, or it cannot be read.
     """
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
@@ -40,7 +41,7 @@ def read_file(path: Path) -> bytes:
         raise UnfitFileError("it is a pipe, a socket or a device, not a file; move it away")
     if status.st_size > LARGEST:
         raise UnfitFileError(f"its {status.st_size:,} bytes are more than a file of a run has; move it away")
-    # Should it have become a pipe since, the reading does not wait for a writer.
+    # Non-blocking: if the file was replaced by a pipe since, reading must not wait for a writer.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         with os.fdopen(descriptor, "rb") as file:
@@ -53,13 +54,13 @@ def read_file(path: Path) -> bytes:
 def replacing(path: Path, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A new binary file that takes the name `path` when the `with` block ends, and is deleted when the block fails.
 
-    It is written under a hidden name of its own in the same folder, flushed to the disk and renamed; then the folder is
-    flushed. A reader, or the next start after a crash, sees the old file or the new one, never a part. Missing folders
-    are made.
+    The file is written under a hidden name in the same folder, flushed to the disk and renamed. Then the folder is
+    flushed. So a reader, or the next start after a crash, sees the old file or the new one, never a part of one.
+    Missing folders are made.
 
     Args:
         path: the name of the finished file.
-        mode: who may do what with it, less what the umask forbids.
+        mode: the file's permissions, less what the umask forbids.
 
     Raises:
         OSError: the disk or the folder refuses.
@@ -90,17 +91,18 @@ def write_table(table: "pd.DataFrame", path: Path, digits: int | None = 7, missi
     """Write a CSV file as `replacing` does; equal tables give equal bytes, compressed (a name in `.gz`) or not.
 
     Args:
-        digits: significant digits of a float. Seven are what float32 carries; None: as many as tell it from every other.
-        missing: what stands for a missing value.
+        digits: significant digits of a float. float32 carries seven. None: as many as are needed to read the same
+            float back.
+        missing: the text for a missing value.
     """
     write_atomically(path, table_bytes(table, path, digits, missing))
 
 
 def table_bytes(table: "pd.DataFrame", path: Path, digits: int | None = 7, missing: str = "") -> bytes:
-    """What `write_table` writes."""
+    """The bytes that `write_table` writes."""
     form = None if digits is None else f"%.{digits}g"
     content = table.to_csv(index=False, float_format=form, na_rep=missing).encode()
-    # Without a name and a time in its head, which would differ at every writing.
+    # No time in the gzip header, because it would differ at every writing.
     return gzip.compress(content, mtime=0) if path.suffix == ".gz" else content
 
 
@@ -120,7 +122,7 @@ def explain(error: OSError) -> str:
 
 
 def _make_folder(folder: Path) -> None:
-    """Create `folder` and its parents; a new folder's own name is flushed too, or a power cut could take it away."""
+    """Create `folder` and its parents. Each parent is flushed, so that a power cut cannot lose the new folder's name."""
     if folder.is_dir():
         return
     _make_folder(folder.parent)

@@ -1,8 +1,8 @@
 """Files of one JSON object per line that grow at their end, and files of one JSON object.
 
-One rule for what a crash or a bad disk spoils: every line stands alone. A last line that does not end is cut away. A
-line before it that is no JSON object is passed over with a warning, and set aside before the file is written again;
-those before and after it count.
+A crash or a bad disk may damage lines. A last line without its line end is cut away. Any other line that is not a JSON
+object is skipped with a warning, and moved to `<name>.damaged` before the file is written again. All other lines
+count.
 """
 
 import json
@@ -29,7 +29,7 @@ def has_step(row: Row) -> bool:
 
 
 def parse_object(data: bytes | str) -> Row | None:
-    """The JSON object in `data`, or None if it is none."""
+    """The JSON object in `data`, or None if `data` is not one."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError):
@@ -38,26 +38,26 @@ def parse_object(data: bytes | str) -> Row | None:
 
 
 def parse_lines(data: bytes, source: str, sound: Sound = lambda row: True) -> list[Row]:
-    """The objects of a file's content, in order; `source` is its name in the warning about lines that are none."""
+    """The objects of a file's content, in order. `source` names the file in the warning about damaged lines."""
     return [row for _, row in _split(data, source, sound)[0]]
 
 
 def read_json_lines(path: Path, sound: Sound = lambda row: True) -> list[Row]:
-    """The objects of a file, in order; none where there is no file.
+    """The objects of a file, in order; an empty list if there is no file.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: the file cannot be read.
     """
     return parse_lines(_content(path), str(path), sound)
 
 
 class JsonLines:
-    """A file that one writer at a time adds to; a lock that its caller holds sees to that.
+    """A file of rows to which one writer at a time appends. The caller must hold a lock.
 
-    Equal rows give equal bytes: numbers are written in full, so that a row that was read is written as it was.
+    Numbers are written in full, so a row that is read and written again keeps its bytes.
 
     Attributes:
-        count: rows of the file, those that wait for the disk included.
+        count: rows of the file, including those that wait for the disk.
     """
 
     def __init__(
@@ -67,13 +67,13 @@ class JsonLines:
         sound: Sound = lambda row: True,
         keep: Callable[[Row], bool] = lambda row: True,
     ) -> None:
-        """Open the file, or begin it. Lines that hold no row are set aside, at the end of `<name>.damaged`.
+        """Open the file, or make it. Damaged lines are moved to the end of `<name>.damaged`.
 
         Args:
-            rows: what it is to hold from now on. None: what it holds already, but for a last line that a crash cut
-                short. If this is not what is there, it is put there in one atomic replacement.
+            rows: the rows that the file shall hold. None: those that it holds already. If the file differs from this,
+                it is replaced atomically.
             sound: which objects are rows.
-            keep: which of the rows that it holds already are to stay; the others are dropped.
+            keep: which of the file's present rows stay, if `rows` is None; the others are dropped.
 
         Raises:
             OSError: the disk or the folder refuses.
@@ -97,7 +97,7 @@ class JsonLines:
         return len(self._waiting)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add a row and see it onto the disk; one that the disk refuses waits in memory and goes with the next.
+        """Add a row and flush it to the disk. A row that the disk refuses waits in memory and is written with the next.
 
         Raises:
             OSError: the disk refuses.
@@ -112,7 +112,7 @@ class JsonLines:
             return
         data = b"".join(self._waiting)
         with os.fdopen(os.open(self.path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0)), "r+b") as file:
-            file.truncate(self._size)  # of a row that an earlier attempt wrote in part
+            file.truncate(self._size)  # cut away what an earlier attempt wrote in part
             file.seek(self._size)
             file.write(data)
             file.flush()
@@ -122,7 +122,7 @@ class JsonLines:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether there is a file that has this name alone: to write to a link, hard or symbolic, would change another."""
+    """Whether `path` is a regular file with no other name. Writing to a link, hard or symbolic, would change another."""
     try:
         status = path.lstat()
     except FileNotFoundError:
@@ -139,7 +139,7 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _split(data: bytes, source: str, sound: Sound) -> tuple[list[tuple[bytes, Row]], list[bytes]]:
-    """The whole lines that hold a row, with it, and those that hold something else; empty ones are neither."""
+    """The complete lines that hold a row, each with its row, and the damaged ones. Empty lines are in neither list."""
     good: list[tuple[bytes, Row]] = []
     bad: dict[int, bytes] = {}
     for number, line in enumerate(data.split(b"\n")[:-1], start=1):
@@ -153,7 +153,7 @@ def _split(data: bytes, source: str, sound: Sound) -> tuple[list[tuple[bytes, Ro
     return good, list(bad.values())
 
 
-@cache  # a record is read several times on the way to one start
+@cache  # one warning per file, although a start reads it several times
 def _warn(source: str, first: int, count: int) -> None:
     more = f" and {count - 1} more" if count > 1 else ""
     _log.warning("%s: line %d%s is damaged and left out; all others count", source, first, more)

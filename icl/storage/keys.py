@@ -5,7 +5,7 @@ import re
 MAX_KEY_LENGTH = 900  # S3 allows 1024 bytes, the prefix of the bucket included
 MAX_SEGMENT_LENGTH = 200  # file systems allow 255 bytes, and a temporary name is longer than the final one
 
-# A segment never starts with a dot: hidden names are the stores' own (temporaries, locks), and ".." is no name at all.
+# A segment never starts with a dot: hidden names are the stores' own (temporaries, locks), and ".." is not a name.
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,=+@-]*\Z")
 
 
@@ -25,7 +25,7 @@ def check_key(key: str) -> str:
     """Return `key` if it is a safe relative path of plain ASCII names, joined by single slashes.
 
     Raises:
-        InvalidKeyError: for everything else, so that no key can leave the root of its store.
+        InvalidKeyError: `key` is anything else. So no key can leave the root of its store.
     """
     if not isinstance(key, str) or not key:
         raise InvalidKeyError(f"a storage key must be a non-empty text, not {key!r}")
@@ -42,12 +42,12 @@ def check_key(key: str) -> str:
 
 
 def check_prefix(prefix: str) -> str:
-    """Return `prefix` if it names a folder: the empty text for everything, else a key."""
+    """Return `prefix` if it names a folder: a key, or the empty text for the whole store."""
     return prefix if prefix == "" else check_key(prefix)
 
 
 def is_key(text: str) -> bool:
-    """Whether `text` could have been stored here; listings leave out what other programs put beside our files."""
+    """Whether `text` is a valid key. Listings leave out all other names, which other programs may have put there."""
     try:
         check_key(text)
     except InvalidKeyError:

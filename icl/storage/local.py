@@ -46,7 +46,7 @@ class LocalStore:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         found = {}
         for key, entry in self._files(prefix):
-            # A file may be deleted by its owner between the listing and the question for its size.
+            # The owner of a file may delete it between the listing and this call.
             with contextlib.suppress(FileNotFoundError):
                 found[key] = entry.stat().st_size
         return dict(sorted(found.items()))
@@ -86,7 +86,7 @@ class LocalStore:
         return self._folder(prefix) / ".lock"
 
     def claim(self, prefix: str) -> NoClaim:
-        """None is needed: whoever shares the folder shares its locks."""
+        """No claim is needed: every process that shares the folder shares its locks."""
         return NoClaim()
 
     def _path(self, key: str) -> Path:
@@ -96,7 +96,7 @@ class LocalStore:
         return self.root / check_prefix(prefix)
 
     def _files(self, prefix: str) -> Iterator[tuple[str, os.DirEntry[str]]]:
-        """Keys and files below a folder. One below it that cannot be listed is passed over: it must not hide the rest."""
+        """Keys and files below a folder. A subfolder that cannot be listed is skipped, so that it does not hide the rest."""
         folders = [(self._folder(prefix), prefix)]
         while folders:
             folder, name = folders.pop()
@@ -117,8 +117,11 @@ class LocalStore:
                 _log.warning("%s is passed over: %s", folder, explain(error))
 
     def _kind(self, entry: os.DirEntry[str], key: str) -> Literal["folder", "file"] | None:
-        """What a listing does with an entry. Links may put folders of the store's first two floors on other disks, if
-        they do not lead up to the store itself; further down they could turn in circles."""
+        """What an entry is for a listing; None if the listing leaves it out.
+
+        Symbolic links to folders are followed at the first two levels of the store only, and not if they lead to the
+        store itself or above it. So folders may lie on other disks, and a listing never runs in a circle.
+        """
         try:
             if not entry.is_dir():
                 return "file" if entry.is_file() else None

@@ -42,19 +42,19 @@ class Held:
     """A lock that this process holds, unless somebody takes its file away."""
 
     def __init__(self, path: Path, subject: str, descriptor: int | None) -> None:
-        """`descriptor`: of the open file, None where there are no locks."""
+        """`descriptor` is that of the open lock file, or None if the file system has no locks."""
         self._path, self._subject, self._descriptor = path, subject, descriptor
 
     def check(self) -> None:
-        """Raises `RunInUseError` if the lock's file was removed or replaced: another process may have locked a new one."""
+        """Raise `RunInUseError` if the lock file was removed or replaced. Another process may have locked a new one."""
         if self._descriptor is None:
             return
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(self._descriptor), self._path.lstat()):
                 return
         raise RunInUseError(
-            f"the lock {self._path} was removed while this process wrote {self._subject}, so that another may write it "
-            "too; start it again, it goes on from its last state, and leave the lock's file alone"
+            f"the lock {self._path} was removed while this process wrote {self._subject}, so another process may write "
+            "it too; start it again (it goes on from its last state), and leave the lock file alone"
         )
 
 
@@ -62,9 +62,9 @@ class Held:
 def exclusive(path: Path, subject: str, wait_s: float = 1.0) -> Iterator[Held]:
     """Hold the lock file `path` for the length of a `with` block.
 
-    The lock itself is the kernel's, so a dead holder frees it and there is nothing stale to judge. A file beside it
-    says who the holder is; it informs people and decides nothing. Waiting `wait_s` seconds lets a short look at the
-    lock (`holder_of`) pass unnoticed. On a file system without locks the work is done without one, and one line says so.
+    The lock is the kernel's. It is freed when its holder dies, so a lock is never stale. A file beside it names the
+    holder, only to inform people. `holder_of` takes the lock for a moment; waiting `wait_s` seconds gets over that. On
+    a file system without locks the block runs without one, and a warning says so.
 
     Raises:
         RunInUseError: another process still has the lock after `wait_s` seconds.
@@ -86,7 +86,7 @@ def exclusive(path: Path, subject: str, wait_s: float = 1.0) -> Iterator[Held]:
             "the file system of %s has no locks (%s): nothing keeps a second process from writing %s; start it once only",
             path.parent, error.strerror, subject,
         )  # fmt: skip
-    # Opened once more, because the lock does not show its own; held open, the file keeps its number.
+    # FileLock does not show its own descriptor, so the file is opened again. While open, its inode number is not reused.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)) if lock.is_locked else None
     try:
         _write_holder(path)
@@ -94,7 +94,7 @@ def exclusive(path: Path, subject: str, wait_s: float = 1.0) -> Iterator[Held]:
     finally:
         if descriptor is not None:
             os.close(descriptor)
-        # A missing or unwritable note must never keep a run from starting or ending.
+        # A missing or unwritable note must not keep a run from starting or ending.
         with contextlib.suppress(OSError):
             _note(path).unlink()
         lock.release()
@@ -121,13 +121,13 @@ def _note(path: Path) -> Path:
 def _write_holder(path: Path) -> None:
     holder = Holder(socket.gethostname(), os.getpid(), datetime.now(UTC).isoformat(timespec="seconds"))
     with contextlib.suppress(OSError):
-        # A new file that takes the name: what stands there, a link of somebody else's perhaps, is not written through.
+        # A new file replaces what has this name. A link of another user's is not followed.
         write_atomically(_note(path), json.dumps(holder._asdict()).encode())
 
 
 def _read_holder(path: Path) -> Holder | None:
     try:
-        # Neither a link of somebody else's nor a pipe that never ends is read.
+        # A link of another user's is not followed, and a pipe does not block.
         descriptor = os.open(_note(path), os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(descriptor, "rb") as file:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):

@@ -20,11 +20,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Task:
-    """One thing to do at the remote; to complete a folder is to send what it lacks.
+    """One thing to do at the remote.
 
     Attributes:
-        data: set only if the local folder could not take the value.
-        not_before: time on the monotonic clock.
+        verb: `put` or `delete` one key, or `complete` a folder: send all that the remote lacks of it.
+        data: the value, only if the local folder could not take it.
+        not_before: earliest time for it, on the monotonic clock.
     """
 
     verb: Literal["put", "delete", "complete"]
@@ -35,20 +36,20 @@ class _Task:
 class MirroredStore:
     """Writes to `local`, then to `remote` in the background; reads `local` first.
 
-    A `put` waits for the local disk only. The queue holds names, not values: what is sent is read back from the
-    folder, so a remote that fails for days costs no memory. Only when the folder itself refuses a value is it held in
-    memory, up to `max_held_bytes`; a `put` beyond that waits at most `max_block_s` seconds for room and then raises.
+    A `put` waits for the local disk only. The queue holds names, not values: an upload reads its value back from the
+    folder, so a remote that fails for days costs no memory. A value is held in memory only if the folder refuses it,
+    up to `max_held_bytes`. A `put` beyond that waits at most `max_block_s` seconds for room and then raises.
 
-    Failed uploads are repeated, with growing pauses, until they succeed; an outage is logged once when it begins and
-    once when it ends. Deletes reach the remote after all uploads, so that it never lacks an old state before it has
-    the new one. What a killed process had not sent is sent after the next start, through `recover`.
+    Failed uploads are repeated, with growing pauses, until they succeed. An outage is logged once when it begins and
+    once when it ends. Deletes reach the remote after all uploads, so the remote always has a state: the new one arrives
+    before the old one goes. What a killed process had not sent is sent after the next start, through `recover`.
 
-    `recover` continues the copy with the longer history. If the remote cannot be reached then, the folder alone counts
-    until it can be, and the remote's copy is only replaced or added to once the folder's is at least as long: work may
-    be done twice, but none is lost.
+    `recover` continues the copy with the longer history. If the remote cannot be reached, the folder is continued
+    alone. The remote's copy stays as it is until the folder's history is at least as long. So work may be done twice,
+    but none is lost.
 
-    Whoever claims a folder (`claim`) and loses it to another machine may write it no more: every later `put` or
-    `delete` there raises `RunInUseError`, and what was not sent stays in the local folder.
+    A process that holds a folder's claim (`claim`) and loses it to another machine must not write there any more. Every
+    later `put` or `delete` there raises `RunInUseError`, and what was not sent stays in the local folder.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class MirroredStore:
         self._longest_pause_s = longest_pause_s
         self._changed = threading.Condition()
         self._tasks: OrderedDict[str, _Task] = OrderedDict()
-        self._undecided: dict[str, History] = {}  # folders, with their slash, whose two copies are still to be compared
+        self._undecided: dict[str, History] = {}  # folders (ending in a slash) whose two copies are not compared yet
         self._worker: threading.Thread | None = None
         self._failures = 0  # in a row
         self._last_error = ""
@@ -110,13 +111,13 @@ class MirroredStore:
         return sorted(self.sizes(prefix))
 
     def sizes(self, prefix: str = "") -> dict[str, int]:
-        """Sizes at both places. If the remote fails, those of the folder alone; raises if the folder has nothing."""
+        """Sizes at both places. If the remote fails: those in the folder alone, or an error if the folder is empty."""
         here = self._sizes_here(prefix)
         try:
             there = {} if self._is_undecided(_below(prefix)) else self.remote.sizes(prefix)
             self._listing_failed = False
         except StorageError as error:
-            # An empty folder beside an unreachable bucket is not an empty run: a reader would miss all of it.
+            # The folder is empty and the bucket silent: the run may be in the bucket, so "nothing" would be wrong.
             if not here:
                 raise
             if not self._listing_failed:
@@ -147,10 +148,10 @@ class MirroredStore:
         return not self._is_undecided(key) and self.remote.exists(key)
 
     def recover(self, prefix: str, history: History | None = None) -> None:
-        """Clear what a killed writer left in the folder, and send, in the background, what it had not sent.
+        """Clear what a killed writer left in the folder, and send what it had not sent, in the background.
 
-        With a `history`, first take over the remote's records if the remote is ahead of the folder, or the folder lacks
-        them.
+        With a `history`, the remote's records are copied to the folder first, if the remote is ahead of the folder or
+        the folder lacks them.
         """
         self.local.recover(prefix)
         if history is not None:
@@ -163,7 +164,7 @@ class MirroredStore:
                     self._undecided.pop(_below(prefix), None)
                 for key, data in records.items():
                     self.local.put(key, data)
-        # Not a valid key, so it is no value's place in the queue.
+        # Names with a leading slash are not valid keys, so the task takes no value's place in the queue.
         self._enqueue(f"/{prefix}", _Task("complete"))
 
     def put_longer(self, key: str, data: bytes) -> None:
@@ -180,8 +181,8 @@ class MirroredStore:
     def flush(self, timeout_s: float | None = None) -> tuple[str, ...]:
         """Wait until everything is sent, and return the keys that are not.
 
-        Gives up after `timeout_s` seconds, or after three failures in a row without a success between them; the rest is
-        then logged, with the reason. It stays in the folder and is sent when the run is started again.
+        It gives up after `timeout_s` seconds, or after three failures in a row. It then logs what is left, with the
+        reason. What is left stays in the folder and is sent when the run is started again.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         with self._changed:
@@ -201,7 +202,7 @@ class MirroredStore:
             left = dict(self._tasks)
         unsent = {key: task for key, task in left.items() if task.verb != "complete"}
         for key in left.keys() - unsent.keys():
-            # Nobody could ask the remote what it has of this folder: nothing, then, for all we know.
+            # The remote could not be asked what it has of this folder, so all of it counts as unsent.
             unsent |= {name: _Task("put") for name in self.local.list(key.removeprefix("/")) if name not in left}
         if unsent:
             self._report(list(unsent.values()))
@@ -234,11 +235,11 @@ class MirroredStore:
                     "%s. The run goes on with what is in %s; what %s holds of it stays as it is until it can be read",
                     error, self.local, self.remote,
                 )  # fmt: skip
-            # The outage is told: the worker, who will meet it too, need not say it again.
+            # The outage has been reported. The worker will meet it too and must not report it again.
             self._failures, self._last_error = max(self._failures, 1), str(error)
 
     def _records_ahead(self, prefix: str, history: History) -> dict[str, bytes]:
-        """The remote's records that the folder must take over before it is continued."""
+        """The remote's records that must be copied to the folder before the run continues."""
         here, there = self.local.sizes(prefix), self.remote.sizes(prefix)
         ahead = history.progress(there) > history.progress(here)
         wanted = [key for key in history.records if key in there and (ahead or key not in here)]
@@ -251,7 +252,7 @@ class MirroredStore:
         return data
 
     def _complete(self, prefix: str) -> bool:
-        """Queue what the remote lacks of a folder; False if the remote has the longer history, which must stay."""
+        """Queue what the remote lacks of a folder. False if the remote has the longer history, which must stay."""
         self.remote.recover(prefix)
         here, there = self._sizes_here(prefix), self.remote.sizes(prefix)
         history = self._undecided.get(_below(prefix))
@@ -268,7 +269,7 @@ class MirroredStore:
 
     def _enqueue(self, key: str, task: _Task) -> None:
         with self._changed:
-            # The newest wish for a key replaces the one before, and goes to the end.
+            # A new task for a key replaces the older one, and goes to the end.
             self._tasks.pop(key, None)
             self._tasks[key] = task
             self._start_worker()
@@ -292,12 +293,12 @@ class MirroredStore:
 
     def _start_worker(self) -> None:
         if self._worker is None or not self._worker.is_alive():
-            # A daemon: an exit without flush must not hang, and what is unsent is sent after the next start.
+            # A daemon, so that an exit without flush does not hang. What is unsent is sent after the next start.
             self._worker = threading.Thread(target=self._work, name=f"upload to {self.remote}", daemon=True)
             self._worker.start()
 
     def _next(self) -> tuple[str, _Task] | None:
-        """The oldest task that may be done now; a delete only if nothing else may be."""
+        """The oldest task that may be done now. Deletes come after all other tasks."""
         now, undecided = time.monotonic(), tuple(self._undecided)
         oldest_delete = None
         for key, task in self._tasks.items():
@@ -319,7 +320,7 @@ class MirroredStore:
                 done = self._do(key, task)
             except RunInUseError:
                 self._abandon(key)
-            # Anything at all: a thread that dies silently would be a mirror that silently stops.
+            # Any error: if this thread died, the mirror would stop without a word.
             except Exception as error:
                 self._failed(key, task, error)
             else:
@@ -336,7 +337,7 @@ class MirroredStore:
             data = self.local.get(key) if task.data is None else task.data
         except MissingKeyError:
             return True  # deleted since
-        # Files of lines grow, whoever writes them.
+        # A file of lines only grows, so a longer one at the remote is newer.
         self.remote.put_longer(key, data) if key.endswith(".jsonl") else self.remote.put(key, data)
         return True
 
@@ -350,7 +351,7 @@ class MirroredStore:
             self._changed.notify_all()
 
     def _abandon(self, key: str) -> None:
-        """Another machine writes this folder now; whoever puts or deletes here next is told."""
+        """Drop all tasks of a folder that another machine writes now. The next put or delete there raises an error."""
         folder = key.removeprefix("/") if key.startswith("/") else key.rpartition("/")[0]
         with self._changed:
             for name in [name for name in self._tasks if f"{name.removeprefix('/')}/".startswith(f"{folder}/")]:
@@ -377,7 +378,7 @@ class MirroredStore:
             self._failures += 1
             self._last_error = message
             if self._tasks.get(key) is task and task.verb != "delete":
-                # To the end: one value that the service refuses must not stop the others.
+                # Try it last: one value that the service refuses must not stop the others.
                 self._tasks.move_to_end(key)
             self._changed.notify_all()
             pause = min(self._first_pause_s * 2 ** min(self._failures - 1, 16), self._longest_pause_s)
@@ -387,7 +388,7 @@ class MirroredStore:
         if self._flushing:
             time.sleep(min(self._first_pause_s, 0.5))
 
-    # What people are told
+    # Warnings
 
     def _say_local_failed(self, error: StorageError) -> None:
         if not self._local_failed:
@@ -406,5 +407,5 @@ class MirroredStore:
 
 
 def _below(prefix: str) -> str:
-    """What every key below the folder begins with."""
+    """The beginning of every key below the folder."""
     return f"{prefix}/" if prefix else ""

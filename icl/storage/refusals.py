@@ -1,7 +1,6 @@
 """What the exceptions of boto3 mean and what to do about them.
 
-All of it in words that are ours alone: the client's and the service's own may quote keys, addresses or the password in
-an address.
+No message quotes the client's or the service's own words, because these may contain keys, addresses or a password.
 """
 
 import re
@@ -26,13 +25,13 @@ _CHECKSUMS = (
 
 
 class NotS3Error(Exception):
-    """An answer of success that is none; the message, our own words, says what is wrong with it."""
+    """The service reports success, but its answer is not S3's. The message, in our own words, says what is wrong."""
 
 
 def code_of(error: BaseException) -> str:
     """The service's name of the error; empty if the service did not answer."""
     code = _answer(error).get("Error", {}).get("Code", "")
-    # A word, not a page: what stands here goes into messages.
+    # One short word only, because it goes into messages.
     return code if isinstance(code, str) and re.fullmatch(r"[\w.-]{1,60}", code) else ""
 
 
@@ -63,12 +62,12 @@ def explain(error: BaseException) -> str:
     if code == "NotImplemented" or "checksum" in about:
         return f"the service refuses a header of the request ({code}); {_CHECKSUMS}"
     if code.startswith("KMS."):
-        return f"the bucket's encryption key does not serve ({code}); enable it, or allow these credentials to use it"
+        return f"the bucket's encryption key cannot be used ({code}); enable it, or allow these credentials to use it"
     if code == "InvalidObjectState":
         return "it was archived; restore it from the archive first"
     if code == "RequestTimeTooSkewed":
         return "this machine's clock is wrong; set it"
-    if code.isdigit() or (name == "ClientError" and not code):  # what an answer is called that is not worded as S3's
+    if code.isdigit() or (name == "ClientError" and not code):  # botocore's names for an answer not in S3's form
         return f"the service does not answer as S3 does (HTTP {status_of(error)}); try again later, or {NOT_S3}"
     if code in _BUSY:
         return f"the service is overloaded ({code}); try again later"
@@ -87,15 +86,16 @@ def explain(error: BaseException) -> str:
     if name in ("ReadTimeoutError", "DeadlineError"):
         return "the service did not answer in time; try again later, or check the network and AWS_ENDPOINT_URL"
     if name == "ParamValidationError":
-        return "this is no valid bucket name; correct AWS_BUCKET_NAME"
+        return "this is not a valid bucket name; correct AWS_BUCKET_NAME"
     if name == "RecursionError":
         return (
-            "the service leads in a circle; set AWS_DEFAULT_REGION to the bucket's region, or correct AWS_ENDPOINT_URL"
+            "the service redirects in a circle; set AWS_DEFAULT_REGION to the bucket's region, or correct "
+            "AWS_ENDPOINT_URL"
         )
     if name in ("ResponseParserError", "PaginationError", "KeyError"):
-        return f"the answer is none of an S3 service ({name}); {NOT_S3}"
+        return f"the answer is not that of an S3 service ({name}); {NOT_S3}"
     if isinstance(error, ValueError) and not code:  # InvalidEndpoint and its like
-        return "AWS_ENDPOINT_URL is no address; write http://host:port or https://host"
+        return "AWS_ENDPOINT_URL is not an address; write http://host:port or https://host"
     status = f", HTTP {status_of(error)}" if status_of(error) else ""
     return f"the request failed ({code or name}{status}); check the network, AWS_ENDPOINT_URL and the bucket's settings"
 
@@ -107,7 +107,7 @@ def _answer(error: BaseException) -> dict[str, Any]:
 
 
 def _region(error: BaseException) -> str:
-    """The setting that is wrong, with its right value where the service says it."""
+    """The setting that is wrong, with its right value if the service says it."""
     headers = _answer(error).get("ResponseMetadata", {}).get("HTTPHeaders", {})
     named = _answer(error).get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or ""
     return f"AWS_DEFAULT_REGION={named}" if re.fullmatch(r"[a-z0-9-]{1,40}", str(named)) else "AWS_DEFAULT_REGION"

@@ -42,11 +42,13 @@ _log = logging.getLogger(__name__)
 class S3Store:
     """Values as objects of `bucket`, below `prefix`.
 
-    Objects are visible whole or not at all, multipart uploads included. An answer of success is believed when it shows
-    what was sent: by its checksum, by its ETag, or else by reading the value back. Every download is verified against
-    its checksum. Requests are retried in botocore's standard mode; one operation takes at most `attempts` (connect +
-    read timeout) and some seconds of backoff, 108 s by default; a transfer of more than that, as long as it makes
-    100 kB a second, and a listing of many pages three times as long. All that fails is a `StorageError`.
+    Objects are visible whole or not at all, multipart uploads included. After a write, the checksum or the ETag in the
+    answer must show what was sent; if it cannot, the value is read back and compared. Every download is verified
+    against its checksum.
+
+    Requests are retried in botocore's standard mode. One operation takes at most attempts x (connect timeout + read
+    timeout) plus some seconds of backoff, 108 s by default. A large transfer may take longer, as long as it makes
+    100 kB per second. A listing of many pages may take three times as long. Every failure is a `StorageError`.
 
     Args:
         bucket: its name.
@@ -54,8 +56,8 @@ class S3Store:
         connect_timeout_s, read_timeout_s: of one attempt, in seconds.
         attempts: how often one request is tried.
         multipart_bytes: larger values are sent in parts of 8 MiB.
-        listing_lifetime_s: how long a listing is remembered. This store's own writes and deletes are seen at once,
-            those of others after this time. 1000 keys cost one request.
+        listing_lifetime_s: how long a listing is remembered. This store's own writes and deletes show at once, those
+            of others after this time. A listing costs one request per 1000 keys.
         claim_lifetime_s: see `icl.storage.claims.Claim`.
     """
 
@@ -104,7 +106,7 @@ class S3Store:
         self._remember(key, len(data))
 
     def put_longer(self, key: str, data: bytes) -> None:
-        """`put` a file that only grows, unless a longer one is there; never over one that this store has not seen."""
+        """`put` a file that only grows, unless a longer one is there. Never replaces a version this store has not seen."""
         name = self._name(key)
         with self.claim(_folder_of(key)).writing():
             for _ in range(3):
@@ -138,7 +140,7 @@ class S3Store:
             "list", prefix or "everything", lambda client, deadline: self._list_pages(client, prefix, deadline)
         )
         with self._lock:
-            # A write of another thread may have been too late for the pages and too early for the memory.
+            # Another thread may have written since the pages were read. Such a listing is not remembered.
             if changes == self._changes:
                 self._listings[prefix] = (time.monotonic() + self._listing_lifetime_s, dict(listing))
         return listing
@@ -165,7 +167,7 @@ class S3Store:
         return True
 
     def recover(self, prefix: str, history: History | None = None) -> None:
-        """Abort uploads in parts that a killed writer left; they are invisible but cost money."""
+        """Abort multipart uploads that a killed writer left. They are invisible but cost money."""
         where = self._folder(prefix)
 
         def abort(client: Any, _: Deadline) -> None:
@@ -173,7 +175,7 @@ class S3Store:
             for upload in [each for each in uploads if each["Key"].startswith(where)]:
                 client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
-        # Not every account may list uploads, and what is left behind harms no reader.
+        # Not every account may list uploads, and an upload that is left behind harms no reader.
         with contextlib.suppress(StorageError), self.claim(prefix).writing():
             self._ask("clear", prefix, abort)
 
@@ -184,7 +186,7 @@ class S3Store:
         return ()
 
     def lock_path(self, prefix: str) -> Path:
-        """This one excludes the other processes of this machine and user; `claim` excludes those of all machines."""
+        """A lock file that excludes other processes of this user on this machine. `claim` excludes other machines."""
         digest = hashlib.sha256(f"{self}/{check_prefix(prefix)}".encode()).hexdigest()[:32]
         return _lock_folder() / digest
 
@@ -198,14 +200,15 @@ class S3Store:
     # Versions of objects (`icl.storage.claims.VersionedObjects`)
 
     def look(self, name: str) -> Seen | None:
-        """Raises `StorageError`; see `VersionedObjects`, as for the two after it."""
+        """See `VersionedObjects`, also for the three methods below. Raises `StorageError`."""
         try:
             return self._ask("read", name, lambda client, deadline: self._look(client, name, deadline))
         except MissingKeyError:
             return None
 
     def put_if(self, name: str, data: bytes, version: str | None) -> str | None:
-        """Where the service knows no conditions, it is asked what is there before: better than nothing, and told."""
+        """A conditional write. If the service does not support these, the present version is read and compared first;
+        `try_conditions` warns about that."""
         condition = {"IfNoneMatch": "*"} if version is None else {"IfMatch": version}
 
         def put(client: Any, deadline: Deadline) -> str | None:
@@ -234,7 +237,7 @@ class S3Store:
             self._versions.clear()
 
     def try_conditions(self, name: str, data: bytes) -> bool:
-        """By two writes that must fail."""
+        """Try two conditional writes that must fail."""
 
         def refuses(client: Any, **condition: str) -> bool:
             try:
@@ -270,7 +273,7 @@ class S3Store:
         return f"{self.prefix}/{name}" if self.prefix else name
 
     def _folder(self, prefix: str) -> str:
-        """What all names of objects below `prefix` begin with; the slash keeps run 1 from covering run 10."""
+        """The beginning of the names of all objects below `prefix`. It ends in a slash, so run 1 does not match run 10."""
         return "".join(f"{part}/" for part in (self.prefix, check_prefix(prefix)) if part)
 
     # Requests
@@ -292,8 +295,8 @@ class S3Store:
             return self._cached_client
 
     def _ask(self, verb: str, key: str, act: Callable[[Any, Deadline], T], sent_bytes: int = 0) -> T:
-        """What `act` makes of the client before its deadline; whatever it raises becomes a `StorageError`."""
-        _import_boto3()  # the disk's time, not the service's
+        """Return what `act` returns for the client and the deadline. Whatever it raises becomes a `StorageError`."""
+        _import_boto3()  # before the deadline starts: importing is not the service's time
         deadline = Deadline(self._deadline_s + sent_bytes / _SLOWEST)
 
         def work() -> T:
@@ -301,17 +304,17 @@ class S3Store:
             try:
                 return act(client, deadline)
             except ValueError as error:
-                # The client's own are classes; a plain one is of a number or a date in an answer.
+                # boto3's own errors are classes. A plain ValueError is of a number or a date in an answer.
                 raise NotS3Error("the answer cannot be read") if type(error) is ValueError else error from None
 
         try:
             return deadline.run(work)
-        # Of any class: the client's own, those of what it is made of, and plain ones for settings that are none.
+        # Any class: boto3's own errors, those of its HTTP libraries, and plain ValueErrors for wrong settings.
         except Exception as error:
-            raise self._failure(verb, key, error) from None  # whose text may hold an address with its password
+            raise self._failure(verb, key, error) from None  # the cause's text may hold an address with a password
 
     def _send(self, send: Callable[[], str]) -> str:
-        """botocore repeats requests, but not one whose body arrived damaged."""
+        """Repeat a request whose body arrived damaged. botocore does not repeat these."""
         return self._repeated(send, lambda error: code_of(error) in DAMAGED)
 
     def _repeated(self, act: Callable[[], T], again: Callable[[Exception], bool]) -> T:
@@ -325,7 +328,7 @@ class S3Store:
         return act()
 
     def _receive(self, client: Any, name: str, deadline: Deadline) -> bytes:
-        # Nor does botocore repeat the reading of an answer that broke off or has a wrong checksum.
+        # botocore does not repeat a read that broke off or had a wrong checksum, so it is repeated here.
         def read() -> bytes:
             return _body(client.get_object(Bucket=self.bucket, Key=name), deadline)
 
@@ -338,7 +341,7 @@ class S3Store:
         data = _body(answer, deadline, _LARGEST_CLAIM_BYTES)
         try:
             served = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
-            age_s = (served - answer["LastModified"]).total_seconds() - 1.0  # both are cut to whole seconds
+            age_s = (served - answer["LastModified"]).total_seconds() - 1.0  # both are rounded down to seconds
         except (KeyError, ValueError, TypeError, OverflowError):
             age_s = None
         return Seen(data, _version_of(answer), age_s)
@@ -386,7 +389,7 @@ class S3Store:
         if verb in ("read", "find") and code in MISSING:
             return MissingKeyError(f"there is no {key} in {self}")
         if code in EXPIRED | REFUSED or "Credential" in type(error).__name__:
-            # The next request looks for credentials again, and finds those that were renewed in the meantime.
+            # The next request makes a new client, which finds credentials that were renewed in the meantime.
             self._cached_client = None
         return StorageError(f"cannot {verb} {key} in {self}: {explain(error)}")
 
@@ -395,19 +398,19 @@ _importing = threading.Lock()
 
 
 def _lock_folder() -> Path:
-    """Where locks for buckets lie, in a place in which every user of the machine may write.
+    """The folder with this user's lock files for buckets, below the system's temporary folder.
 
     Raises:
-        StorageError: somebody else made it, and could take the locks away.
+        StorageError: the folder belongs to another user, who could remove the locks.
     """
-    if not hasattr(os, "getuid"):  # where each user has a folder for temporary files
+    if not hasattr(os, "getuid"):  # Windows: each user has a temporary folder
         return Path(tempfile.gettempdir()) / "icl-locks"
     folder = Path(tempfile.gettempdir()) / f"icl-locks-{os.getuid()}"
     with contextlib.suppress(FileNotFoundError):
         about = folder.lstat()
         if not stat.S_ISDIR(about.st_mode) or about.st_uid != os.getuid():
             raise StorageError(
-                f"{folder} belongs to another user, who could take locks away; remove it, or set TMPDIR to a folder of your own"
+                f"{folder} belongs to another user, who could remove locks; remove it, or set TMPDIR to a folder of your own"
             )
         if about.st_mode & 0o022:
             folder.chmod(0o700)
@@ -415,7 +418,7 @@ def _lock_folder() -> Path:
 
 
 def _import_boto3() -> None:
-    """Import it in one thread at a time: of two that import parts of it at once, Python may stop one as deadlocked."""
+    """Import boto3 in one thread at a time. Two threads that import its parts at once may deadlock each other."""
     with _importing:
         import boto3.s3.transfer  # noqa: F401
 
@@ -429,7 +432,7 @@ def _folder_of(key: str) -> str:
 
 
 def _put_whole(client: Any, bucket: str, name: str, data: bytes, deadline: Deadline, **condition: str) -> str:
-    """The object's version."""
+    """Write an object in one request and return its version."""
     answer = _tagged(client.put_object(Bucket=bucket, Key=name, Body=data, **condition))
     if not _shows(answer, data, _md5(data).hex()):
         _demand_stored(client, bucket, name, data, deadline)
@@ -439,7 +442,7 @@ def _put_whole(client: Any, bucket: str, name: str, data: bytes, deadline: Deadl
 def _put_in_parts(client: Any, bucket: str, name: str, data: bytes, deadline: Deadline) -> str:
     from boto3.s3.transfer import TransferConfig
 
-    # Without threads: uploads already run beside the training, and the cores are its own.
+    # Without threads: uploads run beside the training, which needs the cores.
     config = TransferConfig(multipart_threshold=1, multipart_chunksize=_PART_BYTES, use_threads=False)
     client.upload_fileobj(io.BytesIO(data), bucket, name, Config=config)
     answer = _tagged(client.head_object(Bucket=bucket, Key=name))
@@ -458,7 +461,7 @@ def _tagged(answer: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _version_of(answer: Mapping[str, Any]) -> str:
-    """Its ETag, in the form that conditions compare: proxies that change the form of an answer call the tag weak."""
+    """The ETag in the form that conditions compare. A proxy that packs answers makes it a weak one, W/"..."."""
     return _tagged(answer)["ETag"].removeprefix("W/")
 
 
@@ -467,22 +470,22 @@ def _md5(data: bytes) -> bytes:
 
 
 def _shows(answer: Mapping[str, Any], data: bytes, tag: str) -> bool:
-    """Whether an answer of success shows that these bytes arrived: by their checksum if it gives one, else by the tag."""
+    """Whether an answer of success shows that these bytes arrived: by their checksum if it has one, else by the ETag."""
     if "ChecksumCRC32" in answer:
         return answer["ChecksumCRC32"] == base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
     return answer["ETag"].strip('"') == tag
 
 
 def _demand_stored(client: Any, bucket: str, name: str, data: bytes, deadline: Deadline) -> None:
-    """Read back what an answer does not show, as under some encryptions."""
+    """Read an object back and compare, where the answer shows neither (some encryptions)."""
     if _body(client.get_object(Bucket=bucket, Key=name), deadline, len(data) + _CHUNK_BYTES) != data:
         raise NotS3Error("the service answers with success, but does not have what was sent")
 
 
 def _entries(page: Mapping[str, Any], where: str) -> dict[str, int]:
-    """Name and size of every object on one page of a listing, if it is one of the names that begin with `where`."""
+    """Name and size of every object on one page of a listing of the names that begin with `where`."""
     if "IsTruncated" not in page or page.get("Prefix", where) != where:
-        raise NotS3Error("the answer is no listing of this folder")
+        raise NotS3Error("the answer is not a listing of this folder")
     entries = {entry["Key"]: entry["Size"] for entry in page.get("Contents", [])}
     if not all(name.startswith(where) and size >= 0 for name, size in entries.items()):
         raise NotS3Error("the listing names what cannot be in this folder")
@@ -490,10 +493,10 @@ def _entries(page: Mapping[str, Any], where: str) -> dict[str, int]:
 
 
 def _body(answer: Mapping[str, Any], deadline: Deadline, most: int | None = None) -> bytes:
-    """What comes with an answer; time is given for what arrives, so that a large value has enough and a trickle ends.
+    """The body of an answer. Every chunk extends the deadline, so a large value has time enough and a trickle ends.
 
     Args:
-        most: bytes that it may have at most; as a rule, as many as the largest value of ours.
+        most: the largest number of bytes that is read; that of the largest value of icl by default.
     """
     chunks, length = [], 0
     with contextlib.closing(answer["Body"]) as body:
@@ -504,17 +507,17 @@ def _body(answer: Mapping[str, Any], deadline: Deadline, most: int | None = None
             length += len(chunk)
             deadline.extend(len(chunk) / _SLOWEST)
             if length > (_LARGEST_BYTES if most is None else most):
-                raise NotS3Error("the value is larger than any of ours")
+                raise NotS3Error("the value is larger than any that icl writes")
     return b"".join(chunks)
 
 
 def _demand_whole(answer: Mapping[str, Any]) -> None:
-    """An answer of success may hold a part of the value, or another form of it; and a body without an end may be cut."""
+    """Refuse an answer with a part of the value, with another form of it, or with a body whose end cannot be told."""
     about = answer["ResponseMetadata"]
     encodings = {each.strip().lower() for each in answer.get("ContentEncoding", "").split(",")}
     if about["HTTPStatusCode"] != 200 or "ContentRange" in answer:
         raise NotS3Error("the answer is not the whole value")
-    if encodings - {"", "identity", "aws-chunked"}:  # the last is a form of uploads, which some services keep
-        raise NotS3Error("the value was packed on its way")
+    if encodings - {"", "identity", "aws-chunked"}:  # the last is a form of uploads that some services keep
+        raise NotS3Error("a proxy packed the value on its way")
     if answer.get("ContentLength", -1) < 0 and about["HTTPHeaders"].get("transfer-encoding", "").lower() != "chunked":
         raise NotS3Error("the answer does not say where the value ends")

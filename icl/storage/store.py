@@ -8,11 +8,11 @@ from icl.storage.claims import Claim, NoClaim
 
 
 class History(NamedTuple):
-    """How two copies of one folder are compared, so that the shorter history never replaces the longer.
+    """How two copies of one folder are compared, so that the shorter history never replaces the longer one.
 
     Attributes:
-        progress: sizes of a copy's files by key -> how far that copy is, as a tuple that grows with it.
-        records: keys of the files that grow with the history under one name.
+        progress: maps the sizes of a copy's files, by key, to how far that copy is: a tuple that grows with it.
+        records: keys of the files that keep their name and grow, such as the metrics.
     """
 
     progress: Callable[[Mapping[str, int]], tuple[int, ...]]
@@ -51,14 +51,14 @@ class Store(Protocol):
         ...
 
     def recover(self, prefix: str, history: History | None = None) -> None:
-        """Put right what a killed writer left below `prefix`, and settle which copy of it is continued if there are two.
+        """Clean up what a killed writer left below `prefix`. If there are two copies, decide which one is continued.
 
         Only the holder of that folder's lock may call this.
         """
         ...
 
     def send(self, key: str) -> None:
-        """Send what another writer has put under `key`, a file or a folder, if there is more than this machine's copy."""
+        """Send the file or folder `key`, which another writer of this machine wrote, to the remote copy if there is one."""
         ...
 
     def put_longer(self, key: str, data: bytes) -> None:
@@ -74,5 +74,5 @@ class Store(Protocol):
         ...
 
     def claim(self, prefix: str) -> Claim | NoClaim:
-        """What excludes the writers of other machines from the folder `prefix`; the same object at every call."""
+        """The claim that excludes writers on other machines from the folder `prefix`; the same object at every call."""
         ...

@@ -1,6 +1,7 @@
 """The interface of a subject: four methods, which a user's own class has too."""
 
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor, nn
 
 from icl.sampling import Inputs, SamplerConfig
 from icl.sampling.objective import Batch
-from icl.sampling.supply import BatchSource, supply_of
+from icl.sampling.supply import BatchSource, on_device, supply_of
 
 
 class Subject(Protocol):
@@ -51,6 +52,21 @@ def inputs_of(subject: Subject, step: int, sampler: SamplerConfig, device: torch
         None if evaluation is None else evaluation(step),
         getattr(subject, "reference_loss", None),
     )
+
+
+def batches_in_order(
+    subject: Subject, step: int, sampler: SamplerConfig, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """The batches at a checkpoint, on a device: all of one pass over data that have an end, those of the steps 0, 1, ... otherwise."""
+    seed = sampler.init_seed or 0
+    sampler = sampler.model_copy(update={"init_seed": seed})
+    batches = inputs_of(subject, step, sampler, device).batches
+    supply = on_device(supply_of(batches, sampler.independent_batches, seed), torch.device(device))
+    if supply.everything is not None:
+        yield from (supply.everything[index] for index in range(len(supply.everything)))
+        return
+    for index in itertools.count():
+        yield supply.source(index, seed) if sampler.independent_batches else supply.source(index)
 
 
 def first_batch(subject: Subject, step: int, sampler: SamplerConfig, device: torch.device | str = "cpu") -> Batch:

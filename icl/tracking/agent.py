@@ -26,7 +26,7 @@ class AgentRun:
 def agent_run(environ: Mapping[str, str] = os.environ) -> AgentRun | None:
     """The run that a W&B agent started this process for, or None.
 
-    Its configuration is read from the file that the agent writes, so a server that fell silent meanwhile stops nothing.
+    The configuration is read from the file that the agent writes. So it works even if the server no longer answers.
 
     Raises:
         ConfigError: the agent's file cannot be read.
@@ -39,7 +39,7 @@ def agent_run(environ: Mapping[str, str] = os.environ) -> AgentRun | None:
 
     config = read_yaml(path, "configuration that the W&B agent left in") or {}
     if not isinstance(config, dict):
-        raise ConfigError(f"cannot read the configuration that the W&B agent left in {path}: it is no mapping")
+        raise ConfigError(f"cannot read the configuration that the W&B agent left in {path}: it is not a mapping")
     return AgentRun(run_id, plain_config(config))
 
 

@@ -1,4 +1,4 @@
-"""Which trackers a run gets."""
+"""Choosing and opening the trackers of a run."""
 
 import os
 import secrets
@@ -36,13 +36,14 @@ def open_tracker(
     environ: Mapping[str, str] = os.environ,
     notify: Notify = say,
 ) -> Tracker:
-    """The tracker of one run: files in `directory`, and W&B beside them where it is wanted.
+    """The tracker of one run: files in `directory`, and W&B too if it is wanted.
 
     Args:
-        next_step: the step that the run is about to do; later rows are dropped, see `LocalTracker`.
+        next_step: the step that the run does next. Rows of this step and later ones are dropped, see `LocalTracker`.
         wanted: "local" writes files. "wandb" writes files and records on W&B, offline if there is no key. "auto" is "wandb" if
-            a key is found or an agent started the process, else "local". "none" records nothing. WANDB_MODE=disabled makes it "local".
-        project, entity: from the sweep file; WANDB_PROJECT and WANDB_ENTITY, which an agent sets, take precedence.
+            a key is found or an agent started the process, else "local". "none" records nothing. WANDB_MODE=disabled turns "wandb" and
+            "auto" into "local".
+        project, entity: from the sweep file. WANDB_PROJECT and WANDB_ENTITY, which an agent sets, take precedence.
     """
     if wanted == "none":
         return NullTracker()
@@ -62,21 +63,21 @@ def open_tracker(
         notify=notify,
     )
     if wandb_tracker.run_id is not None:
-        with suppress(OSError):  # then a later attempt is a W&B run of its own
+        with suppress(OSError):  # without this note, a later attempt becomes a new W&B run
             write_atomically(note, wandb_tracker.run_id.encode())
-    # A run that began elsewhere, or while W&B was silent, appears there whole; what the server has is not sent twice.
+    # Send what the local files hold already, for runs that began elsewhere or offline. W&B skips what it has.
     replay(local.directory, wandb_tracker)
     return TeeTracker(local, wandb_tracker)
 
 
 def _given_id(environ: Mapping[str, str], note: Path, notify: Notify) -> str | None:
-    """WANDB_RUN_ID; a new id where another run here has that one: W&B would take the two for one."""
+    """WANDB_RUN_ID, or a new id if another run in this folder has that one, because W&B would merge the two."""
     given = environ.get("WANDB_RUN_ID")
     others = note.parent.parent.glob(f"*/{RUN_ID}") if given else ()
     taken = next((path.parent.name for path in others if path != note and _noted(path) == given), None)
     if taken is None:
         return given
-    notify(f"WANDB_RUN_ID={given} is that of the run {taken}: this one gets an id of its own")
+    notify(f"WANDB_RUN_ID={given} belongs to the run {taken}: this run gets another id")
     return _noted(note) or secrets.token_hex(4)
 
 
@@ -89,7 +90,7 @@ def _noted(note: Path) -> str | None:
 
 
 def replay(directory: str | Path, tracker: Tracker) -> None:
-    """Send a tracker all that the files of `LocalTracker` hold, except how the run ended."""
+    """Send a tracker everything that the files of a `LocalTracker` hold, except how the run ended."""
     folder = Path(directory)
     images: dict[int, dict[str, Path]] = {}
     for path in sorted((folder / IMAGES).glob("*-*.png")):

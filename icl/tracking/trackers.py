@@ -1,8 +1,8 @@
-"""Metrics out of a run: to local files, to W&B, to both, or nowhere.
+"""Where a run's metrics go: to local files, to W&B, to both, or nowhere.
 
-The local file is the record: it is complete whatever happens to the network, and a run that was killed and continued
-leaves the same bytes as one that never stopped. W&B is a copy of it for people to look at; `icl.tracking.wandb` holds
-everything that knows its client.
+The local files are the record. They are complete whatever happens to the network, and a run that was killed and
+continued leaves the same bytes as one that never stopped. W&B holds a copy for people to look at; only
+`icl.tracking.wandb` uses its client.
 """
 
 import json
@@ -27,16 +27,16 @@ Status = Literal["finished", "failed", "interrupted"]
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 IMAGES = "images"
-VERDICT = ("status", "error", "remark")  # of the last attempt; a run that goes on has none
+VERDICT = ("status", "error", "remark")  # how the last attempt ended; dropped when the run continues
 
 _log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Where metrics go. Every method returns at once and never raises because of a network or a disk.
+    """Where metrics go. Every method returns at once, and never raises because of a network or a disk.
 
     Attributes:
-        rows: of the local record, those that wait for the disk included; 0 where there is none.
+        rows: number of rows in the local record, including those that wait for the disk; 0 without a local record.
     """
 
     @property
@@ -73,15 +73,15 @@ class NullTracker:
 class LocalTracker:
     """Files in one folder: `metrics.jsonl` (one JSON object per row, see `read_metrics`), `summary.json`, `images/`.
 
-    No file holds a time or a host, so equal runs leave equal bytes. On a disk that takes nothing more the rows wait in
-    memory for the next row; a warning says so.
+    No file holds a time or a host, so equal runs leave equal bytes. If the disk is full, rows wait in memory and are
+    written with the next row; a warning says so.
     """
 
     def __init__(self, directory: str | Path, next_step: int = 0) -> None:
-        """Open the record of a run that is about to do step `next_step`.
+        """Open the record of a run whose next step is `next_step`.
 
-        Rows of such steps are dropped, in one atomic replacement: the run will log them again. Damaged lines are set
-        aside.
+        Rows of this step and later ones are dropped, because the run will log them again. Damaged lines are moved to
+        another file, see `JsonLines`.
 
         Raises:
             StorageError: the folder cannot be written.
@@ -98,13 +98,14 @@ class LocalTracker:
 
     @property
     def rows(self) -> int:
-        """Of `metrics.jsonl`, those that wait for the disk included."""
+        """Number of rows of `metrics.jsonl`, including those that wait for the disk."""
         return self._rows.count
 
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
-        """Append one row and see it onto the disk, so that it cannot be older than a checkpoint written after it.
+        """Append one row and flush it to the disk, so that a checkpoint written later is never ahead of the metrics.
 
-        Images go before it, to `images/<name>-<step>.png` with the name's slashes made dashes: a row vouches for them.
+        Images are written before the row, to `images/<name>-<step>.png`, where slashes in the name become dashes. So the
+        images of every row exist.
         """
         for name, image in (images or {}).items():
             self._write(self.directory / IMAGES / f"{name.replace('/', '-')}-{step}.png", _png(image))
@@ -113,7 +114,7 @@ class LocalTracker:
         except OSError as error:
             if self._rows.waiting == 1:
                 path, reason = self._rows.path, explain(error)
-                _log.warning("cannot write %s: %s. Until then its rows wait in memory", path, reason)
+                _log.warning("cannot write %s: %s. Its rows wait in memory until it can be written", path, reason)
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Rewrite `summary.json` with these values added."""
@@ -141,37 +142,37 @@ class LocalTracker:
 
 
 class TeeTracker:
-    """Sends everything to several trackers, in their order."""
+    """Sends everything to several trackers, in order."""
 
     def __init__(self, *trackers: Tracker) -> None:
         self.trackers = trackers
 
     @property
     def rows(self) -> int:
-        """Of the one that keeps a local record."""
+        """Number of rows of the tracker that keeps a local record."""
         return max(tracker.rows for tracker in self.trackers)
 
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
-        """Record with each."""
+        """Pass the row to every tracker."""
         for tracker in self.trackers:
             tracker.log(step, metrics, images)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Record with each."""
+        """Pass the values to every tracker."""
         for tracker in self.trackers:
             tracker.summary(values)
 
     def finish(self, status: Status = "finished", reason: str = "") -> None:
-        """Close each."""
+        """Close every tracker."""
         for tracker in self.trackers:
             tracker.finish(status, reason)
 
 
 def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
-    """The rows of a run's `metrics.jsonl`, exactly as logged; a line that is torn or foreign is left out.
+    """The rows of a run's `metrics.jsonl`, exactly as logged. Damaged lines are left out.
 
-    `pandas.DataFrame(read_metrics(directory))` is the table; `pandas.read_json(path, lines=True)` reads it too, but
-    rounds the last digit of some numbers unless told `precise_float=True`.
+    `pandas.DataFrame(read_metrics(directory))` makes a table. `pandas.read_json(path, lines=True)` reads the file too,
+    but rounds the last digit of some numbers unless `precise_float=True`.
     """
     path = Path(directory) / METRICS
     try:
@@ -181,7 +182,7 @@ def read_metrics(directory: str | Path) -> list[dict[str, Any]]:
 
 
 def read_summary(directory: str | Path) -> dict[str, Any]:
-    """What `summary.json` holds, `status` included; empty where there is none, or a damaged one."""
+    """The contents of `summary.json`, including `status`; empty if the file is missing or damaged."""
     path = Path(directory) / SUMMARY
     try:
         values = parse_object(read_file(path)) if path.exists() else {}
@@ -196,19 +197,19 @@ def _png(image: "Path | Figure") -> bytes:
     if isinstance(image, Path):
         return image.read_bytes()
     drawn = BytesIO()
-    # Without the date and version that matplotlib would write, equal figures are equal files.
+    # matplotlib would write its version into the file; without that, equal figures give equal bytes.
     image.savefig(drawn, format="png", metadata={"Software": None})
     return drawn.getvalue()
 
 
 def _number(value: Any) -> Any:
-    """Plain Python numbers out of NumPy's and torch's scalars."""
+    """A plain Python number for a NumPy or torch scalar; any other value as it is."""
     return value.item() if hasattr(value, "item") else value
 
 
 @contextmanager
 def failures_recorded(tracker: Tracker) -> Iterator[None]:
-    """Closes the record of work that fails, with the reason in it."""
+    """If the `with` block fails, close the record with the reason, and raise the error again."""
     try:
         yield
     except KeyboardInterrupt:

@@ -1,8 +1,8 @@
-"""The W&B side of a run: its tracker, and the configuration that `wandb agent` hands over.
+"""The tracker that sends a run to W&B.
 
-Whatever W&B does, the run goes on: a server that does not answer costs at most a few seconds at the start and at the
-end, one line says so, and what could not be sent lies in W&B's own offline format for `wandb sync`. The client is
-imported on first use.
+A failure of W&B never stops a run. A server that does not answer costs at most some seconds at the start and at the end,
+and one line says so. What could not be sent is kept in W&B's own offline format for `wandb sync`. The client is imported
+on first use.
 """
 
 import atexit
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Notify = Callable[[str], None]
 
 PROJECT = "icl"
-RUN_ID = "wandb-run-id"  # the file beside the metrics of a run that W&B, or its offline record, has
+RUN_ID = "wandb-run-id"  # file beside the metrics that holds the run's W&B id
 INTERRUPTED_TIMEOUT = 4.0
 # The seconds that an unreachable server may cost at the start and at the end. W&B's own WANDB_INIT_TIMEOUT and
 # WANDB_FINISH_TIMEOUT override them.
@@ -37,15 +37,15 @@ TIMEOUTS = {"init_timeout": 15.0, "finish_timeout": 30.0}
 
 
 def say(line: str) -> None:
-    """One line to the person at the terminal."""
+    """Print one line to standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
 class WandbTracker:
-    """A run on W&B, or in W&B's offline format where the server cannot be reached.
+    """A run on W&B, or in W&B's offline format if the server cannot be reached.
 
-    Metrics are logged against the training step. A continued run skips the steps that the server already has: data are
-    a function of the step, so they would be the same numbers.
+    Metrics are logged against the training step. A continued run skips the steps that the server already has. Data are
+    a function of the step, so the numbers would be the same.
     """
 
     rows = 0
@@ -61,7 +61,7 @@ class WandbTracker:
         offline: bool = False,
         notify: Notify = say,
     ) -> None:
-        """Start the run, or continue the one with this id; a run of an agent takes id and project from the agent."""
+        """Start a run, or continue the one with id `run_id`. Under an agent, id and project come from the agent."""
         self._notify = notify
         self._run: Any = None
         self._first_step = 0
@@ -71,7 +71,7 @@ class WandbTracker:
         if self._run is None:
             failure = self._start(mode="offline", **arguments)
             hint = (
-                f"Not even its offline record works ({failure}); only the local files are kept."
+                f"Its offline record does not work either ({failure}); only the local files are kept."
                 if failure
                 else (f"The run goes on and is recorded; send it later: {self.sync_command}")
             )
@@ -86,36 +86,36 @@ class WandbTracker:
 
     @property
     def sync_command(self) -> str:
-        """What sends the record of this run later; of a run that began online `wandb sync` wants to be told so."""
+        """The command that sends this run's record later. For a run that began online, `wandb sync` needs an option."""
         option = "" if self._run.offline else "--no-skip-online "
         return f"wandb sync {option}{self._run.settings.sync_dir}"
 
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
-        """Hand the metrics, and pictures beside them, to the client, which sends them from a process of its own."""
+        """Give the metrics and images to the client, which sends them from its own process."""
         with self._shielded() as run:
             if run is not None and step >= self._first_step:
                 run.log({**metrics, **{name: _picture(image) for name, image in (images or {}).items()}}, step=step)
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """Set headline numbers."""
+        """Set summary values."""
         with self._shielded() as run:
             if run is not None:
                 run.summary.update(dict(values))
 
     def finish(self, status: Status = "finished", reason: str = "") -> None:
-        """Wait a bounded time for the client to send the rest, then leave the rest to `wandb sync`.
+        """Wait a bounded time for the client to send what is left. What it does not send is left to `wandb sync`.
 
-        An interrupted run is announced as preempted, so that its sweep hands it out again, and waits for less.
+        An interrupted run is marked as preempted, so that its sweep gives it to an agent again. It waits less.
         """
         with self._shielded() as run:
             if run is not None and status == "interrupted":
                 run.mark_preempting()
-                # The client's own limit is fixed when a run starts, and whoever presses Ctrl-C waits for less.
+                # The client's own time limit is fixed when the run starts, and is too long after Ctrl-C.
                 finishing = threading.Thread(target=_finish_quietly, args=(run,), daemon=True)
                 finishing.start()
                 finishing.join(INTERRUPTED_TIMEOUT)
                 if finishing.is_alive():
-                    # At the interpreter's end the client would wait for its server once more.
+                    # Otherwise the client would wait for its server again when the interpreter exits.
                     atexit.register(_leave_at_once)
                     raise TimeoutError("no answer")
             elif run is not None:
@@ -124,7 +124,7 @@ class WandbTracker:
                 run.finish(exit_code=0 if status == "finished" else 1)
 
     def _start(self, **arguments: Any) -> str:
-        """Start the client's run; what went wrong in a few words, or nothing."""
+        """Start the client's run. Returns what went wrong in a few words, or an empty text."""
         try:
             import wandb
 
@@ -135,7 +135,7 @@ class WandbTracker:
             settings = wandb.Settings(silent=True, console="off", finish_timeout_raises=True, **timeouts)
             self._run = wandb.init(settings=settings, **arguments)
             self._first_step = self._run.starting_step
-            if self._run.summary.get("error") is not None:  # of an attempt before this one
+            if self._run.summary.get("error") is not None:  # from an earlier attempt
                 del self._run.summary["error"]
         except Exception as error:  # the client raises errors of its own, of requests and of the operating system
             return _first_line(error)
@@ -143,7 +143,7 @@ class WandbTracker:
 
     @contextmanager
     def _shielded(self) -> Iterator[Any]:
-        """The client's run, or None; the first of the client's errors is told in one line, none reaches the run."""
+        """Give the client's run, or None, to the block. The client's errors are caught; the first one is reported."""
         try:
             yield self._run
         except Exception as error:
@@ -156,7 +156,7 @@ class WandbTracker:
 
 
 def wandb_is_set_up(environ: Mapping[str, str] = os.environ) -> bool:
-    """Whether the user means W&B: an agent, offline mode, a key in the environment or in ~/.netrc for its server."""
+    """Whether W&B is set up: an agent, offline mode, or a key in the environment or in ~/.netrc for its server."""
     if environ.get("WANDB_SWEEP_ID") or environ.get("WANDB_API_KEY") or is_offline(environ):
         return True
     host = urlparse(environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname or ""
@@ -169,7 +169,7 @@ def wandb_is_set_up(environ: Mapping[str, str] = os.environ) -> bool:
         KeyError,
         ValueError,
         netrc.NetrcParseError,
-    ):  # no home, no such file, not one of keys
+    ):  # no home folder, no such file, or a file of another form
         return False
 
 
@@ -180,7 +180,7 @@ def _leave_at_once() -> None:
 
 
 def _picture(image: "Path | Figure") -> Any:
-    """A figure as pixels: the client's own conversion fails where matplotlib.pyplot was never imported."""
+    """A figure as pixels. The client's own conversion fails if matplotlib.pyplot was never imported."""
     import wandb
     from PIL import Image
 

@@ -1,16 +1,17 @@
 """One step of training for many seeds at once, on an accelerator, without waiting for the host.
 
-Parameters, moments and batches carry one more leading axis, the members (seeds). Everything a step needs is on the
-device: data come from the counter-based streams there, many steps' at a time (the generator is some hundred small
-operations, however many numbers they make), learning rates from a table, losses go to a buffer. A block of steps is
-therefore only launched, never waited for:
+Parameters, moments and batches have one more leading axis, the members (seeds). Everything that a step needs is on the
+device. The data come from the counter-based random streams. They are made for many steps at a time, because the generator
+takes some hundred small operations, however many numbers it makes. The learning rates come from a table, and the losses go
+to a buffer. So the host launches a block of steps without waiting for it:
 
-- cuda: one step is captured as a CUDA graph and replayed, while a side stream makes the data of the steps to come;
-- xla: one step is one compiled graph, and so is the making of data, traced again and found in the cache; step numbers
-  are tensors, so that no number is compiled in;
+- cuda: one step is captured as a CUDA graph and replayed. A side stream makes the data of later steps meanwhile.
+- xla: one step is one compiled graph, and making data is another. They are traced again each time and found in the cache.
+  Step numbers are tensors, so that no number becomes part of a graph.
 - elsewhere (cpu, mps): the same operations, one by one.
 
-A member sees the data of its solo run bit for bit; its losses agree to the rounding of batched arithmetic.
+A member sees the data of its solo run bit for bit. Its losses agree with the solo run to the rounding of batched
+arithmetic.
 
 Shapes: E members, S steps, B batch, K examples, D task dimension, M tasks, P parameters.
 """
@@ -37,11 +38,11 @@ class AcceleratorStepper:
     """The state of E members on the device, and the step that advances it in place; see `icl.training.stepper.Stepper`.
 
     Args:
-        configs: of the members, with resolved seeds; they share everything but seeds.
+        configs: settings of the members, with resolved seeds. They differ only in their seeds.
         step: number of the first step to do.
         states: the tensors of each member's saved state; empty for a fresh start.
-        device: where to compute.
-        capture: on cuda, replay a step as one graph; without, its operations are launched one by one.
+        device: the device to compute on.
+        capture: whether a step is replayed as one graph on cuda. Otherwise its operations are launched one by one.
     """
 
     block = BLOCK
@@ -58,7 +59,7 @@ class AcceleratorStepper:
         self._capture = capture and device.type == "cuda"
         self._configs, self._shape, self._device = configs, config.task_config.shape, device
         self.engine = f"torch in batches on {device.type}"
-        # A lazy device would compile the metrics into a graph of their own for every block: they are made on the host.
+        # Metrics are computed on the host, because a lazy device would compile another graph for them in every block.
         self._evaluated_on = torch.device("cpu") if device.type == "xla" else device
         streams = [data_stream(each) for each in configs]
         laws = [each.task_config.pretrain_task() for each in configs]
@@ -77,10 +78,10 @@ class AcceleratorStepper:
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._fetched: tuple[Tensor, Tensor] | None = None
         self._graph: torch.cuda.CUDAGraph | None = None
-        end_of_graph(device)  # so that the zeros above are data, not constants of the first step's graph
+        end_of_graph(device)  # so that the zeros above become data and not constants in the first step's graph
 
     def run(self, count: int) -> Tensor:
-        """Do `count` <= BLOCK steps; returns their batch losses (count, E) on the host, the only wait of the block."""
+        """Do `count` <= BLOCK steps; returns their batch losses (count, E) on the host. Only this last copy waits."""
         assert 1 <= count <= BLOCK
         slots = torch.arange(self.step - self._first, self.step - self._first + count) % BLOCK
         with same_graph_each_step(self._device):
@@ -114,7 +115,7 @@ class AcceleratorStepper:
 
     @torch.no_grad()
     def _make_data(self) -> None:
-        """The batches of the steps from here on, into memory that stays where it is: a captured step reads it there."""
+        """Write the batches of the next steps into memory with a fixed address, from which a captured step reads."""
         xs, ys = self._batches(self._step + self._ahead) if self._fetched is None else self._arrived(self._fetched)
         if self._data is None:
             self._data = (
@@ -130,7 +131,7 @@ class AcceleratorStepper:
         end_of_graph(self._device)
 
     def _fetch(self, side: torch.cuda.Stream) -> tuple[Tensor, Tensor]:
-        """The batches after those, made beside the steps that run meanwhile."""
+        """The batches after those, made on the side stream while the steps run."""
         main = torch.cuda.current_stream(self._device)
         first = self._step + len(self._ahead)  # read before the steps change it
         side.wait_stream(main)
@@ -140,12 +141,12 @@ class AcceleratorStepper:
         return ahead
 
     def _arrived(self, fetched: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """What the side stream made, for the main stream to read."""
+        """The batches that the side stream made, ready for the main stream."""
         assert self._side is not None
         main = torch.cuda.current_stream(self._device)
         main.wait_stream(self._side)
         for part in fetched:
-            part.record_stream(main)  # so that its memory is not given to the side stream before it was read
+            part.record_stream(main)  # so that its memory is not reused by the side stream before it is read
         return fetched
 
     def _launch(self) -> None:
@@ -173,7 +174,7 @@ class AcceleratorStepper:
 
     @torch.no_grad()
     def _advance(self) -> None:
-        """One step, all in place and without a number from the host."""
+        """One step, in place and without numbers from the host."""
         assert self._data is not None
         done = self._step - self._first
         xs, ys = (part.index_select(0, done % len(self._ahead))[0] for part in self._data)
@@ -186,6 +187,6 @@ class AcceleratorStepper:
 
 
 def _stacked(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The members' optimiser states, members along the first axis."""
+    """The members' optimiser states, stacked along a first axis."""
     names = set(states[0]) - {"flat", "step"}
     return {name: torch.stack([state[name] for state in states]) for name in names}

@@ -22,7 +22,7 @@ class CpuStepper:
     """The state of one member and the step that advances it in place; see `icl.training.stepper.Stepper`.
 
     Args:
-        config: of the member, with resolved seeds.
+        config: settings of the member, with resolved seeds.
         step: number of the first step to do.
         state: the tensors of a saved state; empty for a fresh start.
         path: how loss and gradient are computed.
@@ -38,7 +38,7 @@ class CpuStepper:
         self._optimizer = FlatOptimizer(config.optimizer_config, self._flat, state)
 
     def run(self, count: int) -> Tensor:
-        """Do `count` steps; returns their batch losses (count, 1). A loss that is not finite ends the block before its update."""
+        """Do `count` steps; returns their batch losses (count, 1). If a loss is not finite, the block ends before its update."""
         losses = torch.full((count, 1), torch.nan)
         for row in range(count):
             xs, ys = self._law.sample(self._stream, self.step, self._config.batch_size)

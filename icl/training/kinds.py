@@ -1,4 +1,4 @@
-"""The weights of each kind of run; `icl.config.kinds` says which kinds there are."""
+"""The weights of each kind of run (the kinds are in `icl.config.kinds`)."""
 
 import math
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ Sizes = Mapping[str, tuple[int, ...]]
 
 
 def sizes_of(config: Training) -> Sizes:
-    """Name -> size of every weight, in the order of the flat vector."""
+    """Name -> shape of every weight, in the order of the flat vector."""
     if isinstance(config, LanguageTraining):
         return language.parameter_sizes(language_shape(config.task_config))
     assert isinstance(config.task_config, TaskConfig)
@@ -24,7 +24,7 @@ def sizes_of(config: Training) -> Sizes:
 
 
 def initial_weights(config: Training) -> dict[str, Tensor]:
-    """The weights of a run that has not begun; seeds must be resolved."""
+    """The initial weights of a run. Seeds must be resolved."""
     seed = config.task_config.seed
     assert seed is not None, "seeds are resolved before use"
     if isinstance(config, LanguageTraining):
@@ -39,7 +39,7 @@ def language_shape(task: LanguageTask) -> LanguageShape:
 
 
 def initial_flat(config: Training, state: Mapping[str, Tensor]) -> Tensor:
-    """The parameters (P,) of a saved state, or those of a run that has not begun."""
+    """The parameters (P,) of a saved state, or the initial ones if `state` is empty."""
     return state["flat"] if state else flatten(initial_weights(config))
 
 

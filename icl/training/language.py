@@ -1,4 +1,4 @@
-"""Training the language model: its step, and what is measured meanwhile.
+"""Training language models: the stepper, and the metrics that are logged.
 
 Shapes: E members, B batch, T tokens, P parameters.
 """
@@ -18,11 +18,11 @@ from icl.training.kinds import initial_flat, named, sizes_of
 from icl.training.optimizers import FlatOptimizer, rates_at
 
 EVALUATED_AT_ONCE = 64
-"""Rows of a test batch; metrics do not depend on it."""
+"""Rows of a test batch. Metrics do not depend on it."""
 
 
 def rows_of_task(task: LanguageTask) -> TokenRows:
-    """All rows of tokens; raises like `icl.subjects.tokens.token_rows`."""
+    """All rows of tokens of a task; raises like `icl.subjects.tokens.token_rows`."""
     return token_rows(task.tokens, task.n_ctx, task.d_vocab)
 
 
@@ -30,10 +30,10 @@ class LanguageStepper:
     """The state of E members and the step that advances them, one after the other; see `icl.training.stepper.Stepper`.
 
     Args:
-        configs: of the members, with resolved seeds; they share everything but seeds.
+        configs: settings of the members, with resolved seeds. They differ only in their seeds.
         step: number of the first step to do.
         states: the tensors of each member's saved state; empty for a fresh start.
-        device: where to compute.
+        device: the device to compute on.
     """
 
     block = 1
@@ -61,7 +61,7 @@ class LanguageStepper:
         ]
 
     def run(self, count: int) -> Tensor:
-        """Do `count` steps; returns their batch losses (count, E). A loss that is not finite ends the block before its update."""
+        """Do `count` steps; returns their batch losses (count, E). If a loss is not finite, the block ends before its update."""
         losses = torch.full((count, len(self._flats)), torch.nan)
         for row in range(count):
             gradients = []
@@ -81,7 +81,7 @@ class LanguageStepper:
         return [named(self._sizes, flat.detach().cpu()) for flat in self._flats]
 
     def evaluate(self) -> list[Mapping[str, float]]:
-        """The metrics of `language_metrics` on the rows held out."""
+        """The metrics of `language_metrics` on the held-out rows."""
         return [language_metrics(named(self._sizes, flat.detach()), self._held_out) for flat in self._flats]
 
     def states(self) -> list[dict[str, Tensor]]:
@@ -101,10 +101,10 @@ class LanguageStepper:
 
 @torch.no_grad()
 def language_metrics(weights: Mapping[str, Tensor], rows: Tensor) -> dict[str, float]:
-    """The metrics logged during training, on rows (N, T) that it does not see.
+    """The metrics that are logged during training, on held-out rows (N, T).
 
-    `test/loss`: mean cross-entropy in nats; `test/icl`: the in-context score of `icl.analysis.context`, where **less is more
-    in-context learning**, as published; `weight/norm`.
+    `test/loss` is the mean cross-entropy in nats. `test/icl` is the in-context learning score of `icl.analysis.context`;
+    as in the publication, **a lower score means more in-context learning**. `weight/norm` is the norm of all weights.
     """
     parts = [token_losses(logits_of(weights, part), part) for part in rows.split(EVALUATED_AT_ONCE)]
     losses = torch.cat(parts).double().mean(dim=0)
@@ -116,6 +116,6 @@ def language_metrics(weights: Mapping[str, Tensor], rows: Tensor) -> dict[str, f
 
 
 def _order(task: LanguageTask) -> Stream | None:
-    """Of the rows of a pass; seeds must be resolved."""
+    """The stream that orders the rows of each pass; None: the file's order. Seeds must be resolved."""
     assert task.sampling_seed is not None, "seeds are resolved before use"
     return Stream(task.sampling_seed, "training/order") if task.shuffle else None

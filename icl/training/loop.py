@@ -1,13 +1,17 @@
 """The training loop: data -> gradient -> update, with checkpoints and metrics on their grids.
 
-One loop trains one run or several that differ in their seeds alone. A stepper (`icl.training.stepper`) does the steps. For
-regression it is on a CPU that of one member, a step at a time (`icl.training.cpu`), and on an accelerator that of all members at
-once, in blocks that the host only launches (`icl.training.accelerator`); a run begun by one can go on in the other. The language
-model has a stepper of its own (`icl.training.language`).
+One loop trains one run, or several runs that differ only in their seeds (the members). A stepper (`icl.training.stepper`)
+does the steps. There are three:
 
-Checkpoint "t" is written after update number t, so it holds t + 1 updates, as in the reference code. Batch t is a
-function of (sampling seed, t) alone and every state is saved whole. A run that was killed at any moment and started
-again ends in the same bytes; where it goes on with another engine it says so (`icl.training.engines`).
+- `icl.training.cpu` trains one regression model on a CPU, step by step.
+- `icl.training.accelerator` trains several regression models at once, in blocks of steps that the host only launches.
+- `icl.training.language` trains language models.
+
+A regression run that one stepper began may continue with the other.
+
+Checkpoint "t" is written after update number t. So it holds t + 1 updates, as in the reference code. Batch t depends only on
+(sampling seed, t), and every state is saved whole. So a run that was killed at any moment and started again ends in the same
+bytes. If it continues with another engine, its last digits may differ, and a warning says so (`icl.training.engines`).
 
 Shapes: E members, P parameters.
 """
@@ -43,9 +47,9 @@ class Member:
     """One run of a batch.
 
     Attributes:
-        config: with resolved seeds (`config.resolved()`).
-        checkpoints: of this run; the caller holds its lock.
-        tracker: receives the metrics; the caller opened it for the step that `first_missing_step` gives.
+        config: its settings, with resolved seeds (`config.resolved()`).
+        checkpoints: its checkpoints. The caller holds their lock.
+        tracker: receives its metrics. The caller opened it for the step that `first_missing_step` gives.
     """
 
     config: Training
@@ -73,24 +77,25 @@ def train_members(
     on_step: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> list[TrainingOutcome]:
-    """Train runs that differ in their seeds alone, each to its end, going on from what its checkpoints hold.
+    """Train runs that differ only in their seeds to their end. Each run continues from its newest usable state.
 
-    Members that stand at different steps run as groups of equal step, one group after the other. Resuming is exact to
-    the bit for the same groups.
+    Members at different steps are trained in groups of equal step, one group after the other. Resuming is exact to
+    the bit as long as the groups stay the same.
 
     Args:
-        device: where to compute.
-        threads: CPU threads of a step; with the native kernel the result does not depend on it.
+        members: the runs.
+        device: the device to compute on.
+        threads: CPU threads of a step. With the native kernel the result does not depend on it.
         on_step: called after each block of steps with (updates done, mean loss).
-        should_stop: asked before each block; True saves the states and returns.
+        should_stop: asked before each block. If it returns True, the states are saved and the function returns.
 
     Raises:
-        ValueError: members that differ in more than their seeds.
-        TrainingDiverged: the loss of a member is not finite; checkpoints up to the last good block stay.
-        CheckpointError: no stored state fits a run.
+        ValueError: members differ in more than their seeds.
+        TrainingDiverged: the loss of a member is not finite. Checkpoints up to the last good block stay.
+        CheckpointError: a stored state belongs to other settings or is not a state of such a run.
     """
     if len({seeds_left_out(member.config) for member in members}) > 1:
-        raise ValueError("runs trained as one batch must differ in their seeds alone")
+        raise ValueError("runs trained as one batch must differ only in their seeds; train the others separately")
     starts = [starting_point(member.config, member.checkpoints) for member in members]
     groups: dict[int, list[int]] = defaultdict(list)
     for index, (step, _) in enumerate(starts):
@@ -127,7 +132,7 @@ def stepper_for(
     device: torch.device,
     threads: int,
 ) -> Iterator[Stepper]:
-    """The stepper that is fastest here."""
+    """The fastest stepper for these runs on this device."""
     if language := [config for config in configs if isinstance(config, LanguageTraining)]:
         with torch_threads(threads):
             yield LanguageStepper(language, step, states, device)
@@ -144,7 +149,7 @@ def stepper_for(
 def _train_group(
     members: Sequence[Member], stepper: Stepper, on_step: Progress | None, should_stop: Callable[[], bool]
 ) -> list[TrainingOutcome]:
-    """Train members that stand at the same step."""
+    """Train members that are at the same step."""
     config = members[0].config
     last_step, state_every = config.num_steps, config.checkpointer_config.state_every
     metadata = [{"config": member.config.model_dump_json()} for member in members]
@@ -154,7 +159,7 @@ def _train_group(
     due = sorted(checkpoint_at | log_at)
 
     def end_of_block(step: int) -> int:
-        """Where the next checkpoint, evaluation or saved state is due, or the block is full."""
+        """The step at which the next checkpoint, evaluation or saved state is due, or at which the block is full."""
         next_due = due[min(bisect_left(due, step), len(due) - 1)] + 1
         return min(next_due, (step // state_every + 1) * state_every, step + stepper.block, last_step)
 
@@ -190,7 +195,7 @@ def _train_group(
     if finished:
         for member in members:
             member.checkpoints.keep_last_state()
-        # A run that was killed between its last state and its end has its summary still to come.
+        # A run that was killed between its last state and its end has no summary yet.
         summaries = summaries if all(summaries) else stepper.evaluate()
     return [
         TrainingOutcome(member.config.name, stepper.step, finished, summary)
@@ -199,7 +204,7 @@ def _train_group(
 
 
 def _check_finite(losses: Tensor, members: Sequence[Member], first: int, saved: int) -> None:
-    """Refuse losses (S, E) of the steps from `first` on that are not finite."""
+    """Raise TrainingDiverged if one of the losses (S, E) of the steps from `first` on is not finite."""
     if losses.isfinite().all():
         return
     row, index = (~losses.isfinite()).nonzero()[0].tolist()
@@ -211,7 +216,7 @@ def _check_finite(losses: Tensor, members: Sequence[Member], first: int, saved: 
 
 
 def _log(members: Sequence[Member], losses: Tensor, first: int, metrics: Sequence[Mapping[str, float]] | None) -> None:
-    """Losses (S, E) on their grid; metrics, if any, belong to the last step of the block."""
+    """Log the losses (S, E) on their grid, and the metrics, if any, at the last step of the block."""
     every, last = members[0].config.logger_config.loss_every, first + len(losses) - 1
     for index, member in enumerate(members):
         for step in range(first + -first % every, last + 1, every):

@@ -13,7 +13,7 @@ from icl.config import OptimizerConfig, Training
 
 
 class Rates(NamedTuple):
-    """What an update needs besides the gradient, with t the number of the update, counted from 1."""
+    """The step-dependent numbers of an update, with t the number of the update, counted from 1."""
 
     learning_rate: float | Tensor
     """η"""
@@ -24,7 +24,7 @@ class Rates(NamedTuple):
 
 
 def rates_at(config: Training, step: int) -> Rates:
-    """The rates of update number `step`, counted from 0, in double precision: 1 - β₂ᵗ cancels in float32."""
+    """The rates of update number `step`, counted from 0. They are in double precision, because 1 - β₂ᵗ cancels in float32."""
     rate, (beta1, beta2), time = config.learning_rate(step), config.optimizer_config.betas, step + 1
     return Rates(rate, rate / (1 - beta1**time), (1 - beta2**time) ** 0.5)
 
@@ -32,13 +32,15 @@ def rates_at(config: Training, step: int) -> Rates:
 class FlatOptimizer:
     """Updates the parameters `flat` (..., P) in place. Leading axes are members that share the rates.
 
-    On a CPU torch's fused kernel makes the update in one pass. Elsewhere tensor operations make it, in place and without
-    a number from the host, so that a step can be captured or compiled. Both are the same rule, to rounding.
+    On a CPU, torch's fused kernel does the update in one pass. On other devices it is done by tensor operations, in place and
+    without numbers from the host, so that a step can be captured or compiled. Both follow the same rule and agree to
+    rounding.
 
     Args:
+        config: the rule and its constants.
         flat: the parameters.
-        state: what `state` gave, to continue from; nothing for a fresh start.
-        fused: whether to use torch's kernel. None: on a CPU.
+        state: an earlier result of `state`, to continue from; None or empty for a fresh start.
+        fused: whether to use torch's kernel. None: only on a CPU.
     """
 
     def __init__(
@@ -82,12 +84,12 @@ class FlatOptimizer:
         flat.sub_(rates.step_size * mean / (square.sqrt() / rates.correction + config.eps))
 
     def state(self, updates: int) -> dict[str, Tensor]:
-        """Copies of the moments on the host, and `step`, the number of updates done, where the rule counts them."""
+        """Copies of the moments on the host, and for Adam and AdamW `step`, the number of updates done."""
         counted = {"step": torch.tensor(float(updates))} if self._counts else {}
         return {name: value.detach().cpu().clone() for name, value in self.moments.items()} | counted
 
     def _fused_kernel(self, updates: Tensor | None) -> torch.optim.Optimizer:
-        """torch's optimizer on our own tensors, so that its state is `moments`."""
+        """torch's optimizer, whose state consists of the tensors in `moments`."""
         config = self._config
         flat, rate, decay = self._flat.requires_grad_(True), config.lr, config.weight_decay
         if config.optimizer_type == "SGD":

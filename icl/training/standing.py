@@ -1,4 +1,4 @@
-"""Where a run stands, and how a call of `train` ended."""
+"""From which stored state a run continues, and how a call of `train` ended."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -28,10 +28,10 @@ class TrainingOutcome:
     """How a call of `train` ended.
 
     Attributes:
-        name: of the run.
-        steps_done: updates in the newest state.
-        finished: whether every step is done.
-        summary: the metrics of the last evaluation; empty if the run had been finished before.
+        name: the run's name.
+        steps_done: number of updates in the newest state.
+        finished: whether all steps are done.
+        summary: the metrics of the last evaluation; empty if the run was finished before.
     """
 
     name: str
@@ -41,7 +41,7 @@ class TrainingOutcome:
 
 
 def data_stream(config: TrainingConfig) -> Stream:
-    """The stream of training batches; seeds must be resolved."""
+    """The random stream of the training batches. Seeds must be resolved."""
     seed = config.task_config.sampling_seed
     assert seed is not None, "seeds are resolved before use"
     return Stream(seed, "training")
@@ -53,14 +53,14 @@ def first_missing_step(config: Training, checkpoints: Checkpoints) -> int:
 
 
 def starting_point(config: Training, checkpoints: Checkpoints) -> tuple[int, dict[str, Tensor]]:
-    """The newest stored state whose past is whole.
+    """The newest stored state before which nothing is missing: the updates it holds, and its tensors.
 
-    A state whose past lacks checkpoints of the grid (a denser grid was asked for, or files were deleted) or rows of
-    metrics that were there when it was saved is of no use: data are a function of the step, so running again from an
-    earlier point gives the same weights and rows, and fills the gaps.
+    A state is skipped if a checkpoint of the grid before it is missing (a denser grid was asked for, or files were
+    deleted), or if rows of metrics are missing that were there when it was saved. Training then starts from an earlier
+    state. Data are a function of the step, so it gives the same weights and rows, and fills the gaps.
 
     Raises:
-        CheckpointError: what is stored belongs to other settings, or is no state of such a run.
+        CheckpointError: a state belongs to other settings, or is not a state of such a run.
     """
     checkpoints.expect(config)
     present = set(checkpoints.steps())
@@ -75,20 +75,25 @@ def starting_point(config: Training, checkpoints: Checkpoints) -> tuple[int, dic
         incomplete = incomplete or (state.step if state.step <= missing else 0)
     if incomplete:
         _log.warning(
-            "%s lacks rows of metrics before step %d and goes on from step %d, to write them again",
+            "%s lacks rows of metrics before step %d; it continues from step %d to write them again",
             config.name, incomplete, start[0],
         )  # fmt: skip
     return start
 
 
 def _check_state(config: Training, state: Checkpoint, source: str) -> None:
-    """Refuse a state with other tensors than such a run saves, before the optimiser takes them for its memory."""
+    """Refuse a state whose tensors differ from those that such a run saves.
+
+    Raises:
+        CheckpointError: the state names no settings, has other tensors, or counts other updates than its name says.
+    """
     if state.metadata.get("config") is None:
-        raise CheckpointError(f"{source} does not say with which settings it was made; delete it to go on without it")
+        raise CheckpointError(f"{source} holds no settings; delete it, and the run continues from an earlier state")
     flat = torch.zeros(num_parameters(sizes_of(config)))
     own = {"flat": flat, **FlatOptimizer(config.optimizer_config, flat, fused=False).state(state.step)}
     check_layout(state.tensors, {name: tuple(value.shape) for name, value in own.items()}, source)
     if "step" in own and state.tensors["step"] != state.step:
         raise CheckpointError(
-            f"{source} counts {float(state.tensors['step'])} updates; delete it to go on from an earlier one"
+            f"{source} counts {float(state.tensors['step'])} updates, unlike its name; delete it, and the run continues "
+            "from an earlier state"
         )

@@ -1,4 +1,4 @@
-"""What the training loop asks of a step.
+"""The interface of a stepper: the part of the training loop that does the steps.
 
 Shapes: E members, P parameters.
 """
@@ -13,9 +13,9 @@ class Stepper(Protocol):
     """The state of the members of a batch, and the step that advances it in place.
 
     Attributes:
-        engine: which code computes; another one rounds differently.
+        engine: name of the code that computes. Another engine rounds differently.
         step: the number of updates done.
-        block: most steps of one call of `run`.
+        block: the most steps of one call of `run`.
     """
 
     engine: str
@@ -31,7 +31,7 @@ class Stepper(Protocol):
         ...
 
     def states(self) -> list[dict[str, Tensor]]:
-        """What each member needs to go on from here, on the host."""
+        """The tensors that each member needs to continue from here, on the host."""
         ...
 
     def evaluate(self) -> list[Mapping[str, float]]:

@@ -163,5 +163,5 @@ def test_composition_of_matrices_by_hand():
     assert (found <= 1).all()
     with pytest.raises(ValueError, match="no block 2"):
         k_composition(weights, 0, 2)
-    with pytest.raises(ValueError, match="early block with a later one"):
+    with pytest.raises(ValueError, match="`early` must be a block before `late`"):
         k_composition(weights, 1, 1)

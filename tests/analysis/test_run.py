@@ -104,7 +104,7 @@ def test_equal_steps_are_the_nearest_checkpoints():
     assert np.abs(np.array(dense) - np.linspace(0, 10_000, 1_000)[:-1]).max() <= 2
     assert equal_steps(range(40), 40) == list(range(40))
     for present in (range(0, 5_000, 2), range(0, 10_000, 20), [0], [9, *range(10, 10_000, 10)]):
-        with pytest.raises(ConfigError, match=r"999 checkpoints at equal distances.*linear_space=1000"):
+        with pytest.raises(ConfigError, match=r"999 equally spaced checkpoints.*linear_space=1000"):
             equal_steps(present, 10_000, num=1_000)
 
 
@@ -175,7 +175,7 @@ def test_damaged_tables_are_refused(tmp_path):
 
 def test_refuses_what_cannot_be_analysed(tmp_path):
     checkpoints, config = make_run(tmp_path)
-    with pytest.raises(ConfigError, match=r"no analysis 'loss'; there are: evals"):
+    with pytest.raises(ConfigError, match=r"no analysis 'loss'; known: evals"):
         analyse(checkpoints, tmp_path, ["loss"])
     with pytest.raises(ConfigError, match="no checkpoint at step 8"):
         analyse(checkpoints, tmp_path, ["spectra"], steps=[7, 8])

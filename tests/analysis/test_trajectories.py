@@ -13,7 +13,6 @@ YS = torch.randn(11, 5, 1, generator=GENERATOR)
 
 def test_rows_of_outputs():
     tokens = output_row(MODEL, XS, YS, batch_size=4).reshape(11, 10, 4)
-    torch.testing.assert_close(output_row(MODEL, XS, YS, "x_tokens").reshape(11, 5, 4), tokens[:, ::2])
     predictions = output_row(MODEL, XS, YS, "predictions", batch_size=4)
     torch.testing.assert_close(predictions.reshape(11, 5), tokens[:, ::2, 0])
     torch.testing.assert_close(predictions.reshape(11, 5, 1), MODEL(XS, YS).detach())

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from benchmarks.llc.cases import DEFAULT, FIXED, cases, is_sound, relaxation
-from benchmarks.llc.honesty import main, summarise
+from benchmarks.llc.honesty import fresh, main, summarise
+from benchmarks.llc.loaders import main as loaders
 from benchmarks.llc.targets import digits, regression
 
 
@@ -39,12 +40,23 @@ def test_shares():
     rows = pd.DataFrame({
         "kind": "box", "family": "regular", "sound": [True, True, True, False], "wrong": [False, False, True, True],
         "healthy": [True, False, False, True], "within_10_percent": [True, True, False, False],
+        "verdict": ["healthy", "not tested: error (too few draws)", "too hot; not tested: error (too few draws)", "healthy"],
     })  # fmt: skip
     row = summarise(rows).iloc[0]
     assert (row["cases"], row["sound"]) == (4, 3)
     assert row["wrong_and_healthy"] == 0.25
     assert row["sound_healthy_within_10_percent"] == pytest.approx(1 / 3)
-    assert row["false_alarms"] == 0.5
+    assert (row["false_alarms"], row["undecided"]) == (0.0, 0.5)
+    alarm = rows.assign(verdict=["healthy", "still rising: more burn-in", "too hot", "healthy"])
+    assert summarise(alarm).iloc[0]["false_alarms"] == 0.5
+
+
+def test_fresh_seeds_are_of_the_default_settings_and_of_no_other_case():
+    known = {case.key for case in cases()}
+    found = fresh(2)
+    assert not known & {case.key for case in found}
+    assert {case.kind for case in found} == {"default", "default, mini-batches"}
+    assert len({case.key for case in found}) == len(found) > 60
 
 
 def test_a_budget_is_sound_if_chains_forget_their_start_in_the_softest_direction():
@@ -73,3 +85,15 @@ def test_values_at_a_minimum():
         loss, moved = (objective.losses(each.at(off).anchor[None], each.data) for off in (0.0, 0.1))
         assert float(moved - loss) > 0
     assert torch.equal(torch.cat([part[0] for part in target.batches(300)]), target.data[0])
+
+
+def test_the_benchmark_of_loaders_runs_and_goes_on_where_it_stopped(tmp_path, capsys):
+    assert loaders(["--quick", "--output", str(tmp_path)]) == 0
+    rows = pd.read_csv(tmp_path / "loaders.csv")
+    assert rows["batch"].tolist() == [1000, 16]
+    assert (rows["gamma"] == 1.0).all()
+    right = (rows["estimate"] - rows["reference"]).abs() <= 0.1 * rows["reference"] + 2 * rows["mcse"]
+    assert (right | ~rows["healthy"]).all()
+    made = (tmp_path / "loaders.csv").read_bytes()
+    assert loaders(["--quick", "--output", str(tmp_path)]) == 0
+    assert (tmp_path / "loaders.csv").read_bytes() == made

@@ -152,7 +152,7 @@ def test_the_command_refuses_what_makes_no_sense(store):
     for options, message in (
         ({"verify": True, "prune": 3}, "choose one of"),
         ({"name": "b"}, "there is no run 'b'"),
-        ({"copy": ("gs://x", "y")}, "is no storage location"),
+        ({"copy": ("gs://x", "y")}, "is not a storage location"),
         ({"prune": 1}, "keep 2 or more"),
     ):
         with pytest.raises(ValueError, match=message):

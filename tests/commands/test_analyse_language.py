@@ -73,7 +73,7 @@ def test_a_run(tmp_path):
 
 
 def test_wrong_input(folder, tmp_path):
-    with pytest.raises(ConfigError, match="say --tokens too"):
+    with pytest.raises(ConfigError, match="add --tokens"):
         analyse_command(str(folder), None, tmp_path / "out", {})
     np.save(tmp_path / "large.npy", np.full((3, 19), 17))
     with pytest.raises(ConfigError, match="the token 17; with d_vocab=17"):

@@ -191,7 +191,7 @@ def test_the_id_of_one_wandb_run_does_not_serve_a_grid(trained, monkeypatch):
     assert "WANDB_RUN_ID" not in one.stderr
     all_of_them = icl(trained, "train", "grid.yaml", WANDB_RUN_ID="x")
     assert seen == ["x", None]
-    assert "WANDB_RUN_ID names one W&B run, and grid.yaml has 3" in all_of_them.stderr
+    assert "WANDB_RUN_ID names one W&B run, but grid.yaml has 3" in all_of_them.stderr
 
 
 def test_unknown_devices_and_commands_are_refused(trained):

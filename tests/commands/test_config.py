@@ -78,4 +78,4 @@ def test_words_choose_and_a_wrong_one_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["icl", "config", "seed"])
     with pytest.raises(SystemExit, match="2"):
         main()
-    assert "icl config seed: name a command first, train or llc or language" in capsys.readouterr().err
+    assert "icl config seed: give a command first, train or llc or language" in capsys.readouterr().err

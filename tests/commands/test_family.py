@@ -155,7 +155,7 @@ def test_what_is_measured_is_not_measured_again(trained, family, tmp_path):
 
 
 def test_runs_that_are_no_family_are_refused(trained, tmp_path):
-    with pytest.raises(ConfigError, match=r"no analysis 'hessian' of a family; there are: task_prior"):
+    with pytest.raises(ConfigError, match=r"no analysis 'hessian' of families; known: task_prior"):
         analyse_family_command(trained / "tiny.yaml", [], ["hessian"], tmp_path, environment(trained))
     with pytest.raises(ConfigError, match=r"no run of .* has checkpoints; make them with: icl train"):
         analyse_family_command(trained / "tiny.yaml", ["num_steps=13"], None, tmp_path, environment(trained))

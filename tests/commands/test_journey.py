@@ -104,6 +104,11 @@ def test_from_a_sweep_file_to_a_table_and_a_picture(home, monkeypatch, capsys):
         check_index=False, rtol=1e-6,
     )  # fmt: skip
 
+    typed(monkeypatch, "icl report mine.yaml")
+    page = (home / "report.html").read_text()
+    assert all(run.name in page for run in runs)
+    assert runs.estimates["verdict"].iloc[0].split(":")[0] in page
+
     drawn: dict[str, Figure] = {}
 
     def keep(figure: Figure, folder: Path, name: str) -> list[Path]:

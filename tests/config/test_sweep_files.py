@@ -13,8 +13,8 @@ from icl.config import Training, expand_steps
 from icl.config.kinds import parse_training
 from icl.config.sweeps import expand, load_sweep
 from icl.estimation import LLCConfig
-from icl.model import parameter_layout
-from icl.sampling.patterns import select
+from icl.model import InContextRegressionTransformer, TransformerShape, parameter_layout
+from icl.sampling.restriction import restrict
 
 pytestmark = pytest.mark.xdist_group("sweep-files")  # each file is expanded once
 
@@ -155,14 +155,21 @@ def test_the_published_constants():
             assert sampler.inverse_temperature == pytest.approx(200 / 3)
 
 
+@cache
+def sampled(shape: TransformerShape, include: tuple[str, ...], exclude: tuple[str, ...] = ()) -> frozenset[str]:
+    """The parameters that these patterns choose."""
+    return frozenset(restrict(InContextRegressionTransformer.from_shape(shape, seed=0), include, exclude).masks)
+
+
 def test_restricted_groups_and_their_complements_share_no_parameter():
-    names = list(parameter_layout(configs_of("analysis/2-L2H4-rllcs-inclusions")[0].training.task_config.shape))
+    shape = configs_of("analysis/2-L2H4-rllcs-inclusions")[0].training.task_config.shape
     inside = {config.sampler_config.include: config for config in configs_of("analysis/2-L2H4-rllcs-inclusions")}
     for config in configs_of("analysis/2-L2H4-rllcs-exclusions"):
         group = config.sampler_config.exclude
-        chosen = set(select(names, inside[group].sampler_config.include))
-        assert chosen.isdisjoint(select(names, ("**",), group))
-        assert chosen | set(select(names, ("**",), group)) == set(names)
+        chosen = sampled(shape, inside[group].sampler_config.include)
+        rest = sampled(shape, ("**",), group)
+        assert chosen.isdisjoint(rest)
+        assert chosen | rest == set(parameter_layout(shape))
 
 
 # The reference code's own sweep files: their keys and values, with the command alone changed.
@@ -395,5 +402,5 @@ def test_the_reference_codes_sweeps_run_with_only_their_command_changed(name, tm
     assert len(configs) == runs
     for config in configs:
         if isinstance(config, LLCConfig):
-            names = list(parameter_layout(config.training.task_config.shape))
-            assert select(names, config.sampler_config.include, config.sampler_config.exclude, reference=True)
+            sampler = config.sampler_config
+            assert sampled(config.training.task_config.shape, sampler.include, sampler.exclude)

@@ -188,7 +188,7 @@ def test_select():
         ("method: grid\nparameters: {a.b: {value: 1}}", r"nests its keys; write a: \{parameters: \{b: \.\.\.\}\}"),
         (
             "method: random\nrun_cap: 2\nparameters: {a: {distribution: foo, min: 1, max: 3}}",
-            "a; look at its distribution",
+            "a; check its distribution",
         ),
         ("method: grid\nrun_cap: 0\nparameters: {a: {value: 1}}", "run_cap must be"),
         ("- a\n- b\n", "a sweep file is a mapping"),
@@ -274,8 +274,11 @@ GRID_OF = "method: grid\nparameters:\n  "
     [
         (laughs(30), r"line 8: .*aliases.*more than 1,000,000 entries"),
         (f"{GRID_OF}a: {{value: {'[' * 5000}{']' * 5000}}}", "line 3: nested more than 50 deep"),
-        ("method: grid\nparameters: &a\n  x: {parameters: *a}\n", "line 3: the alias lies within"),
-        (f"{GRID_OF}a: {{value: &q [*q]}}", "line 3: the alias lies within"),
+        (
+            "method: grid\nparameters: &a\n  x: {parameters: *a}\n",
+            "line 3: an alias refers to a value that contains it",
+        ),
+        (f"{GRID_OF}a: {{value: &q [*q]}}", "line 3: an alias refers to a value that contains it"),
         (
             GRID_OF + "\n  ".join(f"a{i}: {{value: &a{i} [{f'*a{i - 1}' if i else 'x'}]}}" for i in range(999)),
             "line 51: .*more than 50 levels",
@@ -366,9 +369,9 @@ def test_importing_the_module_imports_neither_engine_nor_wandb():
         ("!!python/object/apply:os.system ['true']", "python"),
         ("!mine 3", "!mine"),
         ("=", "quotes"),
-        ('"\\UFFFFFFFF"', "stands for no character"),
-        ('"\\U00110000"', "stands for no character"),
-        ("9" * 5000, "no valid int"),
+        ('"\\UFFFFFFFF"', "an escape sequence is not a valid character"),
+        ('"\\U00110000"', "an escape sequence is not a valid character"),
+        ("9" * 5000, "not a valid int"),
         ("2024-13-45", "timestamp"),
         ("{1: a, 1.0: b}", "given twice"),
         ("{1: a, '1': b}", "given twice"),

@@ -11,14 +11,14 @@ from icl.checkpoints import CheckpointError, Checkpoints
 from icl.config import ConfigError
 from icl.engine import mse_loss
 from icl.estimation import LLCConfig, estimate_at_checkpoint, estimate_over_run
-from icl.estimation.estimate import checkpoints_at_once, estimate_at_checkpoints, hessian_at_checkpoint
+from icl.estimation.estimate import checkpoints_at_once, estimate_at_checkpoints, hessian_of
 from icl.model import InContextRegressionTransformer, initial_parameters, unflatten
 from icl.sampling import Inputs, estimate_llcs
 from icl.sampling.presets import CALIBRATED
 from icl.sampling.transformer_objective import TransformerObjective
 from icl.storage import LocalStore
 from icl.streams import Stream
-from icl.subjects.regression import MadeAhead, RegressionRun
+from icl.subjects.regression import HeldWeights, MadeAhead, RegressionRun
 from icl.tasks import RegressionTask
 
 TASK = {
@@ -83,7 +83,8 @@ def test_the_hessian_metric_is_the_exact_hessian_of_the_first_sequences():
     config = config_with(sampler_config={**SAMPLER, "init_seed": 5, "num_evals": 2, "eval_metrics": ["hessian"]})
     shape = config.training.task_config.shape
     weights = dict(unflatten(shape, initial_parameters_of(config)))
-    row = hessian_at_checkpoint(config, weights)
+    subject = RegressionRun(config.training, HeldWeights([weights]))
+    row = hessian_of(config, subject, 0, subject.model(0))
     law = config.training.task_config.resolved().pretrain_task()
     xs, ys = law.sample(Stream(5, "sampling").child("dataset"), 0, 11)
     model = InContextRegressionTransformer.from_shape(shape, seed=0)

@@ -224,7 +224,9 @@ def test_estimates_are_found_whatever_the_checkpoints_and_the_sampler_were_and_t
     assert pd.read_csv(path)["step"].tolist() == [59] * 4
     for config in grid(gamma=5.0)[:1]:
         run_llc(config, swept)
-    with pytest.raises(ConfigError, match=r"under 2 settings of the sampler .*gamma 3.*gamma 5.*choose with --preset"):
+    with pytest.raises(
+        ConfigError, match=r"under 2 settings of the sampler .*gamma 3.*gamma 5.*choose one with --preset"
+    ):
         tabulate(configs, swept.results, tmp_path / "tables")
     with pytest.raises(ConfigError, match="no run of this sweep has estimates under the preset calibrated"):
         tabulate(configs, swept.results, tmp_path / "tables", preset="calibrated")

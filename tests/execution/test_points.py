@@ -110,7 +110,7 @@ def test_the_preset_of_an_option_takes_the_place_of_the_files_preset(mine, tmp_p
 def test_a_run_that_did_not_learn_says_so():
     config = TrainingConfig.parse({"task_config": TASK, "num_steps": 70}).resolved()
     assert remark(config, 4.0, 2.0) == ""
-    assert "where it began" in remark(config, 2.0, 2.5)
+    assert "the first loss" in remark(config, 2.0, 2.5)
     assert "predicting zero" not in remark(config, 2.0, 2.5)
     assert "predicting zero" in remark(config, 3_761_365.0, 3_761_365.0)
     assert "3.761e+06" in remark(config, None, 3_761_365.0)

@@ -211,7 +211,7 @@ def test_runs_of_a_sweep_that_share_a_name_must_be_one_run(tmp_path):
         lambda: by_name([llc_of(optimizer_config={"lr": lr}) for lr in (0.1, 0.01)]),
         lambda: by_name([config_of(task_config={**TASK, "model_seed": None}), *configs]),
     ):  # fmt: skip
-        refused(call, "two runs of this sweep are called", "run", "leave run_name out")
+        refused(call, "two runs of this sweep are called", "run", "remove run_name")
     assert not list(tmp_path.iterdir())
     assert by_name(configs[:2]) == {"run": 0}
     nameless = [config_of(run_name=None, task_config={**TASK, "model_seed": None})] * 2
@@ -283,7 +283,7 @@ def test_weights_without_settings_may_be_looked_at_but_a_state_may_not(root):
     run.save(19, weights.tensors)
     assert run.read(19).metadata == {}
     run.store.put(run.state_key(20), encode(20, state.tensors, {}, "state"))
-    refused(lambda: run_training(config_of(), place_of(root)), "state-20.safetensors does not say with which settings")
+    refused(lambda: run_training(config_of(), place_of(root)), "state-20.safetensors holds no settings")
 
 
 def leaves(data, path=()):

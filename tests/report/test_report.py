@@ -249,14 +249,14 @@ def test_the_page_asks_no_server_and_names_the_commands_that_continue(root, writ
 def test_the_commands_work_as_they_stand(material, tmp_path):
     run = material.runs["name"].iloc[0]
     lines = dict(continuing(material, [run], [], Path("page.html"), tmp_path))
-    assert lines["Make this page anew."] == f"LOCAL_ROOT={tmp_path} icl report {run} --output page.html"
+    assert lines["Write this page again."] == f"LOCAL_ROOT={tmp_path} icl report {run} --output page.html"
     file = next(line for line in lines.values() if line.startswith("runs:"))
     (tmp_path / "llc.yaml").write_text(file)
     points = llc_points(load_sweep(tmp_path / "llc.yaml"))
     assert {point.training.name for point in points} == set(material.runs["name"])
     assert {(point.preset, point.checkpoints) for point in points} == {("automatic", 9)}
     own = dict(continuing(material, [str(tmp_path / "llc.yaml")], [], Path("page.html")))
-    assert own["Estimate λ̂ at the checkpoints that are left."] == f"icl llc {tmp_path / 'llc.yaml'}"
+    assert own["Estimate λ̂ at the remaining checkpoints."] == f"icl llc {tmp_path / 'llc.yaml'}"
 
 
 def hostile(material: Material) -> Material:

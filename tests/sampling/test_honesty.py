@@ -1,6 +1,9 @@
 """An estimate answers the question asked, or its verdict says that it does not. Linear regression with σ = 1: λ = d/2."""
 
 import itertools
+import math
+from collections import namedtuple
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc, plan
-from icl.sampling.verdict import ESS_LIMIT
+from icl.sampling.stein import UNKNOWN, Ratio, held_share
+from icl.sampling.verdict import ESS_LIMIT, Evidence, judge_ball
 from icl.streams import Stream
 
 FIXED = SamplerConfig(
@@ -67,6 +71,27 @@ def test_batches_of_unequal_size_weigh_by_their_size():
     assert abs(result.llc_mean - 2.5) < 2 * result.llc_mcse + 0.25
 
 
+def test_the_mean_gradient_at_w_star_is_that_of_all_the_data_where_the_budget_holds_a_pass():
+    model, inputs, targets = regression(300, 5, off=0.1)
+    config = TINY.model_copy(update={"control_variates": "on", "num_chains": 4, "num_draws": 800})
+    result = estimate_llc(model, half, DataLoader(TensorDataset(inputs, targets), batch_size=1, shuffle=True), config)
+    assert result.unknown_gradient == 0.0
+    half(model, (inputs, targets)).backward()
+    (whole,) = (parameter.grad for parameter in model.parameters())
+    away = result.run.mean_positions - torch.cat([each.detach().reshape(-1) for each in model.parameters()])
+    promised = -config.inverse_temperature / 2 * float((away @ whole.reshape(-1)).mean())
+    assert result.twin.value == pytest.approx(promised, rel=1e-4)
+
+
+def test_a_mean_gradient_of_too_few_samples_is_told_and_not_taken_for_a_bad_minimum():
+    model, inputs, targets = regression(1000, 5)
+    config = TINY.model_copy(update={"num_chains": 4, "nbeta": 1000.0, "control_variates": "on"})
+    result = estimate_llc(model, half, lambda step: (inputs[step % 1000, None], targets[step % 1000, None]), config)
+    assert result.unknown_gradient == 1000 / 256
+    assert "mean gradient at w* is that of too few samples" in result.verdict.text
+    assert "w* is not the minimum" not in result.verdict.text
+
+
 def test_n_must_come_from_somewhere():
     model, inputs, targets = regression(100, 3)
     with pytest.raises(ValueError, match=r"n, the number of training samples.*eval_dataset_size=n"):
@@ -83,6 +108,7 @@ def test_n_must_come_from_somewhere():
         ({"bounding_box_size": 0.01}, 1000, "box"),
         ({"weight_decay": 100.0}, 1000, "too hot"),
         ({"gamma": 1e5, "epsilon": 1e-6, "num_draws": 1000, "num_burnin_steps": 300}, 1000, "localisation decides"),
+        ({"gamma": 1e5, "epsilon": 1e-6, "num_draws": 400, "num_chains": 8}, 1000, "localisation decides"),
         ({"sampling_method": "sgnht", "epsilon": 1e-5}, 1, "too hot"),
         ({"sampling_method": "rmsprop_sgld"}, 1, "too hot"),
         ({"sampling_method": "rmsprop_sgld", "num_draws": 1000, "num_burnin_steps": 300}, 1000, "too hot"),
@@ -105,6 +131,29 @@ def test_a_point_that_is_no_minimum_is_told_with_what_it_costs(off):
         gain = half(model, (inputs, targets)) - half(regression(1000, 10)[0], (inputs, targets))
     cost = result.nbeta * float(gain)
     assert result.evidence.cost.value == pytest.approx(cost, rel=0.1)
+
+
+def test_the_share_that_the_ball_holds_is_a_lower_bound_of_the_sensitivity_to_it():
+    # Exact for a quadratic loss: λ̂ = ½ Σ d/(d + γ), and −dλ̂/d log γ = ½ Σ dγ/(d + γ)².
+    driven, gamma, nbeta = torch.logspace(-1, 4, 30).double(), 300.0, 70.0
+    mean, slope = 0.5 * (driven / (driven + gamma)).sum(), 0.5 * (driven * gamma / (driven + gamma).square()).sum()
+    excess, trace = mean + torch.zeros(4, 60).double(), driven.sum() / nbeta + torch.zeros(4, 6).double()
+    held = held_share(excess, trace, nbeta, gamma)
+    weighted = (driven * gamma / (driven + gamma)).sum() / driven.sum()
+    assert held.value == pytest.approx(float(weighted))
+    assert 0 < held.value < float(slope / mean)
+    assert held_share(excess, -trace, nbeta, gamma) is UNKNOWN
+
+
+def test_a_share_of_the_ball_near_its_limit_is_said_to_be_near_it():
+    def outcome(value: float, error: float) -> str:
+        found = judge_ball(Evidence(sensitivity=Ratio(0.0, 1.0), held=Ratio(value, error)), mean=1.0)
+        return found.outcome
+
+    assert [outcome(0.9, 0.05), outcome(0.8, 0.05), outcome(0.7, 0.05), outcome(0.6, 0.05)] == [
+        "failed", "not tested", "not tested", "passed",
+    ]  # fmt: skip
+    assert outcome(math.nan, math.nan) == "passed"
 
 
 def test_sound_settings_are_healthy():
@@ -219,6 +268,22 @@ def test_what_cannot_be_sampled_is_refused_before_any_sampling(model, loss, said
         estimate_llc(model, loss, [batch], TINY, progress=lambda done, total: steps.append(done))
     assert steps == []
     assert "\n" not in str(caught.value)
+
+
+Pair = namedtuple("Pair", ["inputs", "labels"])
+
+
+@dataclass
+class Record:
+    inputs: torch.Tensor
+    labels: torch.Tensor
+
+
+@pytest.mark.parametrize("kind", [Pair, Record])
+def test_a_sum_over_samples_is_noticed_in_batches_with_named_fields(kind):
+    batch = kind(Stream(0, "refused").normal(0, (64, 5)), Stream(0, "refused").normal(1, (64, 2)))
+    with pytest.raises(ValueError, match="sums over the samples"):
+        estimate_llc(nn.Linear(5, 2), lambda p, b: F.mse_loss(p(b.inputs), b.labels, reduction="sum"), [batch], TINY)
 
 
 @pytest.mark.parametrize(

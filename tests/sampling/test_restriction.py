@@ -261,7 +261,7 @@ def test_a_model_without_heads_or_without_their_number_says_so():
             super().__init__()
             self.attn = nn.ModuleDict({"q_proj": nn.Linear(4, 4)})
 
-    with pytest.raises(ValueError, match="how many heads"):
+    with pytest.raises(ValueError, match="the number of heads of"):
         restrict(Bare(), ["l0h0"])
 
 

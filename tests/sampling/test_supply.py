@@ -48,6 +48,13 @@ def test_any_step_may_be_asked_for_in_any_order():
         assert source(step)[0].tolist() == in_order[step]
 
 
+def test_all_samples_in_one_batch_are_one_batch_in_whatever_order():
+    supply = supply_of(DataLoader(DATA, batch_size=N, shuffle=True), False, 0)
+    assert supply.constant
+    assert supply.source(3) is supply.source(0)
+    assert not supply_of(DataLoader(DATA, batch_size=N - 1, shuffle=True), False, 0).constant
+
+
 def test_worker_processes_change_nothing():
     plain = DataLoader(Noisy(), batch_size=5, shuffle=True)
     sources = [
@@ -149,7 +156,7 @@ def test_a_stream_past_the_limit_is_met_again_and_this_is_said(caplog):
     values = [float(spool(step)[0]) for step in range(12)]
     period = len(spool)
     assert values == [float(step % period) for step in range(12)]
-    assert f"the first {period} batches of the stream are met again" in caplog.text
+    assert f"the first {period} batches of the stream are used, again and again" in caplog.text
 
 
 def test_a_sized_iterable_has_its_whole_as_data():

@@ -240,5 +240,5 @@ def test_without_credentials_the_message_says_what_to_set(s3_environment, monkey
         monkeypatch.delenv(name)
     with pytest.raises(StorageError, match="set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
         S3Store("some-bucket").put("a", b"x")
-    with pytest.raises(StorageError, match="no valid bucket name; correct AWS_BUCKET_NAME"):
+    with pytest.raises(StorageError, match="not a valid bucket name; correct AWS_BUCKET_NAME"):
         S3Store("not a bucket!").put("a", b"x")

@@ -121,7 +121,7 @@ def test_locations_are_folders_or_buckets():
     assert str(open_store("s3://bucket/a/b/")) == "s3://bucket/a/b"
     assert str(open_store("s3://bucket")) == "s3://bucket"
     assert str(open_store("s3://user:plantedPW@bucket")) == "s3://bucket"
-    with pytest.raises(InvalidKeyError, match="'http://host/x' is no storage location"):
+    with pytest.raises(InvalidKeyError, match="'http://host/x' is not a storage location"):
         open_store("http://user:plantedPW@host/x")
     for bad in ("", "s3://", "gs://bucket", "s3://bucket/../x"):
         with pytest.raises(InvalidKeyError):

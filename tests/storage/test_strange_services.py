@@ -134,7 +134,7 @@ def test_a_value_that_never_ends_is_ended(store_at, monkeypatch):
     piece = b"10000\r\n" + bytes(2**16) + b"\r\n"
     endless = trickle(b'HTTP/1.1 200 OK\r\nETag: "x"\r\nTransfer-Encoding: chunked\r\n\r\n', piece, 0.0)
     with Endpoint(endless) as service:
-        assert "larger than any of ours" in refused(store_at(service.url), "get")
+        assert "larger than any that icl writes" in refused(store_at(service.url), "get")
 
 
 @pytest.mark.parametrize("keys", ["new", "the same", "none"])

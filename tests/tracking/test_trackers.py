@@ -172,4 +172,4 @@ def test_one_id_of_wandb_serves_one_run_alone(tmp_path, monkeypatch):
         open_tracker(tmp_path / name, name, {}, environ=environ, notify=told.append).finish()
     assert ids[0] == ids[2] == "x"
     assert ids[1] == ids[3] != "x"
-    assert told == ["WANDB_RUN_ID=x is that of the run train: this one gets an id of its own"] * 2
+    assert told == ["WANDB_RUN_ID=x belongs to the run train: this run gets another id"] * 2

@@ -86,7 +86,7 @@ def test_another_engine_is_told_and_kept(tmp_path, engine, at_step, caplog):
     assert train(tmp_path).steps_done == 12
     assert engines_of(tmp_path) == [[0, "native"], [8, "torch"]]
     (record,) = caplog.records
-    assert "goes on at step 8 with the engine torch; the steps before were done by native" in record.getMessage()
+    assert "continues at step 8 with the engine torch; the steps before were done by native" in record.getMessage()
     assert "\n" not in record.getMessage()
     caplog.clear()
     assert train(tmp_path).finished

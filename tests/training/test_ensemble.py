@@ -162,7 +162,7 @@ def test_a_diverging_member_is_named(tmp_path):
 
 
 def test_members_must_differ_in_seeds_alone(tmp_path):
-    with pytest.raises(ValueError, match="differ in their seeds alone"):
+    with pytest.raises(ValueError, match="differ only in their seeds"):
         run([make_config(1), make_config(2, batch_size=17)], tmp_path)
 
 
