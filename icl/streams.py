@@ -130,6 +130,12 @@ def normals_of_streams(
     return [part[:count].reshape(tuple(shape)) for part, count, shape in zip(parts, counts, shapes, strict=True)]
 
 
+def uniforms_of_streams(streams: Sequence[Stream], step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+    """`stream.uniform(step, (count,))` of several streams, (E, count), computed in one go."""
+    words = [torch.stack(stream._words(step, _half(count), device), dim=-1).flatten()[:count] for stream in streams]
+    return _unit_interval(torch.stack(words))
+
+
 def keys_of(streams: Sequence[Stream], device: torch.device | str = "cpu") -> Tensor:
     """The keys of several streams, int32 (E, 2), for `normals`."""
     return torch.tensor([stream.key() for stream in streams], dtype=torch.int32, device=device)

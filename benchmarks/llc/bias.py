@@ -2,10 +2,8 @@
 
     python -m benchmarks.llc.bias [--output data/llc_accuracy]
 
-**Deep linear networks.** Networks on which the default is far below the truth are sampled with 1,500 to 12,000 draws. When
-data/llc_accuracy/bias.csv was made, the pilot chose the weakest γ that chains can forget within their draws. So γ fell as the inverse
-square of their number, and the error shrank with γ. The present rule for γ does not depend on the draws (`icl.sampling.tuning`), so a new
-run shows only the effect of the length.
+**Deep linear networks.** Networks on which the default is far below the truth are sampled at several localisations γ, 16 times as strong
+down to as weak as the default's. The error shrinks with γ.
 
 **Normal crossings.** nβ E[L] of w1 w2 at finite nβ and γ is known by quadrature. It approaches λ = 1/2 like 1/log nβ, because the
 coefficient has multiplicity 2. No sampler can do better than that number.
@@ -26,19 +24,21 @@ from icl.sampling.truth import KnownModel, normal_crossing_at
 from icl.storage.files import write_table
 
 WORST = ("17-12-24-20-28-25-22 rank 3", "28-5-21-21-22-18-12 rank 0")
-CHAINS = 4
+DRAWS = 6000
+TIMES = (1.0, 2.0, 4.0, 16.0)
+"""Multiples of the default's γ, itself first."""
 
 
-def by_length(model: KnownModel, lengths: Sequence[int]) -> list[dict[str, float | str | int]]:
-    """One row per number of draws."""
-    rows = []
-    for draws in lengths:
-        config = AUTOMATIC.model_copy(
-            update={"eval_dataset_size": NUM_SAMPLES, "num_draws": draws, "num_chains": CHAINS}
-        )
+def by_localisation(model: KnownModel, times: Sequence[float]) -> list[dict[str, float | str | int]]:
+    """One row per multiple of the default's γ."""
+    rows, default = [], None
+    for factor in times:
+        given = {} if default is None else {"gamma": factor * default}
+        config = AUTOMATIC.model_copy(update={"eval_dataset_size": NUM_SAMPLES, "num_draws": DRAWS, **given})
         result = estimate_llc_of(model.objective(), Inputs([model.batch]), config)
+        default = default or result.config.localization
         rows.append({
-            "model": model.name, "coefficient": model.coefficient, "draws": draws, "gamma": result.config.localization,
+            "model": model.name, "coefficient": model.coefficient, "times": factor, "gamma": result.config.localization,
             "nbeta": result.nbeta, "estimate": result.llc_mean, "mcse": result.llc_mcse,
             "relative_error": result.llc_mean / model.coefficient - 1, "verdict": result.verdict.text,
         })  # fmt: skip
@@ -61,13 +61,12 @@ def by_temperature(nbetas: Sequence[float]) -> list[dict[str, float | str | int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1500, 3000, 6000, 12000])
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     rows = by_temperature((1e3, 1e4, 1e6, 1e9, 1e12))
     for model in (model for model in zoo() if model.name in WORST):
-        rows += by_length(model, options.lengths)
+        rows += by_localisation(model, TIMES)
     table = pd.DataFrame(rows)
     write_table(table, options.output / "bias.csv", digits=5)
     print(table.to_string(index=False, float_format="%.4g"))

@@ -9,10 +9,10 @@ is **wrong** if it is off by more than 10 % and by more than two of its standard
 without looking at the estimate (`benchmarks.llc.cases.is_sound`). A sound estimate that is not wrong and not healthy is a **false alarm**
 if a test failed, and **undecided** if none did but some were too noisy to say.
 
-`--fresh N` repeats the default settings with N seeds that the verdicts were never tried on (honesty_fresh.csv), for the share of
+`--fresh N` repeats the default settings with N seeds that the verdicts were never tried on (honesty_fresh.csv.gz), for the share of
 false alarms of a whole verdict.
 
-Rows are appended to honesty.csv as they come, and rows already there are not made again.
+Rows are appended to honesty.csv.gz as they come, and rows already there are not made again.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def fresh(seeds: int) -> list[Case]:
 
 def run(chosen: Sequence[Case], output: Path, quick: bool, name: str = "honesty") -> pd.DataFrame:
     """All rows, those that are there already included."""
-    path = output / f"{name}.csv"
+    path = output / f"{name}.csv.gz"
     references = References(output / "honesty_reference.csv", quick)
     rows = pd.read_csv(path).to_dict("records") if path.exists() else []
     wanted = {case.key for case in chosen}
@@ -191,7 +191,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     name = "honesty" if options.fresh is None else "honesty_fresh"
-    kept = options.output / f"{name}.csv"
+    kept = options.output / f"{name}.csv.gz"
     chosen = cases(options.quick) if options.fresh is None else fresh(options.fresh)
     rows = pd.read_csv(kept) if options.summarise else run(chosen, options.output, options.quick, name)
     summary = summarise(rows)

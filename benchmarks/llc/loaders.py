@@ -29,7 +29,7 @@ from icl.sampling.result import LLCResult
 from icl.storage.files import write_table
 
 BATCHES = (16, 64, 256)
-LONG = {"num_chains": 16, "num_draws": 4000, "num_burnin_steps": 2000, "target_error": None, "max_draws": None}
+LONG = {"num_chains": 8, "num_draws": 4000, "num_burnin_steps": 2000, "target_error": None, "max_draws": None}
 
 
 @dataclass(frozen=True)
@@ -112,14 +112,14 @@ class Sequences(Dataset):
 
 
 def gpt2(steps: int) -> Fitted:
-    """A GPT-2 of two layers, 32 wide, on 256 stretches of 32 bytes."""
+    """A GPT-2 of two layers, 32 wide, on 64 stretches of 32 bytes."""
     import sysconfig
 
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    text = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_bytes()[:8192]
-    tokens = torch.tensor(list(text)).reshape(256, 32)
+    text = (Path(sysconfig.get_path("stdlib")) / "argparse.py").read_bytes()[:2048]
+    tokens = torch.tensor(list(text)).reshape(64, 32)
     settings = GPT2Config(
         vocab_size=256, n_positions=32, n_embd=32, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0
     )

@@ -1,8 +1,8 @@
 """The developmental landscape: loss and learning coefficient over training, for one seed and for several (arXiv
 2402.02364, figure 1).
 
-λ̂ is `llc/mean`. Its band is ±2 Monte-Carlo standard errors (`llc/mcse`). A cross marks an estimate whose own verdict is not
-"healthy".
+λ̂ is `llc/mean`; its band is ±2 Monte-Carlo standard errors (`llc/mcse`). A cross marks an estimate of which a test of the chains failed, a
+ring one for which not all tests were made (`verdict`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,6 @@ from matplotlib.figure import Figure
 from icl.analysis.curves import fitted_curves, ridge_loss
 from icl.analysis.run_tables import keys_of, plain_text
 from icl.figures.elements import (
-    HEALTHY,
     NO_STAGES,
     StageEnds,
     Stages,
@@ -24,6 +23,7 @@ from icl.figures.elements import (
     first_step,
     in_order,
     last_step,
+    mark_verdicts,
     numbers,
     rows_where,
     stage_legend,
@@ -134,7 +134,7 @@ def settings_in(table: pd.DataFrame) -> list[str]:
 def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: Sequence[str]) -> None:
     """One line for each combination of settings: the mean over its seeds, with a band from the smallest to the largest value.
 
-    Only steps that all seeds have are drawn. A cross marks estimates that are not healthy.
+    Only steps that all seeds have are drawn. The marks of the estimates' verdicts lie on it.
     """
     short = [name.rpartition(".")[2] for name in settings]
     kept = after_start(table).dropna(subset=[column])
@@ -152,12 +152,7 @@ def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: S
         marker = "." if len(steps) < 60 else ""
         axis.plot(steps, values.mean(axis=1), color=colour, ls=style, lw=1, marker=marker, ms=3, label=label)
         axis.fill_between(steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, lw=0)
-        if "verdict" in rows.columns:
-            doubtful = rows.loc[rows["verdict"] != HEALTHY]
-            axis.plot(doubtful["step"], doubtful[column], ls="", marker="x", ms=3.5, mew=0.8, color=colour, zorder=3)
-    if "verdict" in kept.columns and (kept["verdict"] != HEALTHY).any():
-        text = "a seed's, not healthy (its own verdict)"
-        axis.plot([], [], ls="", marker="x", ms=3.5, mew=0.8, color="black", label=text)
+        mark_verdicts(axis, rows, column, colour, of="in a seed, ")
 
 
 @page()

@@ -140,19 +140,38 @@ def estimate_line(
     style: LineStyle = "-",
     band: float = 0.25,
 ) -> None:
-    """Estimates with a band of ±2 Monte-Carlo standard errors. `band` is its opacity. A cross marks estimates whose verdict is not
-    "healthy"."""
+    """Estimates with a band of ±2 Monte-Carlo standard errors and the marks of their verdicts. `band` is the opacity of the band."""
     table = after_start(table)
     axis.plot(table["step"], table[name], color=colour, label=label, marker=".", ms=2.5, lw=1, ls=style)
     if "llc/mcse" in table.columns:
         error = 2 * table["llc/mcse"]
         axis.fill_between(table["step"], table[name] - error, table[name] + error, color=colour, alpha=band, lw=0)
-    if "verdict" in table.columns:
-        doubtful = table[table["verdict"] != HEALTHY]
-        named = label is not None and len(doubtful)
+    mark_verdicts(axis, table, name, named=label is not None)
+
+
+def mark_verdicts(
+    axis: Axes, table: pd.DataFrame, name: str, colour: str | Colour = "black", named: bool = True, of: str = ""
+) -> None:
+    """A cross where a test of the chains failed, a ring where none failed but some were not made or were too noisy to say (`verdict`).
+
+    Args:
+        named: whether the marks get a line in the legend, once per axis.
+        of: what the legend puts before it.
+    """
+    if "verdict" not in table.columns:
+        return
+    verdicts = table["verdict"]
+    # A verdict names what failed before what was not tested.
+    untested = verdicts.str.startswith("not tested")
+    for chosen, marker, text in (
+        ((verdicts != HEALTHY) & ~untested, "x", f"{of}a test of the chains failed"),
+        (untested, "o", f"{of}not all tests of the chains were made"),
+    ):
+        rows = table[chosen]
+        shown = named and len(rows) and not _has_label(axis, text)
         axis.plot(
-            doubtful["step"], doubtful[name], ls="", marker="x", ms=3.5, mew=0.8, color="black", zorder=3,
-            label="not healthy (its own verdict)" if named and not _has_label(axis, "not healthy") else None,
+            rows["step"], rows[name], ls="", marker=marker, ms=3.5, mew=0.8, mfc="none", color=colour, zorder=3,
+            label=text if shown else None,
         )  # fmt: skip
 
 

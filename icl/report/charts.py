@@ -88,6 +88,13 @@ def training(material: Material) -> Chart | None:
     return Chart("training", "Loss and evaluations", note, _figure(traces, hover, y="value"), log_y=True)
 
 
+def _symbol(verdict: str) -> str:
+    """A verdict names what failed before what was not tested."""
+    if verdict == HEALTHY:
+        return "circle"
+    return "circle-open" if verdict.startswith("not tested") else "x-thin-open"
+
+
 def estimates(material: Material) -> Chart | None:
     """λ̂ over the steps with standard errors, the verdict at each point, and the ends of the stages found in the run's λ̂."""
     table = material.estimates
@@ -96,11 +103,10 @@ def estimates(material: Material) -> Chart | None:
     traces: list[dict[str, Any]] = []
     for (way, place), rows in _groups(table, "way", "run"):
         rows = rows.sort_values(ALONG)
-        healthy = [verdict == HEALTHY for verdict in rows["verdict"]]
         line = _line(material, int(place), rows[ALONG], rows["llc/mean"], pick={"sampler": way}, mode="lines+markers")
         line |= {
             "error_y": {"type": "data", "array": _numbers(rows["llc/mcse"]), "width": 3, "thickness": 1.2},
-            "marker": {"size": 8, "symbol": ["circle" if each else "x-thin-open" for each in healthy]},
+            "marker": {"size": 8, "symbol": [_symbol(verdict) for verdict in rows["verdict"]]},
             "customdata": [_broken(plain(verdict)) for verdict in rows["verdict"]],
         }
         traces.append(line)
@@ -123,8 +129,8 @@ def estimates(material: Material) -> Chart | None:
         line["meta"]["dash"] = "dot"
         traces.append(line)
     note = (
-        "Bars: one standard error. Filled circles: healthy. Crosses: a test of the chains failed or could not be made; the verdict "
-        "says which. Dotted lines: ends of the stages that were found in the run's own λ̂."
+        "Bars: one standard error. Filled circles: healthy. Crosses: a test of the chains failed. Rings: none failed, but one could not be "
+        "made. The verdict says which. Dotted lines: ends of the stages that were found in the run's own λ̂."
     )
     hover = "%{fullData.name}<br>after %{x} updates: %{y:.4g}<br>%{customdata}<extra></extra>"
     return Chart("estimates", "Local learning coefficient λ̂", note, _figure(traces, hover, y="λ̂"))

@@ -287,7 +287,7 @@ class _Group:
         last = config.num_burnin_steps + (self._draw + draws) * config.num_steps_bw_draws
         if not self._in_place:
             self._total = self._total.clone()  # so that an earlier `Paused` keeps its own
-        record = _Record(self._anchor)
+        record = _Record(draws)
         for step in range(first, last):
             draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
             taken = draw >= 0 and between == 0
@@ -370,8 +370,9 @@ class _Group:
         plan = self._plan
         if plan.tests is None or not plan.tests.is_due(draw):
             return None
-        partner = plan.tests.partner(draw, step, plan.cycle, plan.stride)
-        after = data if plan.constant else StepData(plan, partner, seeds, owners)
+        after = data
+        if not plan.constant:
+            after = StepData(plan, plan.tests.partner(draw, step, plan.cycle, plan.stride), seeds, owners)
         return test_terms(plan, data, after, state, gradient, draw, seeds, self._kernel.temperature)
 
     def _take(self, draw: int, rows: slice, data: StepData, batch_loss: Tensor, drawn: Tensor) -> "_Drawn":
@@ -414,39 +415,66 @@ class _Drawn(NamedTuple):
     test: TestTerms | None
 
 
-class _Record:
-    """Collects draws one by one; `run` joins them."""
+class _Column:
+    """The values (E, ...) of one quantity at up to `draws` draws, as one tensor (E, N, ...).
 
-    def __init__(self, anchor: Tensor) -> None:
-        self._anchor = anchor
-        self._losses, self._batch_losses, self._anchor_losses = [], [], []
-        self._distances, self._corrections, self._tests = [], [], []
+    On a CPU it is allocated at once. Small tensors that stay, between large ones that come and go, keep the heap from being used again: a
+    model of 1,009 parameters took 10 GB. A lazy device (xla) would compile each place anew.
+    """
+
+    def __init__(self, draws: int) -> None:
+        self._draws, self._count = draws, 0
+        self._held: Tensor | None = None
+        self._rows: list[Tensor] = []
+
+    def __bool__(self) -> bool:
+        return self._count > 0
+
+    def add(self, values: Tensor) -> None:
+        if values.device.type != "cpu":
+            self._rows.append(values)
+        else:
+            if self._held is None:
+                self._held = values.new_empty(len(values), self._draws, *values.shape[1:])
+            self._held[:, self._count] = values
+        self._count += 1
+
+    def whole(self) -> Tensor:
+        return torch.stack(self._rows, dim=1) if self._held is None else self._held[:, : self._count]
+
+
+class _Record:
+    """Collects up to `draws` draws one by one; `run` joins them."""
+
+    def __init__(self, draws: int) -> None:
+        self._losses, self._batch_losses, self._anchor_losses = _Column(draws), _Column(draws), _Column(draws)
+        self._distances, self._corrections = _Column(draws), _Column(draws)
+        self._tests = {name: _Column(draws) for name in TestTerms._fields}
 
     def add(self, rows: "Sequence[_Drawn | None]") -> None:
         """Add one draw of all chains, given as the rows that were stepped together."""
         drawn = [row for row in rows if row is not None]
-        self._losses.append(_joined([row.loss for row in drawn]))
-        self._batch_losses.append(_joined([row.batch_loss for row in drawn]))
-        self._anchor_losses.append(_joined([row.anchor_loss for row in drawn]))
-        self._distances.append(_joined([row.distance for row in drawn]))
+        self._losses.add(_joined([row.loss for row in drawn]))
+        self._batch_losses.add(_joined([row.batch_loss for row in drawn]))
+        self._anchor_losses.add(_joined([row.anchor_loss for row in drawn]))
+        self._distances.add(_joined([row.distance for row in drawn]))
         if corrections := [row.correction for row in drawn if row.correction is not None]:
-            self._corrections.append(_joined(corrections))
+            self._corrections.add(_joined(corrections))
         if tests := [row.test for row in drawn if row.test is not None]:
-            self._tests.append(TestTerms(*(_joined(terms) for terms in zip(*tests, strict=True))))
+            for name, column in self._tests.items():
+                column.add(_joined([getattr(terms, name) for terms in tests]))
 
     def run(self, position: Tensor, mean_position: Tensor) -> ChainRun:
-        trace, distances = torch.stack(self._losses, dim=1), torch.stack(self._distances, dim=1)
+        trace, distances = self._losses.whole(), self._distances.whole()
         tested = {
-            name: torch.stack([getattr(terms, name) for terms in self._tests], dim=1)
-            if self._tests
-            else distances.new_zeros(len(distances), 0)
-            for name in TestTerms._fields
+            name: column.whole() if column else distances.new_zeros(len(distances), 0)
+            for name, column in self._tests.items()
         }
         return ChainRun(
             losses=trace,
-            batch_losses=torch.stack(self._batch_losses, dim=1),
-            anchor_losses=torch.stack(self._anchor_losses, dim=1),
-            corrections=torch.stack(self._corrections, dim=1) if self._corrections else torch.zeros_like(distances),
+            batch_losses=self._batch_losses.whole(),
+            anchor_losses=self._anchor_losses.whole(),
+            corrections=self._corrections.whole() if self._corrections else torch.zeros_like(distances),
             distances=distances,
             lost_at=_first_bad(trace, position),
             positions=position,

@@ -6,6 +6,7 @@ Shapes: E chains, P sampled parameters, T losses of one batch (tokens; 1 for a s
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ class TestSchedule:
     def is_due(self, draw: int) -> bool:
         """Whether draw number `draw` is tested; a pure function."""
         stretch, place = divmod(draw, self.stride)
-        return place == int(Stream(self.seed, "test-places").integers(stretch, self.stride, (1,)))
+        return place == _drawn(self.seed, "test-places", stretch, self.stride)
 
     def partner(self, draw: int, step: int, cycle: int | None, stride: int = 1) -> int:
         """The step whose batch is the second batch of a test.
@@ -86,7 +87,13 @@ class TestSchedule:
         Usually it is the next independent step. If the batches are a cycle, it is a random step of the cycle, and this step itself is
         possible. Two batches that can never coincide are not independent: if two batches make up the data, their errors are opposite.
         """
-        return step + stride if cycle is None else int(Stream(self.seed, "test-partners").integers(draw, cycle, (1,)))
+        return step + stride if cycle is None else _drawn(self.seed, "test-partners", draw, cycle)
+
+
+@lru_cache(maxsize=64)
+def _drawn(seed: int, purpose: str, step: int, high: int) -> int:
+    """A number in [0, high). It is asked for at every draw of a stretch, and costs as much as a step of a small model."""
+    return int(Stream(seed, purpose).integers(step, high, (1,)))
 
 
 @dataclass(frozen=True)

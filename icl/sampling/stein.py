@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from icl.sampling.diagnostics import BATCHES, FEW_CHAINS, student_factor
-from icl.streams import Stream
+from icl.streams import Stream, uniforms_of_streams
 
 if TYPE_CHECKING:
     from icl.sampling.plan import Plan, StepData
@@ -95,7 +95,7 @@ def test_terms(
     if after is not data:
         other = after.losses_and_gradients(position, None)[1] - after.anchor_gradients() + second
     force = config.inverse_temperature * other + config.localization * away
-    signs = torch.stack([_signs(seed, draw, position) for seed in seeds])
+    signs = _signs(seeds, draw, position)
     width = _WIDTHS.get(position.dtype, 1e-2) / math.sqrt(max(config.inverse_temperature, 1.0))
     shifted = data.losses_and_gradients(position + width * signs, None)[1]
     none = torch.full_like(away[:, 0], torch.nan)
@@ -113,8 +113,9 @@ def test_terms(
 _WIDTHS = {torch.float64: 1e-3}
 
 
-def _signs(seed: int, draw: int, like: Tensor) -> Tensor:
-    return torch.where(Stream(seed, "chain/probe").uniform(draw, like.shape[1:], like.device) < 0.5, -1.0, 1.0).to(like)
+def _signs(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
+    probes = [Stream(seed, "chain/probe") for seed in seeds]
+    return torch.where(uniforms_of_streams(probes, draw, like.shape[1], like.device) < 0.5, -1.0, 1.0).to(like)
 
 
 def stiff_ratio(stiff: Tensor, trace: Tensor) -> Ratio:

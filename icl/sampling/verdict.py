@@ -298,6 +298,8 @@ def _certainty(mean: float, mcse: float) -> Finding:
 def judge_ball(evidence: Evidence, mean: float) -> Finding:
     """Whether the localisation decides the estimate, not the model."""
     sensitivity, held = evidence.sensitivity, evidence.held
+    if math.isnan(sensitivity.value) and math.isnan(held.value):
+        return Finding("localisation", "not tested", "whether it decides, not the model")
     by_far = (
         sensitivity.value - 2 * sensitivity.error > BALL_DECIDES * abs(mean)
         or held.value - 2 * held.error > BALL_DECIDES

@@ -4,8 +4,9 @@ A writer claims a folder with an object beside the folder's files, the claim. It
 conditional writes: they succeed only on the version of the object that the writer saw last. Where the service supports
 these, two machines never hold one claim.
 
-A claim that is not renewed for its lifetime may be taken over. Its age comes from the service's own clock, or from how
-long this process has watched it unchanged. Clocks of two machines are never compared.
+A claim that is not renewed for its lifetime may be taken over. Its age is how long this process has watched it unchanged.
+The service's own clock may tell the age at once. A proxy before the service may have another clock, so the claim is then
+watched for a third of the lifetime, in which a living writer renews it. Clocks of two machines are never compared.
 
 A writer trusts its claim for three quarters of the lifetime. After that it renews the claim before it writes anything.
 A writer that was frozen or cut off thus learns that its folder was taken over before it overwrites the other's files.
@@ -29,6 +30,9 @@ from icl.storage.locks import Holder, RunInUseError
 
 CLAIM = ".claim"
 """The claim's name in its folder. It is not a valid key, so no listing shows it."""
+
+_REFUSALS = 10
+"""So many writes of a claim may fail although nobody has it. After that the service is not believed."""
 
 _tokens: set[str] = set()
 """The tokens of all claims that this process made."""
@@ -168,7 +172,9 @@ class Claim:
         """The process that has the folder now, or None."""
         seen = self._bucket.look(self._name)
         record = _parsed(seen)
-        return None if seen is None or record is None or self._may_be_taken(seen, record, 0.0) else record.holder
+        if seen is None or record is None or self._patience_s(seen, record) < self._lifetime_s:
+            return None
+        return record.holder
 
     def _is_trusted(self) -> bool:
         return _now() < self._trusted_until and not self._lost
@@ -194,7 +200,7 @@ class Claim:
     def _acquire(self, wait_s: float) -> None:
         with self._busy:
             began = watched_since = _now()
-            watched, renewed, told = "", False, False
+            watched, renewed, told, refusals = "", False, False, 0
             while True:
                 seen = self._bucket.look(self._name)
                 record = _parsed(seen)
@@ -202,10 +208,18 @@ class Claim:
                 if seen is not None and seen.version != watched:
                     renewed = watched != ""
                     watched, watched_since = seen.version, now
-                if seen is None or self._may_be_taken(seen, record, now - watched_since):
+                left_s = 0.0 if seen is None else self._patience_s(seen, record) - (now - watched_since)
+                if left_s <= 0.0:
                     if self._put(None if seen is None else seen.version):
                         self._bucket.forget()
                         return
+                    refusals += 1  # another writer was quicker; the next look shows which
+                    if refusals == _REFUSALS:
+                        raise StorageError(
+                            f"the claim on {self._subject} cannot be made: the service refuses every write of it, as if "
+                            "another were there; check that AWS_ENDPOINT_URL leads to the bucket itself"
+                        )
+                    time.sleep(0.0 if refusals == 1 else self._lifetime_s / 30)
                     continue
                 holder = record.holder if record else "another process"
                 lives = renewed or (record is not None and _is_alive(record) is True)
@@ -214,19 +228,19 @@ class Claim:
                         f"{self._subject} is in use by {holder}; wait for it, stop it, or choose another run name"
                     )
                     self.confirm()
-                if not told and now - watched_since > self._lifetime_s / 2:
+                if not told and left_s < self._lifetime_s / 2:
                     told = True
                     _log.warning(
                         "%s seems to have lost its writer, %s; it is taken over once that is certain, in %.0f s or less",
-                        self._subject, holder, self._lifetime_s / 2,
+                        self._subject, holder, left_s,
                     )  # fmt: skip
                 time.sleep(self._lifetime_s / 30)
 
-    def _may_be_taken(self, seen: Seen, record: _Record | None, watched_s: float) -> bool:
-        silent_s = max(watched_s, seen.age_s or 0.0)
-        if record is None:  # not written by this library
-            return silent_s >= self._lifetime_s
-        return record.free or record.token == self._token or silent_s >= self._lifetime_s or _is_alive(record) is False
+    def _patience_s(self, seen: Seen, record: _Record | None) -> float:
+        """Seconds for which the claim must be watched without a renewal before it may be taken; 0 if nobody has it."""
+        if record is not None and (record.free or record.token == self._token or _is_alive(record) is False):
+            return 0.0
+        return self._lifetime_s / 3 if (seen.age_s or 0.0) >= self._lifetime_s else self._lifetime_s
 
     def _renew(self) -> None:
         for _ in range(3):

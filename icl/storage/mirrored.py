@@ -242,7 +242,14 @@ class MirroredStore:
         """The remote's records that must be copied to the folder before the run continues."""
         here, there = self.local.sizes(prefix), self.remote.sizes(prefix)
         ahead = history.progress(there) > history.progress(here)
-        return {key: self.remote.get(key) for key in history.records if key in there and (ahead or key not in here)}
+        wanted = [key for key in history.records if key in there and (ahead or key not in here)]
+        return {key: self._remote_record(key, there[key]) for key in wanted}
+
+    def _remote_record(self, key: str, listed_bytes: int) -> bytes:
+        data = self.remote.get(key)
+        if len(data) < listed_bytes:  # records only grow
+            raise StorageError(f"cannot read {key} in {self.remote}: it arrives shorter than it is; check the network")
+        return data
 
     def _complete(self, prefix: str) -> bool:
         """Queue what the remote lacks of a folder. False if the remote has the longer history, which must stay."""

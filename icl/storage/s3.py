@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from icl.storage.claims import CLAIM, Claim, Seen
-from icl.storage.deadline import Deadline
+from icl.storage.deadline import Deadline, DeadlineError
 from icl.storage.keys import MissingKeyError, StorageError, check_key, check_prefix, is_key
 from icl.storage.refusals import DAMAGED, EXPIRED, MISSING, REFUSED, NotS3Error, code_of, explain, status_of
 from icl.storage.store import History
@@ -33,6 +33,7 @@ _CHUNK_BYTES = 2**16
 _SLOWEST = 100_000.0
 """Bytes a second below which a transfer is ended once its deadline is over."""
 _LARGEST_BYTES = 4 * 2**30
+_LARGEST_CLAIM_BYTES = 2**16
 _CONFLICT = (409, 412)
 
 _log = logging.getLogger(__name__)
@@ -97,16 +98,21 @@ class S3Store:
         send = _put_whole if len(data) <= self._multipart_bytes else _put_in_parts
         with self.claim(_folder_of(key)).writing():
             self._ask(
-                "write", key, lambda client, _: self._send(lambda: send(client, self.bucket, name, data)), len(data)
+                "write",
+                key,
+                lambda client, deadline: self._send(lambda: send(client, self.bucket, name, data, deadline)),
+                len(data),
             )
         self._remember(key, len(data))
 
     def put_longer(self, key: str, data: bytes) -> None:
         """`put` a file that only grows, unless a longer one is there. Never replaces a version this store has not seen."""
-        self._name(key)
+        name = self._name(key)
         with self.claim(_folder_of(key)).writing():
             for _ in range(3):
-                version, length = self._versions.pop(key, None) or self._version(key)
+                version, length = self._versions.pop(key, None) or self._ask(
+                    "find", key, lambda client, _: self._find(client, name)
+                )
                 if length > len(data):
                     return
                 put = self.put_if(key, data, version)
@@ -165,7 +171,8 @@ class S3Store:
         where = self._folder(prefix)
 
         def abort(client: Any, _: Deadline) -> None:
-            for upload in client.list_multipart_uploads(Bucket=self.bucket, Prefix=where).get("Uploads", []):
+            uploads = client.list_multipart_uploads(Bucket=self.bucket, Prefix=where).get("Uploads", [])
+            for upload in [each for each in uploads if each["Key"].startswith(where)]:
                 client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
 
         # Not every account may list uploads, and an upload that is left behind harms no reader.
@@ -208,16 +215,15 @@ class S3Store:
             whole = self._object(name)
             if self._conditional is not False:
                 try:
-                    return self._send(lambda: _put_whole(client, self.bucket, whole, data, **condition))
+                    return self._send(lambda: _put_whole(client, self.bucket, whole, data, deadline, **condition))
                 except Exception as error:
                     if status_of(error) in _CONFLICT or (version is not None and code_of(error) in MISSING):
                         return None
                     if self._conditional or not _knows_no_conditions(error):
                         raise
-            current = self._look_if_there(client, name, deadline)
-            if (current and current.version) != version:
+            if self._find(client, whole)[0] != version:
                 return None
-            put = self._send(lambda: _put_whole(client, self.bucket, whole, data))
+            put = self._send(lambda: _put_whole(client, self.bucket, whole, data, deadline))
             self._set_conditional(False)
             return put
 
@@ -292,8 +298,17 @@ class S3Store:
         """Return what `act` returns for the client and the deadline. Whatever it raises becomes a `StorageError`."""
         _import_boto3()  # before the deadline starts: importing is not the service's time
         deadline = Deadline(self._deadline_s + sent_bytes / _SLOWEST)
+
+        def work() -> T:
+            client = self._client()
+            try:
+                return act(client, deadline)
+            except ValueError as error:
+                # boto3's own errors are classes. A plain ValueError is of a number or a date in an answer.
+                raise NotS3Error("the answer cannot be read") if type(error) is ValueError else error from None
+
         try:
-            return deadline.run(lambda: act(self._client(), deadline))
+            return deadline.run(work)
         # Any class: boto3's own errors, those of its HTTP libraries, and plain ValueErrors for wrong settings.
         except Exception as error:
             raise self._failure(verb, key, error) from None  # the cause's text may hold an address with a password
@@ -317,46 +332,46 @@ class S3Store:
         def read() -> bytes:
             return _body(client.get_object(Bucket=self.bucket, Key=name), deadline)
 
-        return self._repeated(read, lambda error: not status_of(error) and not isinstance(error, NotS3Error))
+        return self._repeated(
+            read, lambda error: not status_of(error) and not isinstance(error, NotS3Error | DeadlineError)
+        )
 
     def _look(self, client: Any, name: str, deadline: Deadline) -> Seen:
         answer = client.get_object(Bucket=self.bucket, Key=self._object(name))
-        data = _body(answer, deadline)
+        data = _body(answer, deadline, _LARGEST_CLAIM_BYTES)
         try:
             served = parsedate_to_datetime(answer["ResponseMetadata"]["HTTPHeaders"]["date"])
             age_s = (served - answer["LastModified"]).total_seconds() - 1.0  # both are rounded down to seconds
-        except (KeyError, ValueError, TypeError):
+        except (KeyError, ValueError, TypeError, OverflowError):
             age_s = None
-        return Seen(data, answer["ETag"], age_s)
+        return Seen(data, _version_of(answer), age_s)
 
-    def _look_if_there(self, client: Any, name: str, deadline: Deadline) -> Seen | None:
+    def _find(self, client: Any, name: str) -> tuple[str | None, int]:
+        """The object's version and length; (None, 0) if there is none."""
         try:
-            return self._look(client, name, deadline)
+            answer = client.head_object(Bucket=self.bucket, Key=name)
         except Exception as error:
             if code_of(error) in MISSING:
-                return None
+                return None, 0
             raise
-
-    def _version(self, key: str) -> tuple[str | None, int]:
-        try:
-            answer = self._ask(
-                "find", key, lambda client, _: _tagged(client.head_object(Bucket=self.bucket, Key=self._name(key)))
-            )
-        except MissingKeyError:
-            return None, 0
-        return answer["ETag"], answer["ContentLength"]
+        return _version_of(answer), answer["ContentLength"]
 
     def _list_pages(self, client: Any, prefix: str, deadline: Deadline) -> dict[str, int]:
         found: dict[str, int] = {}
-        start = len(self._folder(""))
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._folder(prefix))
+        where, start, goes_on = self._folder(prefix), len(self._folder("")), False
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=where)
         for number, page in enumerate(pages):
-            if "IsTruncated" not in page:
-                raise NotS3Error("the answer is no listing")
+            deadline.check()
             if number == 0:
                 deadline.extend(2 * self._deadline_s)
-            found |= {entry["Key"][start:]: entry["Size"] for entry in page.get("Contents", [])}
-        return {key: size for key, size in found.items() if is_key(key)}
+            entries = _entries(page, where)
+            if entries and entries.keys() <= found.keys():
+                raise NotS3Error("the listing goes in a circle")
+            found |= entries
+            goes_on = page["IsTruncated"]
+        if goes_on:
+            raise NotS3Error("the listing breaks off")
+        return {name[start:]: size for name, size in found.items() if is_key(name[start:])}
 
     def _remember(self, key: str, size: int | None) -> None:
         with self._lock:
@@ -416,57 +431,93 @@ def _folder_of(key: str) -> str:
     return key.rpartition("/")[0]
 
 
-def _put_whole(client: Any, bucket: str, name: str, data: bytes, **condition: str) -> str:
+def _put_whole(client: Any, bucket: str, name: str, data: bytes, deadline: Deadline, **condition: str) -> str:
     """Write an object in one request and return its version."""
     answer = _tagged(client.put_object(Bucket=bucket, Key=name, Body=data, **condition))
-    _demand_stored(client, bucket, name, data, answer, lambda: _md5(data).hex())
-    return answer["ETag"]
+    if not _shows(answer, data, _md5(data).hex()):
+        _demand_stored(client, bucket, name, data, deadline)
+    return _version_of(answer)
 
 
-def _put_in_parts(client: Any, bucket: str, name: str, data: bytes) -> str:
+def _put_in_parts(client: Any, bucket: str, name: str, data: bytes, deadline: Deadline) -> str:
     from boto3.s3.transfer import TransferConfig
 
     # Without threads: uploads run beside the training, which needs the cores.
-    config = TransferConfig(multipart_threshold=_PART_BYTES, multipart_chunksize=_PART_BYTES, use_threads=False)
+    config = TransferConfig(multipart_threshold=1, multipart_chunksize=_PART_BYTES, use_threads=False)
     client.upload_fileobj(io.BytesIO(data), bucket, name, Config=config)
     answer = _tagged(client.head_object(Bucket=bucket, Key=name))
     parts = [data[start : start + _PART_BYTES] for start in range(0, len(data), _PART_BYTES)]
     tag = f"{_md5(b''.join(map(_md5, parts))).hex()}-{len(parts)}"
-    _demand_stored(client, bucket, name, data, answer, lambda: tag)
-    return answer["ETag"]
+    if not _shows(answer, data, tag):
+        _demand_stored(client, bucket, name, data, deadline)
+    return _version_of(answer)
 
 
 def _tagged(answer: Mapping[str, Any]) -> Mapping[str, Any]:
     """The answer about an object, if it is one: every object has an ETag."""
-    if not answer.get("ETag"):
+    if not answer.get("ETag", "").strip('W/"'):
         raise NotS3Error("the service answers without an ETag")
     return answer
+
+
+def _version_of(answer: Mapping[str, Any]) -> str:
+    """The ETag in the form that conditions compare. A proxy that packs answers makes it a weak one, W/"..."."""
+    return _tagged(answer)["ETag"].removeprefix("W/")
 
 
 def _md5(data: bytes) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).digest()
 
 
-def _demand_stored(
-    client: Any, bucket: str, name: str, data: bytes, answer: Mapping[str, Any], tag: Callable[[], str]
-) -> None:
-    """Check that the answer's checksum or ETag shows what was sent. If neither does (some encryptions), read it back."""
-    checksum = base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
-    if answer.get("ChecksumCRC32") == checksum or answer["ETag"].strip('"') == tag():
-        return
-    if client.get_object(Bucket=bucket, Key=name)["Body"].read() != data:
+def _shows(answer: Mapping[str, Any], data: bytes, tag: str) -> bool:
+    """Whether an answer of success shows that these bytes arrived: by their checksum if it has one, else by the ETag."""
+    if "ChecksumCRC32" in answer:
+        return answer["ChecksumCRC32"] == base64.b64encode(zlib.crc32(data).to_bytes(4, "big")).decode()
+    return answer["ETag"].strip('"') == tag
+
+
+def _demand_stored(client: Any, bucket: str, name: str, data: bytes, deadline: Deadline) -> None:
+    """Read an object back and compare, where the answer shows neither (some encryptions)."""
+    if _body(client.get_object(Bucket=bucket, Key=name), deadline, len(data) + _CHUNK_BYTES) != data:
         raise NotS3Error("the service answers with success, but does not have what was sent")
 
 
-def _body(answer: Mapping[str, Any], deadline: Deadline) -> bytes:
-    """The body of an answer. Every chunk extends the deadline, so a large value has time enough and a trickle ends."""
+def _entries(page: Mapping[str, Any], where: str) -> dict[str, int]:
+    """Name and size of every object on one page of a listing of the names that begin with `where`."""
+    if "IsTruncated" not in page or page.get("Prefix", where) != where:
+        raise NotS3Error("the answer is not a listing of this folder")
+    entries = {entry["Key"]: entry["Size"] for entry in page.get("Contents", [])}
+    if not all(name.startswith(where) and size >= 0 for name, size in entries.items()):
+        raise NotS3Error("the listing names what cannot be in this folder")
+    return entries
+
+
+def _body(answer: Mapping[str, Any], deadline: Deadline, most: int | None = None) -> bytes:
+    """The body of an answer. Every chunk extends the deadline, so a large value has time enough and a trickle ends.
+
+    Args:
+        most: the largest number of bytes that is read; that of the largest value of icl by default.
+    """
     chunks, length = [], 0
     with contextlib.closing(answer["Body"]) as body:
-        _tagged(answer)
+        _demand_whole(_tagged(answer))
         while chunk := body.read(_CHUNK_BYTES):
+            deadline.check()
             chunks.append(chunk)
             length += len(chunk)
             deadline.extend(len(chunk) / _SLOWEST)
-            if length > _LARGEST_BYTES:
+            if length > (_LARGEST_BYTES if most is None else most):
                 raise NotS3Error("the value is larger than any that icl writes")
     return b"".join(chunks)
+
+
+def _demand_whole(answer: Mapping[str, Any]) -> None:
+    """Refuse an answer with a part of the value, with another form of it, or with a body whose end cannot be told."""
+    about = answer["ResponseMetadata"]
+    encodings = {each.strip().lower() for each in answer.get("ContentEncoding", "").split(",")}
+    if about["HTTPStatusCode"] != 200 or "ContentRange" in answer:
+        raise NotS3Error("the answer is not the whole value")
+    if encodings - {"", "identity", "aws-chunked"}:  # the last is a form of uploads that some services keep
+        raise NotS3Error("a proxy packed the value on its way")
+    if answer.get("ContentLength", -1) < 0 and about["HTTPHeaders"].get("transfer-encoding", "").lower() != "chunked":
+        raise NotS3Error("the answer does not say where the value ends")

@@ -16,15 +16,15 @@ from benchmarks.llc.targets import digits, regression
 def test_a_quick_run_makes_tables_and_a_figure_and_is_not_repeated(tmp_path, capsys):
     arguments = ["--quick", "--output", str(tmp_path), "--figures", str(tmp_path)]
     assert main(arguments) == 0
-    rows = pd.read_csv(tmp_path / "honesty.csv")
+    rows = pd.read_csv(tmp_path / "honesty.csv.gz")
     assert set(rows["kind"]) == {"default", "noise level", "step too long", "box"}
     assert not (rows["wrong"] & rows["healthy"]).any()
     assert rows[rows["sound"]]["healthy"].all()
     assert (tmp_path / "honesty.png").exists()
-    made = (tmp_path / "honesty.csv").read_bytes()
+    made = (tmp_path / "honesty.csv.gz").read_bytes()
     capsys.readouterr()
     assert main(arguments) == 0
-    assert (tmp_path / "honesty.csv").read_bytes() == made
+    assert (tmp_path / "honesty.csv.gz").read_bytes() == made
     assert "s left" not in capsys.readouterr().out
 
 

@@ -19,6 +19,15 @@ def send(number):
     os.kill(os.getpid(), number)
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """No signal is ignored, also where the tests run under nohup."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in ALL}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("number", ALL)
 def test_work_saves_and_ends_at_every_signal_that_asks_for_it(number):
     before = signal.getsignal(number)

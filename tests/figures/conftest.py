@@ -54,7 +54,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         llc = pd.DataFrame(
             {"model_seed": seed, "step": STEPS, "llc/mean": np.linspace(10, 100, len(STEPS)), "llc/mcse": 2.0}
         )
-        llc = llc.assign(verdict=["healthy"] * 8 + ["still rising: more burn-in"] * 2)
+        untested = "not tested: minimum (whether w* is a minimum of this loss)"
+        llc = llc.assign(verdict=["healthy"] * 7 + [untested] + ["still rising: more burn-in"] * 2)
         llc = llc.assign(
             **{
                 "loss/init": np.linspace(4.0, 2.0, len(STEPS)),

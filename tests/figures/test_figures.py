@@ -29,11 +29,12 @@ def line(figure: Figure, axis: int, label: str) -> np.ndarray:
 
 def test_loss_and_llc_draw_the_columns_with_their_errors(tables):
     figure = development.loss_and_llc(tables["evals"], tables["llc"])
-    loss, estimates, doubtful = figure.axes[0].get_lines()[0], *figure.axes[1].get_lines()
+    loss, estimates, failed, untested = figure.axes[0].get_lines()[0], *figure.axes[1].get_lines()
     np.testing.assert_allclose(loss.get_ydata(), tables["evals"]["loss/mean"])
     drawn = tables["llc"].loc[tables["llc"]["step"] > 0, "llc/mean"]  # step 0 has no place on a logarithmic axis
     np.testing.assert_allclose(estimates.get_ydata(), drawn)
-    assert list(doubtful.get_xdata()) == [200_000, 499_999]
+    assert list(failed.get_xdata()) == [200_000, 499_999]
+    assert list(untested.get_xdata()) == [tables["llc"]["step"].iloc[7]]
     (band,) = [one for one in figure.axes[1].collections if isinstance(one, FillBetweenPolyCollection)]
     heights = band.get_paths()[0].vertices[:, 1]
     assert heights.max() == pytest.approx(drawn.max() + 4)

@@ -1,5 +1,8 @@
 """Large chains are stepped one after the other, in place: the numbers are those of chains that move as one tensor."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -87,3 +90,24 @@ def test_what_a_recorder_keeps_stays_as_it_was(monkeypatch):
     estimate_llc(model(), squares, BATCHES, config, recorders=[lambda draw, weights, chains: kept.append(weights)])
     assert len(kept) == 9
     assert not torch.equal(kept[0], kept[3])
+
+
+PEAK = """
+import re, pathlib
+from icl.sampling import SamplerConfig
+from icl.sampling.llc import Inputs, estimate_llc_of
+from icl.sampling.truth import linear_regression
+model = linear_regression(1009, 0)
+config = SamplerConfig(num_chains=8, num_draws={draws}, epsilon=1e-6, gamma=1.0, nbeta=100.0, init_seed=0)
+estimate_llc_of(model.objective(), Inputs([model.batch]), config)
+print(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+"""
+
+
+@pytest.mark.slow
+def test_draws_that_stay_do_not_keep_the_memory_of_steps_from_being_used_again():
+    few, many = (
+        int(subprocess.run([sys.executable, "-c", PEAK.format(draws=draws)], capture_output=True, check=True).stdout)
+        for draws in (100, 2500)
+    )
+    assert many < 1.2 * few  # it was ten times as much

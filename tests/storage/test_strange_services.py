@@ -18,7 +18,6 @@ from icl.commands import doctor
 from icl.storage import LocalStore, MirroredStore, S3Store, StorageError
 
 PASSWORD = "plantedPW"
-SHORT = {"connect_timeout_s": 0.5, "read_timeout_s": 0.5, "attempts": 1}
 
 
 @pytest.fixture
@@ -30,9 +29,16 @@ def store_at(s3_environment, monkeypatch):
     return build
 
 
+def hasty(store, seconds=0.4):
+    """The same store with so much time for one operation, in all; making its client, the machine's own time, is over."""
+    store._client()
+    store._deadline_s = seconds
+    return store
+
+
 OPERATIONS = {
     "put": lambda store: store.put("icl/run/1", b"value"),
-    "put in parts": lambda store: store.put("icl/run/1", b"value" * 10**5),
+    "put in parts": lambda store: store.put("icl/run/1", b"value" * 10**3),
     "put_longer": lambda store: store.put_longer("icl/run/log.jsonl", b"{}\n"),
     "get": lambda store: store.get("icl/run/1"),
     "list": lambda store: store.list("icl"),
@@ -43,7 +49,7 @@ OPERATIONS = {
 
 def refused(store, operation):
     """The message of the error that ends an operation in time."""
-    bound_s = 3 * store._deadline_s + 5 + 4  # of a listing, which has three times as long; 5 for 500 kB; a busy machine
+    bound_s = 3 * store._deadline_s + 4  # of a listing, which has three times as long; a busy machine
     start = time.monotonic()
     with pytest.raises(StorageError) as caught:
         OPERATIONS[operation](store)
@@ -69,7 +75,7 @@ NO_BODY = ("404 HTML", "exists")
 @pytest.mark.parametrize("answer", PAGES)
 def test_a_page_is_no_answer(store_at, answer):
     with Endpoint(PAGES[answer]) as service:
-        store = store_at(service.url, multipart_bytes=10**5)
+        store = store_at(service.url, multipart_bytes=10**3)
         # A head has no body; without one nobody can tell a page's 404 from the true one.
         told = {operation: refused(store, operation) for operation in OPERATIONS if (answer, operation) != NO_BODY}
         assert not [message for message in told.values() if "check AWS_ENDPOINT_URL" not in message]
@@ -117,7 +123,7 @@ def test_a_trickle_ends(store_at, head):
     drop = b"1\r\nx\r\n" if b"chunked" in head else b"x"
     answered_by_a_head = ("exists", "put_longer") if b"ETag" in head else ()
     with Endpoint(trickle(head, drop)) as service, ThreadPoolExecutor() as pool:
-        store = store_at(service.url, multipart_bytes=10**5, **SHORT)
+        store = hasty(store_at(service.url, multipart_bytes=10**3))
         waiting = [pool.submit(refused, store, each) for each in OPERATIONS if each not in answered_by_a_head]
         for each in waiting:
             each.result()
@@ -147,7 +153,7 @@ def test_a_listing_that_never_ends_is_ended(store_at, keys, new_tokens):
         )
 
     with Endpoint(answer) as service:
-        refused(store_at(service.url, **SHORT), "list")
+        refused(hasty(store_at(service.url)), "list")
 
 
 @pytest.mark.parametrize("status", [301, 307])
@@ -156,7 +162,7 @@ def test_redirects_end(store_at, status):
         request.reply(status=status, Location=f"{service.url}/again")
 
     with Endpoint(elsewhere) as service:
-        store = store_at(service.url, multipart_bytes=10**5)
+        store = store_at(service.url, multipart_bytes=10**3)
         for operation in OPERATIONS:
             assert "AWS_ENDPOINT_URL" in refused(store, operation)
 

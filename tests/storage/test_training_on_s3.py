@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from endpoints import Endpoint, error
 from rich.console import Console
 from s3_faults import FAULTS, FaultProxy, at_random
 
@@ -215,7 +216,8 @@ def secrets_in(text):
 
 
 def test_credentials_reach_no_file_and_no_output(tmp_path, bucket):
-    """Also from a .env file, through the command line, with a run that fails to upload and one that does not."""
+    """Also from a .env file, through the command line, with a run that fails to upload and one that does not; nor where
+    the service quotes them, as S3 does."""
     sweep = tmp_path / "sweep.yaml"
     parameters = "\n".join(f"  {key}: {{value: {value!r}}}" for key, value in CONFIG.items())
     sweep.write_text(f"program: icl train\nmethod: grid\nparameters:\n{parameters}\n".replace("'inf'", "inf"))
@@ -227,20 +229,22 @@ def test_credentials_reach_no_file_and_no_output(tmp_path, bucket):
     }
     environ |= {"WANDB_MODE": "disabled"}
     outputs = []
-    for endpoint, steps in ((os.environ["AWS_ENDPOINT_URL"], 20), (f"http://127.0.0.1:{free_port()}", 21)):
-        result = subprocess.run(
-            [sys.executable, "-m", "icl", "train", str(sweep), "--set", f"num_steps={steps}"],
-            cwd=tmp_path,
-            env={**environ, "AWS_ENDPOINT_URL": endpoint},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-        )
-        outputs.append(result.stdout + result.stderr)
-        # Where the bucket cannot be reached, the run is made on this machine all the same.
-        assert result.returncode == 0, outputs[-1]
+    quoted = f"<AWSAccessKeyId>{SECRETS[1]}</AWSAccessKeyId><StringToSign>{SECRETS[0]}</StringToSign>"
+    with Endpoint(error(403, "SignatureDoesNotMatch", SECRETS[0], quoted)) as refusing:
+        for endpoint, steps in ((os.environ["AWS_ENDPOINT_URL"], 20), (refusing.url, 21)):
+            result = subprocess.run(
+                [sys.executable, "-m", "icl", "train", str(sweep), "--set", f"num_steps={steps}"],
+                cwd=tmp_path,
+                env={**environ, "AWS_ENDPOINT_URL": endpoint},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+            )
+            outputs.append(result.stdout + result.stderr)
+            # Where the bucket does not take it, the run is made on this machine all the same.
+            assert result.returncode == 0, outputs[-1]
     assert "not sent" not in outputs[0]
-    assert "cannot be reached" in outputs[1]
+    assert "the service refuses these credentials" in outputs[1]
     assert "all are in folder" in outputs[1]
     doctor = subprocess.run(
         [sys.executable, "-m", "icl", "doctor"],

@@ -122,7 +122,7 @@ def buckets(s3_environment):
 
 def test_the_second_is_told_and_one_that_was_frozen_finds_out(buckets, tmp_path, whole):
     bucket, name = buckets("short"), TrainingConfig.parse(CONFIG).resolved().name
-    first, second = (Machine(bucket, tmp_path / each, LIFETIME_S, 0.05) for each in ("a", "b"))
+    first, second = (Machine(bucket, tmp_path / each, LIFETIME_S, step_s) for each, step_s in (("a", 0.05), ("b", 0.0)))
     watch = Watch(bucket, name)
     first.start()
     while watch.newest < 0:
