@@ -19,8 +19,7 @@ parameters:
       model: {value: "own_checkpoints:network"}
       loss: {value: "own_checkpoints:loss"}
       batches: {value: "own_checkpoints:batches"}
-  sampler_config:
-    parameters: {num_chains: {value: 2}, num_draws: {value: 50}, epsilon: {value: 0.0001}, init_seed: {value: 0}}
+  sampler_config: {parameters: {num_chains: {value: 2}, num_draws: {value: 50}, epsilon: {value: 0.0001}, init_seed: {value: 0}}}
 """
 
 
@@ -37,7 +36,7 @@ def loss(predict, batch):
     return nn.functional.mse_loss(predict(batch[0]), batch[1])
 
 
-def main() -> None:
+def train() -> None:
     torch.manual_seed(0)
     model, (batch,) = network(), batches()
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
@@ -48,9 +47,13 @@ def main() -> None:
         optimiser.zero_grad()
         loss(model, batch).backward()
         optimiser.step()
+
+
+def estimate() -> None:
     Path("own.yaml").write_text(SWEEP)
     subprocess.run([sys.executable, "-m", "icl", "llc", "own.yaml", "--tracking", "local"], check=True)
 
 
 if __name__ == "__main__":
-    main()
+    train()
+    estimate()

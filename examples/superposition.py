@@ -6,7 +6,7 @@ import sys
 import torch
 from torch import nn
 
-from icl.sampling import SamplerConfig, estimate_llc
+from icl.sampling import LLCResult, SamplerConfig, estimate_llc
 
 
 class Superposition(nn.Module):
@@ -25,23 +25,33 @@ def loss(predict, xs):
 
 def batches(step: int) -> torch.Tensor:
     """256 sparse samples: a function of the step."""
-    draw = torch.Generator().manual_seed(step)
-    return torch.rand(256, 6, generator=draw) * (torch.rand(256, 6, generator=draw) < 0.1)
+    values, chosen = torch.rand(2, 256, 6, generator=torch.Generator().manual_seed(step))
+    return values * (chosen < 0.1)
 
 
-def main(quick: bool = False) -> list[tuple[int, float, float, float]]:
-    model, found = Superposition(6, 2), []
-    steps = 300 if quick else 6000
+def trained(quick: bool = False) -> dict[int, nn.Module]:
+    """Step -> model, along the training."""
+    model, steps, kept = Superposition(6, 2), 300 if quick else 6000, {}
     optimiser = torch.optim.Adam(model.parameters(), 1e-2)
-    config = SamplerConfig(num_chains=4, num_draws=20 if quick else 500, nbeta=100.0, epsilon=1e-4, init_seed=0)
     for step in range(steps + 1):
         if step in (steps // 10, steps):
-            result = estimate_llc(copy.deepcopy(model), loss, batches, config)
-            found.append((step, result.init_loss, result.llc_mean, result.llc_mcse))
-            print(f"step {step}: loss {result.init_loss:.4f}, LLC {result.llc_mean:.2f} ± {result.llc_mcse:.2f}")
+            kept[step] = copy.deepcopy(model)
         optimiser.zero_grad()
         loss(model, batches(10**6 + step)).backward()
         optimiser.step()
+    return kept
+
+
+def estimate(model: nn.Module, quick: bool = False) -> LLCResult:
+    config = SamplerConfig(num_chains=4, num_draws=20 if quick else 500, nbeta=100.0, epsilon=1e-4, init_seed=0)
+    return estimate_llc(model, loss, batches, config)
+
+
+def main(quick: bool = False) -> list[tuple[int, float, float, float]]:
+    found = []
+    for step, result in ((step, estimate(model, quick)) for step, model in trained(quick).items()):
+        found.append((step, result.init_loss, result.llc_mean, result.llc_mcse))
+        print(f"step {step}: loss {result.init_loss:.4f}, LLC {result.llc_mean:.2f} ± {result.llc_mcse:.2f}")
     return found
 
 

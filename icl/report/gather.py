@@ -35,6 +35,9 @@ STRUCTURE = (*(name for name in MEASURES if name not in ("attention", "evals")),
 ESTIMATES = "llc"
 """The beginning of the names of tables of estimates."""
 
+SETTINGS = "settings"
+"""The column that tells the rows of one run apart, in a table that has several subjects of its name."""
+
 HEALTHY = "healthy"
 ALONG = "step"
 
@@ -215,8 +218,11 @@ def _span(folder: Path, pattern: str) -> float | None:
 def _estimates(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All estimates and their traces. Of several under one sampler at one checkpoint, the one with the most chains counts."""
     rows: dict[tuple[str, int], tuple[int, dict[str, Any], pd.DataFrame]] = {}
-    for each in run.estimate_sets:
-        how, table, traces = _way(each), each.rows, each.traces
+    own = [dotted(each.stored.get("subject_config") or {}) for each in run.estimate_sets]
+    differing = varying(own)  # subjects of one class, with other settings, have one name
+    for each, settings in zip(run.estimate_sets, own, strict=True):
+        how = ", ".join([_way(each), *(f"{name} {settings.get(name)}" for name in differing)])
+        table, traces = each.rows, each.traces
         chains = int((each.stored.get("sampler_config") or {}).get("num_chains") or 0)
         for row in table.to_dict("records"):
             step = int(row[ALONG])
@@ -285,6 +291,8 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
         keys = list(keys_of(table))
         labels = [label_of(row) for row in pd.DataFrame(table, columns=pd.Index(keys)).to_dict("records")]
         of = pd.DataFrame({"run": [wanted.get(label) for label in labels]})
+        if len(wanted) > len(set(wanted.values())):  # subjects of one class, with other settings, have one name
+            of[SETTINGS] = labels
         rows = pd.concat([of, table.drop(columns=keys)], axis=1).dropna(subset=["run"])
         if len(rows):
             found.setdefault(path.name.split(".")[0], []).append(rows.astype({"run": int}))
@@ -306,8 +314,10 @@ def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def _rows_of(tables: Mapping[str, pd.DataFrame], names: Sequence[str], place: int) -> pd.DataFrame:
-    """The rows of a run, from the first of the named tables that has any."""
+    """The rows of a run, from the first of the named tables that has any, and has those of one subject."""
     for table in (tables[name] for name in names if name in tables):
+        if SETTINGS in table.columns:
+            continue
         rows = pd.DataFrame(table.loc[table["run"] == place]).drop(columns="run").copy()
         if len(rows):
             return rows

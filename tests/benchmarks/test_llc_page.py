@@ -36,5 +36,5 @@ for name in sys.argv[1:]:
 
 
 def test_every_benchmark_starts_by_itself():
-    names = ["accuracy", "bias", "cost", "honesty", "standard_errors"]
+    names = ["accuracy", "bias", "cost", "examples", "honesty", "standard_errors"]
     subprocess.run([sys.executable, "-c", ALONE, *names], check=True, cwd=PAGE.parents[1])

@@ -140,6 +140,23 @@ def test_figures_and_the_report_read_the_tables_beside_the_estimates(icl):
     assert "weight/norm" in page
 
 
+def test_the_report_tells_subjects_of_one_class_apart(icl, monkeypatch):
+    from icl.commands.report import chosen_runs
+    from icl.report import gather
+
+    write_sweep(size=[5, 29], batch=59)
+    assert icl("llc", "mine.yaml", "--tracking", "local")[0] == 0
+    assert icl("analyse", "mine.yaml", "--only", "evals", "--only", "hessian")[0] == 0
+    material = gather(chosen_runs(["mine.yaml"], (), {"LOCAL_ROOT": "checkpoints"}), Path("data"))
+    assert len(material.runs) == 1
+    assert material.estimates.groupby("way")["step"].apply(list).tolist() == 2 * [[0, 3, 7, 19]]
+    traces = material.structure.loc[material.structure["measure"] == "hessian: hessian/trace"]
+    known = pd.read_csv("data/mine/hessian.csv").groupby("subject_config.size")["hessian/trace"].mean()
+    found = traces.groupby("part")["value"].mean()
+    np.testing.assert_allclose(sorted(found), sorted(known))
+    assert icl("report", "mine.yaml", "--output", "report.html")[0] == 0
+
+
 def test_a_subject_without_settings_has_figures_too(icl):
     write_sweep()
     assert icl("analyse", "mine.yaml")[0] == 0
