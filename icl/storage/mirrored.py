@@ -113,6 +113,7 @@ class MirroredStore:
     def sizes(self, prefix: str = "") -> dict[str, int]:
         """Sizes at both places. If the remote fails: those in the folder alone, or an error if the folder is empty."""
         here = self._sizes_here(prefix)
+        before = self._deleted()
         try:
             there = {} if self._is_undecided(_below(prefix)) else self.remote.sizes(prefix)
             self._listing_failed = False
@@ -124,9 +125,15 @@ class MirroredStore:
                 self._listing_failed = True
                 _log.warning("%s; going on with what is in %s", error, self.local)
             there = {}
+        after = self._deleted()
+        # A deletion that was sent while the listing was made may or may not show in it.
+        there = {key: size for key, size in there.items() if key not in before}
+        return {key: size for key, size in sorted((there | here).items()) if key not in after}
+
+    def _deleted(self) -> set[str]:
+        """Keys whose deletion the remote has not confirmed yet."""
         with self._changed:
-            deleted = {key for key, task in self._tasks.items() if task.verb == "delete"}
-        return {key: size for key, size in sorted((there | here).items()) if key not in deleted}
+            return {key for key, task in self._tasks.items() if task.verb == "delete"}
 
     def delete(self, key: str) -> None:
         self._confirm(key)

@@ -258,3 +258,20 @@ def test_a_bucket_behind_a_bad_wire_ends_equal_to_the_folder(tmp_path, s3_server
         assert all(fresh.get(key) == store.local.get(key) for key in fresh.list())
         assert proxy.injected.total() > count / 10
         print(f"{proxy.injected.total()} faults injected and survived: {dict(proxy.injected)}")
+
+
+def test_a_deletion_that_is_sent_during_a_listing_does_not_bring_the_value_back(store, remote, monkeypatch):
+    store.put("a", b"1")
+    assert store.flush(10.0) == ()
+    remote.gate.clear()
+    store.delete("a")
+    listed = remote.sizes
+
+    def slowly(prefix=""):
+        found = listed(prefix)
+        remote.gate.set()
+        assert store.flush(10.0) == ()
+        return found
+
+    monkeypatch.setattr(remote, "sizes", slowly)
+    assert store.list() == []
