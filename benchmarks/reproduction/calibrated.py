@@ -32,7 +32,7 @@ def _chains(shipped: Shipped) -> dict[str, object]:
     """How the chains of one run fare."""
     table = shipped.needed("llc_calibrated")
     useful, peak = table[table["loss/init"] < table["loss/zero"]], table.loc[table["llc/mean"].idxmax()]
-    verdicts = table["verdict"].str.split("[:;]").str[0].value_counts()
+    verdicts = table["verdict"].str.split("[:;]|, which").str[0].value_counts()
     return {
         "calibrated_estimates": len(table),
         "calibrated_useful": len(useful),
