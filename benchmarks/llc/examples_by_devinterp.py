@@ -51,15 +51,15 @@ def superposition(example: ModuleType, model: nn.Module, given: Given) -> xr.Dat
     from datasets import Dataset
     from devinterp.slt.llc import llc
 
-    xs = torch.cat([example.batches(step) for step in range(given.steps)])
+    xs = torch.cat(example.data())
     rows = Dataset.from_dict({"input_ids": [[index, 0] for index in range(len(xs))]}).with_format("torch")
 
     def loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return (model(xs[ids[:, 0]]) - xs[ids[:, 0]]).square().sum(dim=-1, keepdim=True)
 
     return llc(
-        model, rows, {}, loss_fn=loss, batch_size=256, shuffle=False, num_init_loss_batches=given.steps, lr=given.epsilon,
-        n_beta=given.nbeta, localization=given.gamma, num_chains=given.chains, num_draws=given.steps, output_path=given.path,
+        model, rows, {}, loss_fn=loss, batch_size=256, num_init_loss_batches=16, lr=given.epsilon, n_beta=given.nbeta,
+        localization=given.gamma, num_chains=given.chains, num_draws=given.steps, output_path=given.path,
     )  # fmt: skip
 
 
@@ -120,7 +120,7 @@ def own_checkpoints(example: ModuleType, given: Given) -> dict[int, xr.Dataset]:
     found = {}
     for file in Path("runs").glob("step_*.pt"):
         model = example.network()
-        model.load_state_dict(torch.load(file)["model"])
+        model.load_state_dict(torch.load(file))
         found[int(file.stem.split("_")[1])] = llc(
             model, rows, {}, loss_fn=loss, batch_size=len(xs), num_init_loss_batches=1, lr=given.epsilon, n_beta=given.nbeta,
             localization=given.gamma, num_chains=given.chains, num_draws=given.steps, output_path=given.path / file.stem,
