@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import pandas as pd
+
 from benchmarks.pages import markdown_table
 from benchmarks.reproduction.changes import llc_changes
 from benchmarks.reproduction.comparison import Comparison
@@ -22,6 +24,7 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
             ["Δλ̂ calibrated", *titles(runs)], [[stage, *(str(each[stage]) for each in changes)] for stage in STAGES]
         ),
         "scale_table": _scale_table(runs),
+        "verdicts_table": _verdicts_table(runs),
     }
 
 
@@ -29,7 +32,7 @@ def _chains(shipped: Shipped) -> dict[str, object]:
     """How the chains of one run fare."""
     table = shipped.needed("llc_calibrated")
     useful, peak = table[table["loss/init"] < table["loss/zero"]], table.loc[table["llc/mean"].idxmax()]
-    verdicts = table["verdict"].str.split(":").str[0].value_counts()
+    verdicts = table["verdict"].str.split("[:;]").str[0].value_counts()
     return {
         "calibrated_estimates": len(table),
         "calibrated_useful": len(useful),
@@ -41,6 +44,17 @@ def _chains(shipped: Shipped) -> dict[str, object]:
         "calibrated_peak_step": peak["step"],
         "calibrated_peak": estimate(peak),
     }
+
+
+def _verdicts_table(runs: Sequence[Shipped]) -> str:
+    """How many estimates of all seeds are healthy, failed a test, or passed those that were made."""
+    rows = []
+    for title, name in (("published", "llc"), ("calibrated", "llc_calibrated")):
+        verdicts = pd.concat([run.needed(name)["verdict"] for run in runs])
+        healthy, untested = (verdicts == "healthy").sum(), verdicts.str.startswith("not tested").sum()
+        rows.append([title, str(len(verdicts)), str(healthy), str(untested), str(len(verdicts) - healthy - untested)])
+    head = ["settings", "estimates", "healthy: all tests passed", "passed those that were made", "a test failed"]
+    return markdown_table(head, rows)
 
 
 def _ends(run: Shipped) -> tuple[list[float], list[float]]:

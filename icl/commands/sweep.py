@@ -17,6 +17,7 @@ from icl.estimation import LLCConfig
 from icl.execution.closing import say_how_it_ended
 from icl.execution.llc_run import subject_of
 from icl.execution.names import RunConfig, training_of
+from icl.execution.output import OUTPUT, copied_to
 from icl.execution.points import llc_points, says_how_to_sample
 from icl.execution.run import CONFIGS, Command, parse_config, run_point
 from icl.execution.surroundings import SUPERVISOR, Surroundings
@@ -162,7 +163,8 @@ def _run_for_agent(command: Command) -> int:
         return 0
     try:
         place = Surroundings.from_environment(supervisor=os.getppid())
-        return _run(config, replace(place, threads=available_cores(place.device)))
+        with copied_to(place.results / config.name / OUTPUT):
+            return _run(config, replace(place, threads=available_cores(place.device)))
     except (
         ValueError,
         StorageError,

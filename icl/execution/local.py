@@ -1,6 +1,5 @@
 """One run as a process on this machine."""
 
-import logging
 import os
 import re
 import signal
@@ -12,26 +11,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from icl.execution.output import opened_log
 from icl.execution.schedule import Ended
-from icl.storage.files import explain
 
 DRAIN_S = 5.0  # how long to read on after a process has ended, because its own children may hold its output open
 
 
-_log = logging.getLogger(__name__)
 _PROGRESS = re.compile(r": (\d+/\S+(?:, \d+ s left)?.*)")
-
-
-def _opened(log: Path) -> int:
-    """A descriptor that appends to the log. If the log cannot be opened, a warning, and a descriptor that drops all output."""
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        # Do not follow a link that another user put there, nor wait for a reader of a pipe.
-        guards = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
-        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | guards, 0o666)
-    except OSError as error:
-        _log.warning("the run's output is not kept: cannot write %s: %s", log, explain(error))
-        return os.open(os.devnull, os.O_WRONLY)
 
 
 class LocalProcess:
@@ -53,7 +39,7 @@ class LocalProcess:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, args=(_opened(log),), daemon=True)
+        self._reader = threading.Thread(target=self._read, args=(opened_log(log),), daemon=True)
         self._reader.start()
 
     def _read(self, log: int) -> None:

@@ -1,8 +1,20 @@
-"""Output streams that do not end the work if nobody reads them or the disk is full."""
+"""Output streams that do not end the work if nobody reads them or the disk is full, and the log of what a run prints."""
 
 import io
+import logging
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
+
+from icl.storage.files import explain
+
+OUTPUT = "output.log"
+"""The file in a run's folder that holds what the run prints."""
+
+_log = logging.getLogger(__name__)
 
 
 class Forgiving(io.TextIOBase):
@@ -74,3 +86,44 @@ def forgive_output() -> Forgiving:
     sys.stderr = Forgiving(sys.stderr)
     sys.stdout = results = Forgiving(sys.stdout, BrokenPipeError)
     return results
+
+
+def opened_log(log: Path) -> int:
+    """A descriptor that appends to the log. If the log cannot be opened, a warning, and a descriptor that drops all output."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        # Do not follow a link that another user put there, nor wait for a reader of a pipe.
+        guards = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+        return os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | guards, 0o666)
+    except OSError as error:
+        _log.warning("the run's output is not kept: cannot write %s: %s", log, explain(error))
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+class _Copied(Forgiving):
+    """A stream whose text also goes to a log."""
+
+    def __init__(self, stream: TextIO, log: Forgiving) -> None:
+        super().__init__(stream)
+        self._copy = log
+
+    def write(self, text: str, /) -> int:
+        self._copy.write(text)
+        return super().write(text)
+
+
+@contextmanager
+def copied_to(log: Path) -> Iterator[None]:
+    """Append to a log, too, what this process prints in the block, and the error that ends it."""
+    raw = os.fdopen(opened_log(log), "ab", buffering=0)
+    # Unbuffered, so that a full disk is noticed where a line is written and not where the file is closed.
+    with io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True) as file:
+        kept, before = Forgiving(file), (sys.stdout, sys.stderr)
+        sys.stdout, sys.stderr = (_Copied(stream, kept) for stream in before)
+        try:
+            yield
+        except Exception as error:
+            kept.write(f"icl: {error}\n")
+            raise
+        finally:
+            sys.stdout, sys.stderr = before

@@ -16,12 +16,12 @@ from icl.devices import available_cores
 from icl.execution.display import runs_display
 from icl.execution.local import LocalProcess
 from icl.execution.names import RunConfig, by_name
+from icl.execution.output import OUTPUT
 from icl.execution.run import Command, is_complete
 from icl.execution.schedule import Launch, ScheduledRun, State, run_all
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.storage.files import write_atomically
 
-OUTPUT = "output.log"
 POINT = "sweep.yaml"
 
 

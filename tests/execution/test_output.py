@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from icl.execution import progress
 from icl.execution.local import LocalProcess
-from icl.execution.output import Forgiving
+from icl.execution.output import Forgiving, copied_to
 from icl.execution.progress import progress_bar
 from icl.execution.schedule import Ended
 
@@ -35,6 +36,28 @@ def test_what_cannot_be_written_is_dropped(error):
     stream = Forgiving(Refusing(error))
     print("a", file=stream, flush=True)
     assert stream.failure is None
+
+
+def test_what_is_printed_is_also_kept_with_the_error_that_ends_it(tmp_path, capsys):
+    log = tmp_path / "run" / "output.log"
+
+    def work(number: int) -> None:
+        print("a result", number)
+        print("λ̂ so far", file=sys.stderr)
+        raise ValueError("the end")
+
+    for number in (1, 2):
+        with pytest.raises(ValueError, match="the end"), copied_to(log):
+            work(number)
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("a result 1\na result 2\n", "λ̂ so far\n" * 2)
+    assert log.read_text() == "".join(f"a result {number}\nλ̂ so far\nicl: the end\n" for number in (1, 2))
+
+
+def test_a_log_on_a_full_disk_costs_nothing_that_is_printed(capsys):
+    with copied_to(Path("/dev/full")):
+        print("a result")
+    assert capsys.readouterr().out == "a result\n"
 
 
 def test_results_on_a_full_disk_are_missed_but_not_those_nobody_wants():

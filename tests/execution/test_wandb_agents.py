@@ -175,6 +175,13 @@ def test_the_summary_holds_the_headline_numbers_and_the_checkpoints_are_stored(h
         assert {path.stem for path in folder.glob("[0-9]*.safetensors")} == {"0", "1", "7", "30", "59"}
 
 
+def test_what_an_agents_run_prints_is_kept_beside_it(hosted):
+    for name, folder in hosted.place.results().items():
+        said = (folder / "output.log").read_text()
+        assert name in said
+        assert "W&B: http" in said
+
+
 def test_the_llc_sweep_finds_those_checkpoints(hosted):
     estimates = [run for run in hosted.estimates if run.state == "finished"]
     assert sorted(run.history[0]["_step"] for run in estimates) == [0, STEPS - 1]
