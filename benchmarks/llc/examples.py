@@ -117,12 +117,12 @@ def in_a_folder(example: ModuleType, quick: bool) -> Iterator[Estimate]:
         yield Estimate(
             row["step"], row["llc/mean"], row["llc/mcse"], row["verdict"], chains * steps, len(xs) / math.log(len(xs)),
             row.get("gamma", 1.0), sampler["epsilon"], chains, seconds / len(rows),
-            partial(_at, row["step"], partial(examples_by_devinterp.own_checkpoints, example)),
+            partial(_at, row["step"], example),
         )  # fmt: skip
 
 
-def _at(step: int, make: Callable[[Given], dict[int, xr.Dataset]], given: Given) -> xr.Dataset:
-    return make(given)[step]
+def _at(step: int, example: ModuleType, given: Given) -> xr.Dataset:
+    return examples_by_devinterp.own_checkpoints(example, given, [step])[step]
 
 
 def row_of(name: str, example: ModuleType, ours: Estimate, place: Path) -> dict[str, Any]:
