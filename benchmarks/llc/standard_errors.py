@@ -95,7 +95,7 @@ def coverage(model: KnownModel, config: SamplerConfig, repetitions: int) -> dict
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--repetitions", type=int, default=50)
+    parser.add_argument("--repetitions", type=int, default=100)
     parser.add_argument("--draws", type=int, default=AUTOMATIC.num_draws, help="per chain; fewer is for a first look")
     parser.add_argument("--only", choices=("models", "kernels"), help="one of the two tables")
     parser.add_argument("--output", type=Path, default=Path("data/llc_accuracy"))
