@@ -34,8 +34,8 @@ def trained(quick: bool = False) -> dict[int, nn.Module]:
 
 
 def estimate(model: nn.Module, quick: bool = False) -> LLCResult:
-    draws = 20 if quick else 300
-    config = SamplerConfig(num_chains=2, num_draws=draws, epsilon=3e-5, gamma=10.0, init_seed=0)
+    draws = 20 if quick else 2000
+    config = SamplerConfig(num_chains=4, num_draws=draws, num_burnin_steps=draws // 4, gamma=100.0, init_seed=0)
     return estimate_llc(model, loss, data(), config)  # n comes from the loader
 
 

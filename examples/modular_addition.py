@@ -37,7 +37,8 @@ def trained(quick: bool = False) -> dict[int, nn.Module]:
 
 
 def estimate(model: nn.Module, quick: bool = False) -> LLCResult:
-    config = SamplerConfig(num_chains=2, num_draws=10 if quick else 200, epsilon=1e-4, gamma=10.0, init_seed=0)
+    draws = 10 if quick else 500
+    config = SamplerConfig(num_chains=4, num_draws=draws, num_burnin_steps=draws // 2, gamma=100.0, init_seed=0)
     return estimate_llc(model, loss, data(), config)
 
 
@@ -47,7 +48,9 @@ def main(quick: bool = False) -> list[tuple[int, float, float, float]]:
         right = float((model(pairs).argmax(dim=1) == sums).float().mean())
         result = estimate(model, quick)
         found.append((step, right, result.llc_mean, result.llc_mcse))
-        print(f"step {step}: test accuracy {right:.2f}, LLC {result.llc_mean:.1f} ± {result.llc_mcse:.1f}")
+        print(
+            f"step {step}: test accuracy {right:.2f}, LLC {result.llc_mean:.1f} ± {result.llc_mcse:.1f}: {result.verdict.text}"
+        )
     return found
 
 

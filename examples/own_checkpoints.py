@@ -9,17 +9,16 @@ from torch import nn
 
 SWEEP = """\
 method: grid
-command: ["${env}", "icl", "llc"]
 parameters:
   subject: {value: checkpoints}
   subject_config:
     parameters:
       path: {value: "runs/step_*.pt"}
-      key: {value: model}
       model: {value: "own_checkpoints:network"}
       loss: {value: "own_checkpoints:loss"}
       batches: {value: "own_checkpoints:batches"}
-  sampler_config: {parameters: {num_chains: {value: 2}, num_draws: {value: 50}, epsilon: {value: 0.0001}, init_seed: {value: 0}}}
+  sampler_config:
+    parameters: {num_draws: {value: 3000}, sampling_method: {value: langevin}, epsilon: {value: 0.0001}, init_seed: {value: 0}}
 """
 
 
@@ -43,17 +42,18 @@ def train() -> None:
     Path("runs").mkdir(exist_ok=True)
     for step in range(301):
         if step in (30, 300):
-            torch.save({"model": model.state_dict(), "step": step}, f"runs/step_{step}.pt")
+            torch.save(model.state_dict(), f"runs/step_{step}.pt")
         optimiser.zero_grad()
         loss(model, batch).backward()
         optimiser.step()
 
 
-def estimate() -> None:
+def estimate(quick: bool = False) -> None:
     Path("own.yaml").write_text(SWEEP)
-    subprocess.run([sys.executable, "-m", "icl", "llc", "own.yaml", "--tracking", "local"], check=True)
+    short = ["--set", "sampler_config.num_draws=50"] if quick else []
+    subprocess.run([sys.executable, "-m", "icl", "llc", "own.yaml", "--tracking", "local", *short], check=True)
 
 
 if __name__ == "__main__":
     train()
-    estimate()
+    estimate("--quick" in sys.argv)

@@ -102,27 +102,27 @@ def in_memory(name: str, example: ModuleType, quick: bool) -> Iterator[Estimate]
         )  # fmt: skip
 
 
-def in_a_folder(example: ModuleType) -> Iterator[Estimate]:
+def in_a_folder(example: ModuleType, quick: bool) -> Iterator[Estimate]:
     """The estimates of the example that goes through `icl llc`, in the working directory."""
     example.train()
     started = processor_seconds()
-    example.estimate()
+    example.estimate(quick)
     seconds = processor_seconds() - started
     (metrics,) = Path("checkpoints/icl").glob("*/metrics.jsonl")
     sampler = json.loads((metrics.parent / "config.json").read_text())["sampler_config"]
-    chains, draws = sampler["num_chains"], sampler["num_draws"]
+    chains, steps = sampler["num_chains"], sampler["num_burnin_steps"] + sampler["num_draws"]
     ((xs, _),) = example.batches()
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     for row in rows:
         yield Estimate(
-            row["step"], row["llc/mean"], row["llc/mcse"], row["verdict"], chains * draws, len(xs) / math.log(len(xs)),
+            row["step"], row["llc/mean"], row["llc/mcse"], row["verdict"], chains * steps, len(xs) / math.log(len(xs)),
             row.get("gamma", 1.0), sampler["epsilon"], chains, seconds / len(rows),
-            partial(_at, row["step"], partial(examples_by_devinterp.own_checkpoints, example)),
+            partial(_at, row["step"], example),
         )  # fmt: skip
 
 
-def _at(step: int, make: Callable[[Given], dict[int, xr.Dataset]], given: Given) -> xr.Dataset:
-    return make(given)[step]
+def _at(step: int, example: ModuleType, given: Given) -> xr.Dataset:
+    return examples_by_devinterp.own_checkpoints(example, given, [step])[step]
 
 
 def row_of(name: str, example: ModuleType, ours: Estimate, place: Path) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def rows_of_example(name: str, quick: bool) -> Iterator[dict[str, Any]]:
     """The rows of one example, as they come."""
     with tempfile.TemporaryDirectory() as folder, working_in(Path(folder)):
         example = importlib.import_module(name)
-        estimates = in_a_folder(example) if name == "own_checkpoints" else in_memory(name, example, quick)
+        estimates = in_a_folder(example, quick) if name == "own_checkpoints" else in_memory(name, example, quick)
         for ours in estimates:
             yield row_of(name, example, ours, Path(folder))
 

@@ -4,6 +4,7 @@ devinterp takes a Hugging Face data set of token rows, and a loss per predicted 
 and a 0, and the loss looks the sample up. Batches that are a function of the step are put in a data set of the steps that are met.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -51,15 +52,15 @@ def superposition(example: ModuleType, model: nn.Module, given: Given) -> xr.Dat
     from datasets import Dataset
     from devinterp.slt.llc import llc
 
-    xs = torch.cat([example.batches(step) for step in range(given.steps)])
+    xs = torch.cat(example.data())
     rows = Dataset.from_dict({"input_ids": [[index, 0] for index in range(len(xs))]}).with_format("torch")
 
     def loss(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
         return (model(xs[ids[:, 0]]) - xs[ids[:, 0]]).square().sum(dim=-1, keepdim=True)
 
     return llc(
-        model, rows, {}, loss_fn=loss, batch_size=256, shuffle=False, num_init_loss_batches=given.steps, lr=given.epsilon,
-        n_beta=given.nbeta, localization=given.gamma, num_chains=given.chains, num_draws=given.steps, output_path=given.path,
+        model, rows, {}, loss_fn=loss, batch_size=256, num_init_loss_batches=16, lr=given.epsilon, n_beta=given.nbeta,
+        localization=given.gamma, num_chains=given.chains, num_draws=given.steps, output_path=given.path,
     )  # fmt: skip
 
 
@@ -107,7 +108,7 @@ def gpt2(example: ModuleType, model: nn.Module, given: Given) -> xr.Dataset:
     )  # fmt: skip
 
 
-def own_checkpoints(example: ModuleType, given: Given) -> dict[int, xr.Dataset]:
+def own_checkpoints(example: ModuleType, given: Given, steps: Sequence[int]) -> dict[int, xr.Dataset]:
     from datasets import Dataset
     from devinterp.slt.llc import llc
 
@@ -118,11 +119,11 @@ def own_checkpoints(example: ModuleType, given: Given) -> dict[int, xr.Dataset]:
         return (model(xs[ids[:, 0]]) - ys[ids[:, 0]]).square()
 
     found = {}
-    for file in Path("runs").glob("step_*.pt"):
+    for step in steps:
         model = example.network()
-        model.load_state_dict(torch.load(file)["model"])
-        found[int(file.stem.split("_")[1])] = llc(
+        model.load_state_dict(torch.load(f"runs/step_{step}.pt"))
+        found[step] = llc(
             model, rows, {}, loss_fn=loss, batch_size=len(xs), num_init_loss_batches=1, lr=given.epsilon, n_beta=given.nbeta,
-            localization=given.gamma, num_chains=given.chains, num_draws=given.steps, output_path=given.path / file.stem,
+            localization=given.gamma, num_chains=given.chains, num_draws=given.steps, output_path=given.path / str(step),
         )  # fmt: skip
     return found

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table, rows_of
+from icl.execution.closing import in_short
 from icl.storage.files import write_atomically
 
 ROOT = Path(__file__).parents[2]
@@ -21,7 +22,7 @@ def page(text: str) -> str:
         "accuracy": accuracy(), "bias": bias(), "standard errors": standard_errors(), "calibration": calibration(),
         "honesty": honesty(), "honesty by kind": honesty("kind"), "honesty by family": honesty("family"),
         "honesty of fresh seeds": honesty("kind", "honesty_fresh_summary"), "loaders": loaders(),
-        "standard errors of kernels": kernels(),
+        "standard errors of kernels": kernels(), "examples": examples(),
     }.items():  # fmt: skip
         text = fill(text, mark(COMMAND, name), table)
     return text
@@ -123,6 +124,23 @@ def loaders() -> str:
         for row in rows_of(pd.read_csv(DATA / "loaders.csv", keep_default_na=False))
     ]  # fmt: skip
     return markdown_table(("model", "batch", "λ̂", "reference", "γ", "steps", "verdict"), rows)
+
+
+def examples() -> str:
+    """The files of examples/ by icl and by devinterp."""
+    rows = [
+        [
+            row.example, f"{row.step:,}", f"{row.lines_icl}", f"{row.lines_devinterp}", f"{row.gradients_icl:,}",
+            f"{row.icl:.3g} ± {row.icl_error:.2g}", f"{row.devinterp:.3g}, spread {row.devinterp_spread:.2g}",
+            "" if pd.isna(row.known) else f"{row.known:.3g}", f"{row.icl_seconds:.0f}, {row.devinterp_seconds:.0f}", in_short(row.verdict),
+        ]
+        for row in rows_of(pd.read_csv(DATA / "examples.csv"))
+    ]  # fmt: skip
+    head = (
+        "example", "step", "lines with icl", "with devinterp", "gradients", "icl's λ̂", "devinterp's", "known", "processor seconds",
+        "icl's verdict",
+    )  # fmt: skip
+    return markdown_table(head, rows)
 
 
 def calibration() -> str:

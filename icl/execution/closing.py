@@ -68,7 +68,7 @@ def estimate_text(row: Mapping[str, Any]) -> str:
 
 def in_short(verdict: str) -> str:
     """The findings of a verdict without reasons and remedies, such as `negative; chains disagree`."""
-    plain = re.sub(r"\([^()]*\)", "", verdict)
+    plain = re.sub(r"\s*\([^()]*\)", "", verdict)
     findings = [finding.strip() for finding in plain.split(";")]
     return "; ".join(each if each.startswith("not tested") else each.partition(":")[0] for each in findings)
 

@@ -59,7 +59,11 @@ def test_a_folder_of_own_checkpoints_goes_through_the_command(tmp_path):
     }
     environment |= {"DEVICE": "cpu", "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "own_checkpoints.py"], cwd=tmp_path, env=environment, check=True, capture_output=True
+        [sys.executable, "own_checkpoints.py", "--quick"],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
     )
     (metrics,) = tmp_path.glob("checkpoints/icl/*/metrics.jsonl")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
