@@ -8,8 +8,8 @@ judged from all draws, and stays as it was: the kept draws have the noise of bat
 not made.
 
 With `--estimates`, rows of `llc_calibrated` get the verdicts of a table that `icl tabulate` made of the same estimates, run again where
-the checkpoint is shipped, with all tests. λ̂ must be the same but for rounding: another processor sums in another order. The standard errors of
-the table stay, by which all its seeds are compared.
+the checkpoint is shipped, with all tests. λ̂ must be the same but for rounding: another processor sums in another order. The standard errors
+of the table stay, by which all its seeds are compared.
 """
 
 import argparse
