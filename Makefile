@@ -34,6 +34,7 @@ figures: $(INSTALLED)  ## every file under figures/L2H4Minf* from data/
 
 notebooks: $(INSTALLED)-dev  ## run every notebook and keep its outputs
 	$(BIN)/pytest -q -m "" --nbmake --overwrite notebooks
+	$(BIN)/python -m benchmarks.notebooks
 
 reproduction: $(INSTALLED)  ## docs/reproduction.md from data/
 	$(BIN)/python -m benchmarks.reproduction

@@ -76,6 +76,8 @@ def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     patterns = described(table.replace("llc_calibrated", "llc").replace("llc_long", "llc"))
     if table == "llc_calibrated":  # whose sweep does not ask for this metric
         patterns = [pattern for pattern in patterns if "batch" not in pattern.pattern]
+    elif table in ("llc", "llc_long"):  # whose chains ran before the target was tested
+        patterns = [pattern for pattern in patterns if not re.match(r"test/|gamma/", pattern.pattern)]
     undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
     stale = {pattern.pattern for pattern in patterns if not any(pattern.fullmatch(column) for column in columns)}
     assert (undescribed, stale) == (set(), set())
