@@ -1,6 +1,6 @@
 """Notebooks that keep the history light: pictures with an 8-bit palette, as under figures/, and no times. `make notebooks` ends with it.
 
-    python -m benchmarks.notebooks
+python -m benchmarks.notebooks
 """
 
 import base64
