@@ -152,7 +152,7 @@ def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: S
         marker = "." if len(steps) < 60 else ""
         axis.plot(steps, values.mean(axis=1), color=colour, ls=style, lw=1, marker=marker, ms=3, label=label)
         axis.fill_between(steps, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.2, lw=0)
-        mark_verdicts(axis, rows, column, colour, of="in a seed, ")
+    mark_verdicts(axis, kept, column, of="in a seed, ")
 
 
 @page()

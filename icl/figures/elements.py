@@ -149,9 +149,7 @@ def estimate_line(
     mark_verdicts(axis, table, name, named=label is not None)
 
 
-def mark_verdicts(
-    axis: Axes, table: pd.DataFrame, name: str, colour: str | Colour = "black", named: bool = True, of: str = ""
-) -> None:
+def mark_verdicts(axis: Axes, table: pd.DataFrame, name: str, named: bool = True, of: str = "") -> None:
     """A cross where a test of the chains failed, a ring where none failed but some were not made or were too noisy to say (`verdict`).
 
     Args:
@@ -170,7 +168,7 @@ def mark_verdicts(
         rows = table[chosen]
         shown = named and len(rows) and not _has_label(axis, text)
         axis.plot(
-            rows["step"], rows[name], ls="", marker=marker, ms=3.5, mew=0.8, mfc="none", color=colour, zorder=3,
+            rows["step"], rows[name], ls="", marker=marker, ms=3.5, mew=0.8, mfc="none", color="black", zorder=3,
             label=text if shown else None,
         )  # fmt: skip
 

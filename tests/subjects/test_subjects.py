@@ -180,7 +180,7 @@ def test_what_is_wrong_with_a_subject_is_one_line(subject, settings, message, fo
 def test_settings_stand_where_they_belong():
     with pytest.raises(ConfigError, match="num_steps is a setting of the regression run"):
         LLCConfig.parse({"subject": "my_module:MySubject", "num_steps": 3})
-    with pytest.raises(ConfigError, match="name the subject"):
+    with pytest.raises(ConfigError, match="no subject is named; name it"):
         LLCConfig.parse({"subject_config": {"width": 3}})
 
 
