@@ -1,11 +1,13 @@
 """What runs will cost: every part counted as often as the run's own grids say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from icl.config import TrainingConfig
 from icl.estimation import LLCConfig
-from icl.execution.forecast import forecast_llc, forecast_training, wall_seconds
+from icl.execution.forecast import forecast_llc, forecast_training, measured_estimate, wall_seconds
 from icl.execution.surroundings import Surroundings
 from icl.storage import LocalStore
 
@@ -31,6 +33,22 @@ def test_a_forecast_counts_what_the_run_will_leave_and_writes_nothing(place, tmp
     assert (two.checkpoints, four.checkpoints) == (2, 4)
     assert four.bytes == 2 * two.bytes
     assert not list(tmp_path.iterdir())
+
+
+def test_an_estimate_is_measured_with_its_own_threads_and_at_steps_that_have_draws(place):
+    sampler = {"epsilon": 1e-5, "gamma": 1.0, "nbeta": 5.0, "num_draws": 40, "num_burnin_steps": 30}
+    config = LLCConfig.parse({**SMALL, "sampler_config": sampler})
+    seen = []
+
+    def begin(config, watch):
+        seen.append((torch.get_num_threads(), config.sampler_config.num_burnin_steps, config.sampler_config.num_draws))
+        for done in (1, 2):
+            watch(done, 70)
+
+    before = torch.get_num_threads()
+    measured_estimate(config, begin, replace(place, threads=before + 1))
+    assert seen == [(before + 1, 0, 70)]
+    assert torch.get_num_threads() == before
 
 
 def test_runs_share_the_jobs():
