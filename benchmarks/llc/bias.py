@@ -2,8 +2,8 @@
 
     python -m benchmarks.llc.bias [--output data/llc_accuracy]
 
-**Deep linear networks.** Networks on which the default is far below the truth are sampled at several localisations γ, 16 times as strong
-down to as weak as the default's. The error shrinks with γ.
+**Deep linear networks.** Networks on which the default is far below the truth are sampled at the default's γ
+and at 2, 4 and 16 times it. The error shrinks as γ falls.
 
 **Normal crossings.** nβ E[L] of w1 w2 at finite nβ and γ is known by quadrature. It approaches λ = 1/2 like 1/log nβ, because the
 coefficient has multiplicity 2. No sampler can do better than that number.

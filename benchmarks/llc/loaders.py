@@ -3,9 +3,9 @@
     python -m benchmarks.llc.loaders [--quick] [--output data/llc_accuracy]
 
 `estimate_llc(model, loss_fn, loader)` with no settings at all, as a newcomer calls it: two linear models, a small network on scikit-learn's
-digits, and a small GPT-2 on bytes of Python's standard library. λ̂ is compared with its value at the nβ and γ in force: exact for linear
-models, else by one long run on all the data with a quarter of the step. Rows are appended to loaders.csv as they come, and rows that are
-there are not made again.
+digits, and a small GPT-2 on bytes of Python's standard library. λ̂ is compared with its value at the nβ and γ of the run on all the data:
+exact for linear models, else by one long run on all the data with a quarter of the step. Rows are appended to loaders.csv as they come, and
+rows that are there are not made again. The GPT-2 takes hours.
 """
 
 import argparse

@@ -35,6 +35,7 @@ RISING = "still rising: more burn-in"
 
 def verdict_of(row: Mapping[Hashable, Any]) -> str:
     """The verdict on one row of a table, from its diagnostics and what its last verdict said of a rise."""
+    assert not row["chains/lost"]  # their number is told beside that of the others, which is not here
     verdict = judge(
         torch.full((2, 3), row["llc/mean"]).double(),  # the mean is all that is looked at
         num_lost=int(row["chains/lost"]),

@@ -4,6 +4,7 @@ Each part of a run (a step, an evaluation, a file) is measured alone and multipl
 files in the system's temporary folder are written.
 """
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -125,7 +126,7 @@ def forecast_llc(config: LLCConfig, place: Surroundings, measured_s: float = MEA
     most = (
         sampler.max_draws or MOST_TIMES * sampler.num_draws if sampler.target_error is not None else sampler.num_draws
     )
-    factor = (sampler.num_burnin_steps + most) / (sampler.num_burnin_steps + sampler.num_draws)
+    factor = (sampler.num_burnin_steps + most * sampler.num_steps_bw_draws) / sampler.num_steps
     size = len(chosen) * (ROW_BYTES + sampler.num_chains * 100 * 25)
     return Forecast(each * len(chosen), each * factor * len(chosen), size, len(chosen), step_s, parameters)
 
@@ -138,7 +139,7 @@ def measured_estimate(
 ) -> tuple[float, float, int]:
     """Measure an estimate by starting it and ending it early, with the threads that it will have.
 
-    Only steps with a draw are measured, because a draw and the tests of the target take a fifth of a step's time.
+    Burn-in is left out, because a draw and the tests of the target take a fifth of a step's time.
 
     Returns:
         Seconds before its first step, seconds per step, and how many steps it has.
@@ -149,7 +150,7 @@ def measured_estimate(
         "target_error": None,
         "max_draws": None,
         "num_burnin_steps": 0,
-        "num_draws": sampler.num_burnin_steps + sampler.num_draws,
+        "num_draws": math.ceil(sampler.num_steps / sampler.num_steps_bw_draws),
     }
     if sampler.step_size is None:  # the step size does not change the cost of a step; pilot chains are left out
         update |= {"epsilon": 1e-7, "gamma": 1.0 if sampler.gamma is None else sampler.gamma}

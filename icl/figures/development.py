@@ -134,7 +134,7 @@ def settings_in(table: pd.DataFrame) -> list[str]:
 def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: Sequence[str]) -> None:
     """One line for each combination of settings: the mean over its seeds, with a band from the smallest to the largest value.
 
-    Only steps that all seeds have are drawn. The marks of the estimates' verdicts lie on it.
+    The line has only steps that all seeds have. The marks of verdicts are at each seed's own value.
     """
     short = [name.rpartition(".")[2] for name in settings]
     kept = after_start(table).dropna(subset=[column])

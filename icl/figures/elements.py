@@ -158,12 +158,12 @@ def mark_verdicts(axis: Axes, table: pd.DataFrame, name: str, named: bool = True
     """
     if "verdict" not in table.columns:
         return
-    verdicts = table["verdict"]
+    verdicts = table["verdict"].fillna("")
     # A verdict names what failed before what was not tested.
-    untested = verdicts.str.startswith("not tested")
+    untested = verdicts.str.startswith("not tested") | (verdicts == "")
     for chosen, marker, text in (
         ((verdicts != HEALTHY) & ~untested, "x", f"{of}a test of the chains failed"),
-        (untested, "o", f"{of}not all tests of the chains were made"),
+        (untested, "o", f"{of}no test failed, not all were decided"),
     ):
         rows = table[chosen]
         shown = named and len(rows) and not _has_label(axis, text)

@@ -92,7 +92,7 @@ def _symbol(verdict: str) -> str:
     """A verdict names what failed before what was not tested."""
     if verdict == HEALTHY:
         return "circle"
-    return "circle-open" if verdict.startswith("not tested") else "x-thin-open"
+    return "circle-open" if verdict.startswith("not tested") or not verdict else "x-thin-open"
 
 
 def estimates(material: Material) -> Chart | None:
@@ -129,8 +129,8 @@ def estimates(material: Material) -> Chart | None:
         line["meta"]["dash"] = "dot"
         traces.append(line)
     note = (
-        "Bars: one standard error. Filled circles: healthy. Crosses: a test of the chains failed. Rings: none failed, but one could not be "
-        "made. The verdict says which. Dotted lines: ends of the stages that were found in the run's own λ̂."
+        "Bars: one standard error. Filled circles: healthy. Crosses: a test of the chains failed. Rings: none failed, but one was not made "
+        "or was too noisy to decide. The verdict says which. Dotted lines: ends of the stages that were found in the run's own λ̂."
     )
     hover = "%{fullData.name}<br>after %{x} updates: %{y:.4g}<br>%{customdata}<extra></extra>"
     return Chart("estimates", "Local learning coefficient λ̂", note, _figure(traces, hover, y="λ̂"))

@@ -223,7 +223,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             else inputs.reference_loss,
             cost=cost,
             twin=twin,
-            unknown_gradient=_unknown_gradient(own),
+            unknown_gradient=_unknown_gradient(own, ready.supply),
             tuned=tuned,
             paused=paused.of_chains(slice(start, start + len(seeds))),
             weights=ready.trace,
@@ -372,10 +372,14 @@ def _with_gradients_of_w_star(plan: Plan, supply: Supply, seed: int) -> Plan:
     return replace(plan, anchor_gradients=at_anchor, mean=mean, tests=schedule, control=control)
 
 
-def _unknown_gradient(plan: Plan) -> float:
+def _unknown_gradient(plan: Plan, supply: Supply) -> float:
     """See `LLCResult.unknown_gradient`."""
     known = plan.mean.samples if plan.control and plan.mean is not None else None
-    return 0.0 if known is None else plan.config.inverse_temperature / known
+    if known is None:
+        return 0.0
+    # A pass that is shuffled meets no sample twice, so what it has met of the data is known.
+    missing = 1 / known - (1 / supply.num_samples if supply.stride > 1 and supply.num_samples else 0.0)
+    return plan.config.inverse_temperature * max(missing, 0.0)
 
 
 def _of_anchor(plan: Plan, place: int) -> MeanGradient | None:

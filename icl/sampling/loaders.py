@@ -81,7 +81,7 @@ class LoaderSteps(Dataset):
         sizes = [len(each) for each in self.first] if self._batched else []
         same_size = len(set(sizes[:-1])) <= 1
         again = self.indices(1)
-        whole = len(sizes) == len(again) == 1 and set(self.first[0]) == set(again[0]) and sizes[0] == len(again[0])
+        whole = len(sizes) == len(again) == 1 and sorted(map(repr, self.first[0])) == sorted(map(repr, again[0]))
         self.fixed = self.first == again or whole or not same_size
         smaller = len(sizes) > 1 and sizes[-1] < sizes[0]
         self.per_pass = len(self.first) - (1 if smaller and not self.fixed else 0)

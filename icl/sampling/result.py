@@ -41,7 +41,7 @@ class LLCResult:
         cost, twin: how much smaller λ̂ is because w* is not the minimum, by two measures (`icl.sampling.checks.cost_of_w_star`).
         unknown_gradient: nβ / N if gradients have their control variate and ḡ is a mean over only N samples of the data (`MeanGradient`),
             otherwise 0. ḡ then has an error δ ~ 1/√N, and nβ δ·(w − w*) moves the chains by −H⁻¹δ. In a regular model whose gradient has
-            the covariance H, λ̂ falls by the share nβ / N.
+            the covariance H, λ̂ falls by the share nβ / N. In a shuffled pass over n samples it is nβ (1/N − 1/n).
         effort: the steps and batches that the run spent (`icl.sampling.needs`); None for kernels without a formula for their heating.
         tuned: the result of the pilot chains, if they ran.
         paused: the state in which the chains stopped, for `estimate_llc(..., resume=result)`.
@@ -223,10 +223,18 @@ class LLCResult:
             cost=self.cost,
             twin=self.twin,
             sensitivity=self.gamma_sensitivity,
-            held=held_share(self.healthy_excess, self.run.trace[healthy], self.nbeta, self.config.localization),
+            held=self._held,
             unknown_gradient=self.unknown_gradient,
             pairing=self._pairing,
         )
+
+    @property
+    def _held(self) -> Ratio:
+        """Unknown where λ̂ is not that of the loss whose curvature the tests measure."""
+        if self.config.eval_method != "grad-minibatch" or self.config.estimator == PUBLISHED_LANGUAGE_ESTIMATOR:
+            return UNKNOWN
+        trace = self.run.trace[self.run.healthy]
+        return held_share(self.healthy_excess, trace, self.nbeta, self.config.localization)
 
     @property
     def _pairing(self) -> Ratio:

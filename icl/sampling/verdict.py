@@ -70,7 +70,7 @@ class Evidence:
         at_box: share of coordinates at the wall of the bounding box.
         cost, twin: how much smaller λ̂ is because w* is not the minimum, by the loss at the chains' mean and by the gradient at w*.
         sensitivity: −dλ̂/d log γ.
-        held: a lower bound of the sensitivity in units of λ̂, with little noise (`icl.sampling.stein.held_share`).
+        held: for a quadratic loss a lower bound of the sensitivity in units of λ̂, with little noise (`icl.sampling.stein.held_share`).
         unknown_gradient: the share of λ̂ that is lost because the control variate's mean gradient comes from few samples.
         pairing: how much larger λ̂ is because a chain's position depends on the batch that its loss is taken on.
     """
@@ -271,7 +271,7 @@ def _mean_gradient(share: float) -> Finding:
 
 def _minimum(evidence: Evidence, mean: float) -> Finding:
     if evidence.unknown_gradient > HEATING_LIMIT:
-        return Finding("minimum", "not tested", "it takes a better mean gradient")
+        return Finding("minimum", "not tested", "needs a mean gradient from more samples")
     known = [
         each for each in (evidence.cost, evidence.twin) if not math.isnan(each.value) and not math.isnan(each.error)
     ]
@@ -299,7 +299,7 @@ def judge_ball(evidence: Evidence, mean: float) -> Finding:
     """Whether the localisation decides the estimate, not the model."""
     sensitivity, held = evidence.sensitivity, evidence.held
     if math.isnan(sensitivity.value) and math.isnan(held.value):
-        return Finding("localisation", "not tested", "whether it decides, not the model")
+        return Finding("localisation", "not tested", "no tested draws or distances to decide it")
     by_far = (
         sensitivity.value - 2 * sensitivity.error > BALL_DECIDES * abs(mean)
         or held.value - 2 * held.error > BALL_DECIDES
@@ -312,6 +312,7 @@ def judge_ball(evidence: Evidence, mean: float) -> Finding:
             "localisation",
             "not tested",
             f"its share is {held.value:.2f} ± {held.error:.2f}; smaller gamma or more draws",
+            max((2 * held.error / max(abs(BALL_DECIDES - held.value), 1e-3)) ** 2, 2.0),
         )
     return _finding("localisation", "")
 
