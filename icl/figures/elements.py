@@ -163,7 +163,7 @@ def mark_verdicts(axis: Axes, table: pd.DataFrame, name: str, named: bool = True
     untested = verdicts.str.startswith("not tested") | (verdicts == "")
     for chosen, marker, text in (
         ((verdicts != HEALTHY) & ~untested, "x", f"{of}a test of the chains failed"),
-        (untested, "o", f"{of}no test failed, not all were decided"),
+        (untested, "o", f"{of}not all tests of the chains were made"),
     ):
         rows = table[chosen]
         shown = named and len(rows) and not _has_label(axis, text)
