@@ -38,7 +38,7 @@ def verdict_of(row: Mapping[Hashable, Any]) -> str:
     assert not row["chains/lost"]  # their number is told beside that of the others, which is not here
     verdict = judge(
         torch.full((2, 3), row["llc/mean"]).double(),  # the mean is all that is looked at
-        num_lost=int(row["chains/lost"]),
+        num_lost=0,
         rhat=row["llc/rhat"],
         ess=row["llc/ess"],
         mcse=row["llc/mcse"],

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import secrets
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar
 
@@ -38,14 +39,14 @@ class TaskSettings(Settings):
     """Names of seeds that, if null, are derived from the model's seed."""
 
     @property
+    @abstractmethod
     def seed(self) -> int | None:
         """The seed of the initial weights."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def label(self) -> str:
         """Readable sizes, for the run's name."""
-        raise NotImplementedError
 
     def resolved(self) -> Self:
         """A copy in which every null seed is a number. A null model_seed is drawn from the system's entropy; the other

@@ -1,4 +1,4 @@
-"""A service that speaks S3 and says what is not so: no answer is believed that contradicts itself or the question.
+"""An S3 service that gives false answers. The store believes no answer that contradicts itself or the request.
 
 Every attack is one answer. What it may do is end in one line, in time; what it may not is pass for success, change what
 is here, send anything to another address, or leave work behind that goes on.
