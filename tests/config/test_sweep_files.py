@@ -28,6 +28,7 @@ RUNS = {
     "training-runs/L2H4Minf-K16": 11,
     "training-runs/L2H4Minf-dense": 2,
     "training-runs/L2H4Mfin": 21,
+    "training-runs/L2H4Mfin-K8": 11,
     "training-runs/transient-ridge": 31,
     "training-runs/quick": 2,
     "training-runs/language-quick": 3,
