@@ -133,9 +133,11 @@ def _before(
         print(__version__)
         raise typer.Exit
     from icl.native.allocator import keep_freed_memory
+    from icl.native.quota import limit_threads
 
     _read_env_file(Path(".env"))
     keep_freed_memory()
+    limit_threads()
 
 
 def _read_env_file(path: Path) -> None:
