@@ -29,13 +29,16 @@ app = typer.Typer(
 
     - `icl demo`
 
-    - `icl train sweeps/training-runs/quick.yaml`
+    - `icl sweeps copy quick`, then `icl train quick.yaml`
 
-    - `icl llc sweeps/analysis/quick-llc.yaml`
+    - `icl sweeps copy quick-llc`, then `icl llc quick-llc.yaml`
 
     `icl COMMAND --help` explains one command.
     """,
 )
+
+sweeps = typer.Typer(no_args_is_help=True, help="List and copy the sweep files that come with the library.")
+app.add_typer(sweeps, name="sweeps")
 
 SweepFile = Annotated[
     Path | None,
@@ -133,9 +136,11 @@ def _before(
         print(__version__)
         raise typer.Exit
     from icl.native.allocator import keep_freed_memory
+    from icl.native.quota import limit_threads
 
     _read_env_file(Path(".env"))
     keep_freed_memory()
+    limit_threads()
 
 
 def _read_env_file(path: Path) -> None:
@@ -517,6 +522,32 @@ def runs(
 
     _ = csv
     raise typer.Exit(runs_command(verify, prune, copy, name, action=action, names=names or [], output=output, yes=yes))
+
+
+@sweeps.command("list")
+def list_sweeps() -> None:
+    """List the sweep files: the name, the command that takes the file, and what it is for.
+
+    Example: `icl sweeps list`.
+    """
+    from icl.commands.sweeps import listing, shipped
+
+    for line in listing(list(shipped().values())):
+        print(line)
+
+
+@sweeps.command("copy")
+def copy_sweep(
+    name: Annotated[str, typer.Argument(help="The name of a sweep file, as `icl sweeps list` shows it.")],
+    to: Annotated[Path, typer.Option(help="The folder for the copy.")] = Path("."),
+) -> None:
+    """Copy a sweep file, to run or to change it, and print the command that runs it. No file is overwritten.
+
+    Examples: `icl sweeps copy quick`, `icl sweeps copy quick --to mine`.
+    """
+    from icl.commands.sweeps import copy
+
+    print(copy(name, to))
 
 
 @app.command()

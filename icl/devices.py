@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from icl.native.quota import usable_cores
+
 _NAMES = "cpu, cuda, cuda:<index>, mps or xla"
 # Where nothing can be measured: small enough for every accelerator in use.
 _UNKNOWN_MEMORY = 4 * 2**30
@@ -109,7 +111,5 @@ def memory_budget(device: torch.device) -> int:
 
 
 def available_cores(device: torch.device) -> int:
-    """CPU cores that this process may use for computing on the device."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    return cores if device.type == "cpu" else 1
+    """CPU cores that this process may use for computing on the device (`icl.native.quota.usable_cores`)."""
+    return usable_cores() if device.type == "cpu" else 1

@@ -20,6 +20,7 @@ from icl.execution.output import OUTPUT
 from icl.execution.run import Command, is_complete
 from icl.execution.schedule import Launch, ScheduledRun, State, run_all
 from icl.execution.surroundings import SUPERVISOR, Surroundings
+from icl.native.quota import THREADS
 from icl.storage.files import write_atomically
 
 POINT = "sweep.yaml"
@@ -54,7 +55,7 @@ def run_sweep(
             return _drive(runs, launch_task, jobs or room)
     jobs = jobs or available_cores(place.device)
     threads = max(available_cores(torch.device("cpu")) // min(jobs, len(runs)), 1)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ, SUPERVISOR: str(os.getpid())}
+    environment = {**os.environ, THREADS: _at_most(os.environ.get(THREADS), threads), SUPERVISOR: str(os.getpid())}
 
     def launch(run: ScheduledRun) -> LocalProcess:
         folder = place.results / run.name
@@ -72,6 +73,11 @@ def scheduled_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[Sc
         ScheduledRun(name, index, State.SKIPPED if is_complete(configs[index], place) else State.WAITING)
         for name, index in by_name(configs).items()
     ]
+
+
+def _at_most(given: str | None, threads: int) -> str:
+    """The user's number of threads, but no more than this process has for one run."""
+    return str(min(int(given), threads)) if given and given.isdecimal() else given or str(threads)
 
 
 def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:
