@@ -1,4 +1,4 @@
-"""The documentation site builds strictly, shows nothing that is missing, loads nothing from elsewhere, and is searched without a network."""
+"""The documentation site builds strictly, shows nothing that is missing, loads nothing from elsewhere, and searches without a network."""
 
 import re
 import subprocess
