@@ -1,6 +1,7 @@
 """The command line: thin commands over the library.
 
-Errors are one line. The exit status is 0 if all is done, 2 if the user's input is wrong, and 1 for anything else.
+Errors are one line. The exit status is 0 if all is done, 2 if the user's input is wrong, 75 if a scheduler's signal stopped
+work that goes on when it is started again, and 1 for anything else.
 """
 
 import os
@@ -12,6 +13,7 @@ import typer
 
 from icl import __version__
 from icl.execution.output import forgive_output
+from icl.execution.signals import status_of_stop
 
 app = typer.Typer(
     name="icl",
@@ -104,7 +106,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 1)
+        _fail("interrupted", status_of_stop())
     except ValueError as error:
         _fail(str(error), 2)
     except MemoryError as error:

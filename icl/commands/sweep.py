@@ -20,6 +20,7 @@ from icl.execution.names import RunConfig, training_of
 from icl.execution.output import OUTPUT, copied_to
 from icl.execution.points import llc_points, says_how_to_sample
 from icl.execution.run import CONFIGS, Command, parse_config, run_point
+from icl.execution.signals import status_of_stop
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.sampling.presets import PRESETS
@@ -119,7 +120,7 @@ def _run_all(
         return _run(configs[0], replace(place, threads=jobs or available_cores(place.device)))
     batched = executor == "batch" or (executor == "local" and jobs is None and batches_runs(place))
     if command == "train" and batched:
-        return 0 if train_in_batches([training_of(config) for config in configs], place) else 1
+        return 0 if train_in_batches([training_of(config) for config in configs], place) else status_of_stop()
     from icl.execution.sweep import run_sweep
 
     return run_sweep(command, configs, place, jobs, executor)
@@ -178,4 +179,4 @@ def _run(config: RunConfig, place: Surroundings) -> int:
     left = run_point(config, place)
     if left:
         print(f"icl: {left}; start it again to continue", file=sys.stderr)
-    return 1 if left else 0
+    return status_of_stop() if left else 0

@@ -19,6 +19,7 @@ from icl.execution.names import RunConfig, by_name
 from icl.execution.output import OUTPUT
 from icl.execution.run import Command, is_complete
 from icl.execution.schedule import Launch, ScheduledRun, State, run_all
+from icl.execution.signals import status_of_stop
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.native.quota import THREADS
 from icl.storage.files import write_atomically
@@ -91,4 +92,4 @@ def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:
 
 def _drive(runs: Sequence[ScheduledRun], launch: Launch, jobs: int) -> int:
     with runs_display(jobs) as show:
-        return 0 if run_all(runs, launch, jobs, show) else 1
+        return 0 if run_all(runs, launch, jobs, show) else status_of_stop()
