@@ -20,6 +20,9 @@
 # step, too; `:` does nothing.)
 trap : USR1 TERM
 
+# A node that failed without notice holds its run for another minute.
+[ "${SLURM_RESTART_COUNT:-0}" -eq 0 ] || sleep 60
+
 srun icl "$@" --index "$SLURM_ARRAY_TASK_ID"
 status=$?
 case $status in

@@ -62,6 +62,7 @@ class Slurm:
         for name, text in {
             "srun": f'echo $$ > "{folder}/step-$SLURM_JOB_ID"; exec "$@"',
             "scontrol": f'[ "$1" = requeue ] && echo "$2" >> "{self.requeued}"',
+            "sleep": f'echo "$1" >> "{folder}/slept"',
             "icl": f'exec {sys.executable} -m icl "$@"',
         }.items():
             (programs / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -180,6 +181,7 @@ def test_preempted_tasks_go_on_on_other_nodes_and_leave_the_bytes_of_undisturbed
                 wait_for_progress(slurm, task)
                 slurm.signal_step(task, number)
         slurm.run()
+        assert (tmp_path / name / "slept").exists() == (name == "disturbed")
         expected = [75, 0] if name == "disturbed" else [0]
         assert [task.statuses for task in slurm.tasks] == [expected] * 2, [slurm.log(task) for task in slurm.tasks]
         found[name] = contents(f"slurm-{name}")
