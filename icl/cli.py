@@ -59,15 +59,15 @@ Overrides = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option(
-        min=1, help="How many runs at the same time. Default: one per CPU core; on an accelerator (GPU or TPU), one."
+        min=1, help="How many runs at the same time. Default: one per CPU core, or one per accelerator (GPU or TPU)."
     ),
 ]
 Executor = Annotated[
     str,
     typer.Option(
         help="Where runs are computed. local: in processes on this machine. batch: runs that differ only in their seeds are "
-        "trained together, in one process. ray: on a Ray cluster that is running. On an accelerator, local means batch, unless "
-        "--jobs is given or W&B records the runs."
+        "trained together, in one process per accelerator. ray: on a Ray cluster that is running. On an accelerator, local means "
+        "batch, unless --jobs is given or W&B records the runs."
     ),
 ]
 Tracking = Annotated[
