@@ -124,7 +124,7 @@ def _run_all(
         return 0 if train_in_batches([training_of(config) for config in configs], place) else status_of_stop()
     from icl.execution.sweep import run_sweep
 
-    return run_sweep(command, configs, place, jobs, "local" if batched else executor, together=batched)
+    return run_sweep(command, configs, place, jobs, "local" if batched else executor, batched)
 
 
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
