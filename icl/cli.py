@@ -1,6 +1,7 @@
 """The command line: thin commands over the library.
 
-Errors are one line. The exit status is 0 if all is done, 2 if the user's input is wrong, and 1 for anything else.
+Errors are one line. The exit status is 0 if all is done, 2 if the user's input is wrong, 75 if a scheduler's signal stopped
+work that goes on when it is started again, and 1 for anything else.
 """
 
 import os
@@ -12,6 +13,7 @@ import typer
 
 from icl import __version__
 from icl.execution.output import forgive_output
+from icl.execution.signals import status_of_stop
 
 app = typer.Typer(
     name="icl",
@@ -57,15 +59,15 @@ Overrides = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option(
-        min=1, help="How many runs at the same time. Default: one per CPU core; on an accelerator (GPU or TPU), one."
+        min=1, help="How many runs at the same time. Default: one per CPU core, or one per accelerator (GPU or TPU)."
     ),
 ]
 Executor = Annotated[
     str,
     typer.Option(
         help="Where runs are computed. local: in processes on this machine. batch: runs that differ only in their seeds are "
-        "trained together, in one process. ray: on a Ray cluster that is running. On an accelerator, local means batch, unless "
-        "--jobs is given or W&B records the runs."
+        "trained together, in one process per accelerator. ray: on a Ray cluster that is running. On an accelerator, local means "
+        "batch, unless --jobs is given or W&B records the runs."
     ),
 ]
 Tracking = Annotated[
@@ -104,7 +106,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 1)
+        _fail("interrupted", status_of_stop())
     except ValueError as error:
         _fail(str(error), 2)
     except MemoryError as error:
