@@ -32,7 +32,7 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
 PROGRAMS = ("icl", "python", "make", "pip", "wandb", ".ci/run")
-ELSEWHERE = ("git", "cd", "export", ".")
+ELSEWHERE = ("git", "cd", "export", "sbatch")
 """Programs of blocks that are no part of the project."""
 
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -58,6 +58,8 @@ def commands_of(page: Path) -> Iterator[list[str]]:
             if word in ("&&", "|"):
                 if words:
                     yield words
+                if "slurm.sh" in words:  # it passes what follows to `icl`
+                    yield ["icl", *words[words.index("slurm.sh") + 1 :]]
                 words = []
             elif words or not re.match(r"^[A-Z_]+=", word):
                 words.append(word)
@@ -69,7 +71,8 @@ EVERY = [(page, words) for page in PAGES for words in commands_of(page)]
 def chosen(program: str) -> list:
     found = {tuple(words): page for page, words in EVERY if words[0] == program}
     return [
-        pytest.param(page, list(words[1:]), id=f"{page.relative_to(ROOT)}: {' '.join(words)}"[:90]) for words, page in found.items()
+        pytest.param(page, list(words[1:]), id=f"{page.relative_to(ROOT)}: {' '.join(words)}"[:90])
+        for words, page in found.items()
     ]
 
 
