@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-slow test-xla test-gpu lint figures notebooks bench install install-dev clean
+.PHONY: demo test test-slow test-xla test-gpu lint figures notebooks docs bench install install-dev clean
 
 install: $(INSTALLED)
 install-dev: $(INSTALLED)-dev
@@ -35,6 +35,9 @@ figures: $(INSTALLED)  ## every file under figures/L2H4Minf* from data/
 notebooks: $(INSTALLED)-dev  ## run every notebook and keep its outputs
 	$(BIN)/pytest -q -m "" --nbmake --overwrite notebooks
 	$(BIN)/python -m benchmarks.notebooks
+
+docs: $(INSTALLED)-dev  ## the documentation site, into site/; open site/index.html
+	$(BIN)/python docs/build_site.py
 
 reproduction: $(INSTALLED)  ## docs/reproduction.md from data/
 	$(BIN)/python -m benchmarks.reproduction

@@ -1,6 +1,7 @@
 """The command line: thin commands over the library.
 
-Errors are one line. The exit status is 0 if all is done, 2 if the user's input is wrong, and 1 for anything else.
+Errors are one line. The exit status is 0 if all is done, 2 if the user's input is wrong, 75 if a scheduler's signal stopped
+work that goes on when it is started again, and 1 for anything else.
 """
 
 import os
@@ -12,6 +13,7 @@ import typer
 
 from icl import __version__
 from icl.execution.output import forgive_output
+from icl.execution.signals import status_of_stop
 
 app = typer.Typer(
     name="icl",
@@ -29,13 +31,16 @@ app = typer.Typer(
 
     - `icl demo`
 
-    - `icl train sweeps/training-runs/quick.yaml`
+    - `icl sweeps copy quick`, then `icl train quick.yaml`
 
-    - `icl llc sweeps/analysis/quick-llc.yaml`
+    - `icl sweeps copy quick-llc`, then `icl llc quick-llc.yaml`
 
     `icl COMMAND --help` explains one command.
     """,
 )
+
+sweeps = typer.Typer(no_args_is_help=True, help="List and copy the sweep files that come with the library.")
+app.add_typer(sweeps, name="sweeps")
 
 SweepFile = Annotated[
     Path | None,
@@ -54,15 +59,15 @@ Overrides = Annotated[
 Jobs = Annotated[
     int | None,
     typer.Option(
-        min=1, help="How many runs at the same time. Default: one per CPU core; on an accelerator (GPU or TPU), one."
+        min=1, help="How many runs at the same time. Default: one per CPU core, or one per accelerator (GPU or TPU)."
     ),
 ]
 Executor = Annotated[
     str,
     typer.Option(
         help="Where runs are computed. local: in processes on this machine. batch: runs that differ only in their seeds are "
-        "trained together, in one process. ray: on a Ray cluster that is running. On an accelerator, local means batch, unless "
-        "--jobs is given or W&B records the runs."
+        "trained together, in one process per accelerator. ray: on a Ray cluster that is running. On an accelerator, local means "
+        "batch, unless --jobs is given or W&B records the runs."
     ),
 ]
 Tracking = Annotated[
@@ -101,7 +106,7 @@ def main() -> None:
     try:
         status = app(standalone_mode=False)
     except (typer.Abort, KeyboardInterrupt):
-        _fail("interrupted", 1)
+        _fail("interrupted", status_of_stop())
     except ValueError as error:
         _fail(str(error), 2)
     except MemoryError as error:
@@ -519,6 +524,32 @@ def runs(
 
     _ = csv
     raise typer.Exit(runs_command(verify, prune, copy, name, action=action, names=names or [], output=output, yes=yes))
+
+
+@sweeps.command("list")
+def list_sweeps() -> None:
+    """List the sweep files: the name, the command that takes the file, and what it is for.
+
+    Example: `icl sweeps list`.
+    """
+    from icl.commands.sweeps import listing, shipped
+
+    for line in listing(list(shipped().values())):
+        print(line)
+
+
+@sweeps.command("copy")
+def copy_sweep(
+    name: Annotated[str, typer.Argument(help="The name of a sweep file, as `icl sweeps list` shows it.")],
+    to: Annotated[Path, typer.Option(help="The folder for the copy.")] = Path("."),
+) -> None:
+    """Copy a sweep file, to run or to change it, and print the command that runs it. No file is overwritten.
+
+    Examples: `icl sweeps copy quick`, `icl sweeps copy quick --to mine`.
+    """
+    from icl.commands.sweeps import copy
+
+    print(copy(name, to))
 
 
 @app.command()

@@ -20,6 +20,8 @@ _UNKNOWN_MEMORY = 4 * 2**30
 def resolve_device(name: str | None = None) -> torch.device:
     """The device of that name; without a name, cuda if there is a GPU, else cpu.
 
+    cuda is the current GPU for one run, and all GPUs for a sweep (`devices_for_runs`). cuda:1 is one GPU.
+
     mps and xla are never chosen by themselves: models of this size are too small to keep an mps device busy, and looking
     for a TPU starts its runtime.
 
@@ -36,12 +38,19 @@ def resolve_device(name: str | None = None) -> torch.device:
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if int(index or 0) >= count:
             raise ValueError(f"device {name!r} is not there: {count} CUDA device(s) found; use DEVICE=cpu")
-        return torch.device("cuda", int(index or 0))
+        return torch.device("cuda") if index is None else torch.device("cuda", int(index))
     if kind == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps' is not there: it needs a Mac with Apple silicon; use DEVICE=cpu")
     if kind == "xla":
         return _xla_device()
     return torch.device(kind)
+
+
+def devices_for_runs(device: torch.device) -> list[torch.device]:
+    """The devices among which the runs of a sweep are shared: every GPU if `device` is cuda without an index, else `device` alone."""
+    if device.type == "cuda" and device.index is None:
+        return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    return [device]
 
 
 def _xla_device() -> torch.device:
@@ -108,6 +117,11 @@ def memory_budget(device: torch.device) -> int:
     if device.type == "cpu" and "SC_AVPHYS_PAGES" in os.sysconf_names:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     return _UNKNOWN_MEMORY
+
+
+def runs_at_once(device: torch.device) -> int:
+    """How many runs of a sweep are done at a time by default: one per CPU core, or one per accelerator."""
+    return available_cores(device) if device.type == "cpu" else len(devices_for_runs(device))
 
 
 def available_cores(device: torch.device) -> int:

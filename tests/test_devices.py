@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from icl.devices import end_of_graph, memory_budget, resolve_device
+from icl.devices import devices_for_runs, end_of_graph, memory_budget, resolve_device, runs_at_once
 
 
 def test_cpu_is_the_cpu():
@@ -25,8 +25,19 @@ def test_cuda_index(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda", 1)
+    assert resolve_device("cuda") == torch.device("cuda")
     with pytest.raises(ValueError, match=r"'cuda:2' is not there: 2 CUDA device\(s\) found; use DEVICE=cpu"):
         resolve_device("cuda:2")
+
+
+def test_a_sweep_shares_all_gpus_unless_one_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    for name, expected in {None: [0, 1, 2], "cuda": [0, 1, 2], "cuda:1": [1]}.items():
+        device = resolve_device(name)
+        assert devices_for_runs(device) == [torch.device("cuda", index) for index in expected]
+        assert runs_at_once(device) == len(expected)
+    assert devices_for_runs(torch.device("cpu")) == [torch.device("cpu")]
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu", "cuda:", "cuda:-1", "cpu:0", "xla:1", "cuda 1"])

@@ -35,6 +35,10 @@ class RunRecord:
     sweep: str | None = None
     display_name: str | None = None
     state: str = "running"
+    group: str | None = None
+    job_type: str | None = None
+    tags: list[str] = field(default_factory=list)
+    alerts: list[Json] = field(default_factory=list)
     config: Json = field(default_factory=dict)
     lines: dict[str, dict[int, str]] = field(default_factory=dict)
     """Streamed files: name -> line number -> text; a line sent twice is kept once."""
@@ -201,7 +205,14 @@ class WandbServer:
         record.state = variables.get("state") or record.state
         record.sweep = variables.get("sweep") or record.sweep
         record.project = variables.get("project") or record.project
+        record.group = variables.get("groupName") or record.group
+        record.job_type = variables.get("jobType") or record.job_type
+        record.tags = variables.get("tags") or record.tags
         return {"upsertBucket": {"bucket": _bucket(record), "inserted": inserted}}
+
+    def _alert(self, variables: Json) -> Json:
+        self.runs[variables["runName"]].alerts.append(variables)
+        return {"notifyScriptableRunAlert": {"success": True}}
 
     def _resume_status(self, variables: Json) -> Json:
         record = self.runs.get(variables["name"])
@@ -276,6 +287,7 @@ class WandbServer:
         ("createAgent", _create_agent),
         ("agentHeartbeat", _heartbeat),
         ("upsertBucket", _upsert_run),
+        ("notifyScriptableRunAlert", _alert),
         ("RunResumeStatus", _resume_status),
         ("createRunFiles", _create_files),
         ("viewer", _viewer),
@@ -386,13 +398,13 @@ def _bucket(record: RunRecord) -> Json:
         "displayName": record.display_name or record.name,
         "sweepName": record.sweep,
         "state": record.state,
+        "group": record.group,
+        "jobType": record.job_type,
+        "tags": record.tags,
     }
     nothing = {
         "description": None,
-        "tags": [],
         "notes": None,
-        "group": None,
-        "jobType": None,
         "stopped": False,
         "fileCount": 0,
         "heartbeatAt": None,

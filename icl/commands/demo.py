@@ -86,7 +86,7 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     console.print(f"figure: {paths[0]}   tables: {output}/evals.csv, llc.csv, summary.csv")
     page, folder = output / "report.html", place.results / training.name
     again = ("Write this page again.", quoted("icl", "report", str(folder), "--output", str(page)))
-    first = ("Train your own runs: copy this sweep and change it.", "icl train sweeps/training-runs/quick.yaml")
+    first = ("Train your own runs: copy this sweep and change it.", "icl sweeps copy quick && icl train quick.yaml")
     material = gather([Run(training.name, place.store, place.results)])
     write_report(material, page, [first, again], title="The demo run")
     console.print(f"report: {page}; open it in a browser")

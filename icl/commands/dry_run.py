@@ -11,7 +11,7 @@ from rich.table import Table
 
 from icl.config.settings import dotted
 from icl.config.varying import varying
-from icl.devices import available_cores
+from icl.devices import available_cores, runs_at_once
 from icl.estimation import LLCConfig
 from icl.estimation.kept import settings_of
 from icl.execution.closing import short_name
@@ -97,7 +97,7 @@ def jobs_of(configs: Sequence[RunConfig], place: Surroundings, jobs: int | None)
     cores = available_cores(place.device)
     if len(configs) == 1:
         return 1, jobs or cores
-    at_once = jobs or cores
+    at_once = jobs or runs_at_once(place.device)
     return at_once, max(cores // min(at_once, len(configs)), 1)
 
 

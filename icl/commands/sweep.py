@@ -12,7 +12,7 @@ from icl.checkpoints import CheckpointError
 from icl.commands.dry_run import dry_run, jobs_of, say_before_a_long_start
 from icl.config import ConfigError
 from icl.config.sweeps import Sweep, expand, load_sweep, select
-from icl.devices import available_cores
+from icl.devices import available_cores, devices_for_runs
 from icl.estimation import LLCConfig
 from icl.execution.closing import say_how_it_ended
 from icl.execution.llc_run import subject_of
@@ -20,6 +20,7 @@ from icl.execution.names import RunConfig, training_of
 from icl.execution.output import OUTPUT, copied_to
 from icl.execution.points import llc_points, says_how_to_sample
 from icl.execution.run import CONFIGS, Command, parse_config, run_point
+from icl.execution.signals import status_of_stop
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.execution.training_runs import batches_runs, train_in_batches
 from icl.sampling.presets import PRESETS
@@ -118,11 +119,12 @@ def _run_all(
     if len(configs) == 1 and executor == "local":
         return _run(configs[0], replace(place, threads=jobs or available_cores(place.device)))
     batched = executor == "batch" or (executor == "local" and jobs is None and batches_runs(place))
-    if command == "train" and batched:
-        return 0 if train_in_batches([training_of(config) for config in configs], place) else 1
+    batched = batched and command == "train"
+    if batched and len(devices_for_runs(place.device)) == 1:
+        return 0 if train_in_batches([training_of(config) for config in configs], place) else status_of_stop()
     from icl.execution.sweep import run_sweep
 
-    return run_sweep(command, configs, place, jobs, executor)
+    return run_sweep(command, configs, place, jobs, "local" if batched else executor, batched)
 
 
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
@@ -178,4 +180,4 @@ def _run(config: RunConfig, place: Surroundings) -> int:
     left = run_point(config, place)
     if left:
         print(f"icl: {left}; start it again to continue", file=sys.stderr)
-    return 1 if left else 0
+    return status_of_stop() if left else 0

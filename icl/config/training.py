@@ -233,6 +233,26 @@ class LoggerConfig(Settings):
     )
     project: str | None = Field(default=None, description="W&B project; null: the sweep file's, or icl")
     entity: str | None = Field(default=None, description="W&B user or team; null: the sweep file's, or W&B's default")
+    group: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=128,
+        description="W&B group, under which W&B shows runs together; null: none",
+    )
+    tags: tuple[Annotated[str, Field(min_length=1, max_length=64)], ...] = Field(
+        default=(), description="W&B tags, by which runs can be found"
+    )
+    job_type: str | None = Field(
+        default=None, min_length=1, max_length=64, description="W&B job type; null: train, or llc for estimates"
+    )
+    alert: bool = Field(
+        default=True, description="whether W&B sends an alert when a loss is no longer a number, or a chain diverges"
+    )
+    seed_table: bool = Field(
+        default=False,
+        description="whether a run that ends shows on W&B the mean, standard deviation and number of its results over all seeds that "
+        "are finished so far",
+    )
 
 
 class Training(Settings, Generic[Task]):

@@ -77,7 +77,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         # On an accelerator, several threads of chains would only wait for each other.
         cores = place.threads if place.device.type == "cpu" else 1
         config = config.model_copy(update={"sampler_config": config.sampler_config.model_copy(update={"cores": cores})})
-        tracker = place.open_tracker(name, config, config.training.logger_config, max(done, default=-1) + 1)
+        next_step = max(done, default=-1) + 1
+        tracker = place.open_tracker(name, config, config.training.logger_config, next_step, job_type="llc")
 
         def record(step: int, model: nn.Module, result: LLCResult) -> None:
             estimates.confirm_lock()
@@ -89,6 +90,10 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
                 append_trace(place.results / name, step, result)
                 for table_name, table in tables_of(config, result).items():
                     write_table(table, place.results / name / "tables" / f"{table_name}-{step}.csv.gz")
+            if lost := int(result.llc_per_chain.isnan().sum()):
+                tracker.alert(
+                    "Chains diverged", f"{name}, step {step}: {lost} of {len(result.llc_per_chain)} chains diverged"
+                )
             tracker.summary({"step": step, **row})
             tracker.log(step, row, figures_of(config, subject, step, model, result))
 

@@ -13,11 +13,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+AGAIN = 75
+"""Exit status of work that a scheduler stopped and that goes on when it is started again (EX_TEMPFAIL of sysexits.h)."""
+
 PATIENCE_S = 2.0
 """The shortest time in seconds between two Ctrl-C that count as two."""
 
 _ALWAYS = ("SIGINT", "SIGTERM")
 _UNLESS_IGNORED = ("SIGHUP", "SIGXCPU", "SIGUSR1", "SIGUSR2")  # if they are ignored, as under nohup, that stays so
+
+_asked: set[int] = set()  # the signals of the newest `stop_requests`; they come to the process, so it keeps them
+
+
+def status_of_stop() -> int:
+    """The exit status of work that was stopped: `AGAIN` if a signal other than Ctrl-C asked for it, else 1."""
+    return AGAIN if _asked - {signal.SIGINT} else 1
 
 
 class StopRequests:
@@ -49,12 +59,14 @@ def stop_requests(on_request: Callable[[StopRequests], None] = lambda requests: 
     requests = StopRequests()
 
     def note(number: int, frame: FrameType | None) -> None:
+        _asked.add(number)
         requests.note(number)
         on_request(requests)
 
     if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         yield requests
         return
+    _asked.clear()
     listening = [getattr(signal, name) for name in (*_ALWAYS, *_UNLESS_IGNORED) if hasattr(signal, name)]
     before = {
         number: signal.getsignal(number)

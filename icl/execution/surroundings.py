@@ -19,6 +19,7 @@ from icl.devices import resolve_device
 from icl.storage import Store, local_root, store_from_environment
 from icl.tracking import Tracker
 from icl.tracking.opening import Wanted, open_tracker
+from icl.tracking.wandb import Labels
 from icl.training.kinds import sizes_of
 
 Run = TypeVar("Run", bound=Training)
@@ -82,14 +83,18 @@ class Surroundings:
             return config
         return config.with_kept_seed(Checkpoints(self.store, config.run_name).settings())
 
-    def open_tracker(self, name: str, config: Settings, logger: LoggerConfig, next_step: int) -> Tracker:
-        """The tracker of a run whose next step is `next_step`."""
+    def open_tracker(
+        self, name: str, config: Settings, logger: LoggerConfig, next_step: int, job_type: str = "train"
+    ) -> Tracker:
+        """The tracker of a run whose next step is `next_step`. The job type counts if the settings give none."""
         project = logger.project or self.project
         entity = logger.entity or self.entity
         data = config.model_dump(mode="json")
+        labels = Labels(logger.group, logger.tags, logger.job_type or job_type, logger.alert)
         return open_tracker(
-            self.results / name, name, data, next_step=next_step, wanted=self.tracking, project=project, entity=entity
-        )
+            self.results / name, name, data,
+            next_step=next_step, wanted=self.tracking, project=project, entity=entity, labels=labels,
+        )  # fmt: skip
 
     @property
     def lock_wait_s(self) -> float:

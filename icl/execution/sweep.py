@@ -11,17 +11,19 @@ from collections.abc import Sequence
 import torch
 import yaml
 
-from icl.config import ConfigError
-from icl.devices import available_cores
+from icl.config import ConfigError, Training
+from icl.devices import available_cores, devices_for_runs, runs_at_once
 from icl.execution.display import runs_display
 from icl.execution.local import LocalProcess
-from icl.execution.names import RunConfig, by_name
+from icl.execution.names import RunConfig, by_name, training_of
 from icl.execution.output import OUTPUT
 from icl.execution.run import Command, is_complete
 from icl.execution.schedule import Launch, ScheduledRun, State, run_all
+from icl.execution.signals import status_of_stop
 from icl.execution.surroundings import SUPERVISOR, Surroundings
 from icl.native.quota import THREADS
 from icl.storage.files import write_atomically
+from icl.training.loop import seeds_left_out
 
 POINT = "sweep.yaml"
 
@@ -32,47 +34,75 @@ def run_sweep(
     place: Surroundings,
     jobs: int | None,
     executor: str,
+    together: bool = False,
 ) -> int:
     """Do what is missing of a sweep, with a live table and one at the end; returns the exit status.
+
+    If there are several accelerators, each process has one of them to itself, as long as there are no more jobs than these.
 
     Args:
         command: "train" or "llc".
         configs: all points, in the file's order.
         place: the surroundings of every run.
-        jobs: runs at a time; None: one per CPU core, or one on an accelerator.
+        jobs: runs at a time; None: one per CPU core, or one per accelerator.
         executor: "local" or "ray".
+        together: whether training runs that differ only in their seeds share a process, which trains them as one batch.
 
     Raises:
         ConfigError: the executor is unknown.
     """
     if executor not in ("local", "ray"):
         raise ConfigError(f"--executor must be local, batch (only with train) or ray (got {executor!r})")
-    runs = scheduled_runs(configs, place)
     if executor == "ray":
         from icl.execution.ray import ray_cluster
 
         with ray_cluster(command, configs, place) as (launch_task, room):
-            return _drive(runs, launch_task, jobs or room)
-    jobs = jobs or available_cores(place.device)
+            return _drive(scheduled_runs([[config] for config in configs], place), launch_task, jobs or room)
+    devices, jobs = devices_for_runs(place.device), jobs or runs_at_once(place.device)
+    units = batches([training_of(config) for config in configs], jobs) if together else [[each] for each in configs]
+    runs = scheduled_runs(units, place)
     threads = max(available_cores(torch.device("cpu")) // min(jobs, len(runs)), 1)
     environment = {**os.environ, THREADS: _at_most(os.environ.get(THREADS), threads), SUPERVISOR: str(os.getpid())}
 
+    started: list[tuple[torch.device, LocalProcess]] = []
+
     def launch(run: ScheduledRun) -> LocalProcess:
-        folder = place.results / run.name
-        write_atomically(folder / POINT, _sweep_of_one(configs[run.index], place).encode())
-        options = ["--jobs", str(threads), "--tracking", place.tracking]
+        unit = units[run.index]
+        folder = place.results / run.name.partition(" ")[0]
+        write_atomically(folder / POINT, _sweep_of(unit, place).encode())
+        options = ["--jobs", str(threads), "--tracking", place.tracking, *(["--executor", "batch"] if together else [])]
         words = [sys.executable, "-m", "icl", command, str(folder / POINT), *options]
-        return LocalProcess(words, folder / OUTPUT, environment)
+        device = least_busy(devices, [device for device, process in started if process.poll() is None])
+        own = {"DEVICE": str(device)} if len(devices) > 1 else {}
+        process = LocalProcess(words, folder / OUTPUT, environment | own)
+        started.append((device, process))
+        return process
 
     return _drive(runs, launch, jobs)
 
 
-def scheduled_runs(configs: Sequence[RunConfig], place: Surroundings) -> list[ScheduledRun]:
-    """The runs of a sweep. Complete runs are marked as skipped. Points that describe the same run appear once."""
-    return [
-        ScheduledRun(name, index, State.SKIPPED if is_complete(configs[index], place) else State.WAITING)
-        for name, index in by_name(configs).items()
-    ]
+def scheduled_runs(units: Sequence[Sequence[RunConfig]], place: Surroundings) -> list[ScheduledRun]:
+    """What each process does: usually one run. Complete ones are marked as skipped. Points that describe the same run appear once."""
+    scheduled = []
+    for name, index in by_name([unit[0] for unit in units]).items():
+        complete = all(is_complete(config, place) for config in units[index])
+        more = f" and {len(units[index]) - 1} more seeds" if len(units[index]) > 1 else ""
+        scheduled.append(ScheduledRun(name + more, index, State.SKIPPED if complete else State.WAITING))
+    return scheduled
+
+
+def batches(configs: Sequence[Training], parts: int) -> list[list[Training]]:
+    """Runs that differ only in their seeds together. If that gives fewer groups than `parts`, groups are divided."""
+    groups: dict[str, list[Training]] = {}
+    for index in by_name(configs).values():
+        groups.setdefault(seeds_left_out(configs[index]), []).append(configs[index])
+    each = -(-parts // len(groups))
+    return [part for group in groups.values() for start in range(each) if (part := group[start::each])]
+
+
+def least_busy(devices: Sequence[torch.device], busy: Sequence[torch.device]) -> torch.device:
+    """The first of the devices that the fewest processes have."""
+    return min(devices, key=list(busy).count)
 
 
 def _at_most(given: str | None, threads: int) -> str:
@@ -80,15 +110,20 @@ def _at_most(given: str | None, threads: int) -> str:
     return str(min(int(given), threads)) if given and given.isdecimal() else given or str(threads)
 
 
-def _sweep_of_one(config: RunConfig, place: Surroundings) -> str:
-    """The text of a sweep file with this run only."""
+def _sweep_of(configs: Sequence[RunConfig], place: Surroundings) -> str:
+    """The text of a sweep file with these runs only. They may differ in one setting, such as `task_config`."""
     # Settings that the user left out stay out, because some may come from the data.
-    given = config.model_dump(mode="json", exclude_unset=True)
-    parameters = {key: {"value": value} for key, value in given.items()}
+    given = [config.model_dump(mode="json", exclude_unset=True) for config in configs]
+    parameters = {
+        key: {"value": value}
+        if all(each.get(key) == value for each in given)
+        else {"values": [each[key] for each in given]}
+        for key, value in given[0].items()
+    }
     kept = {"project": place.project, "entity": place.entity}
     return yaml.safe_dump({"method": "grid", **kept, "parameters": parameters}, sort_keys=False)
 
 
 def _drive(runs: Sequence[ScheduledRun], launch: Launch, jobs: int) -> int:
     with runs_display(jobs) as show:
-        return 0 if run_all(runs, launch, jobs, show) else 1
+        return 0 if run_all(runs, launch, jobs, show) else status_of_stop()

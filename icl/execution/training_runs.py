@@ -11,13 +11,14 @@ from icl.config import Training
 from icl.execution.health import loss_name, remark
 from icl.execution.names import by_name
 from icl.execution.progress import progress_bar
+from icl.execution.seeds import show_over_seeds
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
 from icl.tracking import read_metrics
 from icl.tracking.agent import agent_run
 from icl.tracking.trackers import failures_recorded
 from icl.tracking.wandb import wandb_is_set_up
-from icl.training import Member, TrainingOutcome, first_missing_step, train_members
+from icl.training import Member, TrainingDiverged, TrainingOutcome, first_missing_step, train_members
 from icl.training.loop import seeds_left_out
 
 
@@ -88,7 +89,7 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
     title = config.name if len(members) == 1 else f"{config.name} and {len(members) - 1} more seeds"
     with ExitStack() as recorded:
         for member in members:
-            recorded.enter_context(failures_recorded(member.tracker))
+            recorded.enter_context(failures_recorded(member.tracker, (TrainingDiverged,)))
         with progress_bar(title, config.num_steps) as update:
             outcomes = train_members(
                 members,
@@ -102,6 +103,8 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
             first = next((row[loss] for row in read_metrics(place.results / outcome.name) if loss in row), None)
             text = remark(member.config, first, outcome.summary.get(loss)) if outcome.finished else ""
             member.tracker.summary({**outcome.summary, **({"remark": text} if text else {})})
+            if outcome.finished and member.config.logger_config.seed_table:
+                show_over_seeds(member, outcome.summary, place)
     for member, outcome in zip(members, outcomes, strict=True):
         member.tracker.finish("finished" if outcome.finished else "interrupted")
         if outcome.finished:

@@ -4,6 +4,7 @@ import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from icl.tracking.trackers import (
     read_metrics,
     read_summary,
 )
-from icl.tracking.wandb import PROJECT, RUN_ID, Notify, WandbTracker, is_offline, say, wandb_is_set_up
+from icl.tracking.wandb import PROJECT, RUN_ID, Labels, Notify, WandbTracker, is_offline, say, wandb_is_set_up
 
 Wanted = Literal["auto", "wandb", "local", "none"]
 
@@ -33,6 +34,7 @@ def open_tracker(
     wanted: Wanted = "auto",
     project: str | None = None,
     entity: str | None = None,
+    labels: Labels = Labels(),
     environ: Mapping[str, str] = os.environ,
     notify: Notify = say,
 ) -> Tracker:
@@ -44,6 +46,7 @@ def open_tracker(
             a key is found or an agent started the process, else "local". "none" records nothing. WANDB_MODE=disabled turns "wandb" and
             "auto" into "local".
         project, entity: from the sweep file. WANDB_PROJECT and WANDB_ENTITY, which an agent sets, take precedence.
+        labels: group, tags and job type. WANDB_RUN_GROUP, WANDB_TAGS and WANDB_JOB_TYPE take precedence.
     """
     if wanted == "none":
         return NullTracker()
@@ -58,6 +61,7 @@ def open_tracker(
         config,
         project=environ.get("WANDB_PROJECT") or project or PROJECT,
         entity=environ.get("WANDB_ENTITY") or entity,
+        labels=_unless_given(labels, environ),
         run_id=run_id,
         offline=is_offline(environ) or not set_up,
         notify=notify,
@@ -68,6 +72,14 @@ def open_tracker(
     # Send what the local files hold already, for runs that began elsewhere or offline. W&B skips what it has.
     replay(local.directory, wandb_tracker)
     return TeeTracker(local, wandb_tracker)
+
+
+def _unless_given(labels: Labels, environ: Mapping[str, str]) -> Labels:
+    """The labels without those that W&B's own variables give."""
+    variables = {"group": "WANDB_RUN_GROUP", "tags": "WANDB_TAGS", "job_type": "WANDB_JOB_TYPE"}
+    return replace(
+        labels, **{name: () if name == "tags" else None for name, key in variables.items() if environ.get(key)}
+    )
 
 
 def _given_id(environ: Mapping[str, str], note: Path, notify: Notify) -> str | None:

@@ -7,7 +7,7 @@ continued leaves the same bytes as one that never stopped. W&B holds a copy for 
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -50,12 +50,30 @@ class Tracker(Protocol):
         """Record the run's headline numbers; a name given again is replaced."""
         ...
 
+    def alert(self, title: str, text: str) -> None:
+        """Tell people at once that something went wrong. Only W&B can do that."""
+        ...
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table beside the metrics. Only W&B does; the files hold what it is made of."""
+        ...
+
     def finish(self, status: Status = "finished", reason: str = "") -> None:
         """Close the record; nothing may be logged afterwards. The reason of a failure becomes the summary's `error`."""
         ...
 
 
-class NullTracker:
+class Unseen:
+    """The part of a tracker that only W&B has."""
+
+    def alert(self, title: str, text: str) -> None:
+        """Do nothing."""
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Do nothing."""
+
+
+class NullTracker(Unseen):
     """Records nothing."""
 
     rows = 0
@@ -70,7 +88,7 @@ class NullTracker:
         """Do nothing."""
 
 
-class LocalTracker:
+class LocalTracker(Unseen):
     """Files in one folder: `metrics.jsonl` (one JSON object per row, see `read_metrics`), `summary.json`, `images/`.
 
     No file holds a time or a host, so equal runs leave equal bytes. If the disk is full, rows wait in memory and are
@@ -162,6 +180,16 @@ class TeeTracker:
         for tracker in self.trackers:
             tracker.summary(values)
 
+    def alert(self, title: str, text: str) -> None:
+        """Pass the alert to every tracker."""
+        for tracker in self.trackers:
+            tracker.alert(title, text)
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Pass the table to every tracker."""
+        for tracker in self.trackers:
+            tracker.table(name, columns, rows)
+
     def finish(self, status: Status = "finished", reason: str = "") -> None:
         """Close every tracker."""
         for tracker in self.trackers:
@@ -208,13 +236,20 @@ def _number(value: Any) -> Any:
 
 
 @contextmanager
-def failures_recorded(tracker: Tracker) -> Iterator[None]:
-    """If the `with` block fails, close the record with the reason, and raise the error again."""
+def failures_recorded(tracker: Tracker, alarming: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """If the `with` block fails, close the record with the reason, and raise the error again.
+
+    Args:
+        alarming: errors that people are told at once.
+    """
     try:
         yield
     except KeyboardInterrupt:
         tracker.finish("interrupted")
         raise
     except BaseException as error:
-        tracker.finish("failed", " ".join(str(error).split()) or type(error).__name__)
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, alarming):
+            tracker.alert("The run diverged", reason)
+        tracker.finish("failed", reason)
         raise

@@ -10,8 +10,10 @@ import netrc
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,22 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+@dataclass(frozen=True)
+class Labels:
+    """How W&B shows a run among others: its group, its tags and its job type; and whether people get alerts."""
+
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+    job_type: str | None = None
+    alerts: bool = True
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The labels that are set, as the client takes them. What is not set is left to the client's own variables."""
+        given = {"group": self.group, "tags": self.tags, "job_type": self.job_type}
+        return {name: value for name, value in given.items() if value}
+
+
 class WandbTracker:
     """A run on W&B, or in W&B's offline format if the server cannot be reached.
 
@@ -57,6 +75,7 @@ class WandbTracker:
         *,
         project: str | None = None,
         entity: str | None = None,
+        labels: Labels = Labels(),
         run_id: str | None = None,
         offline: bool = False,
         notify: Notify = say,
@@ -66,7 +85,10 @@ class WandbTracker:
         self._run: Any = None
         self._first_step = 0
         self._told = False
+        self._last_step = 0
+        self._alerts = labels.alerts
         arguments = {"name": name, "config": dict(config), "project": project, "entity": entity, "id": run_id}
+        arguments |= labels.arguments
         reason = "" if offline else self._start(resume="allow", **arguments)
         if self._run is None:
             failure = self._start(mode="offline", **arguments)
@@ -93,6 +115,7 @@ class WandbTracker:
     def log(self, step: int, metrics: Mapping[str, float | str], images: "Images | None" = None) -> None:
         """Give the metrics and images to the client, which sends them from its own process."""
         with self._shielded() as run:
+            self._last_step = step
             if run is not None and step >= self._first_step:
                 run.log({**metrics, **{name: _picture(image) for name, image in (images or {}).items()}}, step=step)
 
@@ -101,6 +124,24 @@ class WandbTracker:
         with self._shielded() as run:
             if run is not None:
                 run.summary.update(dict(values))
+
+    def alert(self, title: str, text: str) -> None:
+        """Have W&B tell the run's owner, by mail or as they have chosen there."""
+        with self._shielded() as run:
+            if run is not None and self._alerts:
+                run.alert(title, text, level="ERROR")
+
+    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show a table in the run's workspace.
+
+        It is sent as HTML. The client makes an artifact of its own kind of table, and asks the server about it while the run waits.
+        """
+        with self._shielded() as run:
+            if run is not None:
+                import wandb
+
+                # A part of the newest row, which is not sent yet.
+                run.log({name: wandb.Html(_html_table(columns, rows), inject=False)}, step=self._last_step)
 
     def finish(self, status: Status = "finished", reason: str = "") -> None:
         """Wait a bounded time for the client to send what is left. What it does not send is left to `wandb sync`.
@@ -190,6 +231,14 @@ def _picture(image: "Path | Figure") -> Any:
     image.savefig(buffer)
     buffer.seek(0)
     return wandb.Image(Image.open(buffer))
+
+
+def _html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    def line(cells: Sequence[Any], tag: str) -> str:
+        shown = ["" if cell is None else f"{cell:.6g}" if isinstance(cell, float) else str(cell) for cell in cells]
+        return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in shown) + "</tr>"
+
+    return f"<table>{line(columns, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
 def _finish_quietly(run: Any) -> None:

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from icl.execution import signals
-from icl.execution.signals import stop_requests, stop_signal
+from icl.execution.signals import AGAIN, status_of_stop, stop_requests, stop_signal
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU, signal.SIGUSR1, signal.SIGUSR2]
 
@@ -133,3 +133,13 @@ with stop_signal():
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - began < 5
     assert "KeyboardInterrupt" in errors
+
+
+@pytest.mark.parametrize("number", ALL)
+def test_the_status_tells_a_scheduler_that_the_work_goes_on(number):
+    with stop_signal() as stopped:
+        assert not stopped()
+        assert status_of_stop() == 1
+        send(number)
+        assert stopped()
+    assert status_of_stop() == (1 if number == signal.SIGINT else AGAIN)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ TASK = {
     **{"num_layers": 1, "pretrain_seed": None, "true_seed": None, "sampling_seed": None},
 }
 GRID = {"parameters": {"log_space": {"value": 3}, "linear_space": {"value": 3}}}
+SHOWN = {"group": "trial", "tags": ["tiny", "two seeds"], "seed_table": True}
 STEPS = 60
 PATIENCE_S = 600  # of the tests themselves, on a machine that does much else
 
@@ -44,7 +46,7 @@ def training_sweep(steps: int = STEPS) -> dict:
         "parameters": {
             "task_config": {"parameters": task},
             "checkpointer_config": {"parameters": {"checkpoint_steps": GRID, **constants(state_every=20)}},
-            "logger_config": {"parameters": {"logging_steps": GRID, **constants(loss_every=10)}},
+            "logger_config": {"parameters": {"logging_steps": GRID, **constants(loss_every=10, **SHOWN)}},
             **constants(num_steps=steps, batch_size=7, eval_batch_size=11),
         },
     }
@@ -161,7 +163,54 @@ def test_two_agents_train_each_point_once_and_every_metric_arrives(hosted):
         local = read_metrics(folders[str(run.display_name)])
         assert [row["step"] for row in local][-1] == STEPS - 1
         assert [row["_step"] for row in run.history] == [row["step"] for row in local]
-        assert [without(row, "_step") for row in run.history] == [without(row, "step") for row in local]
+        shown = [without(without(row, "_step"), "over_seeds") for row in run.history]
+        assert shown == [without(row, "step") for row in local]
+
+
+def test_group_tags_and_job_type_arrive(hosted):
+    for runs, job_type in ((hosted.training, "train"), (hosted.estimates, "llc")):
+        for run in runs:
+            if run.state == "finished":
+                assert (run.group, run.tags, run.job_type) == (SHOWN["group"], SHOWN["tags"], job_type)
+                assert run.alerts == []
+
+
+def seed_table(run: RunRecord) -> dict[str, list]:
+    """The rows of the newest table over seeds, by metric."""
+    (path,) = [name for name in run.uploads if name.startswith("media/html/over_seeds")]
+    lines = re.findall("<tr>(.*?)</tr>", run.uploads[path].decode())
+    head, *rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", line) for line in lines]
+    assert head == ["metric", "mean", "sd", "n"]
+    return {metric: rest for metric, *rest in rows}
+
+
+def test_the_seed_that_ends_last_shows_mean_deviation_and_number_over_all_seeds(hosted):
+    for tasks in ("inf", 5):
+        runs = [run for run in hosted.training if run.plain_config["task_config"]["num_tasks"] == tasks]
+        values = [run.summary["pretrain/mse"] for run in runs]
+        last = max((seed_table(run)["pretrain/mse"] for run in runs), key=lambda row: row[2])
+        assert last == [f"{statistics.mean(values):.6g}", f"{statistics.stdev(values):.6g}", "2"]
+
+
+@pytest.mark.parametrize("alert", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_run_that_diverges_is_told_at_once_unless_that_is_switched_off(alert, tmp_path):
+    sweep = training_sweep()
+    sweep["parameters"]["task_config"]["parameters"].update(constants(num_tasks="inf", model_seed=0))
+    optimizer = {"optimizer_type": {"value": "SGD"}, "lr": {"values": [0.01, 1e30]}}
+    sweep["parameters"]["optimizer_config"] = {"parameters": optimizer}
+    sweep["parameters"]["logger_config"]["parameters"].update(constants(alert=alert))
+    with wandb_server() as server:
+        place = Workplace(tmp_path / "hosted", server.environment())
+        agent = place.create_sweep(sweep)
+        for process in [place.start("wandb", "agent", agent) for _ in range(2)]:
+            process.communicate(timeout=PATIENCE_S)
+        by_state = {run.state: run for run in server.runs.values()}
+    assert server.unknown == []
+    assert by_state["finished"].alerts == []
+    told = [(each["title"], each["text"], each["severity"]) for each in by_state["failed"].alerts]
+    reason = by_state["failed"].summary["error"]
+    assert "the loss became" in reason
+    assert told == ([("The run diverged", reason, "ERROR")] if alert else [])
 
 
 def test_the_summary_holds_the_headline_numbers_and_the_checkpoints_are_stored(hosted):

@@ -207,7 +207,7 @@ def test_runs_of_a_sweep_that_share_a_name_must_be_one_run(tmp_path):
     configs = [config_of(optimizer_config={"lr": lr}) for lr in (0.1, 0.1, 0.01)]
     place = place_of(tmp_path)
     for call in (
-        lambda: by_name(configs), lambda: scheduled_runs(configs, place), lambda: train_in_batches(configs, place),
+        lambda: by_name(configs), lambda: scheduled_runs([[config] for config in configs], place), lambda: train_in_batches(configs, place),
         lambda: by_name([llc_of(optimizer_config={"lr": lr}) for lr in (0.1, 0.01)]),
         lambda: by_name([config_of(task_config={**TASK, "model_seed": None}), *configs]),
     ):  # fmt: skip
