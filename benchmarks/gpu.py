@@ -4,7 +4,8 @@
 2. Training: milliseconds a step with 5 and with 64 seeds in one batch.
 3. Sampling: milliseconds a step with 1, 10 and 160 chains under the published setting.
 4. Where the time goes: kernels by time, and the share of the time in which none runs.
-5. Scaled times: five seeds × 500,000 steps (the goal is 5 minutes), and the published curve of one seed, 190 checkpoints ×
+5. Loss and gradient by every engine in every precision (`benchmarks.speed.gpu_engines`).
+6. Scaled times: five seeds × 500,000 steps (the goal is 5 minutes), and the published curve of one seed, 190 checkpoints ×
    10 chains × 5000 draws (the goal is 15 minutes). They are step times multiplied by step counts, not measurements.
 
 Needs torch, numpy, pandas and pydantic alone. What was measured is written after every part, so that the program can be
@@ -29,6 +30,7 @@ import pandas as pd
 import torch
 
 from benchmarks.speed import cases
+from benchmarks.speed.gpu_engines import all_engines
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, resolve_device
 from icl.engine import batched_loss_and_grad, loss_and_grad, mse_loss
@@ -244,7 +246,7 @@ def measure(device: torch.device, sizes: Sizes, minutes: float, report: Report) 
         flush=True,
     )
     peak = report.facts["peak_tflops"]["float32"] * 1e12
-    parts = len(sizes.seeds) + len(sizes.chains) + 1
+    parts = len(sizes.seeds) + len(sizes.chains) + 2  # two shares for the profile and the engines
 
     def share(place: int) -> float:
         """Seconds for this part: an equal share of what is left."""
@@ -267,6 +269,10 @@ def measure(device: torch.device, sizes: Sizes, minutes: float, report: Report) 
         "sampling": where_the_time_goes(device, lambda: sampling(10)),
     }
     report.write()
+    engines = all_engines(device, report.facts["short"])
+    report.facts["engines"] = engines.to_dict("records")
+    report.write()
+    print(engines.to_string(index=False), flush=True)
 
 
 def _row(what: str, size: str, step_s: float, timed: int, utilisation: float, scaled: float) -> Row:

@@ -258,7 +258,8 @@ class LoggerConfig(Settings):
 class Training(Settings, Generic[Task]):
     """One training run of any kind. Defaults are the reference code's."""
 
-    decides = ("task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size")
+    later = ("matmul_precision",)
+    decides = ("task_config", "optimizer_config", "scheduler_config", "num_steps", "batch_size", "matmul_precision")
 
     task_config: Task = Field(description="the task and the model")
     optimizer_config: OptimizerConfig = Field(default=OptimizerConfig(), description="how the weights are updated")
@@ -268,6 +269,11 @@ class Training(Settings, Generic[Task]):
     num_steps: int = Field(default=500_000, ge=1, lt=2**31, description="training steps, each one update")
     batch_size: int = Field(default=256, ge=1, le=2**24, description="B, sequences of a training batch")
     eval_batch_size: int = Field(default=2048, ge=1, le=2**24, description="sequences on which the model is evaluated")
+    matmul_precision: Literal["highest", "tf32x3", "tf32"] = Field(
+        default="highest",
+        description="of matrix products in training. highest: float32; tf32: factors rounded to 10 bits, several times as fast on a GPU's "
+        "tensor cores; tf32x3: three such products, nearly float32. Elsewhere the roundings are imitated, slowly",
+    )
     run_name: str | None = Field(default=None, description="the run's name; null: made from the settings")
 
     @property

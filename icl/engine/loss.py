@@ -31,18 +31,25 @@ def loss_and_grad(shape: TransformerShape, flat: Tensor, xs: Tensor, ys: Tensor)
     return token_losses.detach(), torch.cat([gradient.flatten() for gradient in gradients])
 
 
-def batched_loss_and_grad(shape: TransformerShape, flats: Tensor, xs: Tensor, ys: Tensor) -> tuple[Tensor, Tensor]:
+def batched_loss_and_grad(
+    shape: TransformerShape, flats: Tensor, xs: Tensor, ys: Tensor, token_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """E models at once, each on its own batch: flats (E, P), xs (E, B, K, D), ys (E, B, K, 1) -> (E, K), (E, P).
+
+    A batch without the axis E, xs (B, K, D) and ys (B, K, 1), is the same for all models. The gradient is that of the mean
+    of the token losses, or of their sum with `token_weights` (K,).
 
     This is for accelerators, where one launch for all members costs little more than for one. On a CPU, workers of one
     thread each that call `choose_path` are faster, because a step of one member already fills the caches.
     """
     with torch.enable_grad():
         parameters = _leaves(shape, flats)
-        errors = torch.vmap(partial(predict, shape))(parameters, xs, ys) - ys
+        own = 0 if xs.ndim == 4 else None
+        errors = torch.vmap(partial(predict, shape), in_dims=(0, own, own))(parameters, xs, ys) - ys
         token_losses = errors.square().mean(dim=(1, 3))
+        driving = token_losses.mean(dim=1) if token_weights is None else token_losses @ token_weights
         # Members do not interact: the gradient of the sum holds each member's own.
-        gradients = torch.autograd.grad(token_losses.mean(dim=1).sum(), list(parameters.values()))
+        gradients = torch.autograd.grad(driving.sum(), list(parameters.values()))
     return token_losses.detach(), torch.cat([gradient.flatten(1) for gradient in gradients], dim=1)
 
 

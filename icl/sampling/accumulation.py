@@ -1,4 +1,4 @@
-"""Gradient accumulation, which processes a batch in pieces to save memory, and losses in half precision.
+"""Gradient accumulation, which processes a batch in pieces to save memory, and losses in less precision.
 
 Shapes: E chains, P sampled parameters, T losses of one batch.
 """
@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from icl.sampling.objective import Batch, LossFunction, Objective
+from icl.engine.precision import TF32_EPSILON, MatmulPrecision, matmul_precision
+from icl.sampling.objective import Batch, LossFunction, ModuleObjective, Objective
 from icl.sampling.supply import num_samples, part_of
 
 
@@ -66,6 +67,35 @@ class Accumulated:
         weights = [float(self._weight(piece)) for piece in pieces]
         for weight, piece in zip(weights, pieces, strict=True):
             yield weight / sum(weights), piece
+
+
+class InPrecision:
+    """An objective with its matrix products in the given precision (`icl.engine.precision`)."""
+
+    def __init__(self, objective: ModuleObjective, precision: MatmulPrecision) -> None:
+        self.objective, self.anchor = objective, objective.anchor
+        self._precision: MatmulPrecision = precision
+        self.resolution = max(objective.resolution, TF32_EPSILON if precision == "tf32" else 0.0)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.objective, name)  # all other attributes are those of the objective
+
+    def losses(self, positions: Tensor, batch: Batch) -> Tensor:
+        """Losses (E, T) at positions (E, P)."""
+        with matmul_precision(self._precision, positions.device):
+            return self.objective.losses(positions, batch)
+
+    def losses_and_gradients(
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (E, T) and gradients (E, P)."""
+        with matmul_precision(self._precision, positions.device):
+            return self.objective.losses_and_gradients(positions, batch, token_weights)
+
+    def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
+        """See `ModuleObjective.gradient_of_a_copy`."""
+        with matmul_precision(self._precision, position.device):
+            return self.objective.gradient_of_a_copy(position, batch)
 
 
 def in_bf16(loss_fn: LossFunction, device: torch.device) -> LossFunction:

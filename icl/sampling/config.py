@@ -30,7 +30,7 @@ class SamplerConfig(Settings):
 
     later = (
         "kernel_constants", "control_variates", "test_target", "target_error", "max_draws", "batch_order", "noise_law",
-        "localization_units", "estimator", "grad_accumulation_steps", "autocast",
+        "localization_units", "estimator", "grad_accumulation_steps", "autocast", "matmul_precision",
     )  # fmt: skip
 
     sampling_method: str = Field(
@@ -140,6 +140,11 @@ class SamplerConfig(Settings):
     autocast: Literal["bf16"] | None = Field(
         default=None,
         description="bf16: run the model, also at w*, in bfloat16 by PyTorch's autocast; null: in its own precision",
+    )
+    matmul_precision: Literal["highest", "tf32x3", "tf32"] = Field(
+        default="highest",
+        description="of matrix products, also at w*. highest: float32; tf32: factors rounded to 10 bits, several times as fast on a GPU's "
+        "tensor cores; tf32x3: three such products, nearly float32. Elsewhere the roundings are imitated, slowly",
     )
     independent_batches: bool = Field(
         default=False,

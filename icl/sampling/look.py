@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from icl.sampling.accumulation import InPrecision
 from icl.sampling.objective import Batch, ModuleObjective, Objective
 from icl.sampling.supply import num_samples, part_of, tensors_of
 
@@ -115,7 +116,7 @@ def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
     if not (slope > 0 and math.isfinite(slope)):
         return
     resolution = max(torch.finfo(losses.dtype).eps, getattr(objective, "resolution", 0.0))
-    if isinstance(objective, ModuleObjective):
+    if isinstance(objective, ModuleObjective | InPrecision):
         other = objective.gradient_of_a_copy(near[0], batch)
         if other is not None and float((gradient[0] - other).norm()) > (GRADIENT_TOLERANCE + 10 * resolution) * slope:
             raise ValueError(

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from icl.engine import choose_path, mse_loss
+from icl.engine import MatmulPrecision, choose_batched, choose_path, matmul_precision, mse_loss
 from icl.engine.capture import Replayed
+from icl.engine.precision import TF32_EPSILON
 from icl.model import InContextRegressionTransformer, TransformerShape, parameter_layout, predict, unflatten
-from icl.sampling.accumulation import Accumulated, in_bf16
+from icl.sampling.accumulation import Accumulated, InPrecision, in_bf16
 from icl.sampling.config import SamplerConfig
 from icl.sampling.objective import LossFunction, ModuleObjective, Objective, kept_for_backward
 from icl.sampling.restriction import Masks, restrict
@@ -30,7 +31,8 @@ class TransformerObjective:
         model: at w*; not modified.
         include, exclude, mask: the coordinates that move (`icl.sampling.restriction`), by this library's or the reference code's names.
         threads: CPU threads of one call; 1 if chains are spread over workers.
-        vectorise: run all chains of a call as one tensor, by PyTorch; None: only on an accelerator.
+        vectorise: run all chains of a call as one tensor; None: only on an accelerator.
+        precision: of matrix products.
 
     Attributes:
         brings_threads: whether a call uses threads of its own. PyTorch should then use only one.
@@ -44,18 +46,22 @@ class TransformerObjective:
         threads: int | None = None,
         vectorise: bool | None = None,
         mask: Masks | None = None,
+        precision: MatmulPrecision = "highest",
     ) -> None:
         self._shape = model.shape
+        self._precision: MatmulPrecision = precision
         flat = torch.cat([value.detach().reshape(-1) for value in model.parameters()]).clone()
         index = restrict(model, include, exclude, mask).index(parameter_layout(model.shape))
         self._index = None if index is None else index.to(flat.device)
         self._flat = flat
         self.anchor = flat if self._index is None else flat[self._index]
         self._one_by_one = flat.device.type == "cpu" if vectorise is None else not vectorise
-        path = choose_path(model.shape, flat.device, threads)
+        if precision == "tf32":
+            self.resolution = TF32_EPSILON
+        path = choose_path(model.shape, flat.device, threads, precision=precision)
         self._engine, self._predict = path.run, path.predict
         self.brings_threads = path.name == "native"
-        self._mean_and_gradients = Replayed(self._driven)
+        self._batched = Replayed(choose_batched(model.shape, flat.device, precision)[1])
 
     @property
     def groups(self) -> Tensor:
@@ -67,7 +73,7 @@ class TransformerObjective:
         if self._one_by_one:
             errors = (self._predict(self._full(position), *batch) - batch[1] for position in positions)
             return torch.stack([error.square().mean(dim=(-3, -1)) for error in errors])
-        with torch.no_grad():
+        with torch.no_grad(), matmul_precision(self._precision, positions.device):
             return vmap(lambda position: self._token_losses(self._full(position), *batch))(positions)
 
     def losses_and_gradients(
@@ -85,23 +91,9 @@ class TransformerObjective:
         return self._vectorised(positions, batch, token_weights)
 
     def _vectorised(self, positions: Tensor, batch: Batch, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        if token_weights is None:
-            losses, gradients = self._mean_and_gradients(positions, *batch)
-        else:
-            losses, gradients = self._driven(positions, *batch, token_weights)
-        return losses, gradients
-
-    def _driven(
-        self, positions: Tensor, xs: Tensor, ys: Tensor, token_weights: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
-        """Losses (E, K) and gradients (E, P) of their mean or weighted sum, of all chains as one tensor."""
-        with torch.enable_grad():
-            leaf = positions.detach().requires_grad_()
-            losses = vmap(lambda position: self._token_losses(self._full(position), xs, ys))(leaf)
-            driving = losses.mean(dim=1) if token_weights is None else losses @ token_weights
-            # Chains do not interact: the gradient of the sum holds each chain's own.
-            (gradients,) = torch.autograd.grad(driving.sum(), leaf)
-        return losses.detach(), gradients
+        weights = () if token_weights is None else (token_weights,)
+        losses, gradients = self._batched(self._full(positions), *batch, *weights)
+        return losses, self._part(gradients)
 
     def bytes_for_backward(self, batch: Batch) -> int:
         """Memory that `losses_and_gradients` takes for every chain of a call; 0 where chains run one after the other."""
@@ -115,14 +107,14 @@ class TransformerObjective:
         errors = (self._predict(self._full(position), *batch) - batch[1] for position in positions)
         return torch.stack([error.square().mean(dim=(-2, -1)) for error in errors])
 
-    def _full(self, position: Tensor) -> Tensor:
-        """All parameters; those that are not sampled are at w*."""
+    def _full(self, positions: Tensor) -> Tensor:
+        """All parameters (..., P), of the sampled ones; the others are at w*."""
         if self._index is None:
-            return position
-        return self._flat.index_copy(0, self._index, position)
+            return positions
+        return self._flat.expand(*positions.shape[:-1], -1).index_copy(-1, self._index, positions)
 
     def _part(self, gradient: Tensor) -> Tensor:
-        return gradient if self._index is None else gradient[self._index]
+        return gradient if self._index is None else gradient[..., self._index]
 
     def _token_losses(self, flat: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
         return self._errors(flat, xs, ys).square().mean(dim=(-3, -1))
@@ -179,15 +171,17 @@ def make_objective(
 
 def _in_weights(
     model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None
-) -> TransformerObjective | ModuleObjective:
+) -> TransformerObjective | ModuleObjective | InPrecision:
+    device = next(model.parameters()).device
     trained = all(value.requires_grad for value in model.parameters())
     if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained and config.autocast is None:
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
-        return TransformerObjective(model, config.include, config.exclude, threads, mask=mask)
-    if config.autocast is None:
-        return ModuleObjective(model, loss_fn, config.include, config.exclude, mask=mask)
-    device = next(model.parameters()).device
-    objective = ModuleObjective(model, in_bf16(loss_fn, device), config.include, config.exclude, mask=mask)
-    objective.resolution = torch.finfo(torch.bfloat16).eps
-    return objective
+        return TransformerObjective(model, config.include, config.exclude, threads, None, mask, config.matmul_precision)
+    if config.autocast is not None:
+        loss_fn = in_bf16(loss_fn, device)
+    objective = ModuleObjective(model, loss_fn, config.include, config.exclude, mask=mask)
+    if config.autocast is not None:
+        objective.resolution = torch.finfo(torch.bfloat16).eps
+    exact_by_itself = config.matmul_precision == "highest" and device.type != "cuda"
+    return objective if exact_by_itself else InPrecision(objective, config.matmul_precision)

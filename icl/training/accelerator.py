@@ -24,7 +24,7 @@ from torch import Tensor
 
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, same_graph_each_step
-from icl.engine import batched_loss_and_grad
+from icl.engine import choose_batched
 from icl.engine.capture import warm_up
 from icl.evals import make_evaluator
 from icl.model import unflatten
@@ -58,7 +58,7 @@ class AcceleratorStepper:
         config = configs[0]
         self._capture = capture and device.type == "cuda"
         self._configs, self._shape, self._device = configs, config.task_config.shape, device
-        self.engine = f"torch in batches on {device.type}"
+        self.engine, self._loss_and_grad = choose_batched(self._shape, device, config.matmul_precision)
         # Metrics are computed on the host, because a lazy device would compile another graph for them in every block.
         self._evaluated_on = torch.device("cpu") if device.type == "xla" else device
         streams = [data_stream(each) for each in configs]
@@ -178,7 +178,7 @@ class AcceleratorStepper:
         assert self._data is not None
         done = self._step - self._first
         xs, ys = (part.index_select(0, done % len(self._ahead))[0] for part in self._data)
-        token_losses, gradients = batched_loss_and_grad(self._shape, self.flats, xs, ys)
+        token_losses, gradients = self._loss_and_grad(self.flats, xs, ys, None)
         # The modulo keeps the row inside the table when a warm-up of the capture runs past its end.
         rates = self._rates.index_select(0, done % len(self._rates))[0]
         self._optimizer.update(gradients, Rates(*rates))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from icl.analysis.context import in_context_score
 from icl.config.language import LanguageTask, LanguageTraining
+from icl.engine import matmul_precision
 from icl.evals import weight_norm
 from icl.streams import Stream
 from icl.subjects.language import logits_of, token_losses
@@ -94,8 +95,9 @@ class LanguageStepper:
     def _loss_and_gradient(self, flat: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
         flat = flat.detach().requires_grad_()
         tokens = tokens.to(flat.device)
-        loss = token_losses(logits_of(named(self._sizes, flat), tokens), tokens).mean()
-        (gradient,) = torch.autograd.grad(loss, flat)
+        with matmul_precision(self._configs[0].matmul_precision, flat.device):
+            loss = token_losses(logits_of(named(self._sizes, flat), tokens), tokens).mean()
+            (gradient,) = torch.autograd.grad(loss, flat)
         return loss.detach(), gradient
 
 

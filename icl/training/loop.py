@@ -141,9 +141,10 @@ def stepper_for(
     if device.type != "cpu" or len(configs) > 1:
         yield AcceleratorStepper(regression, step, states, device)
         return
-    path = choose_path(regression[0].task_config.shape, device, threads)
+    config = regression[0]
+    path = choose_path(config.task_config.shape, device, threads, precision=config.matmul_precision)
     with torch_threads(1 if path.name == "native" else threads):
-        yield CpuStepper(regression[0], step, states[0], path)
+        yield CpuStepper(config, step, states[0], path)
 
 
 def _train_group(

@@ -87,3 +87,13 @@ def test_chains_stay_within_the_memory_that_they_were_given(device):
     before = torch.cuda.memory_allocated(device)
     estimate_on(device, config)
     assert torch.cuda.max_memory_allocated(device) - before <= bound
+
+
+def test_precision_is_that_of_the_setting(device):
+    exact, split, rounded = (
+        estimate_on(device, CONFIG.model_copy(update={"matmul_precision": each, "num_draws": 10, "test_target": False}))
+        for each in ("highest", "tf32x3", "tf32")
+    )
+    torch.testing.assert_close(split.loss_trace, exact.loss_trace, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(rounded.loss_trace, exact.loss_trace)
+    assert abs(rounded.llc_mean - exact.llc_mean) <= 0.5 * exact.llc_mcse

@@ -89,7 +89,10 @@ SEARCH = """
 
 
 @pytest.mark.skipif(headless.browser() is None, reason="no Chromium here: apt-get install chromium")
-@pytest.mark.parametrize("served", [False, True], ids=["from a folder", "from a server"])
+@pytest.mark.parametrize(
+    "served",
+    [pytest.param(False, id="from a folder"), pytest.param(True, id="from a server", marks=pytest.mark.slow)],
+)
 def test_a_browser_searches_it_and_asks_nobody_else(site, served):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
     Thread(target=server.serve_forever, daemon=True).start()

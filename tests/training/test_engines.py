@@ -34,7 +34,7 @@ def engine(monkeypatch):
     """Sets the name of the engine of what follows, which is always PyTorch."""
 
     def choose(name):
-        def path(shape, device, threads):
+        def path(shape, device, threads, **precision):
             return torch_path.__class__(name, "", torch_path.run, torch_path.predict)
 
         monkeypatch.setattr(loop, "choose_path", path)

@@ -1,0 +1,174 @@
+"""Every command in the pages exists, takes the options that it is given, and names files that there are."""
+
+import ast
+import importlib.util
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+from reader import surroundings
+
+from docs.code_of_pages import blocks_of
+from icl.cli import app
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    *(
+        ROOT / name
+        for name in (
+            "README.md",
+            "CONTRIBUTING.md",
+            "examples/README.md",
+            "data/README.md",
+            "benchmarks/results/README.md",
+        )
+    ),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+PROGRAMS = ("icl", "python", "make", "pip", "wandb", ".ci/run")
+ELSEWHERE = ("git", "cd", "export", "sbatch")
+"""Programs of blocks that are no part of the project."""
+
+COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def lines_of(page: Path) -> Iterator[str]:
+    """The commands of a page: the lines of its blocks, and what stands in the text. The log is a history: commands there may be gone."""
+    text = page.read_text(encoding="utf-8")
+    for block in blocks_of(text):
+        if block.language in ("sh", "bash", "console"):
+            yield from block.code.replace("\\\n", " ").splitlines()
+    if page.name != "log.md":
+        without_blocks = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+        yield from re.findall(rf"`((?:{'|'.join(map(re.escape, PROGRAMS))}) [^`]*)`", without_blocks)
+
+
+def commands_of(page: Path) -> Iterator[list[str]]:
+    """Each command as its words, without settings of the environment before it."""
+    for line in lines_of(page):
+        words: list[str] = []
+        # Angle brackets are what a reader fills in; a shell would take them for redirections.
+        for word in [*shlex.split(line.replace("<", "").replace(">", ""), comments=True), "&&"]:
+            if word in ("&&", "|"):
+                if words:
+                    yield words
+                if "slurm.sh" in words:  # it passes what follows to `icl`
+                    yield ["icl", *words[words.index("slurm.sh") + 1 :]]
+                words = []
+            elif words or not re.match(r"^[A-Z_]+=", word):
+                words.append(word)
+
+
+EVERY = [(page, words) for page in PAGES for words in commands_of(page)]
+
+
+def chosen(program: str) -> list:
+    found = {tuple(words): page for page, words in EVERY if words[0] == program}
+    return [
+        pytest.param(page, list(words[1:]), id=f"{page.relative_to(ROOT)}: {' '.join(words)}"[:90])
+        for words, page in found.items()
+    ]
+
+
+def test_every_block_has_a_known_program():
+    assert {words[0] for _, words in EVERY} <= {*PROGRAMS, *ELSEWHERE}
+
+
+def test_the_pages_have_commands():
+    assert len(EVERY) > 80
+
+
+@pytest.mark.parametrize(("page", "words"), chosen("icl"))
+def test_an_icl_command_takes_this(page, words):
+    name, *arguments = words
+    if not arguments or arguments == ["--help"]:
+        assert name in COMMANDS
+        return
+    arguments = ["0" if word == "SEED" else word for word in arguments]
+    context = COMMANDS[name].make_context(name, arguments)  # raises for an option or an argument that does not exist
+    for word in arguments:
+        if word.startswith("sweeps/"):
+            assert (ROOT / word).is_file()
+    for setting in context.params.get("settings") or []:
+        assert "=" in setting
+
+
+@pytest.mark.parametrize(("page", "words"), chosen("python"))
+def test_a_script_takes_this(page, words):
+    if words[0] == "-m":
+        name, arguments = words[1], words[2:]
+        found = importlib.util.find_spec(name)
+        assert found is not None
+        origin = found.origin if found.submodule_search_locations is None else f"{name}.__main__"
+        path = Path(origin) if origin and Path(origin).is_file() else ROOT.joinpath(*name.split("."), "__main__.py")
+    elif words[0] == "examples/NAME.py":
+        assert "examples/" in page.read_text() or page.parent.name == "examples"
+        return
+    else:
+        path, arguments = ROOT / words[0], words[1:]
+        if any(block.title == words[0] for block in blocks_of(page.read_text())):
+            return
+    assert path.is_file()
+    known = {
+        node.value
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    assert {word for word in arguments if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize(("page", "words"), chosen("make"))
+def test_a_target_exists(page, words):
+    subprocess.run(["make", "-n", *words], cwd=ROOT, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(("page", "words"), chosen("pip"))
+def test_an_extra_exists(page, words):
+    assert words[0] == "install"
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for word in words[1:]:
+        if found := re.fullmatch(r"icl\[([\w,]+)\]", word):
+            assert set(found[1].split(",")) <= set(extras)
+
+
+@pytest.mark.parametrize(("page", "words"), chosen("wandb"))
+def test_a_wandb_command_exists(page, words):
+    from wandb.cli.cli import cli
+
+    command = cli.get_command(None, words[0])  # type: ignore[arg-type]
+    known = {option for parameter in command.params for option in parameter.opts}
+    assert {word for word in words if word.startswith("--")} <= known
+    assert [word for word in words if word.startswith("sweeps/") and not (ROOT / word).is_file()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted({words[2] for _, words in EVERY if words[:2] == ["python", "-m"]}))
+def test_a_module_explains_itself(name):
+    done = subprocess.run([sys.executable, "-m", name, "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        each
+        for each in chosen("icl")
+        if each.values[1][0] in ("train", "llc") and str(each.values[1][1:2]).startswith("['sweeps/")
+    ],
+)
+def test_what_it_costs_can_be_asked(page, words, tmp_path):
+    if any(word.isupper() or "=FOLDER" in word for word in words):
+        pytest.skip("it has a place for what a reader has")
+    words = [str(ROOT / word) if word.startswith("sweeps/") else word for word in words]
+    command = [sys.executable, "-m", "icl", *words, "--dry-run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=surroundings(tmp_path))
+    trained = "has no checkpoints; train it first" in done.stdout + done.stderr
+    assert done.returncode == 0 or (words[0] == "llc" and trained), done.stdout + done.stderr
