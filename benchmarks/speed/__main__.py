@@ -200,7 +200,7 @@ def main() -> None:
     if not arguments.quick:
         kept = pd.read_csv(path, keep_default_na=False, na_values=["nan"]) if path.exists() else pd.DataFrame()
         if len(kept):
-            kept = kept[~kept["section"].isin(set(table["section"]))]
+            kept = pd.DataFrame(kept[~kept["section"].isin(list(table["section"]))])
         write_table(pd.concat([kept, table]), path, digits=6, missing="nan")
         write_pages(RESULTS)
 
