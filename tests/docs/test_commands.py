@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import os
 import re
 import shlex
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 import typer
 from reader import surroundings
+from typer.testing import CliRunner
 
 from docs.code_of_pages import blocks_of
 from icl.cli import app
@@ -97,6 +99,21 @@ def test_an_icl_command_takes_this(page, words):
             assert (ROOT / word).is_file()
     for setting in context.params.get("settings") or []:
         assert "=" in setting
+
+
+@pytest.mark.parametrize(
+    ("page", "words"), [each for each in chosen("icl") if each.values[1][0] in ("config", "presets", "runs", "doctor")]
+)
+def test_a_command_that_only_looks_runs(page, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if "s3://" in " ".join(words):
+        pytest.skip("tests/commands/test_runs.py copies to a bucket")
+    Path("checkpoints").mkdir()
+    settings: dict[str, str | None] = {
+        name: None for name in os.environ if name.startswith(("AWS_", "WANDB_", "LOCAL_ROOT"))
+    }
+    done = CliRunner().invoke(app, words, env=settings | {"DEVICE": "cpu"})
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize(("page", "words"), chosen("python"))
