@@ -51,7 +51,7 @@ def learning_coefficient(names: Names) -> Figure:
         arrowprops={"arrowstyle": "->", "color": OTHER},
     )
     left.set(xlabel="$w$", ylabel="loss", ylim=(-0.03, 1))
-    right.set(xlabel=r"$\epsilon$", ylabel=r"share of weights with loss < $\epsilon$", xscale="log", yscale="log")
+    right.set(xlabel=r"$\delta$", ylabel=r"share of weights with loss < $\delta$", xscale="log", yscale="log")
     for axis in (left, right):
         axis.legend()
     return figure
