@@ -4,6 +4,7 @@ Each command is first asked with --dry-run, then timed, in a fresh folder. Print
 2/3 and 3/2.
 """
 
+import argparse
 import os
 import re
 import subprocess
@@ -67,4 +68,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # so that --help explains, and starts nothing
     main()

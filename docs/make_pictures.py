@@ -1,18 +1,18 @@
 """The pictures and outputs of the concept pages: each page's own code is run, and its results are drawn.
 
-python docs/make_pictures.py [PAGE]       # such as sampling; default: all. Run it in the folder of the repository.
+python -m docs.make_pictures [PAGE]       # such as sampling; default: all. Run it in the folder of the repository.
 """
 
-import sys
+import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from code_of_pages import run_page, with_outputs
 from matplotlib.figure import Figure
 
-from icl.figures.style import FULL_WIDTH, MODEL, OPTIMAL, OTHER, ZERO, page, panels, save, shades
+from docs.code_of_pages import run_page, with_outputs
+from icl.figures.style import MODEL, OPTIMAL, OTHER, ZERO, page, panels, save, shades
 
 DOCS = Path(__file__).resolve().parent
 CONCEPTS, PICTURES = DOCS / "concepts", DOCS / "pictures"
@@ -33,7 +33,7 @@ def in_context_learning(names: Names) -> Figure:
 
 def learning_coefficient(names: Names) -> Figure:
     """Two losses of one weight, and the share of weights below a loss."""
-    figure, (left, right) = panels(1, 2, width=FULL_WIDTH, height=2.5)
+    figure, (left, right) = panels(1, 2, width=5.6, height=2.2)
     w = names["w"]
     levels = torch.logspace(-5, -1, 30, dtype=w.dtype)
     fine = torch.linspace(-1, 1, 400_001, dtype=w.dtype)
@@ -45,13 +45,13 @@ def learning_coefficient(names: Names) -> Figure:
     left.axhline(0.05, color=OTHER, ls=":")
     left.annotate(
         "the room below\nthis loss",
-        (0.35, 0.05),
-        (0.62, 0.35),
+        (0, 0.06),
+        (0, 0.3),
         ha="center",
         arrowprops={"arrowstyle": "->", "color": OTHER},
     )
     left.set(xlabel="$w$", ylabel="loss", ylim=(-0.03, 1))
-    right.set(xlabel=r"$\epsilon$", ylabel=r"share of weights with loss < $\epsilon$", xscale="log", yscale="log")
+    right.set(xlabel=r"$\delta$", ylabel=r"share of weights with loss < $\delta$", xscale="log", yscale="log")
     for axis in (left, right):
         axis.legend()
     return figure
@@ -59,7 +59,7 @@ def learning_coefficient(names: Names) -> Figure:
 
 def sampling(names: Names) -> Figure:
     """The draws of one chain on the contours of the loss, and the running estimates of all chains."""
-    figure, (left, right) = panels(1, 2, width=FULL_WIDTH, height=2.7)
+    figure, (left, right) = panels(1, 2, width=5.6, height=2.5)
     loss, chains, nbeta = names["loss"], torch.stack(names["chains"]), names["nbeta"]
     draws = names["draws"][::8, 0]
     steep, soft = torch.linspace(-0.8, 0.8, 90), torch.linspace(-1.3, 1.3, 90)
@@ -99,7 +99,7 @@ def nbeta_and_gamma(names: Names) -> Figure:
 
 def verdicts(names: Names) -> Figure:
     """Running estimates of every chain, for each setting."""
-    figure, axes = panels(1, 3, width=FULL_WIDTH, height=2.4, sharey=True)
+    figure, axes = panels(1, 3, width=5.6, height=2.1, sharey=True)
     for axis, (name, result) in zip(axes, names["results"].items(), strict=True):
         axis.plot(result.running.T, color=MODEL, lw=0.8)
         axis.axhline(2.5, color=OPTIMAL, ls="--")
@@ -127,4 +127,6 @@ def main(chosen: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", nargs="*", help=f"of {', '.join(DRAWN)}; default: all")
+    main(parser.parse_args().page)

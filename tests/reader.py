@@ -25,14 +25,12 @@ def surroundings(folder: Path) -> dict[str, str]:
     return kept | {"DEVICE": "cpu", "PATH": path, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
 
 
-def follow(page: Path, folder: Path, only: str = "") -> dict[str, Any]:
-    """Do what a page says, in the folder where the process is; only blocks with the text `only`. The names of its Python at the end."""
+def follow(page: Path, folder: Path) -> dict[str, Any]:
+    """Do what a page says in a folder, in which the process is, too. Returns the names of its Python at the end."""
     names: dict[str, Any] = {"__name__": page.stem}
     for block in blocks_of(page.read_text(encoding="utf-8")):
         if block.title:
             (folder / block.title).write_text(block.code)
-        elif only not in block.code:
-            continue
         elif block.language == "python":
             run(block.code, names, str(page))
         elif block.language == "sh":

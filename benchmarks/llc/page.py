@@ -1,5 +1,6 @@
 """The tables of docs/llc.md, from data/llc_accuracy: `python -m benchmarks.llc.page`."""
 
+import argparse
 from pathlib import Path
 
 import pandas as pd
@@ -168,5 +169,6 @@ def short(verdict: object) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # so that --help explains, and writes nothing
     write_atomically(PAGE, page(PAGE.read_text()).encode())
     print(PAGE.relative_to(ROOT))

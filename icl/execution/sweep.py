@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 import yaml
 
-from icl.config import ConfigError, Training
+from icl.config import ConfigError
 from icl.devices import available_cores, devices_for_runs, runs_at_once
 from icl.execution.display import runs_display
 from icl.execution.local import LocalProcess
@@ -21,9 +21,9 @@ from icl.execution.run import Command, is_complete
 from icl.execution.schedule import Launch, ScheduledRun, State, run_all
 from icl.execution.signals import status_of_stop
 from icl.execution.surroundings import SUPERVISOR, Surroundings
+from icl.execution.training_runs import batches
 from icl.native.quota import THREADS
 from icl.storage.files import write_atomically
-from icl.training.loop import seeds_left_out
 
 POINT = "sweep.yaml"
 
@@ -89,15 +89,6 @@ def scheduled_runs(units: Sequence[Sequence[RunConfig]], place: Surroundings) ->
         more = f" and {len(units[index]) - 1} more seeds" if len(units[index]) > 1 else ""
         scheduled.append(ScheduledRun(name + more, index, State.SKIPPED if complete else State.WAITING))
     return scheduled
-
-
-def batches(configs: Sequence[Training], parts: int) -> list[list[Training]]:
-    """Runs that differ only in their seeds together. If that gives fewer groups than `parts`, groups are divided."""
-    groups: dict[str, list[Training]] = {}
-    for index in by_name(configs).values():
-        groups.setdefault(seeds_left_out(configs[index]), []).append(configs[index])
-    each = -(-parts // len(groups))
-    return [part for group in groups.values() for start in range(each) if (part := group[start::each])]
 
 
 def least_busy(devices: Sequence[torch.device], busy: Sequence[torch.device]) -> torch.device:

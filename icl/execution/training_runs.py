@@ -62,16 +62,22 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
     return [outcomes[config.name] for config in configs]
 
 
+def batches(configs: Sequence[Training], parts: int = 1) -> list[list[Training]]:
+    """Runs that differ only in their seeds together. If that gives fewer groups than `parts`, groups are divided."""
+    groups: dict[str, list[Training]] = {}
+    for index in by_name(configs).values():
+        groups.setdefault(seeds_left_out(configs[index]), []).append(configs[index])
+    each = -(-parts // len(groups))
+    return [part for group in groups.values() for start in range(each) if (part := group[start::each])]
+
+
 def train_in_batches(configs: Sequence[Training], place: Surroundings) -> bool:
     """Train all runs, in groups that differ only in their seeds; True if all are finished.
 
     If a group is stopped, no further group is started.
     """
-    groups: dict[str, list[Training]] = {}
-    resolved = [place.with_kept_seed(config).resolved() for config in configs]
-    for index in by_name(resolved).values():
-        groups.setdefault(seeds_left_out(resolved[index]), []).append(resolved[index])
-    return all(all(outcome.finished for outcome in train_together(group, place)) for group in groups.values())
+    groups = batches([place.with_kept_seed(config).resolved() for config in configs])
+    return all(all(outcome.finished for outcome in train_together(group, place)) for group in groups)
 
 
 def batches_runs(place: Surroundings) -> bool:

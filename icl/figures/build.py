@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 Report = Callable[[str], None]
 
-_NOTEBOOK_DPI = 80  # small, because outputs of notebooks are committed
+_NOTEBOOK_DPI = 130  # labels of 8 points must be readable; more would make the committed outputs large
 
 
 StageChoice = Literal["found", "paper", "none"]

@@ -1,22 +1,24 @@
 """The Python in the pages runs and prints what stands below it; what a guide teaches works from its first block to its last."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from reader import follow
+from reader import follow, surroundings
 
 from docs.code_of_pages import blocks_of, run, run_page
+from icl.config.sweeps import expand, load_sweep
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 QUICK = ("in-context-learning", "learning-coefficient", "nbeta-and-gamma")
 SLOW = ("sampling", "verdicts")
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
-GUIDES = {"docs/own-sweep.md": "", "docs/own-model.md": "", "README.md": "my-sweep.yaml"}
-"""The pages that are followed, and what a block must contain if only some are."""
-BY_HAND = {"docs/llc.md", "docs/language.md", "CONTRIBUTING.md"}
+GUIDES = ("docs/own-sweep.md", "docs/own-model.md")
+ELSEWHERE = {"README.md", "docs/llc.md", "docs/language.md", "CONTRIBUTING.md"}
+"""Their blocks need names: below, and in tests/test_readme.py."""
 
 
 def test_every_page_with_python_is_run_by_a_test():
@@ -26,7 +28,7 @@ def test_every_page_with_python_is_run_by_a_test():
         for path in pages
         if any(block.language == "python" for block in blocks_of(path.read_text()))
     }
-    assert found == {*(f"docs/concepts/{name}.md" for name in (*QUICK, *SLOW)), *GUIDES, *BY_HAND}
+    assert found == {*(f"docs/concepts/{name}.md" for name in (*QUICK, *SLOW)), *GUIDES, *ELSEWHERE}
 
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
@@ -42,13 +44,36 @@ def test_a_concept_prints_what_the_page_shows(name, monkeypatch):
         )  # other processors round otherwise, and chains remember it
 
 
+SMALL = ["num_steps=3", "batch_size=2", "eval_batch_size=2", "logger_config.logging_steps={linear_space: 1}"]
+
+
+def test_the_sweep_that_a_reader_writes_trains(tmp_path):
+    (block,) = (block for block in blocks_of((DOCS / "own-sweep.md").read_text()) if block.title)
+    path = tmp_path / str(block.title)
+    path.write_text(block.code)
+    assert len(expand(load_sweep(path))) == 4
+    words = [
+        "icl",
+        "train",
+        path.name,
+        "--index",
+        "1",
+        "--tracking",
+        "local",
+        *(word for text in SMALL for word in ("--set", text)),
+    ]
+    done = subprocess.run(words, cwd=tmp_path, env=surroundings(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(list((tmp_path / "checkpoints" / "icl").glob("*-seed1-*/2.safetensors"))) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("page", GUIDES)
 def test_a_guide_works(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("LOCAL_ROOT", "AWS_BUCKET_NAME"):
         monkeypatch.delenv(name, raising=False)
-    follow(ROOT / page, tmp_path, GUIDES[page])
+    follow(ROOT / page, tmp_path)
 
 
 @pytest.mark.slow

@@ -13,6 +13,8 @@ from urllib.parse import unquote, urlparse
 import headless
 import pytest
 
+import icl.sampling
+
 ROOT = Path(__file__).parents[2]
 LOADING = {
     ("script", "src"),
@@ -61,6 +63,14 @@ def test_every_page_is_there(site):
     assert pages <= {path.relative_to(site) for path in site.rglob("*.html")}
     menu = (ROOT / "mkdocs.yml").read_text()
     assert [str(page) for page in pages if f": {page.with_suffix('.md')}\n" not in menu] == []
+
+
+def test_the_api_page_has_what_is_public():
+    page = (ROOT / "docs" / "api.md").read_text()
+    missing = [
+        name for package in (icl, icl.sampling) for name in package.__all__ if not re.search(rf"\b{name}\b", page)
+    ]
+    assert missing == ["__version__"]
 
 
 def test_what_pages_load_is_beside_them(site):

@@ -14,6 +14,7 @@ from icl.execution.run import is_complete
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
 from icl.storage import LocalStore, StorageError
+from icl.tracking import LocalTracker
 
 CONFIG = LLCConfig.parse(
     {
@@ -80,3 +81,16 @@ def test_a_record_that_cannot_be_read_is_named(place):
     with pytest.raises(StorageError, match=r"cannot read .*traces.jsonl: it is a pipe, a socket or a device"):
         run_llc(CONFIG, place)
     assert not is_complete(CONFIG, place)
+
+
+def test_chains_that_diverge_are_told_at_once(place, monkeypatch):
+    told = []
+    monkeypatch.setattr(LocalTracker, "alert", lambda tracker, title, text: told.append((title, text)))
+    wild = CONFIG.sampler_config.model_copy(update={"epsilon": 1e30})
+    config = CONFIG.model_copy(update={"sampler_config": wild})
+    assert run_llc(config, place) == 0
+    assert run_llc(CONFIG, place) == 0
+    assert told == [
+        ("Chains diverged", f"{config.name}, step {step}: 2 of 2 chains diverged")
+        for step in CONFIG.training.checkpoint_steps()
+    ]

@@ -13,7 +13,8 @@ from icl.execution import sweep as execution
 from icl.execution.local import LocalProcess
 from icl.execution.names import by_name
 from icl.execution.surroundings import Surroundings
-from icl.execution.sweep import batches, least_busy, run_sweep
+from icl.execution.sweep import least_busy, run_sweep
+from icl.execution.training_runs import batches
 from icl.tracking import read_metrics
 
 GPUS = [torch.device("cuda", index) for index in range(2)]

@@ -23,7 +23,7 @@ from icl.native.build import cache_folder
 from icl.storage import S3Store
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "slurm.sh"
-PATIENCE_S = 300
+PATIENCE_S = 900
 STEPS = 3000
 
 
