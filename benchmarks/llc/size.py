@@ -37,6 +37,7 @@ from icl.streams import Stream
 
 WIDTHS = (23, 71, 227, 709, 2239)
 CHAINS, BATCH = 8, 16
+EPSILON, GAMMA, NBETA = 1e-6, 1.0, 100.0
 
 
 def model_of(width: int) -> KnownModel:
@@ -55,7 +56,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def by_devinterp(model: KnownModel, draws: int, config: SamplerConfig) -> None:
+def by_devinterp(model: KnownModel, draws: int) -> None:
     """devinterp's estimate of the module on the model's one batch, as its documentation writes it."""
     from datasets import Dataset
     from devinterp.slt.llc import llc
@@ -69,8 +70,8 @@ def by_devinterp(model: KnownModel, draws: int, config: SamplerConfig) -> None:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         llc(
-            model.module, rows, {}, loss_fn=loss, batch_size=len(xs), num_init_loss_batches=1, lr=config.epsilon,
-            n_beta=config.nbeta, localization=config.gamma, num_chains=CHAINS, num_draws=draws, output_path=Path(folder) / "draws",
+            model.module, rows, {}, loss_fn=loss, batch_size=len(xs), num_init_loss_batches=1, lr=EPSILON,
+            n_beta=NBETA, localization=GAMMA, num_chains=CHAINS, num_draws=draws, output_path=Path(folder) / "draws",
         )  # fmt: skip
 
 
@@ -85,7 +86,7 @@ def times(width: int, repetitions: int) -> dict[str, float]:
     model, draws = model_of(width), {23: 400, 71: 200, 227: 60, 709: 20, 2239: 4}[width]
     size = 2 * width**2
     config = SamplerConfig(
-        sampling_method="langevin", num_chains=CHAINS, num_draws=draws, epsilon=1e-6, gamma=1.0, nbeta=100.0, init_seed=0
+        sampling_method="langevin", num_chains=CHAINS, num_draws=draws, epsilon=EPSILON, gamma=GAMMA, nbeta=NBETA, init_seed=0
     )  # fmt: skip
 
     def by_icl(draws: int) -> None:
@@ -96,7 +97,7 @@ def times(width: int, repetitions: int) -> dict[str, float]:
     held = torch.empty(size)
     for _ in range(repetitions):
         ours.append(of_one_gradient(by_icl, draws))
-        theirs.append(of_one_gradient(lambda count: by_devinterp(model, count, config), draws))
+        theirs.append(of_one_gradient(lambda count: by_devinterp(model, count), draws))
         noise.append(seconds(lambda: Stream(0, "benchmark").fill_normal(0, held)))
         randn.append(seconds(lambda: torch.randn(size, generator=generator)))
     return {
