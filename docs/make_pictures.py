@@ -1,17 +1,17 @@
 """The pictures and outputs of the concept pages: each page's own code is run, and its results are drawn.
 
-python docs/make_pictures.py [PAGE]       # such as sampling; default: all. Run it in the folder of the repository.
+python -m docs.make_pictures [PAGE]       # such as sampling; default: all. Run it in the folder of the repository.
 """
 
-import sys
+import argparse
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from code_of_pages import run_page, with_outputs
 from matplotlib.figure import Figure
 
+from docs.code_of_pages import run_page, with_outputs
 from icl.figures.style import MODEL, OPTIMAL, OTHER, ZERO, page, panels, save, shades
 
 DOCS = Path(__file__).resolve().parent
@@ -51,7 +51,7 @@ def learning_coefficient(names: Names) -> Figure:
         arrowprops={"arrowstyle": "->", "color": OTHER},
     )
     left.set(xlabel="$w$", ylabel="loss", ylim=(-0.03, 1))
-    right.set(xlabel=r"$\epsilon$", ylabel=r"share of weights with loss < $\epsilon$", xscale="log", yscale="log")
+    right.set(xlabel=r"$\delta$", ylabel=r"share of weights with loss < $\delta$", xscale="log", yscale="log")
     for axis in (left, right):
         axis.legend()
     return figure
@@ -127,4 +127,6 @@ def main(chosen: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("page", nargs="*", help=f"of {', '.join(DRAWN)}; default: all")
+    main(parser.parse_args().page)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from icl.native.random import fill_normals, threefry_words
+from icl.native.random import fill_normals, threefry_words, words_of
 
 MANY = 2**13
 """From so many normal deviates on they are made piece by piece, so that what is on the way stays in the cache."""
@@ -93,6 +93,11 @@ class Stream:
         words = torch.stack(self._words(step, _half(count), device), dim=-1).flatten()[:count]
         return _unit_interval(words).reshape(tuple(shape))
 
+    def signs(self, step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """Signs ±1 with equal probability, float32 (count,): -1 where `uniform` is below one half."""
+        words = torch.stack(self._words(step, _half(count), device), dim=-1).flatten()[:count]
+        return (words < 0).to(torch.float32).mul_(2.0).sub_(1.0)
+
     def integers(self, step: int, high: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Uniform integers in [0, high), int64; the bias is below high / 2^32.
 
@@ -130,12 +135,6 @@ def normals_of_streams(
     return [part[:count].reshape(tuple(shape)) for part, count, shape in zip(parts, counts, shapes, strict=True)]
 
 
-def uniforms_of_streams(streams: Sequence[Stream], step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-    """`stream.uniform(step, (count,))` of several streams, (E, count), computed in one go."""
-    words = [torch.stack(stream._words(step, _half(count), device), dim=-1).flatten()[:count] for stream in streams]
-    return _unit_interval(torch.stack(words))
-
-
 def keys_of(streams: Sequence[Stream], device: torch.device | str = "cpu") -> Tensor:
     """The keys of several streams, int32 (E, 2), for `normals`."""
     return torch.tensor([stream.key() for stream in streams], dtype=torch.int32, device=device)
@@ -146,10 +145,12 @@ def normals(keys: Tensor, steps: Tensor, count: int) -> Tensor:
 
     The same bits as `Stream.normal(step, (count,))` for every member and step.
     """
-    counter = torch.arange(_half(count), dtype=torch.int32, device=keys.device)
-    words = threefry2x32(
-        keys[:, 0, None, None], keys[:, 1, None, None], steps.to(torch.int32)[None, :, None], counter[None, None, :]
-    )
+    words = words_of(keys, steps, _half(count)) if keys.device.type == "cpu" else None
+    if words is None:
+        counter = torch.arange(_half(count), dtype=torch.int32, device=keys.device)
+        words = threefry2x32(
+            keys[:, 0, None, None], keys[:, 1, None, None], steps.to(torch.int32)[None, :, None], counter[None, None, :]
+        )
     return _normals_of(*words, count)
 
 

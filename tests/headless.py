@@ -3,6 +3,7 @@
 The protocol is that of its developer tools: messages in JSON, each ended by a zero byte, on the file descriptors 3 and 4.
 """
 
+import fcntl
 import json
 import os
 import select
@@ -12,7 +13,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
@@ -50,7 +50,7 @@ class Page:
         """As a reader types, where the cursor is."""
         self._call("Input.insertText", text=text)
 
-    def wait_for(self, condition: str, seconds: float = 20) -> Any:
+    def wait_for(self, condition: str, seconds: float = 60) -> Any:
         """The first true value of an expression."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -92,27 +92,21 @@ def page() -> Iterator[Page]:
     path = browser()
     assert path
     to_browser, from_browser = os.pipe(), os.pipe()
-
-    def as_three_and_four() -> None:
-        inner, outer = os.dup(to_browser[0]), os.dup(from_browser[1])
-        os.dup2(inner, 3)
-        os.dup2(outer, 4)
-
+    ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser[0], from_browser[1])]  # away from 3 and 4
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         process = subprocess.Popen(
             [
-                *(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
-                *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
+                *("bash", "-c", f'exec "$0" "$@" 3<&{ends[0]} 4>&{ends[1]}'),
+                *(path, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+                *("--disable-background-networking", "--disable-component-update"),
                 *("--remote-debugging-pipe", f"--user-data-dir={profile}"),
             ],
-            preexec_fn=as_three_and_four,
-            close_fds=False,
+            pass_fds=ends,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            cwd=Path(profile),
         )
-        os.close(to_browser[0])
-        os.close(from_browser[1])
+        for end in (*ends, to_browser[0], from_browser[1]):
+            os.close(end)
         try:
             yield Page(to_browser[1], from_browser[0])
         finally:

@@ -93,3 +93,9 @@ def test_the_global_random_state_is_neither_read_nor_written():
 def test_a_step_out_of_range_is_refused(step):
     with pytest.raises(ValueError, match="step must lie"):
         Stream(0, "x").normal(step, (3,))
+
+
+@pytest.mark.parametrize("count", [1, 7, 100])
+def test_signs_are_minus_one_where_the_uniform_number_is_below_one_half(count):
+    stream = Stream(3, "signs")
+    assert torch.equal(stream.signs(4, count), torch.where(stream.uniform(4, (count,)) < 0.5, -1.0, 1.0))

@@ -1,17 +1,25 @@
-"""What an estimate costs against the size of the model, on one CPU thread, beside devinterp's sampler on the same gradients.
+"""What an estimate costs against the size of the model, on one CPU thread, beside devinterp 2.0.1.
 
     python -m benchmarks.llc.size [--output data/llc_accuracy] [--figure FILE]
 
-For deep linear networks of 10^3 to 10^7 parameters at a batch of 16: processor milliseconds per gradient of icl's default kernel (8
-chains, its looks and tests of the target included) and of devinterp's SGLD, which alternate in one process; of noise alone, by icl's
-reproducible generator and by `torch.randn`; and the peak of memory of a run of the automatic setting, its pilot included, in vectors of
-the parameters per chain, measured in a process of its own.
+For linear networks of two layers and 10^3 to 10^7 parameters at a batch of 16, with 8 chains, processor milliseconds per gradient:
+
+- of `estimate_llc(model, loss, data)` with the default kernel, tests of the target included, and of `devinterp.slt.llc.llc`: what a
+  researcher runs. What a call costs once, such as loading, is left out: a run is compared with one four times as long;
+- of noise alone, by icl's reproducible generator and by `torch.randn`.
+
+The two sides alternate in one process. And the peak of memory of a run of the automatic setting, its pilot included, in vectors of the
+parameters per chain, measured in a process of its own.
 """
 
 import argparse
+import contextlib
+import io
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
@@ -19,8 +27,7 @@ from statistics import median
 import pandas as pd
 import torch
 
-from benchmarks.llc.devinterp import devinterp_estimate
-from icl.sampling import AUTOMATIC, SamplerConfig
+from icl.sampling import AUTOMATIC, SamplerConfig, estimate_llc
 from icl.sampling.diagnostics import student_factor
 from icl.sampling.llc import Inputs, estimate_llc_of
 from icl.sampling.objective import ModuleObjective
@@ -30,6 +37,7 @@ from icl.streams import Stream
 
 WIDTHS = (23, 71, 227, 709, 2239)
 CHAINS, BATCH = 8, 16
+EPSILON, GAMMA, NBETA = 1e-6, 1.0, 100.0
 
 
 def model_of(width: int) -> KnownModel:
@@ -48,24 +56,52 @@ def seconds(call: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
+def by_devinterp(model: KnownModel, draws: int) -> None:
+    """devinterp's estimate of the module on the model's one batch, as its documentation writes it."""
+    from datasets import Dataset
+    from devinterp.slt.llc import llc
+
+    xs, ys = model.batch
+    rows = Dataset.from_dict({"input_ids": [[index, 0] for index in range(len(xs))]}).with_format("torch")
+
+    def loss(module: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
+        return (module(xs[ids[:, 0]]) - ys[ids[:, 0]]).square().mean(dim=-1, keepdim=True)
+
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        llc(
+            model.module, rows, {}, loss_fn=loss, batch_size=len(xs), num_init_loss_batches=1, lr=EPSILON,
+            n_beta=NBETA, localization=GAMMA, num_chains=CHAINS, num_draws=draws, output_path=Path(folder) / "draws",
+        )  # fmt: skip
+
+
+def of_one_gradient(run: Callable[[int], object], draws: int) -> float:
+    """Processor milliseconds, from a run and one four times as long."""
+    short, long = seconds(lambda: run(draws)), seconds(lambda: run(4 * draws))
+    return 1000 * (long - short) / (3 * CHAINS * draws)
+
+
 def times(width: int, repetitions: int) -> dict[str, float]:
     """One row, without the memory."""
-    model, draws = model_of(width), {23: 1500, 71: 600, 227: 120, 709: 30, 2239: 8}[width]
-    objective, size = model.objective(), 2 * width**2
+    model, draws = model_of(width), {23: 400, 71: 200, 227: 60, 709: 20, 2239: 4}[width]
+    size = 2 * width**2
     config = SamplerConfig(
-        sampling_method="langevin", num_chains=CHAINS, num_draws=draws, epsilon=1e-6, gamma=1.0, nbeta=100.0, init_seed=0
+        sampling_method="langevin", num_chains=CHAINS, num_draws=draws, epsilon=EPSILON, gamma=GAMMA, nbeta=NBETA, init_seed=0
     )  # fmt: skip
+
+    def by_icl(draws: int) -> None:
+        estimate_llc(model.module, model.loss_fn, [model.batch], config.model_copy(update={"num_draws": draws}))
+
     ours, theirs, noise, randn = [], [], [], []
     generator = torch.Generator().manual_seed(0)
     held = torch.empty(size)
     for _ in range(repetitions):
-        ours.append(seconds(lambda: estimate_llc_of(objective, Inputs([model.batch]), config)))
-        theirs.append(seconds(lambda: devinterp_estimate(model, "devinterp sgld", 1e-6, 1.0, CHAINS * draws, config)))
+        ours.append(of_one_gradient(by_icl, draws))
+        theirs.append(of_one_gradient(lambda count: by_devinterp(model, count), draws))
         noise.append(seconds(lambda: Stream(0, "benchmark").fill_normal(0, held)))
         randn.append(seconds(lambda: torch.randn(size, generator=generator)))
-    gradients = CHAINS * draws
     return {
-        "parameters": size, "icl": 1000 * median(ours) / gradients, "devinterp sgld": 1000 * median(theirs) / gradients,
+        "parameters": size, "icl": median(ours), "devinterp": median(theirs),
         "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
         "noise": 1000 * median(noise), "randn": 1000 * median(randn),
     }  # fmt: skip
@@ -100,13 +136,13 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    for column in ("icl", "devinterp sgld", "noise", "randn"):
+    for column in ("icl", "devinterp", "noise", "randn"):
         axes.loglog(
             table["parameters"],
             table[column],
             marker="o",
             label=column,
-            linestyle="-" if column in ("icl", "devinterp sgld") else ":",
+            linestyle="-" if column in ("icl", "devinterp") else ":",
         )
     axes.set(xlabel="parameters", ylabel="processor ms per gradient and chain (noise: per vector)")
     axes.legend(frameon=False)

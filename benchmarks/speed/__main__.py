@@ -9,26 +9,19 @@ where there are two cores. What each row does is in `benchmarks.speed.cases`.
 
 import argparse
 import os
-import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pandas as pd
-import torch
 
 from benchmarks.speed import cases
+from benchmarks.speed.machine import CORES, RESULTS, device_name, slug
 from benchmarks.speed.table import SHOWN, markdown, write_pages
 from benchmarks.speed.workers import Timing, Variant, take_turns
 from icl.storage.files import write_table
-
-RESULTS = Path(__file__).parents[1] / "results"
-CORES = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Two at most: the numbers that are asked for are those of two cores."""
 
 
 def training(quick: bool) -> Iterator[dict]:
@@ -186,24 +179,6 @@ def row(section: str, unit: str, variant: str, timing: Timing, baseline: Timing 
     }  # fmt: skip
 
 
-def device_name() -> str:
-    """The processor, its cores in use, and the versions that decide its speed."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        flags = next(line for line in lines if line.startswith("flags"))
-        vectors = "AVX-512" if "avx512f" in flags else "AVX2" if "avx2" in flags else "SSE"
-        model = f"{model} ({vectors})"
-    except (OSError, StopIteration):
-        model = platform.processor() or platform.machine()
-    return f"{model}, {CORES} cores, torch {torch.__version__.split('+')[0]}"
-
-
-def slug(device: str) -> str:
-    """The device's name, without versions, as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9]+", "-", device.split(", torch")[0]).strip("-").lower()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it runs; nothing is written")
@@ -225,7 +200,7 @@ def main() -> None:
     if not arguments.quick:
         kept = pd.read_csv(path, keep_default_na=False, na_values=["nan"]) if path.exists() else pd.DataFrame()
         if len(kept):
-            kept = kept[~kept["section"].isin(set(table["section"]))]
+            kept = pd.DataFrame(kept[~kept["section"].isin(list(table["section"]))])
         write_table(pd.concat([kept, table]), path, digits=6, missing="nan")
         write_pages(RESULTS)
 

@@ -47,9 +47,7 @@ def engine(name: str, precision: Any, device: torch.device) -> BatchedLossAndGra
         from icl.engine.fused import fused_loss_and_grad
 
         return partial(fused_loss_and_grad, cases.PAPER, precision=precision)
-    work: BatchedLossAndGrad = partial(batched_loss_and_grad, cases.PAPER)
-    if name == "compiled":
-        work = _compiled
+    work = compiled() if name == "compiled" else partial(batched_loss_and_grad, cases.PAPER)
 
     def run(flats: Tensor, xs: Tensor, ys: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
         with matmul_precision(precision, device):
@@ -64,14 +62,17 @@ def _token_losses(flats: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     return (many(unflatten(cases.PAPER, flats), xs, ys) - ys).square().mean(dim=(1, 3))
 
 
-_compiled_losses = torch.compile(_token_losses, dynamic=False)
+def compiled() -> BatchedLossAndGrad:
+    """The same function with its forward pass compiled by PyTorch, which compiles the backward pass with it."""
+    token_losses = torch.compile(_token_losses, dynamic=False)
 
+    def run(flats: Tensor, xs: Tensor, ys: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        leaf = flats.detach().requires_grad_()
+        losses = token_losses(leaf, xs, ys)
+        (gradients,) = torch.autograd.grad(losses.mean(dim=1).sum(), leaf)
+        return losses.detach(), gradients
 
-def _compiled(flats: Tensor, xs: Tensor, ys: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    leaf = flats.detach().requires_grad_()
-    losses = _compiled_losses(leaf, xs, ys)
-    (gradients,) = torch.autograd.grad(losses.mean(dim=1).sum(), leaf)
-    return losses.detach(), gradients
+    return run
 
 
 def inputs(members: int, batch: int, shared: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from benchmarks.speed import CORES, RESULTS, cases, device_name, slug
+from benchmarks.speed import cases
+from benchmarks.speed.machine import CORES, RESULTS, device_name, slug
 from benchmarks.speed.workers import Timing, Variant, take_turns
 from icl.storage.files import write_table
 

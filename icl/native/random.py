@@ -35,6 +35,19 @@ def threefry_words(key: tuple[int, int], step: int, count: int) -> Tensor:
     return words
 
 
+def words_of(keys: Tensor, steps: Tensor, count: int) -> tuple[Tensor, Tensor] | None:
+    """Both words of several keys (E, 2) at steps (S,) and counters 0..count - 1: int32 (E, S, count) each. None without a compiler."""
+    library = _library()
+    if library is None:
+        return None
+    keys, steps = keys.contiguous(), steps.to(torch.int32).contiguous()
+    first, second = (torch.empty((len(keys), len(steps), count), dtype=torch.int32) for _ in range(2))
+    library.threefry_many(
+        len(keys), keys.data_ptr(), len(steps), steps.data_ptr(), count, first.data_ptr(), second.data_ptr()
+    )
+    return first, second
+
+
 def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
     """Write the first N standard normal deviates of a key at a step into `out`, float32 (N,) on cpu. False without a compiler.
 
@@ -89,6 +102,7 @@ def _library() -> ctypes.CDLL | None:
     words, number, place = [ctypes.c_uint32] * 3, ctypes.c_int64, ctypes.c_void_p
     arguments = {
         "threefry_words": [*words, number, place],
+        "threefry_many": [number, place, number, place, number, place, place],
         "threefry_polar": [*words, number, number, place],
         "interleave": [number, place, place, place, place],
     }

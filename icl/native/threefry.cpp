@@ -34,6 +34,23 @@ extern "C" void threefry_words(uint32_t key0, uint32_t key1, uint32_t step, int6
     }
 }
 
+// first, second (members, steps, count): the words of each key, a row of keys (members, 2), at each step.
+extern "C" void threefry_many(
+    int64_t members, const uint32_t* keys, int64_t steps, const uint32_t* numbers, int64_t count, uint32_t* __restrict first,
+    uint32_t* __restrict second) {
+    for (int64_t member = 0; member < members; member++) {
+        const uint32_t key0 = keys[2 * member], key1 = keys[2 * member + 1];
+        const uint32_t all[3] = {key0, key1, key0 ^ key1 ^ 0x1BD11BDAu};
+        for (int64_t step = 0; step < steps; step++, first += count, second += count) {
+            for (int64_t i = 0; i < count; i++) {
+                const Words pair = threefry(all, numbers[step], uint32_t(i));
+                first[i] = pair.first;
+                second[i] = pair.second;
+            }
+        }
+    }
+}
+
 static inline float unit_interval(uint32_t word) { return (float(int32_t(word >> 8)) + 0.5f) * 0x1p-24f; }
 
 // uniform (2, count): the words at the counters (step, start), ..., the first as a number in (0, 1), the second as an

@@ -30,6 +30,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from icl.native.langevin import langevin_step
 from icl.sampling.sgld import SGLDConfig, clamp_to_box, potential_gradient
 
 
@@ -60,9 +61,15 @@ def step(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: 
     """One update from ∇L at the current position and standard normal noise."""
     time = state.epsilon.sqrt()
     keep = torch.exp(-friction_of(config) * time)
+    rough = (1.0 - keep.square()).sqrt() * config.noise_level
+    if config.bounding_box is None:
+        tensors = (state.position, state.anchor, gradient, noise, state.momentum)
+        moved = langevin_step((config.nbeta, config.gamma, config.weight_decay), (time, keep, rough), tensors)
+        if moved is not None:
+            return replace(state, position=moved[0], momentum=moved[1])
     momentum = state.momentum - time * potential_gradient(config, state.position, state.anchor, gradient)
     halfway = state.position + 0.5 * time * momentum
-    momentum = keep * momentum + (1.0 - keep.square()).sqrt() * config.noise_level * noise
+    momentum = keep * momentum + rough * noise
     moved = halfway + 0.5 * time * momentum
     position = clamp_to_box(moved, state.anchor, config.bounding_box)
     momentum = torch.where(position == moved, momentum, -momentum)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from icl.sampling.diagnostics import BATCHES, FEW_CHAINS, student_factor
-from icl.streams import Stream, uniforms_of_streams
+from icl.streams import Stream
 
 if TYPE_CHECKING:
     from icl.sampling.plan import Plan, StepData
@@ -114,8 +114,8 @@ _WIDTHS = {torch.float64: 1e-3}
 
 
 def _signs(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
-    probes = [Stream(seed, "chain/probe") for seed in seeds]
-    return torch.where(uniforms_of_streams(probes, draw, like.shape[1], like.device) < 0.5, -1.0, 1.0).to(like)
+    streams = [Stream(seed, "chain/probe") for seed in seeds]
+    return torch.stack([stream.signs(draw, like.shape[1], like.device) for stream in streams]).to(like)
 
 
 def stiff_ratio(stiff: Tensor, trace: Tensor) -> Ratio:

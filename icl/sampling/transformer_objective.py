@@ -177,7 +177,9 @@ def _in_weights(
     if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained and config.autocast is None:
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
-        return TransformerObjective(model, config.include, config.exclude, threads, None, mask, config.matmul_precision)
+        return TransformerObjective(
+            model, config.include, config.exclude, threads, mask=mask, precision=config.matmul_precision
+        )
     if config.autocast is not None:
         loss_fn = in_bf16(loss_fn, device)
     objective = ModuleObjective(model, loss_fn, config.include, config.exclude, mask=mask)

@@ -163,3 +163,18 @@ def test_thermostat_absorbs_isotropic_gradient_noise():
             total += float(state.position.square().mean()) / 800
     assert float(state.thermostat) > 0.1
     assert total == pytest.approx(1.0, rel=0.08)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize("size", [(3, 1), (8, 1009), (1, 40_000)])
+def test_the_compiled_langevin_step_has_pytorchs_bits(size, decay, monkeypatch):
+    config = langevin.LangevinConfig(nbeta=123.4, gamma=3.3, weight_decay=decay)
+    stream = Stream(1, "compiled-step")
+    away, momentum, gradient, noise = (stream.normal(step, size) for step in range(4))
+    anchor = stream.child("anchor").normal(0, size[1:]).expand(size)
+    state = langevin.LangevinState(anchor + 0.01 * away, anchor, torch.full((size[0], 1), 1e-4), momentum)
+    compiled = langevin.step(config, state, gradient, noise)
+    monkeypatch.setattr(langevin, "langevin_step", lambda *_: None)
+    plain = langevin.step(config, state, gradient, noise)
+    assert torch.equal(compiled.position, plain.position)
+    assert torch.equal(compiled.momentum, plain.momentum)

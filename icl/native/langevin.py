@@ -1,0 +1,68 @@
+"""One step of the underdamped Langevin kernel on the CPU, compiled: one pass in place of a dozen.
+
+Shapes: E chains, P coordinates.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from icl.native.build import NativeUnavailable, load_library
+
+_SOURCE = Path(__file__).with_name("langevin.cpp")
+
+
+def langevin_step(
+    constants: tuple[float, float, float], of_chains: tuple[Tensor, Tensor, Tensor], tensors: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """The new positions and momenta (E, P), with the bits of `icl.sampling.langevin.step`; None where it must be done by PyTorch.
+
+    Args:
+        constants: nβ, γ and the weight decay.
+        of_chains: h, exp(−ηh) and √(1 − exp(−2ηh)) s, each (E, 1).
+        tensors: positions, anchors, gradients, noise and momenta, each (E, P).
+    """
+    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in tensors):
+        return None
+    if any(each.ndim != 2 or each.stride(1) != 1 for each in tensors):
+        return None
+    library = _library()
+    if library is None:
+        return None
+    chains, count = tensors[0].shape
+    position, momentum = torch.empty(chains, count), torch.empty(chains, count)
+    rows = [each.contiguous() for each in of_chains]
+    places = [number for each in tensors for number in (each.data_ptr(), each.stride(0))]
+    library.langevin_step(
+        chains,
+        count,
+        *constants,
+        *(each.data_ptr() for each in rows),
+        *places,
+        position.data_ptr(),
+        momentum.data_ptr(),
+    )
+    return position, momentum
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = load_library(_SOURCE, {})
+    except NativeUnavailable:
+        return None
+    number, place = ctypes.c_int64, ctypes.c_void_p
+    library.langevin_step.argtypes = [
+        number,
+        number,
+        *[ctypes.c_float] * 3,
+        *[place] * 3,
+        *[place, number] * 5,
+        place,
+        place,
+    ]
+    library.langevin_step.restype = None
+    return library
