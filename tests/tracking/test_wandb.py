@@ -15,8 +15,8 @@ from wandb_server import wandb_server
 from icl.config import ConfigError
 from icl.tracking import LocalTracker, NullTracker, read_metrics
 from icl.tracking.agent import agent_run
-from icl.tracking.opening import open_tracker, replay
-from icl.tracking.wandb import wandb_is_set_up
+from icl.tracking.opening import _unless_given, open_tracker, replay
+from icl.tracking.wandb import Labels, wandb_is_set_up
 
 STEPS = 40
 PATIENCE_S = 300  # of the tests themselves, on a machine that does much else
@@ -199,3 +199,10 @@ def test_the_agents_configuration_is_read_from_its_file(tmp_path):
     path.unlink()
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         agent_run(environ)
+
+
+def test_the_clients_own_variables_take_precedence_over_labels():
+    labels = Labels("trial", ("small", "two seeds"), "train")
+    assert labels.arguments == {"group": "trial", "tags": ("small", "two seeds"), "job_type": "train"}
+    variables = {"WANDB_RUN_GROUP": "another", "WANDB_TAGS": "large", "WANDB_JOB_TYPE": ""}
+    assert _unless_given(labels, variables).arguments == {"job_type": "train"}
