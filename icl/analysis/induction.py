@@ -2,7 +2,7 @@
 
 A previous-token head attends to the token before the query. An induction head attends to the token after an earlier occurrence of
 the query's token (prefix matching). Both scores are measured on random tokens, where only the order of tokens can be used (Olsson et
-al. 2022, arXiv 2209.11895; arXiv 2402.02364).
+al. 2022, arXiv 2209.11895; arXiv 2402.02364). What the circuit is good for is measured on random tokens that stand twice (repetition gain).
 
 Shapes: S sequences, T tokens, L blocks, H heads.
 """
@@ -16,6 +16,8 @@ from icl.streams import Stream
 
 Patterns = Callable[[Tensor], Sequence[Tensor]]
 """tokens (S, T) -> attention (S, H, T, T) of each block, queries × keys."""
+Losses = Callable[[Tensor], Tensor]
+"""tokens (S, T) -> losses (S, T - 1) of the next tokens."""
 
 SAMPLES = 10_000
 LENGTHS = (16, 64)
@@ -78,3 +80,41 @@ def prefix_matching_scores(
         total = scores if total is None else total + scores
     assert total is not None
     return total / samples
+
+
+def repeated_rows(
+    d_vocab: int, begin: int, samples: int = SAMPLES, length: int = REPEATED_LENGTH, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Rows (S, 1 + 2N) of BOS, N random tokens and the same N tokens again; and rows in which the first N are in another order.
+
+    N is the largest for which a row has at most `length`.
+    """
+    stream, count = Stream(seed, "repeated rows"), (length - 1) // 2
+    part = stream.integers(0, d_vocab, (samples, count))
+    order = stream.child("order").uniform(0, (samples, count)).argsort(dim=1)
+    start = torch.full((samples, 1), begin, dtype=part.dtype)
+    return torch.cat([start, part, part], dim=1), torch.cat([start, part.gather(1, order), part], dim=1)
+
+
+@torch.no_grad()
+def repetition_gain(
+    losses: Losses, d_vocab: int, begin: int, samples: int = SAMPLES, length: int = REPEATED_LENGTH, seed: int = 0
+) -> float:
+    """Mean loss on random tokens that stand there a second time, less the same after another order of them. **Negative is induction.**
+
+    In nats. The first token of the copy does not count: nothing announces that a copy begins. The two rows that are compared have the
+    same tokens, and the same copy at the same place. So a model gains nothing by knowing bigrams, or by favouring what it has read,
+    but only by the order in which it has read it.
+
+    Raises:
+        ValueError: a row of `length` has no room for two tokens twice.
+    """
+    if length < 5:
+        raise ValueError(f"two tokens that stand twice after BOS need rows of 5 tokens or more, got length {length}")
+    same, other = repeated_rows(d_vocab, begin, samples, length, seed)
+    count = same.shape[1] // 2
+    copied, shuffled = (
+        torch.cat([losses(part)[:, count + 1 :] for part in rows.split(AT_ONCE)]).double().mean()
+        for rows in (same, other)
+    )
+    return float(copied - shuffled)

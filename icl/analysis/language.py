@@ -4,7 +4,8 @@ There are three tables, each with the columns `model_seed` (0 if none is known) 
 
 - `behaviour`: `test/loss` (nats), `test/icl` (`icl.analysis.context`; negative is in-context learning), `test/loss_without_positions`
   (positional ablation: the position embedding set to zero), `bigram_score` with its minimum `bigram_entropy`, `unigram_entropy`,
-  `ngram_loss/n` if words are known, `previous_token/max` and `prefix_matching/max` over the heads of all blocks, `weight/norm`;
+  `ngram_loss/n` if words are known, `previous_token/max` and `prefix_matching/max` over the heads of all blocks, `repetition_gain`
+  (`icl.analysis.induction`; negative is induction), `weight/norm`;
 - `token_losses`: `loss/k`, the loss of token k + 1, predicted from tokens 0..k;
 - `heads`: per `block` and `head`, `previous_token` and `prefix_matching` (`icl.analysis.induction`), and `k_composition`, the largest
   K-composition with a head of the block before (`icl.analysis.composition`).
@@ -24,7 +25,13 @@ from icl import __version__
 from icl.analysis.bigrams import bigram_counts, bigram_entropy, bigram_score, unigram_entropy
 from icl.analysis.composition import k_composition
 from icl.analysis.context import in_context_score
-from icl.analysis.induction import LENGTHS, REPEATED_LENGTH, prefix_matching_scores, previous_token_scores
+from icl.analysis.induction import (
+    LENGTHS,
+    REPEATED_LENGTH,
+    prefix_matching_scores,
+    previous_token_scores,
+    repetition_gain,
+)
 from icl.analysis.ngrams import ngram_losses
 from icl.analysis.tables import AnalysisTable
 from icl.evals import weight_norm
@@ -77,8 +84,14 @@ def measure_language(model: AttentionOnlyTransformer, data: LanguageData) -> dic
     mean = torch.cat(losses).mean(dim=0)
     longest = (min(LENGTHS[0], shape.n_ctx), min(LENGTHS[1], shape.n_ctx))
     previous = previous_token_scores(model.patterns, shape.d_vocab, data.begin, data.samples, longest)
-    prefix = prefix_matching_scores(
-        model.patterns, shape.d_vocab, data.begin, data.samples, min(REPEATED_LENGTH, shape.n_ctx)
+    repeated = min(REPEATED_LENGTH, shape.n_ctx)
+    prefix = prefix_matching_scores(model.patterns, shape.d_vocab, data.begin, data.samples, repeated)
+    gain = repetition_gain(
+        lambda tokens: token_losses(logits_of(weights, tokens), tokens),
+        shape.d_vocab,
+        data.begin,
+        data.samples,
+        repeated,
     )
     count = len(data.test)
     behaviour = {
@@ -91,6 +104,7 @@ def measure_language(model: AttentionOnlyTransformer, data: LanguageData) -> dic
         **ngram_losses(lambda tokens: logits_of(weights, tokens), data.words, data.begin),
         "previous_token/max": float(previous.max()),
         "prefix_matching/max": float(prefix.max()),
+        "repetition_gain": gain,
         "weight/norm": weight_norm(weights),
     }
     composed = [torch.full((shape.n_heads,), torch.nan)]

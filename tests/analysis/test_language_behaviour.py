@@ -11,7 +11,7 @@ import torch
 from icl.analysis.bigrams import bigram_counts, bigram_entropy, bigram_score, conditional, unigram_entropy
 from icl.analysis.composition import k_composition
 from icl.analysis.context import in_context_score, score_places
-from icl.analysis.induction import prefix_matching_scores, previous_token_scores
+from icl.analysis.induction import prefix_matching_scores, previous_token_scores, repeated_rows, repetition_gain
 from icl.analysis.ngrams import common_words, ngram_losses
 from icl.subjects.language import token_losses
 
@@ -74,6 +74,43 @@ def test_induction_lowers_the_loss_late_in_rows_that_repeat():
 
     assert score(by_hand.made_by_hand()) < -1
     assert abs(score(by_hand.made_by_hand(induction=False))) < 0.2
+
+
+def gain_of(model, samples=211):
+    return repetition_gain(lambda tokens: token_losses(model(tokens), tokens), V, 0, samples, N_CTX)
+
+
+def test_only_an_induction_pair_gains_from_what_stands_twice():
+    assert gain_of(by_hand.made_by_hand()) < -1
+    assert gain_of(by_hand.made_by_hand(induction=False)) == pytest.approx(0, abs=1e-5)
+    # Its block 1 favours all that it has read, whatever the order.
+    assert gain_of(by_hand.made_by_hand(previous=False)) == pytest.approx(0, abs=1e-4)
+
+
+def test_bigrams_gain_nothing_and_a_perfect_copy_the_whole_loss():
+    logits = torch.randn(V, V, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+    bigrams = repetition_gain(lambda tokens: token_losses(logits[tokens], tokens), V, 0, 29, 12)
+    assert bigrams == pytest.approx(0, abs=1e-12)
+
+    def copy(tokens):
+        again = (tokens[:, 1:6] == tokens[:, 6:]).all(dim=1)
+        losses = torch.full((len(tokens), 10), math.log(V))
+        losses[again, 6:] = 0.0  # loss 5 is that of the copy's first token
+        return losses
+
+    assert repetition_gain(copy, 10**6, 0, 29, 12) == pytest.approx(-math.log(V))
+
+
+def test_rows_that_repeat():
+    same, other = repeated_rows(V, 3, 29, 12)
+    assert same.shape == other.shape == (29, 11)
+    assert (same[:, 0] == 3).all()
+    assert same[:, 1:6].equal(same[:, 6:])
+    assert other[:, 6:].equal(same[:, 6:])
+    assert not other.equal(same)
+    assert other.sort(dim=1).values.equal(same.sort(dim=1).values)
+    with pytest.raises(ValueError, match="rows of 5 tokens or more"):
+        repetition_gain(lambda tokens: tokens, V, 0, 29, 4)
 
 
 def test_places_of_the_in_context_score():
