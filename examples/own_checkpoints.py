@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-SWEEP = """\
-method: grid
+SWEEP = """method: grid
 parameters:
   subject: {value: checkpoints}
   subject_config:
@@ -18,7 +17,8 @@ parameters:
       model: {value: "own_checkpoints:network"}
       loss: {value: "own_checkpoints:loss"}
       batches: {value: "own_checkpoints:batches"}
-  sampler_config: {parameters: {num_draws: {value: 3000}, sampling_method: {value: langevin}, epsilon: {value: 1.0e-4}, init_seed: {value: 0}}}
+  sampler_config:
+    parameters: {num_draws: {value: 3000}, sampling_method: {value: langevin}, epsilon: {value: 0.0001}, init_seed: {value: 0}}
 """
 
 
