@@ -44,10 +44,8 @@ def noise_blocks(
     streams = [Stream(seed, purpose) for seed in seeds]
     if like.shape[1] > LONG and like.device.type == "cpu":
         for step in range(first, steps):
-            noise = torch.empty(like.shape)
-            for stream, own in zip(streams, noise, strict=True):
-                stream.fill_normal(step, own)
-            yield noise.to(like.dtype)
+            # Without a name, so that a generator that waits holds no noise.
+            yield torch.stack([stream.normal(step, like.shape[1:]) for stream in streams]).to(like.dtype)
         return
     keys = keys_of(streams, like.device)
     block = max(1, min(steps, _block_size(like.device) // like.numel()))
