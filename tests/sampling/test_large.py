@@ -30,7 +30,7 @@ def estimates(monkeypatch, config, **more):
     monkeypatch.setattr("icl.sampling.objective.VECTORISE_BELOW", 0)
     together = estimate_llc(model(), squares, BATCHES, config, **more)
     monkeypatch.setattr("icl.sampling.chains.ONE_BY_ONE", 0)
-    monkeypatch.setattr("icl.sampling.chains.PIECE", 7)
+    monkeypatch.setattr("icl.sampling.pieces.PIECE", 8)
     return together, estimate_llc(model(), squares, BATCHES, config, **more)
 
 
