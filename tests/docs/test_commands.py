@@ -12,13 +12,16 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import typer
 from reader import surroundings
 from typer.testing import CliRunner
 
 from docs.code_of_pages import blocks_of
 from icl.cli import app
+from icl.subjects.language import AttentionOnlyTransformer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -135,8 +138,8 @@ parameters:
 """
 FILES = ("SWEEP.yaml", "SWEEP", "FILE", "mine.yaml", "my-sweep.yaml")
 FEW = [f"--set=sampler_config.{each}" for each in ("num_draws=12", "num_burnin_steps=2", "grad_batch_size=8")]
-DONE_ELSEWHERE = {"figures": "tests/commands/test_journey.py"}
-"""Commands that another test runs on a reader's own runs, and that take long."""
+DONE_ELSEWHERE = {"figures": "tests/commands/test_journey.py", "runs": "tests/commands/test_runs.py"}
+"""Commands that another test runs on a reader's own runs, because they take long or need a bucket."""
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +148,10 @@ def home(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     for name in FILES:
         (folder / name).write_text(SMALL)
+    (folder / "FOLDER").mkdir()
+    language = AttentionOnlyTransformer(n_layers=2, d_model=11, n_heads=3, d_head=5, n_ctx=19, d_vocab=17)
+    torch.save(language.state_dict(), folder / "FOLDER" / "checkpoint_0000100.pth")
+    np.save(folder / "rows.npy", np.random.default_rng(0).integers(0, 17, (29, 19)))
     (folder / "own-model.yaml").write_text(OWN_MODEL)
     (folder / "quadratic_of_a_reader.py").write_text((ROOT / "tests/subjects/quadratic.py").read_text())
     for line in (
@@ -178,7 +185,8 @@ def typed(words: list[str], folder: Path) -> None:
 
 
 def takes_own_runs(words: list[str]) -> bool:
-    return words[0] not in DONE_ELSEWHERE and any(word in (*FILES, "RUN", "data/NAME") for word in words[1:])
+    made = (*FILES, "RUN", "FOLDER", "data/NAME")
+    return words[0] not in DONE_ELSEWHERE and any(word in made for word in words[1:])
 
 
 @pytest.mark.parametrize(("page", "words"), [each for each in chosen("icl") if takes_own_runs(each.values[1])])
