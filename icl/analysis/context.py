@@ -16,7 +16,7 @@ def score_places(length: int) -> tuple[int, int]:
     return early, late
 
 
-def in_context_score(losses: Tensor, places: tuple[int, int] | None = None) -> float:
+def in_context_score(losses: Tensor, places: tuple[int, int] | None = None, width: float = 0.0) -> float:
     """ℓ_late − ℓ_early for the mean losses (T - 1,) per position. **Negative values mean in-context learning.**
 
     The score is that of Olsson et al. 2022 and, with the positions 50 and 500, of arXiv 2402.02364.
@@ -24,6 +24,7 @@ def in_context_score(losses: Tensor, places: tuple[int, int] | None = None) -> f
     Args:
         losses: (T - 1,), the mean loss at each position.
         places: (early, late), indices of losses; None: those of `score_places`.
+        width: each place i stands for the mean over places (1 - width) i to (1 + width) i. Single places of few rows are noisy.
 
     Raises:
         ValueError: the places lie outside the row, or are not in order.
@@ -32,4 +33,9 @@ def in_context_score(losses: Tensor, places: tuple[int, int] | None = None) -> f
     if places is not None and not 0 <= early < late < len(losses):
         raise ValueError(f"the in-context score needs 0 <= early < late < {len(losses)}, got {early} and {late}")
     late = min(late, len(losses) - 1)
-    return float(losses[late] - losses[min(early, late)])
+    early = min(early, late)
+
+    def around(place: int) -> Tensor:
+        return losses[round((1 - width) * place) : round((1 + width) * place) + 1].mean()
+
+    return float(around(late) - around(early))

@@ -2,8 +2,9 @@
 
 There are three tables, each with the columns `model_seed` (0 if none is known) and `step`:
 
-- `behaviour`: `test/loss` (nats), `test/icl` (`icl.analysis.context`; negative is in-context learning), `test/loss_without_positions`
-  (positional ablation: the position embedding set to zero), `bigram_score` with its minimum `bigram_entropy`, `unigram_entropy`,
+- `behaviour`: `test/loss` (nats), `test/icl` (`icl.analysis.context`; negative is in-context learning) and `test/icl_wide` (the same
+  between averages over neighbouring places), `test/loss_without_positions` (positional ablation: the position embedding set to zero),
+  `bigram_score` with its minimum `bigram_entropy`, `unigram_entropy`,
   `ngram_loss/n` if words are known, `previous_token/max` and `prefix_matching/max` over the heads of all blocks, `repetition_gain`
   (`icl.analysis.induction`; negative is induction), `weight/norm`;
 - `token_losses`: `loss/k`, the loss of token k + 1, predicted from tokens 0..k;
@@ -41,6 +42,8 @@ from icl.subjects.language import AttentionOnlyTransformer, logits_of, token_los
 TABLES = ("behaviour", "token_losses", "heads")
 SAMPLES = 1000
 """The number of random sequences for the scores of heads. The published curves used 10,000."""
+WIDTH = 0.5
+"""Of the places of `test/icl_wide`, relative to them."""
 AT_ONCE = 32
 
 
@@ -97,6 +100,7 @@ def measure_language(model: AttentionOnlyTransformer, data: LanguageData) -> dic
     behaviour = {
         "test/loss": float(mean.mean()),
         "test/icl": in_context_score(mean),
+        "test/icl_wide": in_context_score(mean, width=WIDTH),
         "test/loss_without_positions": blind / count,
         "bigram_score": bigram / count,
         "bigram_entropy": bigram_entropy(data.counts),
