@@ -26,7 +26,7 @@ from icl.sampling.updates import InPieces, Together
 
 Progress = Callable[[int, int], None]
 
-ONE_BY_ONE = 2**18
+ONE_BY_ONE = 2**16
 """On a CPU, chains with more parameters than this are stepped one after the other, in place. So temporaries exist once, and not once for
 each chain."""
 
