@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 from icl.figures.elements import NO_STAGES, StageEnds, Stages, in_order, last_step, numbers, stage_legend, step_axis
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, page, panels
 
-PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100)
+PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100, exact=True)
 """The stages of the two-layer language model of arXiv 2402.02364."""
 
 
