@@ -2,7 +2,7 @@
 
     python -m benchmarks.language [--write]
 
-Prints the changes over the published stages, and the small model's behaviour; --write puts both into docs/language.md and draws
+Prints the changes over the published stages, the small model's behaviour and its λ̂; --write puts all into docs/language.md and draws
 figures/language-published/ and figures/language-quick/.
 """
 
@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
-from icl.figures.elements import numbers, rows_where
+from icl.analysis.language_stages import language_stages
+from icl.figures.development import loss_and_llc
+from icl.figures.elements import StageEnds, in_order, numbers, rows_where
 from icl.figures.language import PUBLISHED_STAGES, behaviour, published_curve
 from icl.figures.style import save
 from icl.sampling.online import artefact
@@ -24,8 +26,11 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "data" / "language-published" / "L2.csv"
 PAGE = ROOT / "docs" / "language.md"
 QUICK = ROOT / "data" / "language-quick" / "behaviour.csv"
+QUICK_ESTIMATES = QUICK.with_name("estimates.csv")
+QUICK_STEPS = [0, 31, 252, 1005, 2086, 2782, 3478, 4869, 7999]
+"""Of the checkpoints of seed 0 in data/language-quick/checkpoints."""
 COMMAND = "python -m benchmarks.language --write"
-MARK, QUICK_MARK = mark(COMMAND, "published"), mark(COMMAND, "quick")
+MARK, QUICK_MARK, ESTIMATES_MARK = (mark(COMMAND, name) for name in ("published", "quick", "estimates"))
 
 
 def corrected() -> pd.DataFrame:
@@ -66,38 +71,67 @@ def page_table(table: pd.DataFrame) -> str:
 
 QUICK_COLUMNS = {
     "test/loss": "test loss", "bigram_score": "bigram score", "test/loss_without_positions": "loss without positions",
-    "ngram_loss/3": "loss on the third token of words", "previous_token/max": "previous token, largest head",
-    "prefix_matching/max": "prefix matching, largest head",
+    "test/icl_wide": "in-context score", "previous_token/max": "previous token, largest head",
+    "prefix_matching/max": "prefix matching, largest head", "repetition_gain": "repetition gain",
 }  # fmt: skip
 
 
 def quick_table(table: pd.DataFrame) -> str:
-    """The behaviour of the small model, and the entropies of its data."""
-    columns = [numbers(table, name) for name in QUICK_COLUMNS]
+    """The behaviour of the small model at the shipped checkpoints, and the entropies of its data."""
+    shown = pd.DataFrame(table[table["step"].isin(QUICK_STEPS)])
+    columns = [numbers(shown, name) for name in QUICK_COLUMNS]
     rows = [
-        [f"{step:.0f}", *(f"{column[row]:.3f}" for column in columns)]
-        for row, step in enumerate(numbers(table, "step"))
+        [f"{step:,.0f}", *(f"{column[row]:.3f}" for column in columns)]
+        for row, step in enumerate(numbers(shown, "step"))
     ]
-    unigrams, bigrams = (numbers(table, f"{kind}_entropy")[0] for kind in ("unigram", "bigram"))
+    unigrams, bigrams = (numbers(shown, f"{kind}_entropy")[0] for kind in ("unigram", "bigram"))
     said = f"The entropy of the text's tokens is {unigrams:.3f} nats alone, and {bigrams:.3f} given the token before."
     return f"{markdown_table(['step', *QUICK_COLUMNS.values()], rows)}\n\n{said}"
 
 
-def order_of_stages(table: pd.DataFrame) -> dict[int, tuple[int, int]]:
-    """Seed -> the checkpoint nearest to the bigrams, and the first whose largest previous-token score is twice that of even attention."""
+RISEN = {
+    "previous_token/max": "previous-token score twice that of even attention",
+    "prefix_matching/max": "prefix matching twice that of even attention",
+}
+
+
+def order_of_stages(table: pd.DataFrame) -> dict[int, dict[str, float]]:
+    """Seed -> the ends of the stages of `language_stages`, and for each column of RISEN the first step at which it is twice that at step
+    0, where attention is even."""
     found = {}
     for seed in sorted(set(table["model_seed"])):
-        run = rows_where(table, model_seed=seed)
-        steps, previous = numbers(run, "step"), numbers(run, "previous_token/max")
-        above = np.flatnonzero(previous > 2 * previous[0])
-        found[int(seed)] = int(steps[numbers(run, "bigram_score").argmin()]), int(steps[above[0]])
+        run = in_order(rows_where(table, model_seed=seed))
+        found[int(seed)] = language_stages(run)
+        for name in RISEN:
+            above = np.flatnonzero(numbers(run, name) > 2 * numbers(run, name)[0])
+            found[int(seed)][name] = float(numbers(run, "step")[above[0]]) if len(above) else np.inf
     return found
 
 
 def order_table(table: pd.DataFrame) -> str:
     """`order_of_stages` for the page."""
-    rows = [[str(seed), str(bigrams), str(previous)] for seed, (bigrams, previous) in order_of_stages(table).items()]
-    return markdown_table(["seed", "nearest to the bigrams at step", "previous-token score doubled by step"], rows)
+    names = {
+        "unigrams": "loss below the entropy of unigrams", "bigrams": "nearest to the bigrams", **RISEN,
+        "previous token": "repetition gain below -0.1 nats",
+    }  # fmt: skip
+    rows = [
+        [str(seed), *(f"{found[name]:,.0f}" if found[name] < np.inf else "never" for name in names)]
+        for seed, found in order_of_stages(table).items()
+    ]
+    return markdown_table(["seed", *(f"{said}, at step" for said in names.values())], rows)
+
+
+def estimates_table(estimates: pd.DataFrame) -> str:
+    """λ̂ along the small model for the page."""
+    rows = [
+        [f"{step:,.0f}", f"{llc:.1f} ± {error:.1f}", f"{init:.3f}", f"{rhat:.2f}", str(verdict)]
+        for step, llc, error, init, rhat, verdict in zip(
+            *(numbers(estimates, name) for name in ("step", "llc/mean", "llc/mcse", "loss/init", "llc/rhat")),
+            estimates["verdict"],
+            strict=True,
+        )
+    ]
+    return markdown_table(["step", "λ̂ ± Monte-Carlo s.e.", "loss of w\\*", "R̂", "verdict"], rows)
 
 
 def main() -> None:
@@ -106,15 +140,18 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/language.md and figures/language-published/")
     options = parser.parse_args()
     table, quick = corrected(), pd.read_csv(QUICK)
-    first = rows_where(quick, model_seed=0)
-    made = f"{quick_table(first)}\n\n{order_table(quick)}"
-    print(page_table(table), made, sep="\n\n")
+    first, estimates = rows_where(quick, model_seed=0), pd.read_csv(QUICK_ESTIMATES)
+    made, estimated = f"{quick_table(first)}\n\n{order_table(quick)}", estimates_table(estimates)
+    print(page_table(table), made, estimated, sep="\n\n")
     if options.write:
         page = fill(fill(PAGE.read_text(), MARK, page_table(table)), QUICK_MARK, made)
+        page = fill(page, ESTIMATES_MARK, estimated)
         write_atomically(PAGE, page.encode())
         figures = ROOT / "figures"
         save(published_curve(table), figures / "language-published", "loss-and-llc")
-        save(behaviour(first), figures / "language-quick", "behaviour")
+        stages = StageEnds(language_stages(first))
+        save(behaviour(first, stages), figures / "language-quick", "behaviour")
+        save(loss_and_llc(first, estimates, stages, "test/loss"), figures / "language-quick", "loss-and-llc")
 
 
 if __name__ == "__main__":
