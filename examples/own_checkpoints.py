@@ -1,5 +1,6 @@
 """A folder of your own checkpoints through `icl llc`: this file trains and saves, and is the module that the sweep file names."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-SWEEP = """\
-method: grid
+SWEEP = """method: grid
 parameters:
   subject: {value: checkpoints}
   subject_config:
@@ -37,21 +37,21 @@ def loss(predict, batch):
 
 def train() -> None:
     torch.manual_seed(0)
-    model, (batch,) = network(), batches()
-    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    optimiser = torch.optim.Adam((model := network()).parameters(), 1e-2)
     Path("runs").mkdir(exist_ok=True)
     for step in range(301):
         if step in (30, 300):
             torch.save(model.state_dict(), f"runs/step_{step}.pt")
         optimiser.zero_grad()
-        loss(model, batch).backward()
+        loss(model, batches()[0]).backward()
         optimiser.step()
 
 
 def estimate(quick: bool = False) -> None:
     Path("own.yaml").write_text(SWEEP)
-    short = ["--set", "sampler_config.num_draws=50"] if quick else []
-    subprocess.run([sys.executable, "-m", "icl", "llc", "own.yaml", "--tracking", "local", *short], check=True)
+    command = [sys.executable, "-m", "icl", "llc", "own.yaml", "--tracking", "local"]
+    os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)  # so that the sweep file finds this module
+    subprocess.run(command + quick * ["--set", "sampler_config.num_draws=50"], check=True)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ from icl.streams import Stream
 WIDTHS = (23, 71, 227, 709, 2239)
 CHAINS, BATCH = 8, 16
 EPSILON, GAMMA, NBETA = 1e-6, 1.0, 100.0
+NOISES = 20
 
 
 def model_of(width: int) -> KnownModel:
@@ -98,12 +99,12 @@ def times(width: int, repetitions: int) -> dict[str, float]:
     for _ in range(repetitions):
         ours.append(of_one_gradient(by_icl, draws))
         theirs.append(of_one_gradient(lambda count: by_devinterp(model, count), draws))
-        noise.append(seconds(lambda: Stream(0, "benchmark").fill_normal(0, held)))
-        randn.append(seconds(lambda: torch.randn(size, generator=generator)))
+        noise.append(seconds(lambda: [Stream(0, "benchmark").fill_normal(step, held) for step in range(NOISES)]))
+        randn.append(seconds(lambda: [torch.randn(size, generator=generator) for _ in range(NOISES)]))
     return {
         "parameters": size, "icl": median(ours), "devinterp": median(theirs),
         "ratio": median(a / b for a, b in zip(ours, theirs, strict=True)),
-        "noise": 1000 * median(noise), "randn": 1000 * median(randn),
+        "noise": 1000 * median(noise) / NOISES, "randn": 1000 * median(randn) / NOISES,
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ other, under a lock. An engine that is off by more than its precision allows is 
 import argparse
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -125,20 +126,20 @@ def measure(name: str, precision: str, device: torch.device, short: bool, lock: 
     if not error <= ALLOWED[precision]:
         return [row | {"error": error, "problem": "too far from float64"}]
     rows = []
-    with lock.open("w") as held:
-        for size, spec in (SHORT if short else SIZES).items():
-            given = inputs(*spec, device)
-            try:
-                run(*given, None)  # it may compile for this size
-                fcntl.flock(held, fcntl.LOCK_EX)
-                taken = milliseconds(run, given, device, 0.02 if short else 1.0)
-                rows.append(row | {"error": error, "size": size, "ms": taken})
-            except Exception as problem:
-                rows.append(row | {"error": error, "size": size, "problem": " ".join(str(problem).split())[:300]})
-            finally:
-                fcntl.flock(held, fcntl.LOCK_UN)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+    held = os.open(lock, os.O_RDONLY)  # a folder can be locked too
+    for size, spec in (SHORT if short else SIZES).items():
+        given = inputs(*spec, device)
+        try:
+            run(*given, None)  # it may compile for this size
+            fcntl.flock(held, fcntl.LOCK_EX)
+            taken = milliseconds(run, given, device, 0.02 if short else 1.0)
+            rows.append(row | {"error": error, "size": size, "ms": taken})
+        except Exception as problem:
+            rows.append(row | {"error": error, "size": size, "problem": " ".join(str(problem).split())[:300]})
+        finally:
+            fcntl.flock(held, fcntl.LOCK_UN)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return rows
 
 
@@ -157,7 +158,7 @@ def all_engines(device: torch.device, short: bool) -> pd.DataFrame:
                     "--device",
                     str(device),
                     "--lock",
-                    f"{folder}/lock",
+                    folder,
                 ]
                 command = [
                     sys.executable,

@@ -18,6 +18,7 @@ from icl.devices import available_cores
 from icl.estimation import LLCConfig
 from icl.estimation.traces import read_estimates
 from icl.evals import ValidationSet, validation_metrics, weight_norm
+from icl.execution.closing import in_short
 from icl.execution.llc_run import run_llc
 from icl.execution.opened import Run
 from icl.execution.progress import progress_bar
@@ -64,6 +65,8 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     """Train, evaluate, estimate and draw into the folder `output`. Results that exist are not computed again."""
     console = console or Console()
     config = demo_config(quick).resolved()
+    # Named, so that no step is one without a checkpoint.
+    config = config.model_copy(update={"steps": tuple(config.chosen_steps(config.training.checkpoint_steps()))})
     place = Surroundings.from_environment(store=LocalStore(output / "checkpoints"), tracking="local")
     place = replace(place, results=output / "checkpoints" / "icl", threads=available_cores(place.device))
     training = config.training
@@ -83,7 +86,9 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     write_table(summary, output / "summary.csv", digits=None)
     paths = save(demo_figure(evals, estimates, references), output, "demo")
     console.print(_table(summary))
-    console.print(f"figure: {paths[0]}   tables: {output}/evals.csv, llc.csv, summary.csv")
+    console.print(
+        f"figure: {paths[0]}   tables: {output}/evals.csv, llc.csv, summary.csv (the reasons for each verdict)"
+    )
     page, folder = output / "report.html", place.results / training.name
     again = ("Write this page again.", quoted("icl", "report", str(folder), "--output", str(page)))
     first = ("Train your own runs: copy this sweep and change it.", "icl sweeps copy quick && icl train quick.yaml")
@@ -149,7 +154,7 @@ def _table(summary: pd.DataFrame) -> Table:
         score = next(row[name] for name in summary.columns if name.startswith("icl/1:"))
         table.add_row(
             f"{row['step']}", f"{row['loss/mean']:.3f}", f"{score:.2f}", f"{row['llc/mean']:.1f} ± {row['llc/mcse']:.1f}",
-            f"{row['llc/rhat']:.2f}", f"{row['llc/ess']:.0f}", str(row["verdict"]),
+            f"{row['llc/rhat']:.2f}", f"{row['llc/ess']:.0f}", in_short(str(row["verdict"])),
         )  # fmt: skip
     last = summary.iloc[-1]
     table.caption = f"loss of ridge {last['loss/ridge']:.3f}, of predicting zero {last['loss/zero']:.3f}"

@@ -8,6 +8,7 @@ from pathlib import Path
 import icl
 from icl.config import ConfigError
 from icl.config.sweeps import load_sweep
+from icl.storage.files import write_atomically
 
 WITHIN = "share/icl/sweeps"
 """Where a wheel puts the files, below the folder of the environment (pyproject.toml)."""
@@ -56,12 +57,10 @@ def copy(name: str, folder: Path) -> str:
         hint = f"did you mean {near[0]}?" if near else "`icl sweeps list` shows them"
         raise ConfigError(f"there is no sweep file called {name!r}; {hint}")
     target = folder / files[name].name
+    if target.exists():
+        raise ConfigError(f"{target} exists already; move it away, or choose another folder by --to")
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with target.open("xb") as file:
-            file.write(files[name].read_bytes())
-    except FileExistsError:
-        raise ConfigError(f"{target} exists already; move it away, or choose another folder by --to") from None
+    write_atomically(target, files[name].read_bytes())
     return f"icl {load_sweep(target).command[-1]} {target}"
 
 

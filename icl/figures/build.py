@@ -152,9 +152,11 @@ def _tasks(family: Path, output: Path, choice: StageChoice) -> Iterator[_Task]:
     # Runs of a family have different stages. Only the paper's stages are common to all of them.
     common = stages_of(tables, "paper" if choice == "paper" else "none")
     yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name, common)
-    for run in runs_of(tables):
+    runs = runs_of(tables)
+    for run in runs:
         own = tables_of_run(tables, run)
-        yield from _tasks_of(RUN_RECIPES, own, output / f"{family.name}-{run_label(run)}", stages_of(own, choice))
+        folder = output / f"{family.name}-{run_label(run, among=runs)}"
+        yield from _tasks_of(RUN_RECIPES, own, folder, stages_of(own, choice))
 
 
 def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path, stages: Stages) -> Iterator[_Task]:

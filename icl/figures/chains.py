@@ -1,6 +1,6 @@
 """Figures of sampling chains: traces, estimates under several settings of the sampler, draws in principal components."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,9 +9,11 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
 from icl.analysis.climb import crossing_draws, estimates_within
+from icl.analysis.run_tables import keys_of, plain_text
 from icl.figures.elements import (
     NO_STAGES,
     Stages,
+    after_start,
     estimate_line,
     first_step,
     in_order,
@@ -82,33 +84,35 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
 
 @page()
 def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """How long the loss of the chains climbs, and how this changes λ̂. Each `model_seed` has a colour.
+    """How long the loss of the chains climbs, and how this changes λ̂. Each run has a colour.
 
     Above: the draw at which each chain first does worse than predicting zero (`icl.analysis.climb`), or a triangle at the last draw if it
     never does; and the median draw at which chains are half way there. Below: λ̂ from all draws and from the second half of them, from
     half the end of the second stage on.
 
     Args:
-        traces: `model_seed`, `step`, `chain`, `draw`, `loss`.
-        estimates: `model_seed`, `step`, `llc/mean`, `loss/init`, `loss/excess`, `loss/zero`.
+        traces: the columns that tell runs apart, such as `model_seed`, then `step`, `chain`, `draw`, `loss`.
+        estimates: the same columns, `step`, `llc/mean`, `loss/init`, `loss/excess`, `loss/zero`.
         stages: the end of each stage.
     """
     figure, (climb, value) = panels(2, 1, 1.5 * WIDTH, 2.4 * HEIGHT, sharex=True)
+    keys = keys_of(estimates)
+    traces, estimates = _with_names_of_runs(traces, keys), _with_names_of_runs(estimates, keys)
     worse, half_way = (crossing_draws(traces, estimates, fraction) for fraction in (1.0, 0.5))
     late = estimates_within(traces, estimates)
     final = float(numbers(traces, "draw").max())
-    seeds = sorted(set(estimates["model_seed"]))
-    for i, (seed, (colour, _)) in enumerate(zip(seeds, seed_looks(len(seeds)), strict=True)):
-        mine = rows_where(worse, model_seed=seed)
-        beside = numbers(mine, "step") * 1.03 ** (i - (len(seeds) - 1) / 2)
+    runs = list(dict.fromkeys(estimates["model_seed"]))
+    for i, (run, (colour, _)) in enumerate(zip(runs, seed_looks(len(runs)), strict=True)):
+        mine = rows_where(worse, model_seed=run)
+        beside = numbers(mine, "step") * 1.03 ** (i - (len(runs) - 1) / 2)
         never = mine["crossing"].isna().to_numpy()
         climb.plot(beside[~never], mine.loc[~never, "crossing"], ".", ms=3, color=colour)
         climb.plot(beside[never], np.full(never.sum(), final), "^", ms=4, mfc="none", mew=0.7, color=colour)
-        middle = rows_where(half_way, model_seed=seed).groupby("step")["crossing"].median()
+        middle = rows_where(half_way, model_seed=run).groupby("step")["crossing"].median()
         climb.plot(middle.index, middle.to_numpy(), color=colour, ls="--", lw=0.8)
-        whole, half = (in_order(rows_where(table, model_seed=seed)) for table in (estimates, late))
+        whole, half = (in_order(after_start(rows_where(table, model_seed=run))) for table in (estimates, late))
         whole, half = (table.loc[numbers(table, "step") >= 0.5 * stages.get("LR2", 0)] for table in (whole, half))
-        value.plot(whole["step"], whole["llc/mean"], color=colour, lw=1, marker=".", ms=3, label=f"seed {seed}")
+        value.plot(whole["step"], whole["llc/mean"], color=colour, lw=1, marker=".", ms=3, label=run)
         error = 2 * half["llc/mcse"]
         value.errorbar(half["step"], half["llc/mean"], error, color=colour, ls=":", lw=0.9, elinewidth=0.6)
     log_y(climb)
@@ -129,6 +133,17 @@ def climbs(traces: pd.DataFrame, estimates: pd.DataFrame, stages: Stages = NO_ST
         value.plot([], [], color="black", ls=style, lw=1, label=text)
     figure.legend(*value.get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
+
+
+def _with_names_of_runs(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """The table with the name of each run as its `model_seed`, such as `seed 0` or `seed 0, lr 0.01`. The seed alone does not tell
+    runs of several settings apart."""
+    short = {key: key.rpartition(".")[2].removeprefix("model_") for key in keys}
+    rows = table[list(short)].itertuples(index=False, name=None)
+    names = [
+        ", ".join(f"{key} {plain_text(value)}" for key, value in zip(short.values(), row, strict=True)) for row in rows
+    ]
+    return table.assign(model_seed=names)
 
 
 @page()

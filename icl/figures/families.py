@@ -5,7 +5,7 @@ A family is a folder of tables, such as data/L2H4Minf with `evals.csv` or `evals
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,9 +131,13 @@ def tables_of_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, pd.DataFr
     return chosen
 
 
-def run_label(run: Mapping[str, Any]) -> str:
-    """A run as part of a folder's name, such as `seed-3` or `seed-3-lr-0.01`."""
-    parts = [f"{key.rpartition('.')[2].removeprefix('model_')}-{plain_text(value)}" for key, value in run.items()]
+def run_label(run: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
+    """A run as part of a folder's name, such as `seed-3` or `seed-3-lr-0.01`: its seed, and what differs among the runs."""
+    parts = [
+        f"{key.rpartition('.')[2].removeprefix('model_')}-{plain_text(value)}"
+        for key, value in run.items()
+        if key == SEED_COLUMN or len({plain_text(other[key]) for other in among}) > 1
+    ]
     return re.sub(r"[^A-Za-z0-9._+-]+", "_", "-".join(parts)) or "run"
 
 

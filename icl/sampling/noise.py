@@ -44,16 +44,20 @@ def noise_blocks(
     streams = [Stream(seed, purpose) for seed in seeds]
     if like.shape[1] > LONG and like.device.type == "cpu":
         for step in range(first, steps):
-            noise = torch.empty(like.shape)
-            for stream, own in zip(streams, noise, strict=True):
-                stream.fill_normal(step, own)
-            yield noise.to(like.dtype)
+            yield _filled(streams, step, like)  # not held by a name, so that a generator that waits holds no noise
         return
     keys = keys_of(streams, like.device)
     block = max(1, min(steps, _block_size(like.device) // like.numel()))
     for start in range(first, steps, block):
         numbers = torch.arange(start, min(start + block, steps)).to(like.device)
         yield from normals(keys, numbers, like.shape[1]).to(like.dtype).unbind(dim=1)
+
+
+def _filled(streams: Sequence[Stream], step: int, like: Tensor) -> Tensor:
+    noise = torch.empty(like.shape)
+    for stream, own in zip(streams, noise, strict=True):
+        stream.fill_normal(step, own)
+    return noise.to(like.dtype)
 
 
 def shared_noise_blocks(seeds: Sequence[int], steps: int, like: Tensor, first: int = 0) -> Iterator[Tensor]:

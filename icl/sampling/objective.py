@@ -143,6 +143,8 @@ class ModuleObjective:
             except Exception as error:
                 self._give_up_vectorising(error)
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
+        if len(pairs) == 1:  # without a copy, because a large model's chains run one by one
+            return pairs[0][0][None], pairs[0][1][None]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
     def unreached(self, gradient: Tensor, batch: Batch) -> list[str]:

@@ -253,14 +253,17 @@ class _PowerIteration:
         """Iterate at the chains' positions, with their gradients (E, P) given; the largest curvature among them."""
         for _ in range(repeats):
             width = (self._curvature + gamma).rsqrt()
-            _, shifted = data.losses_and_gradients(positions + width * self._direction, None)
-            product = self._nbeta * (shifted - gradients) / width
+            # In place, because these vectors are the peak of an estimate's memory.
+            _, shifted = data.losses_and_gradients((width * self._direction).add_(positions), None)
+            product = shifted.sub_(gradients).mul_(self._nbeta).div_(width)
             if self._noisy:
                 product = self._averaged(product)
             norm = product.norm(dim=-1, keepdim=True)
             usable = torch.isfinite(norm) & (norm > 0)
             along = (product * self._direction).sum(dim=-1, keepdim=True).clamp(min=0.0) if self._noisy else norm
-            self._direction = torch.where(usable, product / norm, self._direction)
+            for row, found in enumerate(usable[:, 0].tolist()):
+                if found:
+                    torch.div(product[row], norm[row], out=self._direction[row])
             self._curvature = torch.where(usable, along, self._curvature)
         return float(self._curvature.max())
 

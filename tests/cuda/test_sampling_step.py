@@ -97,3 +97,23 @@ def test_precision_is_that_of_the_setting(device):
     torch.testing.assert_close(split.loss_trace, exact.loss_trace, rtol=1e-3, atol=1e-4)
     assert not torch.equal(rounded.loss_trace, exact.loss_trace)
     assert abs(rounded.llc_mean - exact.llc_mean) <= 0.5 * exact.llc_mcse
+
+
+def test_observables_are_those_of_the_cpu(device):
+    pytest.importorskip("xarray", reason="observables are labelled arrays")
+    config = CONFIG.model_copy(update={"num_draws": 10, "test_target": False})
+
+    def squares(predict, batch):
+        xs, ys = batch
+        return (predict(xs, ys) - ys).square().mean(dim=(1, 2))
+
+    def observed(where: torch.device) -> torch.Tensor:
+        inputs = inputs_on(where)
+        found = estimate_llc(
+            model_on(where), mse_loss, inputs.batches, config, observables={"probe": ([inputs.batches(0)], squares)}
+        )
+        return torch.from_numpy(found.observables["probe"].values)
+
+    here, there = observed(device), observed(CPU)
+    assert here.shape[:2] == (config.num_chains, config.num_draws)
+    torch.testing.assert_close(here, there, rtol=1e-3, atol=1e-4)

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -53,13 +52,12 @@ def test_the_estimate_of_the_deep_linear_network_is_near_what_is_known():
 
 
 def test_a_folder_of_own_checkpoints_goes_through_the_command(tmp_path):
-    shutil.copy(ROOT / "examples" / "own_checkpoints.py", tmp_path)
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("WANDB_", "AWS_", "LOCAL_ROOT"))
     }
     environment |= {"DEVICE": "cpu", "PYTHONPATH": str(ROOT)}
     subprocess.run(
-        [sys.executable, "own_checkpoints.py", "--quick"],
+        [sys.executable, str(ROOT / "examples" / "own_checkpoints.py"), "--quick"],
         cwd=tmp_path,
         env=environment,
         check=True,

@@ -12,7 +12,7 @@ from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
 from icl.figures.build import PAPER_STAGES
 from icl.figures.elements import estimate_line, last_step, step_colours, token_count
-from icl.figures.families import read_tables, tables_of_seed
+from icl.figures.families import read_tables, run_label, tables_of_seed
 
 pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
 
@@ -169,6 +169,35 @@ def test_climbing_chains_are_drawn_where_they_cross():
     assert sorted(crossed.get_ydata()) == [200, 400, 600]
     assert list(never.get_ydata()) == [1_000]  # the last draw there is
     assert list(half_way.get_ydata()) == [100, 100]
+
+
+def test_runs_of_one_seed_at_two_settings_are_two_lines():
+    rates, steps = [0.003, 0.01], [0, 100, 1_000]
+    every = [{"model_seed": 1, "lr": rate, "step": step} for rate in rates for step in steps]
+    estimates = pd.DataFrame(every).assign(**{"loss/init": 2.0, "loss/zero": 4.0})
+    excess = estimates["lr"] * 100
+    estimates = estimates.assign(**{"loss/excess": excess, "llc/mean": 10 * excess})
+    traces = pd.DataFrame(
+        [
+            {**run, "chain": chain, "draw": draw, "loss": 2.0 + 100 * run["lr"]}
+            for run in every
+            for chain in (0, 1)
+            for draw in range(1, 11)
+        ]
+    )
+    named = {line.get_label(): line for line in chains.climbs(traces, estimates).axes[1].get_lines()}
+    for rate in rates:
+        line = named[f"seed 1, lr {rate}"]
+        assert list(line.get_xdata()) == [100, 1_000]  # step 0 has no place on a logarithmic axis
+        np.testing.assert_allclose(line.get_ydata(), 1_000 * rate)
+
+
+def test_a_folder_is_named_by_the_seed_and_by_what_differs():
+    first = {"model_seed": 1, "optimizer_config.lr": 0.01, "subject_config.path": "weights/*.pt"}
+    second = first | {"optimizer_config.lr": 0.003}
+    assert run_label(first, among=[first, second]) == "seed-1-lr-0.01"
+    assert run_label(first, among=[first]) == "seed-1"
+    assert run_label({"subject_config.path": "weights/*.pt"}, among=[{"subject_config.path": "weights/*.pt"}]) == "run"
 
 
 def test_steps_have_the_colours_of_their_colour_bar():
