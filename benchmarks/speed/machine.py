@@ -1,14 +1,15 @@
 """The machine of a measurement: its name, its cores in use, and the folder for its results."""
 
-import os
 import platform
 import re
 from pathlib import Path
 
 import torch
 
+from icl.devices import available_cores
+
 RESULTS = Path(__file__).parents[1] / "results"
-CORES = min(2, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+CORES = min(2, available_cores(torch.device("cpu")))
 """Two at most: the numbers that are asked for are those of two cores."""
 
 

@@ -22,10 +22,10 @@ import stat
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -50,6 +50,23 @@ _log = logging.getLogger(__name__)
 
 class NativeUnavailable(RuntimeError):
     """There is no native kernel here; the message says why in one line."""
+
+
+def functions_of(source: Path, arguments: Mapping[str, Sequence[Any]]) -> ctypes.CDLL | None:
+    """The library of a source file whose functions return nothing, with their argument types set; None if it cannot be used.
+
+    Args:
+        source: the C++ file.
+        arguments: name of a function -> ctypes of its arguments.
+    """
+    try:
+        library = load_library(source, {})
+    except NativeUnavailable:
+        return None
+    for name, kinds in arguments.items():
+        function = getattr(library, name)
+        function.argtypes, function.restype = list(kinds), None
+    return library
 
 
 def load_library(source: Path, macros: Mapping[str, int]) -> ctypes.CDLL:

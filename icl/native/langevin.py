@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from icl.native.build import NativeUnavailable, load_library
+from icl.native.build import functions_of
 
 _SOURCE = Path(__file__).with_name("langevin.cpp")
 
@@ -50,19 +50,6 @@ def langevin_step(
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_library(_SOURCE, {})
-    except NativeUnavailable:
-        return None
     number, place = ctypes.c_int64, ctypes.c_void_p
-    library.langevin_step.argtypes = [
-        number,
-        number,
-        *[ctypes.c_float] * 3,
-        *[place] * 3,
-        *[place, number] * 5,
-        place,
-        place,
-    ]
-    library.langevin_step.restype = None
-    return library
+    arguments = [number, number, *[ctypes.c_float] * 3, *[place] * 3, *[place, number] * 5, place, place]
+    return functions_of(_SOURCE, {"langevin_step": arguments})

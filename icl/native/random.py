@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from icl.native.build import NativeUnavailable, load_library
+from icl.native.build import functions_of
 
 _SOURCE = Path(__file__).with_name("threefry.cpp")
 
@@ -95,10 +95,6 @@ def _by_numpy(key: tuple[int, int], step: int, count: int) -> np.ndarray:
 
 @cache
 def _library() -> ctypes.CDLL | None:
-    try:
-        library = load_library(_SOURCE, {})
-    except NativeUnavailable:
-        return None
     words, number, place = [ctypes.c_uint32] * 3, ctypes.c_int64, ctypes.c_void_p
     arguments = {
         "threefry_words": [*words, number, place],
@@ -106,7 +102,4 @@ def _library() -> ctypes.CDLL | None:
         "threefry_polar": [*words, number, number, place],
         "interleave": [number, place, place, place, place],
     }
-    for name, kinds in arguments.items():
-        function = getattr(library, name)
-        function.argtypes, function.restype = kinds, None
-    return library
+    return functions_of(_SOURCE, arguments)

@@ -261,9 +261,7 @@ class _PowerIteration:
             norm = product.norm(dim=-1, keepdim=True)
             usable = torch.isfinite(norm) & (norm > 0)
             along = (product * self._direction).sum(dim=-1, keepdim=True).clamp(min=0.0) if self._noisy else norm
-            for row, found in enumerate(usable[:, 0].tolist()):
-                if found:
-                    torch.div(product[row], norm[row], out=self._direction[row])
+            torch.where(usable, product / norm, self._direction, out=self._direction)
             self._curvature = torch.where(usable, along, self._curvature)
         return float(self._curvature.max())
 

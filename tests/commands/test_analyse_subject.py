@@ -168,16 +168,16 @@ def test_a_folder_of_checkpoints(icl):
     Path("runs").mkdir()
     for step in Quadratic().steps():
         torch.save({"model": Quadratic().model(step).state_dict()}, f"runs/step_{step}.pt")
-    Path("mine.py").write_text(
+    Path("of_quadratic.py").write_text(
         "import quadratic\nnetwork = lambda: quadratic.Quadratic().model(0)\nloss = quadratic.Quadratic().loss\n"
         "data = lambda: quadratic.Quadratic().batches(0)\n"
     )
     names = {
         "path": "runs/step_*.pt",
         "key": "model",
-        "model": "mine:network",
-        "loss": "mine:loss",
-        "batches": "mine:data",
+        "model": "of_quadratic:network",
+        "loss": "of_quadratic:loss",
+        "batches": "of_quadratic:data",
     }
     parameters = {
         "subject": {"value": "checkpoints"},
