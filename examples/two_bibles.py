@@ -20,16 +20,14 @@ def books() -> dict[int, list[str]]:
     """Number of a book -> its verses, each in both translations."""
     found: dict[int, list[str]] = {number: [] for number in range(1, BOOKS + 1)}
     for verse in sorted(pythonbible.verses.VERSE_IDS):
-        book = verse // 1_000_000
+        number = verse // 1_000_000
+        if number > BOOKS:
+            break  # books that only some Bibles have
         try:
-            texts = (
-                [pythonbible.get_verse_text(verse, version=version) for version in TRANSLATIONS]
-                if book in found
-                else []
-            )
+            texts = [pythonbible.get_verse_text(verse, version=version) for version in TRANSLATIONS]
         except pythonbible.VersionMissingVerseError:
             continue  # in one translation only
-        found.get(book, []).extend(text.replace("[", "").replace("]", "") for text in texts)
+        found[number] += [text.replace("[", "").replace("]", "") for text in texts]
     return found
 
 
