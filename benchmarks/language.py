@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
-from icl.analysis.language_stages import language_stages
+from icl.analysis.language_stages import GAIN, language_stages
 from icl.figures.development import loss_and_llc
 from icl.figures.elements import StageEnds, in_order, numbers, rows_where
 from icl.figures.language import PUBLISHED_STAGES, behaviour, published_curve
@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "data" / "language-published" / "L2.csv"
 PAGE = ROOT / "docs" / "language.md"
 QUICK = ROOT / "data" / "language-quick" / "behaviour.csv"
-QUICK_ESTIMATES = QUICK.with_name("estimates.csv")
-QUICK_STEPS = [0, 31, 252, 1005, 2086, 2782, 3478, 4869, 7999]
+QUICK_HEADS, QUICK_ESTIMATES = QUICK.with_name("heads.csv"), QUICK.with_name("estimates.csv")
+QUICK_STEPS = [0, 31, 126, 695, 2086, 4869, 5565, 6608, 7999]
 """Of the checkpoints of seed 0 in data/language-quick/checkpoints."""
 COMMAND = "python -m benchmarks.language --write"
 MARK, QUICK_MARK, ESTIMATES_MARK = (mark(COMMAND, name) for name in ("published", "quick", "estimates"))
@@ -89,36 +89,53 @@ def quick_table(table: pd.DataFrame) -> str:
     return f"{markdown_table(['step', *QUICK_COLUMNS.values()], rows)}\n\n{said}"
 
 
-RISEN = {
-    "previous_token/max": "previous-token score twice that of even attention",
-    "prefix_matching/max": "prefix matching twice that of even attention",
-}
+NOTABLE = 0.1
+"""Nats. The scores of 256 rows differ by up to 0.06 between neighbouring checkpoints."""
 
 
-def order_of_stages(table: pd.DataFrame) -> dict[int, dict[str, float]]:
-    """Seed -> the ends of the stages of `language_stages`, and for each column of RISEN the first step at which it is twice that at step
-    0, where attention is even."""
-    found = {}
-    for seed in sorted(set(table["model_seed"])):
-        run = in_order(rows_where(table, model_seed=seed))
-        found[int(seed)] = language_stages(run)
-        for name in RISEN:
-            above = np.flatnonzero(numbers(run, name) > 2 * numbers(run, name)[0])
-            found[int(seed)][name] = float(numbers(run, "step")[above[0]]) if len(above) else np.inf
-    return found
+def events(run: pd.DataFrame, heads: pd.DataFrame) -> dict[str, float]:
+    """What happens in a run -> the first checkpoint at which it has happened, in steps; infinite if it never does.
+
+    Args:
+        run: the behaviour of one run.
+        heads: its heads.
+    """
+    run = in_order(run)
+    steps, bigrams, context = (numbers(run, name) for name in ("step", "bigram_score", "test/icl_wide"))
+    previous, prefix = numbers(run, "previous_token/max"), numbers(run, "prefix_matching/max")
+    below = heads[heads["block"] == 0].groupby("step")["previous_token"].max().loc[steps].to_numpy()
+    lowest = bigrams.argmin()
+    happened = {
+        "loss below the entropy of single tokens": numbers(run, "test/loss") < numbers(run, "unigram_entropy"),
+        "bigram score within 0.1 nats of its minimum": bigrams < bigrams.min() + NOTABLE,
+        "bigram score at its minimum": bigrams == bigrams.min(),
+        "a head's previous-token score twice that of even attention": previous > 2 * previous[0],
+        "the same in the first block": below > 2 * below[0],
+        "in-context score 0.1 nats below that at the minimum of the bigram score": (steps > steps[lowest])
+        & (context < context[lowest] - NOTABLE),
+        "prefix matching twice that of even attention": prefix > 2 * prefix[0],
+        "repetition gain below -0.1 nats": numbers(run, "repetition_gain") < GAIN,
+    }
+    return {name: float(steps[holds.argmax()]) if holds.any() else np.inf for name, holds in happened.items()}
 
 
-def order_table(table: pd.DataFrame) -> str:
-    """`order_of_stages` for the page."""
-    names = {
-        "unigrams": "loss below the entropy of unigrams", "bigrams": "nearest to the bigrams", **RISEN,
-        "previous token": "repetition gain below -0.1 nats",
-    }  # fmt: skip
+def events_of_seeds(table: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+    """`events` of each `model_seed`, a column each. At step 0 attention is even."""
+    return pd.DataFrame(
+        {
+            f"seed {seed}": events(rows_where(table, model_seed=seed), rows_where(heads, model_seed=seed))
+            for seed in sorted(set(table["model_seed"]))
+        }
+    )
+
+
+def order_table(found: pd.DataFrame) -> str:
+    """`events_of_seeds` for the page."""
     rows = [
-        [str(seed), *(f"{found[name]:,.0f}" if found[name] < np.inf else "never" for name in names)]
-        for seed, found in order_of_stages(table).items()
+        [name, *(f"{step:,.0f}" if step < np.inf else "never" for step in steps)]
+        for name, *steps in found.itertuples(name=None)
     ]
-    return markdown_table(["seed", *(f"{said}, at step" for said in names.values())], rows)
+    return markdown_table(["first checkpoint with", *found.columns], rows)
 
 
 def estimates_table(estimates: pd.DataFrame) -> str:
@@ -139,9 +156,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write docs/language.md and figures/language-published/")
     options = parser.parse_args()
-    table, quick = corrected(), pd.read_csv(QUICK)
-    first, estimates = rows_where(quick, model_seed=0), pd.read_csv(QUICK_ESTIMATES)
-    made, estimated = f"{quick_table(first)}\n\n{order_table(quick)}", estimates_table(estimates)
+    table, quick, estimates = corrected(), pd.read_csv(QUICK), pd.read_csv(QUICK_ESTIMATES)
+    first, order = rows_where(quick, model_seed=0), events_of_seeds(quick, pd.read_csv(QUICK_HEADS))
+    made, estimated = f"{quick_table(first)}\n\n{order_table(order)}", estimates_table(estimates)
     print(page_table(table), made, estimated, sep="\n\n")
     if options.write:
         page = fill(fill(PAGE.read_text(), MARK, page_table(table)), QUICK_MARK, made)
@@ -149,7 +166,7 @@ def main() -> None:
         write_atomically(PAGE, page.encode())
         figures = ROOT / "figures"
         save(published_curve(table), figures / "language-published", "loss-and-llc")
-        stages = StageEnds(language_stages(first))
+        stages = StageEnds(language_stages(first), first=30)
         save(behaviour(first, stages), figures / "language-quick", "behaviour")
         save(loss_and_llc(first, estimates, stages, "test/loss"), figures / "language-quick", "loss-and-llc")
 

@@ -7,7 +7,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from icl.figures.elements import NO_STAGES, StageEnds, Stages, in_order, last_step, numbers, stage_legend, step_axis
+from icl.figures.elements import (
+    NO_STAGES,
+    StageEnds,
+    Stages,
+    first_step,
+    in_order,
+    last_step,
+    numbers,
+    stage_legend,
+    step_axis,
+)
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, page, panels, shades
 
 PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100)
@@ -55,7 +65,8 @@ def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     steps = numbers(table, "step")
     figure, (top, middle, bottom) = panels(3, 1, FULL_WIDTH, 2.7 * HEIGHT, sharex=True)
     for axis in (top, middle, bottom):
-        step_axis(axis, stages, last_step(table, stages=stages), float(steps.min()), names=axis is top)
+        first = first_step(stages) if stages else float(steps.min())
+        step_axis(axis, stages, last_step(table, stages=stages), first, names=axis is top)
     for axis in (top, middle):
         axis.set_xlabel("")
     for column, colour, label in (
@@ -72,7 +83,7 @@ def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
             label=f"entropy of {label}",
         )
     top.set_ylabel("nats")
-    top.legend(loc="upper right", ncols=2)
+    top.legend(loc="upper right", bbox_to_anchor=(1, 0.96), ncols=3)  # below the names of the stages
     middle.plot(steps, numbers(table, "test/icl_wide"), color=MEAN, label="in-context score")
     middle.plot(steps, numbers(table, "repetition_gain"), color=ZERO, label="repetition gain")
     middle.axhline(0, color=OTHER, lw=0.6)
