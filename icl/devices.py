@@ -5,7 +5,7 @@ torch_xla is imported only when xla is asked for.
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
@@ -51,6 +51,13 @@ def devices_for_runs(device: torch.device) -> list[torch.device]:
     if device.type == "cuda" and device.index is None:
         return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     return [device]
+
+
+def seen_alone(devices: Sequence[torch.device], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables of the environment of a process that is to see these GPUs only. It numbers them anew: cuda:0, cuda:1, ..."""
+    names = environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    own = [names[index] if names[0] else str(index) for index in (device.index for device in devices)]
+    return {"CUDA_VISIBLE_DEVICES": ",".join(own), "DEVICE": "cuda"}
 
 
 def _xla_device() -> torch.device:

@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from icl.devices import devices_for_runs, end_of_graph, memory_budget, resolve_device, runs_at_once
+from icl.devices import devices_for_runs, end_of_graph, memory_budget, resolve_device, runs_at_once, seen_alone
 
 
 def test_cpu_is_the_cpu():
@@ -38,6 +38,15 @@ def test_a_sweep_shares_all_gpus_unless_one_is_named(monkeypatch):
         assert devices_for_runs(device) == [torch.device("cuda", index) for index in expected]
         assert runs_at_once(device) == len(expected)
     assert devices_for_runs(torch.device("cpu")) == [torch.device("cpu")]
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"), [(None, "2,0"), ("", "2,0"), ("4,5,7", "7,4"), ("GPU-a,GPU-b,MIG-c", "MIG-c,GPU-a")]
+)
+def test_a_process_is_shown_its_own_gpus_under_the_names_that_cuda_knows(visible, seen):
+    environ = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    found = seen_alone([torch.device("cuda", index) for index in (2, 0)], environ)
+    assert found == {"CUDA_VISIBLE_DEVICES": seen, "DEVICE": "cuda"}
 
 
 @pytest.mark.parametrize("name", ["gpu", "tpu", "cuda:", "cuda:-1", "cpu:0", "xla:1", "cuda 1"])

@@ -73,7 +73,10 @@ class TaskConfig(TaskSettings):
     later = ("task_type",)
     derived = ("pretrain_seed", "true_seed", "sampling_seed")
 
-    task_type: str = Field(default="linear", description="the distribution of sequences: a name in icl.tasks.TASKS")
+    task_type: str = Field(
+        default="linear",
+        description=f"the distribution of sequences, by its name in icl.tasks.TASKS: {', '.join(TASKS)}",
+    )
     task_size: int = Field(default=8, ge=1, le=2**16, description="D, the dimension of inputs and tasks")
     max_examples: int = Field(default=16, ge=1, le=2**16, description="K, the number of (x, y) pairs of a sequence")
     num_tasks: NumTasks = Field(

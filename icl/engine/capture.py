@@ -19,6 +19,17 @@ def warm_up(run: Callable[[], object], device: torch.device) -> None:
     main.wait_stream(side)
 
 
+def captured(
+    run: Callable[[], tuple[Tensor, ...] | None], device: torch.device
+) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...]]:
+    """The graph of a function that was warmed up, and the tensors that it returns, which every replay overwrites."""
+    graph = torch.cuda.CUDAGraph()
+    # By default PyTorch records what happens on the *current* GPU. Work on another one would be done now, and the graph would be empty.
+    with torch.cuda.device(device), torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        outputs = run()
+    return graph, outputs or ()
+
+
 class Replayed:
     """A function of tensors, captured once per shape of its inputs and then replayed. On devices other than cuda it is just called.
 
@@ -56,7 +67,5 @@ class Replayed:
     ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], tuple[Tensor, ...]]:
         places = tuple(each.clone() for each in inputs)
         warm_up(lambda: self._function(*places), places[0].device)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self._function(*places)
+        graph, outputs = captured(lambda: self._function(*places), places[0].device)
         return graph, places, outputs

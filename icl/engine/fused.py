@@ -76,11 +76,12 @@ def fused_loss_and_grad(
     scratch = torch.empty(members, slots, 2 * shape.num_layers, rows * shape.embed_size, device=flats.device)
     gradients = torch.zeros(members, slots, size, device=flats.device)
     losses = torch.zeros(members, slots, examples, device=flats.device)
-    _kernel[(slots, members)](
-        flats, xs, ys, token_weights, scratch, gradients, losses, batch, tiles, slots,
-        0 if shared else batch * examples * task_size, 0 if shared else batch * examples,
-        **_sizes(shape), K=examples, TOKENS=tokens, R=rows, PRECISION=PRODUCTS[precision], num_warps=WARPS,
-    )  # fmt: skip
+    with torch.cuda.device_of(flats):  # Triton launches on the current GPU, wherever the tensors are
+        _kernel[(slots, members)](
+            flats, xs, ys, token_weights, scratch, gradients, losses, batch, tiles, slots,
+            0 if shared else batch * examples * task_size, 0 if shared else batch * examples,
+            **_sizes(shape), K=examples, TOKENS=tokens, R=rows, PRECISION=PRODUCTS[precision], num_warps=WARPS,
+        )  # fmt: skip
     return losses.sum(dim=1), gradients.sum(dim=1)
 
 

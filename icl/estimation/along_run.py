@@ -1,7 +1,9 @@
 """The learning coefficient along the checkpoints of a subject: one estimate at each chosen checkpoint."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -16,6 +18,19 @@ from icl.estimation.estimate import (
 )
 from icl.sampling import LLCResult
 from icl.subjects import Subject
+
+Tell = Callable[[int, int], None]
+"""Called with (sampling steps done over all checkpoints, steps of one checkpoint, or 0 if not known yet). It may raise, to end the work."""
+
+
+class Workers(Protocol):
+    """Several processes that estimate."""
+
+    def __len__(self) -> int: ...
+
+    def estimates(self, config: LLCConfig, groups: Sequence[Sequence[int]], tell: Tell) -> Generator[list[LLCResult]]:
+        """The estimates at each group of checkpoints, in the order of the groups."""
+        ...
 
 
 class _Stopped(Exception):
@@ -32,6 +47,7 @@ def estimate_over_run(
     should_stop: Callable[[], bool] = lambda: False,
     gamma: float | None = None,
     so_far: Callable[[float, float], None] | None = None,
+    workers: Workers | None = None,
 ) -> int:
     """Estimate at every chosen checkpoint that is not in `done`, and record each estimate when it is ready.
 
@@ -47,6 +63,7 @@ def estimate_over_run(
         gamma: the localisation γ of the estimates in `done`, if pilot chains chose it. None: pilot chains choose it now, at the last chosen
             checkpoint, for all checkpoints.
         so_far: called with (λ̂, its standard error) from the draws so far, if checkpoints are sampled one by one.
+        workers: processes among which the checkpoints are divided, if there is more than one checkpoint. None: this process does all.
 
     Returns:
         How many chosen checkpoints are left without an estimate.
@@ -60,8 +77,24 @@ def estimate_over_run(
             else with_localisation(config, gamma)
         )
     size = checkpoints_at_once(config, device)
+    if workers is not None:
+        size = max(1, min(size, -(-len(todo) // len(workers))))
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
     start = 0
+    if workers is not None and len(groups) > 1:
+
+        def tell(now: int, total: int) -> None:
+            if should_stop():
+                raise _Stopped
+            if progress is not None and total > 0:
+                progress(now, len(todo) * total)
+
+        with suppress(_Stopped), closing(workers.estimates(config, groups, tell)) as estimates:
+            for steps, results in zip(groups, estimates, strict=True):
+                for step, result in zip(steps, results, strict=True):
+                    record(step, subject.model(step), result)
+                start += len(steps)
+        return len(todo) - start
     for steps, models in _models(subject, groups):
         # Not asked before the first checkpoint. Code may be compiled until its first step, and a signal ends that at once
         # (`stop_signal`).

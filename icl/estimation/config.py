@@ -12,8 +12,8 @@ from icl.config.steps import STEP_GRID, nearest_step, refuse_missing_steps, spre
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
 from icl.sampling.llc import TRACE_BYTES
-from icl.sampling.presets import MEANS, preset_named
-from icl.subjects.named import short_name
+from icl.sampling.presets import MEANS, PRESETS, preset_named
+from icl.subjects.named import SHIPPED, short_name
 from icl.subjects.regression import TaskLaw
 
 REGRESSION = "regression"
@@ -58,7 +58,7 @@ class LLCConfig(Settings):
 
     subject: str = Field(
         default=REGRESSION,
-        description="what the estimates are about: regression (a training run of this library), or your own class, "
+        description=f"what the estimates are about: regression (a training run of this library), {', '.join(SHIPPED)}, or your own class, "
         "as module:Class, importable from the working directory",
     )
     subject_config: dict[str, Any] = Field(default={}, description="settings of a subject other than regression")
@@ -77,7 +77,7 @@ class LLCConfig(Settings):
     )
     preset: str | None = Field(
         default=None,
-        description="named settings of the sampler: automatic, calibrated or published; settings in sampler_config override them",
+        description=f"named settings of the sampler: {', '.join(PRESETS)}; settings in sampler_config override them",
     )
     steps: StepGrid = Field(
         default=None, description=f"training steps to sample at: {STEP_GRID}; null: every checkpoint"

@@ -62,17 +62,19 @@ def runs_table(runs: Sequence[ScheduledRun], jobs: int, rows: int | None) -> Tab
     table.add_column("run", overflow="fold")
     table.add_column("state")
     table.add_column("time", justify="right")
-    table.add_column("", overflow="fold")
     shown = (
         list(runs)
         if rows is None or len(runs) <= rows
         else sorted(runs, key=lambda run: _ORDER.index(run.state))[:rows]
     )
-    for run in shown:
+    remarks = [run.reason or (run.note if run.state is State.RUNNING else "") for run in shown]
+    if any(remarks):
+        table.add_column("", overflow="fold")
+    for run, remark in zip(shown, remarks, strict=True):
         colour = _COLOURS[run.state]
         time_taken = _duration(run.seconds) if run.seconds else ""
-        remark = run.reason or (run.note if run.state is State.RUNNING else "")
-        table.add_row(str(run.index), run.name, Text(run.state, colour), time_taken, Text(remark))
+        row = [str(run.index), run.name, Text(run.state, colour), time_taken, Text(remark)]
+        table.add_row(*row[: len(table.columns)])
     return table
 
 

@@ -5,10 +5,12 @@ import sys
 from torch import nn
 
 from icl.checkpoints import Checkpoints
+from icl.devices import devices_for_runs
 from icl.estimation import LLCConfig, estimate_over_run
 from icl.estimation.estimate import hessian_of
 from icl.estimation.traces import append_trace, read_estimates
 from icl.execution.progress import progress_bar
+from icl.execution.several_devices import OnePerDevice
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
 from icl.sampling import LLCResult
@@ -31,6 +33,11 @@ def subject_of(config: LLCConfig, place: Surroundings) -> Subject:
     return make_subject(config.subject, config.subject_config)
 
 
+def subject_here(config: LLCConfig) -> Subject:
+    """The subject in the surroundings that the environment describes."""
+    return subject_of(config, Surroundings.from_environment())
+
+
 def results_folder(config: LLCConfig, place: Surroundings) -> Checkpoints:
     """The folder of the estimates, with its lock and settings.
 
@@ -41,7 +48,7 @@ def results_folder(config: LLCConfig, place: Surroundings) -> Checkpoints:
 
 
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
-    """Estimate along a subject's checkpoints, and continue where an earlier call stopped.
+    """Estimate along a subject's checkpoints, and continue where an earlier call stopped. Several GPUs share the checkpoints.
 
     The results folder of `config.name` gets the estimates as rows of `metrics.jsonl`, the losses and distances of their
     chains in `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
@@ -97,6 +104,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             tracker.summary({"step": step, **row})
             tracker.log(step, row, figures_of(config, subject, step, model, result))
 
+        devices = devices_for_runs(place.device)
+        workers = OnePerDevice(devices, subject_here) if len(devices) > 1 else None
         note = ""
 
         def tell(value: float, error: float) -> None:
@@ -108,7 +117,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
                 left = estimate_over_run(
                     config, subject, done, record, place.device,
                     lambda now, total: update(now, note, total), stopped,
-                    next((row["gamma"] for row in rows if "gamma" in row), None), tell,
+                    next((row["gamma"] for row in rows if "gamma" in row), None), tell, workers,
                 )  # fmt: skip
             tracker.finish("interrupted" if left else "finished")
         finally:

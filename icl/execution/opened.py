@@ -150,8 +150,9 @@ class Runs(Sequence[Run]):
 
     def _labelled(self, parts: Sequence[tuple[Run, pd.DataFrame]]) -> pd.DataFrame:
         labels = self.config.set_index("run").reindex(columns=list(self.differing))
+        # Cell by cell, because a whole row has one type: beside a float, a seed would be one, too.
         tables = [
-            table.assign(run=run.name, **{str(name): value for name, value in labels.loc[run.name].items()})
+            table.assign(run=run.name, **{name: labels.at[run.name, name] for name in self.differing})
             for run, table in parts
             if len(table)
         ]

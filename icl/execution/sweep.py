@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from icl.config import ConfigError
-from icl.devices import available_cores, devices_for_runs, runs_at_once
+from icl.devices import available_cores, devices_for_runs, runs_at_once, seen_alone
 from icl.execution.display import runs_display
 from icl.execution.local import LocalProcess
 from icl.execution.names import RunConfig, by_name, training_of
@@ -27,6 +27,9 @@ from icl.storage.files import write_atomically
 
 POINT = "sweep.yaml"
 
+Share = tuple[torch.device, ...]
+"""The devices of one process."""
+
 
 def run_sweep(
     command: Command,
@@ -38,7 +41,8 @@ def run_sweep(
 ) -> int:
     """Do what is missing of a sweep, with a live table and one at the end; returns the exit status.
 
-    If there are several accelerators, each process has one of them to itself, as long as there are no more jobs than these.
+    If there are several accelerators, each process sees one only, and has it to itself as long as there are no more jobs than accelerators.
+    If there are fewer runs of `llc` than accelerators, a process has several, among which its run's checkpoints are divided.
 
     Args:
         command: "train" or "llc".
@@ -64,7 +68,8 @@ def run_sweep(
     threads = max(available_cores(torch.device("cpu")) // min(jobs, len(runs)), 1)
     environment = {**os.environ, THREADS: _at_most(os.environ.get(THREADS), threads), SUPERVISOR: str(os.getpid())}
 
-    started: list[tuple[torch.device, LocalProcess]] = []
+    shares = shared(devices, min(jobs, len(runs)) if command == "llc" else len(devices))
+    started: list[tuple[Share, LocalProcess]] = []
 
     def launch(run: ScheduledRun) -> LocalProcess:
         unit = units[run.index]
@@ -72,10 +77,10 @@ def run_sweep(
         write_atomically(folder / POINT, _sweep_of(unit, place).encode())
         options = ["--jobs", str(threads), "--tracking", place.tracking, *(["--executor", "batch"] if together else [])]
         words = [sys.executable, "-m", "icl", command, str(folder / POINT), *options]
-        device = least_busy(devices, [device for device, process in started if process.poll() is None])
-        own = {"DEVICE": str(device)} if len(devices) > 1 else {}
+        share = least_busy(shares, [share for share, process in started if process.poll() is None])
+        own = seen_alone(share) if len(devices) > 1 else {}
         process = LocalProcess(words, folder / OUTPUT, environment | own)
-        started.append((device, process))
+        started.append((share, process))
         return process
 
     return _drive(runs, launch, jobs)
@@ -91,9 +96,15 @@ def scheduled_runs(units: Sequence[Sequence[RunConfig]], place: Surroundings) ->
     return scheduled
 
 
-def least_busy(devices: Sequence[torch.device], busy: Sequence[torch.device]) -> torch.device:
-    """The first of the devices that the fewest processes have."""
-    return min(devices, key=list(busy).count)
+def shared(devices: Sequence[torch.device], processes: int) -> list[Share]:
+    """The devices, divided among at most as many processes."""
+    count = max(1, min(processes, len(devices)))
+    return [tuple(devices[index::count]) for index in range(count)]
+
+
+def least_busy(shares: Sequence[Share], busy: Sequence[Share]) -> Share:
+    """The first of the shares that the fewest processes have."""
+    return min(shares, key=list(busy).count)
 
 
 def _at_most(given: str | None, threads: int) -> str:

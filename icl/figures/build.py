@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS, find_boundaries
-from icl.figures.elements import FIRST_STEP, NO_STAGES, StageEnds, Stages, numbers
+from icl.figures.elements import FIRST_STEP, NO_STAGES, StageEnds, Stages, numbers, past
 from icl.figures.families import (
     Tables,
     command_for,
@@ -113,7 +113,7 @@ def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
         boundaries = [float(step) for step in find_boundaries(curve["step"], curve["llc/mean"], error).steps]
     except ValueError:  # too few estimates
         boundaries = []
-    ends = [*boundaries, last + 1] if boundaries else []
+    ends = [*boundaries, past(last + 1, first)] if boundaries else []
     return StageEnds({f"S{number}": end for number, end in enumerate(ends, start=1)}, first)
 
 

@@ -75,11 +75,13 @@ def _estimates(axis: Axes, estimates: pd.DataFrame) -> None:
         capsize=2,
         lw=1,
         label="±2 s.e.",
+        clip_on=False,
     )
     for trusted, marker, label in ((True, "o", "healthy"), (False, "x", "see the verdict")):
         chosen = estimates[estimates["trusted"] == trusted]
         if len(chosen):
-            axis.plot(chosen["step"], chosen["llc/mean"], marker, ms=4, color=MODEL if trusted else OTHER, label=label)
+            colour = MODEL if trusted else OTHER
+            axis.plot(chosen["step"], chosen["llc/mean"], marker, ms=4, color=colour, label=label, clip_on=False)
     axis.set(title="local learning coefficient $\\hat\\lambda$", ylabel="$\\hat\\lambda$")
     axis.legend()
 

@@ -158,7 +158,7 @@ def _lines_of_settings(axis: Axes, table: pd.DataFrame, column: str, settings: S
 @page()
 def llc_against_loss(llc: pd.DataFrame, evals: pd.DataFrame) -> Figure:
     """The learning coefficient as a function of the loss ℓ of its checkpoint. Below, the loss minus its optimum is on a logarithmic
-    axis. There is one line per `model_seed`, with bars of ±2 Monte-Carlo standard errors.
+    axis. There is one line per run, with bars of ±2 Monte-Carlo standard errors.
 
     The dashed line is λ̂ = nβ(E[L] - ℓ) for chains whose mean loss E[L] at every checkpoint is that at the first checkpoint. If
     the estimates lie on this line, λ̂ contains no more information than the loss.
@@ -167,7 +167,14 @@ def llc_against_loss(llc: pd.DataFrame, evals: pd.DataFrame) -> Figure:
         llc: `model_seed`, `step`, `llc/mean`, `llc/mcse`, `loss/init` and `loss/mean`.
         evals: `model_seed`, `step`, `pretrain/delta_ridge`. The optimum is the loss of ridge on the same sequences
             (`icl.analysis.curves.ridge_loss`).
+
+    Raises:
+        ValueError: runs differ in more than their seeds, so that they have no common optimum and no common nβ(c - ℓ).
     """
+    if settings := settings_in(llc):
+        raise ValueError(
+            f"the runs differ in {', '.join(settings)}, and this figure is for runs that differ in their seeds alone"
+        )
     optimum = ridge_loss(llc, evals)
     figure, (top, bottom) = panels(2, 1, 1.5 * WIDTH, 2 * HEIGHT)
     losses = numbers(llc, "loss/init")

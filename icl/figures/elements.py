@@ -66,10 +66,11 @@ def stage_colours(stages: Stages) -> dict[str, tuple[float, float, float]]:
 
 def step_axis(axis: Axes, stages: Stages, last: float, first: float | None = None, names: bool = True) -> None:
     """Make x the logarithmic axis of training steps from `first` (by default that of the stages) to `last`, with the stages
-    shaded and named at the top."""
+    shaded and named at the top. If the last step is not the end of a stage, there is room for its marker."""
     first = first or first_step(stages)
+    last = max(last, 2 * first)
     axis.set_xscale("log")
-    axis.set_xlim(first, max(last, 2 * first))
+    axis.set_xlim(first, last if last in stages.values() else past(last, first))
     axis.set_xlabel("training step $t$")
     axis.xaxis.set_minor_formatter(NullFormatter())
     start = float(first)
@@ -84,6 +85,11 @@ def step_axis(axis: Axes, stages: Stages, last: float, first: float | None = Non
                     name, place, xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=6, alpha=0.8
                 )
         start = end
+
+
+def past(last: float, first: float) -> float:
+    """A little after the last step, on a logarithmic axis that begins at the first: the marker there is not cut by the edge."""
+    return last * (last / first) ** 0.015
 
 
 def _inches(axis: Axes) -> float:

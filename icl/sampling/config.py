@@ -35,7 +35,7 @@ class SamplerConfig(Settings):
 
     sampling_method: str = Field(
         default="auto",
-        description="the kernel, the rule of a chain's step; auto: sgld if a step size is given, otherwise langevin",
+        description=f"the kernel, the rule of a chain's step: {', '.join(KERNELS)}; auto: sgld if a step size is given, otherwise langevin",
     )
     num_chains: int = Field(default=8, ge=1, description="E, the number of chains")
     num_draws: int = Field(default=1000, ge=1, description="recorded draws of each chain")

@@ -25,7 +25,7 @@ from torch import Tensor
 from icl.config import TrainingConfig
 from icl.devices import end_of_graph, same_graph_each_step
 from icl.engine import choose_batched
-from icl.engine.capture import warm_up
+from icl.engine.capture import captured, warm_up
 from icl.evals import make_evaluator
 from icl.model import unflatten
 from icl.tasks import BLOCK, EnsembleBatches
@@ -164,9 +164,7 @@ class AcceleratorStepper:
         warm_up(self._advance, self._device)
         for value, old in zip(self._mutable(), kept, strict=True):
             value.copy_(old)
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
-            self._advance()
+        self._graph, _ = captured(self._advance, self._device)
         self._graph.replay()
 
     def _mutable(self) -> list[Tensor]:

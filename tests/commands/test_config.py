@@ -1,5 +1,6 @@
 """`icl config` prints what there is to set, and all of it can be set as printed."""
 
+import re
 import sys
 from collections.abc import Iterator
 from io import StringIO
@@ -13,6 +14,11 @@ from icl.cli import main
 from icl.commands.config import COMMANDS, config_command, settings_of
 from icl.config import ConfigError, Settings
 from icl.config.sweeps import override, parse_override
+from icl.estimation import LLCConfig
+from icl.sampling.kernels import KERNELS
+from icl.sampling.presets import PRESETS
+from icl.subjects.named import SHIPPED
+from icl.tasks import TASKS
 
 
 def all_configurations(kind: type[Settings] = Settings) -> Iterator[type[Settings]]:
@@ -38,6 +44,14 @@ def test_every_field_of_every_configuration_says_in_words_what_it_is():
     assert f"{DataSettings.__name__}.noise_std" in fields
     assert [name for name, description in fields.items() if len(description.split()) < 2] == []
     assert [name for name, description in fields.items() if description.endswith(".")] == []
+
+
+@pytest.mark.parametrize(("key", "names"), [
+    ("sampler_config.sampling_method", ["auto", *KERNELS]), ("task_config.task_type", TASKS), ("preset", PRESETS), ("subject", SHIPPED),
+])  # fmt: skip
+def test_a_setting_that_takes_a_name_says_which_names_there_are(key, names):
+    (meaning,) = [each.meaning for each in settings_of(LLCConfig) if each.key == key]
+    assert [name for name in names if not re.search(rf"\b{name}\b", meaning)] == []
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -148,4 +148,6 @@ def test_a_wheel_alone_does_what_its_help_says(installed):
                 line = line.replace(place, name)
             installed.icl(line)
     assert len(list((installed.folder / "figures").rglob("*.png"))) >= 3
+    assert "report: demo/report.html" in installed.icl("icl demo --quick")
+    assert {"demo.png", "report.html", "summary.csv"} <= {path.name for path in (installed.folder / "demo").iterdir()}
     assert (installed.folder / "report.html").stat().st_size > 10_000

@@ -6,10 +6,13 @@
 import pytest
 import torch
 
+GPUS = [pytest.param(name, marks=pytest.mark.cuda) for name in ("cuda", "cuda:1")]
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)], scope="session")
+
+@pytest.fixture(params=["cpu", *GPUS], scope="session")
 def device(request) -> torch.device:
-    """The device under test."""
-    if request.param == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device here; on a machine with one: make test-gpu")
-    return torch.device(request.param)
+    """The device under test. A second GPU is not the current one, so what runs on the current GPU alone fails there."""
+    device = torch.device(request.param)
+    if device.type == "cuda" and torch.cuda.device_count() <= (device.index or 0):
+        pytest.skip("no such CUDA device here; on a machine with one: make test-gpu")
+    return device

@@ -16,7 +16,7 @@ PROGRAM = Path(__file__).with_name("fused_errors.py")
 def test_the_fused_kernel_is_the_model(device):
     environment = os.environ | ({"TRITON_INTERPRET": "1"} if device.type == "cpu" else {})
     run = subprocess.run(
-        [sys.executable, str(PROGRAM), device.type], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, str(PROGRAM), str(device)], env=environment, capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout)

@@ -1,6 +1,7 @@
 """Every command in the pages exists, takes the options that it is given, and names files that there are."""
 
 import ast
+import contextlib
 import importlib.util
 import os
 import re
@@ -11,13 +12,16 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import typer
 from reader import surroundings
 from typer.testing import CliRunner
 
 from docs.code_of_pages import blocks_of
 from icl.cli import app
+from icl.subjects.language import AttentionOnlyTransformer
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -37,6 +41,9 @@ PROGRAMS = ("icl", "python", "make", "pip", "wandb", ".ci/run")
 ELSEWHERE = ("git", "cd", "export", "sbatch", "docker")
 """Programs of blocks that are no part of the project."""
 
+NOTHING_SET: dict[str, str | None] = {
+    name: None for name in os.environ if name.startswith(("AWS_", "WANDB_", "LOCAL_ROOT", "ICL_"))
+}
 COMMANDS = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -109,11 +116,84 @@ def test_a_command_that_only_looks_runs(page, words, tmp_path, monkeypatch):
     if "s3://" in " ".join(words):
         pytest.skip("tests/commands/test_runs.py copies to a bucket")
     Path("checkpoints").mkdir()
-    settings: dict[str, str | None] = {
-        name: None for name in os.environ if name.startswith(("AWS_", "WANDB_", "LOCAL_ROOT"))
-    }
-    done = CliRunner().invoke(app, words, env=settings | {"DEVICE": "cpu"})
+    done = CliRunner().invoke(app, words, env=NOTHING_SET | {"DEVICE": "cpu"})
     assert done.exit_code == 0, done.output
+
+
+SMALL = """\
+method: grid
+parameters:
+  task_config: {parameters: {task_size: {value: 2}, max_examples: {value: 3}, num_tasks: {value: 7}, embed_size: {value: 4},
+      mlp_size: {value: 5}, num_heads: {value: 2}, num_layers: {value: 1}, model_seed: {value: 1}}}
+  num_steps: {value: 20}
+  batch_size: {value: 8}
+  eval_batch_size: {value: 8}
+  checkpointer_config: {parameters: {checkpoint_steps: {value: [0, 1, 2, 3, 5, 8, 13, 19]}}}
+"""
+OWN_MODEL = """\
+method: grid
+parameters:
+  subject: {value: "quadratic_of_a_reader:Quadratic"}
+  preset: {value: calibrated}
+"""
+FILES = ("SWEEP.yaml", "SWEEP", "FILE", "mine.yaml", "my-sweep.yaml")
+FEW = [f"--set=sampler_config.{each}" for each in ("num_draws=12", "num_burnin_steps=2", "grad_batch_size=8")]
+DONE_ELSEWHERE = {"figures": "tests/commands/test_journey.py", "runs": "tests/commands/test_runs.py"}
+"""Commands that another test runs on a reader's own runs, because they take long or need a bucket."""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A folder with a small run, its estimates and its tables."""
+    folder = tmp_path_factory.mktemp("home")
+    for name in FILES:
+        (folder / name).write_text(SMALL)
+    (folder / "FOLDER").mkdir()
+    language = AttentionOnlyTransformer(n_layers=2, d_model=11, n_heads=3, d_head=5, n_ctx=19, d_vocab=17)
+    torch.save(language.state_dict(), folder / "FOLDER" / "checkpoint_0000100.pth")
+    np.save(folder / "rows.npy", np.random.default_rng(0).integers(0, 17, (29, 19)))
+    (folder / "own-model.yaml").write_text(OWN_MODEL)
+    (folder / "quadratic_of_a_reader.py").write_text((ROOT / "tests/subjects/quadratic.py").read_text())
+    for line in (
+        "train SWEEP.yaml",
+        "llc SWEEP.yaml",
+        "tabulate SWEEP.yaml",
+        "analyse RUN --only evals --output data/SWEEP",
+    ):
+        typed(line.split(), folder)
+    return folder
+
+
+def typed(words: list[str], folder: Path) -> None:
+    """A command with what a reader fills in, in a folder; estimates are short. It must succeed."""
+    filled = {"NAME": "calibrated", "data/NAME": "data/SWEEP", "my_analysis": "evals"}
+    if "RUN" in words:
+        filled["RUN"] = min(path.parent.name for path in folder.glob("checkpoints/icl/L*/config.json"))
+    if words[0] == "analyse" and "--family" not in words:  # of a sweep, it is for one's own model
+        filled["SWEEP.yaml"] = "own-model.yaml"
+    short = {
+        "llc": [*FEW, *(() if "--preset" in words else ("--preset", "calibrated"))],
+        "calibrate": [
+            *FEW,
+            *["--draws", "10", "--burn-in", "2", "--epsilon", "1e-4", "--gamma", "100", "--nbeta", "10"],
+        ],
+    }
+    words = [*(filled.get(word, word) for word in words), *short.get(words[0], [])]
+    with contextlib.chdir(folder):
+        done = CliRunner().invoke(app, words, env=NOTHING_SET | {"DEVICE": "cpu", "NETRC": str(folder / "none")})
+    assert done.exit_code == 0, f"{words}: {done.output} {done.exception}"
+
+
+def takes_own_runs(words: list[str]) -> bool:
+    made = (*FILES, "RUN", "FOLDER", "data/NAME")
+    return words[0] not in DONE_ELSEWHERE and any(word in made for word in words[1:])
+
+
+@pytest.mark.parametrize(("page", "words"), [each for each in chosen("icl") if takes_own_runs(each.values[1])])
+def test_a_command_works_on_the_runs_of_a_reader(page, words, home):
+    if "ray" in words:
+        pytest.skip("tests/execution/test_ray.py")
+    typed(words, home)
 
 
 @pytest.mark.parametrize(("page", "words"), chosen("python"))

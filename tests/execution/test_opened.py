@@ -71,6 +71,7 @@ def test_the_runs_of_a_sweep_carry_the_settings_that_vary_and_no_seed_that_follo
         assert rows["run"].nunique() == 1
         assert list(rows["step"]) == [0, 2, 3, 4, 6]
     assert runs.config.set_index("run").loc[runs[0].name, "optimizer_config.lr"] in (0.01, 0.002)
+    assert pd.api.types.is_integer_dtype(runs.metrics["task_config.model_seed"])
 
 
 def test_a_run_is_opened_by_its_name_or_its_folder_and_gives_its_models(root):

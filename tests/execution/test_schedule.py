@@ -182,6 +182,13 @@ def test_the_table_shows_what_matters_where_there_is_no_room_for_all():
     assert text.count("run-") == 5
 
 
+def test_the_table_has_no_column_for_remarks_if_there_are_none():
+    runs = runs_of(2)
+    assert len(runs_table(runs, 2, None).columns) == 4
+    runs[1].state, runs[1].reason = State.FAILED, "no memory"
+    assert len(runs_table(runs, 2, None).columns) == 5
+
+
 def test_away_from_a_terminal_each_event_is_a_line_and_the_end_a_table(capsys):
     runs = runs_of(2)
     bad = {1: Ended(False, "no memory")}

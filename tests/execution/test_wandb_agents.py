@@ -296,12 +296,11 @@ def rows_of_each(place: Workplace) -> dict[str, list[dict]]:
     return {name: read_metrics(folder) for name, folder in place.results().items()}
 
 
-def interrupt(process: subprocess.Popen[str]) -> tuple[float, str]:
-    """Ctrl-C; the seconds until the end, and what was said."""
-    began = time.monotonic()
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C, and what was said until the end. Whoever does not end by itself runs for longer than a test waits."""
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=PATIENCE_S)
-    return time.monotonic() - began, output
+    return output
 
 
 @pytest.mark.slow
@@ -309,8 +308,7 @@ def test_ctrl_c_stops_an_offline_sweep_with_the_last_step_saved(tmp_path):
     place = Workplace(tmp_path / "offline", {})
     sweep = place.start("icl", "train", place.write(long_sweep(10**6)), "--jobs", "2")
     wait_for(lambda: len([rows for rows in rows_of_each(place).values() if len(rows) > 20]) == 2)
-    seconds, said = interrupt(sweep)
-    assert seconds < 10
+    said = interrupt(sweep)
     assert sweep.returncode == 1
     assert "2 stopped" in said
     states = newest_states(place)
@@ -327,9 +325,8 @@ def test_ctrl_c_leaves_an_estimate_within_a_step_and_keeps_those_before_it(tmp_p
     sweep["parameters"]["sampler_config"]["parameters"].update(constants(num_burnin_steps=20_000))
     estimates = place.start("icl", "llc", place.write(sweep))
     wait_for(lambda: any(name.startswith("llc-") and rows for name, rows in rows_of_each(place).items()))
-    seconds, said = interrupt(estimates)
-    assert seconds < 10, said
-    assert estimates.returncode == 1
+    said = interrupt(estimates)
+    assert estimates.returncode == 1, said
     (rows,) = [rows for name, rows in rows_of_each(place).items() if name.startswith("llc-")]
     assert 1 <= len(rows) < 5
 
@@ -352,8 +349,7 @@ def test_an_agents_run_that_was_cut_off_goes_on_when_it_is_handed_out_again(end,
         wait_for(lambda: newest_states(place))
         (run,) = server.runs.values()
         if end == "interrupt":
-            seconds, _ = interrupt(agent)
-            assert seconds < 10
+            interrupt(agent)
         elif end == "kill the agent":  # its orphan saves and stops while the next agent takes over
             agent.kill()
         else:

@@ -11,7 +11,7 @@ from icl.analysis.curves import ridge_loss
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
 from icl.figures.build import PAPER_STAGES
-from icl.figures.elements import estimate_line, last_step, step_colours, token_count
+from icl.figures.elements import NO_STAGES, estimate_line, last_step, step_colours, token_count
 from icl.figures.families import read_tables, run_label, tables_of_seed
 
 pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
@@ -53,6 +53,25 @@ def test_stages_are_shaded_from_end_to_end(tables):
 def test_the_axis_of_an_unfinished_run_ends_where_the_run_does():
     assert last_step(pd.DataFrame({"step": [0, 30_000]}), stages=PAPER_STAGES) == 30_001
     assert last_step(pd.DataFrame({"step": [0, 499_999]}), stages=PAPER_STAGES) == 500_000
+
+
+def test_no_edge_cuts_the_marker_of_the_last_step(tables):
+    for steps, stages in ((slice(None), NO_STAGES), (slice(None, -1), PAPER_STAGES)):
+        evals, llc = (tables[name].sort_values("step").iloc[steps] for name in ("evals", "llc"))
+        figure = development.loss_and_llc(evals, llc, stages)
+        figure.canvas.draw()
+        axis, last = figure.axes[1], llc.iloc[-1]
+        right = axis.transData.transform((last["step"], last["llc/mean"]))[0]
+        assert axis.bbox.x1 - right > 1.25 / 72 * figure.dpi  # half of a marker of 2.5 points
+
+
+def test_runs_that_differ_in_more_than_their_seeds_have_no_common_line_of_the_loss(family):
+    llc, evals = (read_tables(family)[name] for name in ("llc", "evals"))
+    llc = pd.concat([llc.assign(lr=rate) for rate in (0.1, 0.2)])[["model_seed", "lr", *llc.columns.drop("model_seed")]]
+    with pytest.raises(
+        ValueError, match="the runs differ in lr, and this figure is for runs that differ in their seeds alone"
+    ):
+        development.llc_against_loss(llc, evals)
 
 
 def test_scores_go_up_with_in_context_learning():

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -89,7 +88,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_compiler_that_does_not_work_costs_seconds_and_a_line(tmp_path, monkeypatch, caplog, name):
+def test_a_compiler_that_does_not_work_or_end_costs_a_line(tmp_path, monkeypatch, caplog, name):
     text, reason = BROKEN[name]
     compiler = tmp_path / "broken"
     compiler.write_text(text, encoding="latin-1")
@@ -100,12 +99,10 @@ def test_a_compiler_that_does_not_work_costs_seconds_and_a_line(tmp_path, monkey
     monkeypatch.setattr(build, "COMPILE_S", 0.4)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     build._tell.cache_clear()
-    began = time.monotonic()
     for repetition in range(3):
         with pytest.raises(NativeUnavailable, match=reason) as caught:
             load_library(THREEFRY, {f"BROKEN{list(BROKEN).index(name)}": repetition})
         assert "\n" not in str(caught.value)
-    assert time.monotonic() - began < 20
     assert len({record.getMessage() for record in caplog.records}) == len(caplog.records) > 0
     if reason != "cannot use":
         assert not list((tmp_path / "icl").glob("*.so"))
