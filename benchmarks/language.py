@@ -102,7 +102,7 @@ def events(run: pd.DataFrame, heads: pd.DataFrame) -> dict[str, float]:
     run = in_order(run)
     steps, bigrams, context = (numbers(run, name) for name in ("step", "bigram_score", "test/icl_wide"))
     previous, prefix = numbers(run, "previous_token/max"), numbers(run, "prefix_matching/max")
-    below = heads[heads["block"] == 0].groupby("step")["previous_token"].max().loc[steps].to_numpy()
+    below = np.array([numbers(rows_where(heads, block=0, step=step), "previous_token").max() for step in steps])
     lowest = bigrams.argmin()
     happened = {
         "loss below the entropy of single tokens": numbers(run, "test/loss") < numbers(run, "unigram_entropy"),

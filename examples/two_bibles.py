@@ -10,7 +10,7 @@ text much can be predicted from what was just read, so a small model learns to l
 import sys
 from pathlib import Path
 
-import pythonbible
+import pythonbible  # pyright: ignore[reportMissingImports]
 
 TRANSLATIONS = (pythonbible.Version.KING_JAMES, pythonbible.Version.AMERICAN_STANDARD)
 BOOKS = 66
