@@ -2,7 +2,7 @@
 
     python -m benchmarks.language [--write]
 
-Prints the changes over the published stages, and the small model's behaviour; --write puts both into docs/language.md and draws
+Prints the changes over the published stages and the small model's behaviour; --write puts both into docs/language.md and draws
 figures/language-published/ and figures/language-quick/.
 """
 
@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
-from icl.figures.elements import numbers, rows_where
+from icl.analysis.language_stages import GAIN, language_stages
+from icl.figures.elements import StageEnds, in_order, numbers, rows_where
 from icl.figures.language import PUBLISHED_STAGES, behaviour, published_curve
 from icl.figures.style import save
 from icl.sampling.online import artefact
@@ -24,6 +25,9 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "data" / "language-published" / "L2.csv"
 PAGE = ROOT / "docs" / "language.md"
 QUICK = ROOT / "data" / "language-quick" / "behaviour.csv"
+QUICK_HEADS = QUICK.with_name("heads.csv")
+QUICK_STEPS = [0, 31, 126, 695, 2086, 4869, 5565, 6608, 7999]
+"""Of the checkpoints of seed 0 in data/language-quick/checkpoints."""
 COMMAND = "python -m benchmarks.language --write"
 MARK, QUICK_MARK = mark(COMMAND, "published"), mark(COMMAND, "quick")
 
@@ -66,38 +70,71 @@ def page_table(table: pd.DataFrame) -> str:
 
 QUICK_COLUMNS = {
     "test/loss": "test loss", "bigram_score": "bigram score", "test/loss_without_positions": "loss without positions",
-    "ngram_loss/3": "loss on the third token of words", "previous_token/max": "previous token, largest head",
-    "prefix_matching/max": "prefix matching, largest head",
+    "test/icl_wide": "in-context score", "previous_token/max": "previous token, largest head",
+    "prefix_matching/max": "prefix matching, largest head", "repetition_gain": "repetition gain",
 }  # fmt: skip
 
 
 def quick_table(table: pd.DataFrame) -> str:
-    """The behaviour of the small model, and the entropies of its data."""
-    columns = [numbers(table, name) for name in QUICK_COLUMNS]
+    """The behaviour of the small model at the shipped checkpoints, and the entropies of its data."""
+    shown = pd.DataFrame(table[table["step"].isin(QUICK_STEPS)])
+    columns = [numbers(shown, name) for name in QUICK_COLUMNS]
     rows = [
-        [f"{step:.0f}", *(f"{column[row]:.3f}" for column in columns)]
-        for row, step in enumerate(numbers(table, "step"))
+        [f"{step:,.0f}", *(f"{column[row]:.3f}" for column in columns)]
+        for row, step in enumerate(numbers(shown, "step"))
     ]
-    unigrams, bigrams = (numbers(table, f"{kind}_entropy")[0] for kind in ("unigram", "bigram"))
+    unigrams, bigrams = (numbers(shown, f"{kind}_entropy")[0] for kind in ("unigram", "bigram"))
     said = f"The entropy of the text's tokens is {unigrams:.3f} nats alone, and {bigrams:.3f} given the token before."
     return f"{markdown_table(['step', *QUICK_COLUMNS.values()], rows)}\n\n{said}"
 
 
-def order_of_stages(table: pd.DataFrame) -> dict[int, tuple[int, int]]:
-    """Seed -> the checkpoint nearest to the bigrams, and the first whose largest previous-token score is twice that of even attention."""
-    found = {}
-    for seed in sorted(set(table["model_seed"])):
-        run = rows_where(table, model_seed=seed)
-        steps, previous = numbers(run, "step"), numbers(run, "previous_token/max")
-        above = np.flatnonzero(previous > 2 * previous[0])
-        found[int(seed)] = int(steps[numbers(run, "bigram_score").argmin()]), int(steps[above[0]])
-    return found
+NOTABLE = 0.1
+"""Nats. The scores of 256 rows differ by up to 0.06 between neighbouring checkpoints."""
 
 
-def order_table(table: pd.DataFrame) -> str:
-    """`order_of_stages` for the page."""
-    rows = [[str(seed), str(bigrams), str(previous)] for seed, (bigrams, previous) in order_of_stages(table).items()]
-    return markdown_table(["seed", "nearest to the bigrams at step", "previous-token score doubled by step"], rows)
+def events(run: pd.DataFrame, heads: pd.DataFrame) -> dict[str, float]:
+    """What happens in a run -> the first checkpoint at which it has happened, in steps; infinite if it never does.
+
+    Args:
+        run: the behaviour of one run.
+        heads: its heads.
+    """
+    run = in_order(run)
+    steps, bigrams, context = (numbers(run, name) for name in ("step", "bigram_score", "test/icl_wide"))
+    previous, prefix = numbers(run, "previous_token/max"), numbers(run, "prefix_matching/max")
+    below = np.array([numbers(rows_where(heads, block=0, step=step), "previous_token").max() for step in steps])
+    lowest = bigrams.argmin()
+    happened = {
+        "loss below the entropy of single tokens": numbers(run, "test/loss") < numbers(run, "unigram_entropy"),
+        "bigram score within 0.1 nats of its minimum": bigrams < bigrams.min() + NOTABLE,
+        "bigram score at its minimum": bigrams == bigrams.min(),
+        "a head's previous-token score twice that of even attention": previous > 2 * previous[0],
+        "the same in the first block": below > 2 * below[0],
+        "in-context score 0.1 nats below that at the minimum of the bigram score": (steps > steps[lowest])
+        & (context < context[lowest] - NOTABLE),
+        "prefix matching twice that of even attention": prefix > 2 * prefix[0],
+        "repetition gain below -0.1 nats": numbers(run, "repetition_gain") < GAIN,
+    }
+    return {name: float(steps[holds.argmax()]) if holds.any() else np.inf for name, holds in happened.items()}
+
+
+def events_of_seeds(table: pd.DataFrame, heads: pd.DataFrame) -> pd.DataFrame:
+    """`events` of each `model_seed`, a column each. At step 0 attention is even."""
+    return pd.DataFrame(
+        {
+            f"seed {seed}": events(rows_where(table, model_seed=seed), rows_where(heads, model_seed=seed))
+            for seed in sorted(set(table["model_seed"]))
+        }
+    )
+
+
+def order_table(found: pd.DataFrame) -> str:
+    """`events_of_seeds` for the page."""
+    rows = [
+        [name, *(f"{step:,.0f}" if step < np.inf else "never" for step in steps)]
+        for name, *steps in found.itertuples(name=None)
+    ]
+    return markdown_table(["first checkpoint with", *found.columns], rows)
 
 
 def main() -> None:
@@ -106,15 +143,16 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write docs/language.md and figures/language-published/")
     options = parser.parse_args()
     table, quick = corrected(), pd.read_csv(QUICK)
-    first = rows_where(quick, model_seed=0)
-    made = f"{quick_table(first)}\n\n{order_table(quick)}"
+    first, order = rows_where(quick, model_seed=0), events_of_seeds(quick, pd.read_csv(QUICK_HEADS))
+    made = f"{quick_table(first)}\n\n{order_table(order)}"
     print(page_table(table), made, sep="\n\n")
     if options.write:
         page = fill(fill(PAGE.read_text(), MARK, page_table(table)), QUICK_MARK, made)
         write_atomically(PAGE, page.encode())
         figures = ROOT / "figures"
         save(published_curve(table), figures / "language-published", "loss-and-llc")
-        save(behaviour(first), figures / "language-quick", "behaviour")
+        stages = StageEnds(language_stages(first), first=30)
+        save(behaviour(first, stages), figures / "language-quick", "behaviour")
 
 
 if __name__ == "__main__":

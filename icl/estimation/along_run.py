@@ -80,21 +80,9 @@ def estimate_over_run(
     if workers is not None:
         size = max(1, min(size, -(-len(todo) // len(workers))))
     groups = [todo[start : start + size] for start in range(0, len(todo), size)]
-    start = 0
     if workers is not None and len(groups) > 1:
-
-        def tell(now: int, total: int) -> None:
-            if should_stop():
-                raise _Stopped
-            if progress is not None and total > 0:
-                progress(now, len(todo) * total)
-
-        with suppress(_Stopped), closing(workers.estimates(config, groups, tell)) as estimates:
-            for steps, results in zip(groups, estimates, strict=True):
-                for step, result in zip(steps, results, strict=True):
-                    record(step, subject.model(step), result)
-                start += len(steps)
-        return len(todo) - start
+        return len(todo) - _divided(workers, config, subject, groups, record, progress, should_stop)
+    start = 0
     for steps, models in _models(subject, groups):
         # Not asked before the first checkpoint. Code may be compiled until its first step, and a signal ends that at once
         # (`stop_signal`).
@@ -115,6 +103,32 @@ def estimate_over_run(
             return len(todo) - start
         start += len(steps)
     return 0
+
+
+def _divided(
+    workers: Workers,
+    config: LLCConfig,
+    subject: Subject,
+    groups: Sequence[Sequence[int]],
+    record: Callable[[int, nn.Module, LLCResult], None],
+    progress: Callable[[int, int], None] | None,
+    should_stop: Callable[[], bool],
+) -> int:
+    """Estimate in several processes and record here. Returns how many checkpoints were recorded."""
+    recorded, count = 0, sum(map(len, groups))
+
+    def tell(now: int, total: int) -> None:
+        if should_stop():
+            raise _Stopped
+        if progress is not None and total > 0:
+            progress(now, count * total)
+
+    with suppress(_Stopped), closing(workers.estimates(config, groups, tell)) as estimates:
+        for steps, results in zip(groups, estimates, strict=True):
+            for step, result in zip(steps, results, strict=True):
+                record(step, subject.model(step), result)
+                recorded += 1
+    return recorded
 
 
 def _models(subject: Subject, groups: Sequence[Sequence[int]]) -> Iterator[tuple[Sequence[int], list[nn.Module]]]:

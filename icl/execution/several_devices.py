@@ -92,7 +92,7 @@ def _received(connection: Connection) -> tuple[int, int] | list[LLCResult] | Exc
     """What a process says: how far it is, its estimates, or what went wrong."""
     try:
         return pickle.loads(connection.recv_bytes())
-    except EOFError:
+    except (EOFError, ConnectionError):
         return RuntimeError(
             "a process with estimates was ended, perhaps for its memory; start the command again to go on"
         )

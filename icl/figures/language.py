@@ -1,12 +1,26 @@
-"""Figures of language models: the published curve, and the behaviour of a run."""
+"""Figures of language models: the published curve, the behaviour of a run, and the heads of an induction circuit at work."""
 
+from collections.abc import Mapping
+
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import Tensor
 
-from icl.figures.elements import NO_STAGES, StageEnds, Stages, in_order, last_step, numbers, stage_legend, step_axis
-from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, page, panels
+from icl.figures.elements import (
+    NO_STAGES,
+    StageEnds,
+    Stages,
+    first_step,
+    in_order,
+    last_step,
+    numbers,
+    stage_legend,
+    step_axis,
+)
+from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, page, panels, shades
 
-PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100)
+PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100, exact=True)
 """The stages of the two-layer language model of arXiv 2402.02364."""
 
 
@@ -41,7 +55,7 @@ def published_curve(table: pd.DataFrame) -> Figure:
 
 @page()
 def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """A language model's behaviour over training: losses with the entropies of unigrams and bigrams, the in-context score, the heads.
+    """A language model's behaviour over training: losses with the entropies of unigrams and bigrams, what it gains from context, the heads.
 
     Args:
         table: one run, the table `behaviour` of `icl.analysis.language`.
@@ -51,7 +65,8 @@ def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     steps = numbers(table, "step")
     figure, (top, middle, bottom) = panels(3, 1, FULL_WIDTH, 2.7 * HEIGHT, sharex=True)
     for axis in (top, middle, bottom):
-        step_axis(axis, stages, last_step(table, stages=stages), float(steps.min()), names=axis is top)
+        first = first_step(stages) if stages else float(steps.min())
+        step_axis(axis, stages, last_step(table, stages=stages), first, names=axis is top)
     for axis in (top, middle):
         axis.set_xlabel("")
     for column, colour, label in (
@@ -68,13 +83,49 @@ def behaviour(table: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
             label=f"entropy of {label}",
         )
     top.set_ylabel("nats")
-    top.legend(loc="upper right", ncols=2)
-    middle.plot(steps, numbers(table, "test/icl"), color=MEAN)
+    top.legend(loc="upper right", bbox_to_anchor=(1, 0.96), ncols=3)  # below the names of the stages
+    middle.plot(steps, numbers(table, "test/icl_wide"), color=MEAN, label="in-context score")
+    middle.plot(steps, numbers(table, "repetition_gain"), color=ZERO, label="repetition gain")
     middle.axhline(0, color=OTHER, lw=0.6)
-    middle.set_ylabel("in-context score (nats)")
+    middle.set_ylabel("nats (negative: uses context)")
+    middle.legend(loc="lower left")
     bottom.plot(steps, numbers(table, "previous_token/max"), color=MODEL, label="previous token")
     bottom.plot(steps, numbers(table, "prefix_matching/max"), color=ZERO, label="prefix matching")
     bottom.set(ylabel="attention, largest head", ylim=(0, None))
     bottom.legend(loc="upper left")
     stage_legend(figure, stages)
+    return figure
+
+
+@page()
+def attention_of_heads(patterns: Mapping[str, Tensor]) -> Figure:
+    """What some heads attend to in one row, side by side: queries from top to bottom, keys from left to right, darker for more attention.
+
+    Args:
+        patterns: name of a head -> its attention (T, T), queries × keys.
+    """
+    figure, axes = panels(1, len(patterns), FULL_WIDTH, 1.1 * FULL_WIDTH / len(patterns))
+    for axis, (name, pattern) in zip(axes, patterns.items(), strict=True):
+        axis.imshow(pattern.detach().numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+        axis.set(title=name, xlabel="attended token (key)")
+    axes[0].set_ylabel("token that attends (query)")
+    return figure
+
+
+@page()
+def losses_on_repeats(losses: Mapping[int, Tensor], stages: Stages = NO_STAGES) -> Figure:
+    """Loss on random tokens that stand twice, by their place in the row, at several checkpoints. The second copy begins at the dashed line.
+
+    Args:
+        losses: step -> mean loss (2N,) on the tokens after BOS of `icl.analysis.induction.repeated_rows`.
+        stages: the end of each stage; a checkpoint is labelled with the stage in which it lies.
+    """
+    figure, (axis,) = panels(1, 1, 1.5 * WIDTH, 1.3 * HEIGHT)
+    for (step, values), colour in zip(losses.items(), shades("viridis", len(losses)), strict=True):
+        stage = next((f", {name}" for name, end in stages.items() if step < end), "")
+        axis.plot(np.arange(1, len(values) + 1), values.numpy(), color=colour, label=f"step {step:,}{stage}")
+    half = len(next(iter(losses.values()))) / 2
+    axis.axvline(half + 0.5, color=OTHER, ls="--", lw=0.8)
+    axis.set(xlabel="place in the row", ylabel="loss (nats)", xlim=(1, 2 * half))
+    figure.legend(loc="outside lower center", ncols=2)
     return figure

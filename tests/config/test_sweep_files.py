@@ -46,6 +46,7 @@ RUNS = {
     "analysis/quick-llc": 2,
     "analysis/language-llcs": 2,
     "analysis/language-llcs-local": 2,
+    "analysis/language-quick-llcs": 1,
     "calibration/0-L2H4-eps-temp-gamma": 6**3 * 8,
     "calibration/1-L2H4-eval-dataset-size": 11 * 8,
     "calibration/2-L2H4-eval-fixed-batch": 5 * 8,

@@ -11,7 +11,7 @@ from icl.analysis.curves import ridge_loss
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
 from icl.figures.build import PAPER_STAGES
-from icl.figures.elements import NO_STAGES, estimate_line, last_step, step_colours, token_count
+from icl.figures.elements import StageEnds, estimate_line, last_step, step_colours, token_count
 from icl.figures.families import read_tables, run_label, tables_of_seed
 
 pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
@@ -55,14 +55,20 @@ def test_the_axis_of_an_unfinished_run_ends_where_the_run_does():
     assert last_step(pd.DataFrame({"step": [0, 499_999]}), stages=PAPER_STAGES) == 500_000
 
 
-def test_no_edge_cuts_the_marker_of_the_last_step(tables):
-    for steps, stages in ((slice(None), NO_STAGES), (slice(None, -1), PAPER_STAGES)):
-        evals, llc = (tables[name].sort_values("step").iloc[steps] for name in ("evals", "llc"))
-        figure = development.loss_and_llc(evals, llc, stages)
+def test_no_edge_cuts_the_outermost_markers(tables):
+    llc = tables["llc"].query("step > 0")
+    found = StageEnds({"S1": 1000, "S2": llc["step"].max() + 1}, first=llc["step"].min())
+    for stages in (StageEnds({}, first=llc["step"].min()), found):
+        figure = development.loss_and_llc(tables["evals"], llc, stages)
         figure.canvas.draw()
-        axis, last = figure.axes[1], llc.iloc[-1]
-        right = axis.transData.transform((last["step"], last["llc/mean"]))[0]
-        assert axis.bbox.x1 - right > 1.25 / 72 * figure.dpi  # half of a marker of 2.5 points
+        axis = figure.axes[1]
+        first, last = axis.transData.transform([(llc["step"].min(), 0), (llc["step"].max(), 0)])[:, 0]
+        half = 1.25 / 72 * figure.dpi  # of a marker of 2.5 points
+        assert axis.bbox.x0 + half < first < last < axis.bbox.x1 - half
+        spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axis.patches]
+        assert (
+            spans == [] or (spans[0][0], spans[-1][1]) == axis.get_xlim()
+        )  # no strip is left between a stage and the edge
 
 
 def test_runs_that_differ_in_more_than_their_seeds_have_no_common_line_of_the_loss(family):
