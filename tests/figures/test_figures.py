@@ -137,6 +137,12 @@ def test_families_are_coloured_by_number_of_tasks():
     labels = [one.get_label() for one in figure.axes[0].get_lines() if not str(one.get_label()).startswith("_")]
     assert labels == ["$M=2^{2}$", "$M=6$", r"$M=\infty$"]
     task_families.transient_distances(table).draw_without_rendering()
+    over = task_families.memorisation_map(table)
+    over.draw_without_rendering()
+    nearer_to = over.axes[0].collections[0].get_array()
+    assert nearer_to is not None
+    # Two finite M by three steps; from step 1 to 10,000 the model of this table comes nearer to ridge than to dMMSE.
+    assert np.sign(nearer_to.reshape(2, 3)).tolist() == [[1.0, -1.0, -1.0]] * 2
     prior = table.rename(columns={"ood/mse": "task_prior/zero", "delta_dmmse": "task_prior/mean_task"})
     task_families.task_prior(prior).draw_without_rendering()
     scores = table.assign(**{"pc/0": 1.0, "pc/1": 2.0})

@@ -43,7 +43,11 @@ def test_every_figure_of_a_run_is_drawn_from_its_tables(family, drawn, tmp_path,
     allowed = {
         "attn-roles",
         "loss-multiple",  # of what training logged, which this family has no table of
-        *(recipe.name for recipe in FAMILY_RECIPES if recipe.name.startswith(("transient", "task-prior"))),
+        *(
+            recipe.name
+            for recipe in FAMILY_RECIPES
+            if recipe.name.startswith(("transient", "task-prior", "memorisation"))
+        ),
     }
     assert {name.split("/")[1] for name in left_out} <= allowed
     assert set(drawn) >= expected - left_out
