@@ -13,7 +13,7 @@ import torch
 from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.measures import MEASURES
 from icl.analysis.run import ESSENTIAL_DYNAMICS, load_model, table_path
-from icl.analysis.run_tables import keys_of
+from icl.analysis.run_tables import keys_of, label_of
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig, expand_steps
 from icl.config.sweeps import expand, load_sweep
@@ -73,8 +73,10 @@ def configs_of(sweep: str) -> list[LLCConfig]:
 
 
 def runs_in(rows: pd.DataFrame) -> dict[str, str]:
-    """Seed -> name of the runs whose rows a table has, as its settings put it."""
-    return {str(seed): RUNS[seed] for seed in sorted(set(rows["model_seed"]))}
+    """Label -> name of the runs whose rows a table has, as its settings put it."""
+    keys = [key for key in keys_of(rows) if key == "model_seed" or key.startswith("sampler_config")]
+    runs = rows[keys].drop_duplicates().to_dict("records")
+    return {label_of(run): RUNS[run["model_seed"]] for run in runs}
 
 
 def described(table: str) -> list[re.Pattern[str]]:

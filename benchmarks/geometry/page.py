@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from benchmarks.geometry.curvature import CLEAR
 from benchmarks.geometry.rescaled import writes_to_the_stream
 from benchmarks.geometry.settings import FAMILY, ROOT, SETTINGS, STAGE_ENDS, Run
 from benchmarks.pages import fill, mark, markdown_table, rows_of
@@ -77,9 +78,10 @@ def answer() -> str:
     rose = sum(value > 2 * error for value, error in changes["relative"])
     return "\n".join([
         f"- In absolute units λ̂ changes over LR3 by {fall:+.1f} ± {spread:.1f} (mean and spread of {len(seeds())} seeds).",
-        f"- In units of the weights it changes by {rest:+.1f} ± {rest_spread:.1f}. It falls by more than two standard errors in {fell} of "
-        f"{len(seeds())} seeds, and rises by more than two in {rose}.",
-        f"- In units of the weights, seed 1, over four decades of γ: {', '.join(over_gamma())}.",
+        f"- In units of the weights it changes by {rest:+.1f} ± {rest_spread:.1f}. It falls by more than two standard errors in {fell} of\n"
+        f"  {len(seeds())} seeds, and rises by more than two in {rose}.",
+        f"- At other γ, in units of the weights, seed 1: {', '.join(over_gamma())}.",
+        f"- The Hessian, without any chain: {', '.join(by_hessian())} directions above γ = {SETTINGS['relative'].localization:g} (seed 1).",
     ])  # fmt: skip
 
 
@@ -91,7 +93,7 @@ def third_stage() -> str:
         for units in SETTINGS:
             table = estimates(units)
             value, error = over_third_stage(units, seed)
-            cells += [estimate(table.loc[(seed, step)]) for step in (BEFORE, AFTER)] + [f"{value:+.1f} ± {error:.1f}"]
+            cells += [estimate(table.loc[(seed, step)]) for step in (BEFORE, AFTER)] + [with_error(value, error, "+")]
         rows.append(cells)
     absolute, relative = (mean_and_spread([over_third_stage(units, seed)[0] for seed in seeds()]) for units in SETTINGS)
     rows.append(["mean ± spread", "", "", signed(absolute), "", "", signed(relative)])
@@ -108,7 +110,7 @@ def matched() -> str:
     used = SETTINGS["relative"].localization
     return (
         f"nβ is {SETTINGS['absolute'].inverse_temperature:g}, the absolute γ is {SETTINGS['absolute'].localization:g}. The relative γ that "
-        f"matches is {equal.mean():.2f} on average ({equal.min():.2f} to {equal.max():.2f} over the seeds); {used:g} was used. Its "
+        f"matches is\n{equal.mean():.2f} on average ({equal.min():.2f} to {equal.max():.2f} over the seeds); {used:g} was used. Its "
         f"width is {percent(1 / math.sqrt(used))} of the weights."
     )
 
@@ -140,18 +142,29 @@ def by_gamma() -> pd.DataFrame:
     several, one = read_table(FAMILY, "gamma_spectrum"), read_table(FAMILY, "llc_relative")
     columns = ["step", "gamma", "llc/mean", "llc/mcse", "verdict"]
     one = one.loc[(one["model_seed"] == 1) & one["step"].isin(several["step"])]
-    both = pd.concat([several[columns], one[columns]])
-    return pd.DataFrame(both.drop_duplicates(subset=["step", "gamma"], keep="last"))
+    both = pd.DataFrame(pd.concat([several, one], ignore_index=True), columns=pd.Index(columns))
+    return both.drop_duplicates(["step", "gamma"], keep="last")
 
 
 def over_gamma() -> list[str]:
-    """Δλ̂ over LR3 at each γ, seed 1."""
+    """Δλ̂ over LR3 at each γ whose chains stay in the basin, seed 1."""
     table, found = by_gamma(), []
     for gamma in sorted(set(numbers(table, "gamma")), reverse=True):
         before, after = (rows_where(table, gamma=gamma, step=step) for step in (BEFORE, AFTER))
-        if len(before) and len(after):
+        both = pd.concat([before, after])
+        if len(both) == 2 and not both["verdict"].str.startswith("left the basin").any():
             value, error = change(before, after)
-            found.append(f"{value:+.1f} ± {error:.1f} at γ = {gamma:g}")
+            found.append(f"{with_error(value, error, '+')} at γ = {gamma:g}")
+    return found
+
+
+def by_hessian() -> list[str]:
+    """The soft counts of the Hessian at both ends of LR3."""
+    table, found = rows_where(read_table(FAMILY, "curvature"), units="relative"), []
+    for step in (BEFORE, AFTER):
+        at = rows_where(table, step=step, gamma=SETTINGS["relative"].localization)
+        count, error = (float(numbers(at, name)[0]) for name in ("count", "count/std_error"))
+        found.append(f"at step {step:,} {count:.1f} ± {error:.1f}")
     return found
 
 
@@ -163,15 +176,15 @@ def hessian() -> str:
         at = rows_where(exact, step=row.step)
         if not len(at):
             continue
-        cells = [f"{row.step:,}", f"{row.gamma:g}", f"{row.llc_mean:.1f} ± {row.llc_mcse:.1f}"]
+        cells = [f"{row.step:,}", f"{row.gamma:g}", with_error(row.llc_mean, row.llc_mcse)]
         near = np.isclose(numbers(at, "gamma"), row.gamma, rtol=1e-3)
         if near.any():
             half, error = (float(numbers(at, name)[near][0]) / 2 for name in ("count", "count/std_error"))
-            rows.append([*cells, f"{half:.1f} ± {error:.1f}", f"{row.llc_mean / half:.2f}"])
+            rows.append([*cells, with_error(half, error), f"{row.llc_mean / half:.2f}"])
         else:
-            least = -SETTINGS["relative"].inverse_temperature * float(numbers(at, "lowest")[0])
+            least = -CLEAR * SETTINGS["relative"].inverse_temperature * float(numbers(at, "lowest")[0])
             rows.append([*cells, f"none: needs γ above {least:.2g}", ""])
-    return markdown_table(["step", "γ", "λ̂, chains", "λ̂ of the Hessian", "ratio"], rows)
+    return markdown_table(["step", "γ", "λ̂, chains", "½ soft count of the Hessian", "ratio"], rows)
 
 
 def sizes() -> str:
@@ -196,10 +209,10 @@ def rescaled() -> str:
     for row in rows_of(table.rename(columns=plain)):
         before = estimates(row.units).loc[(row.model_seed, row.step)]
         losses = f"{row.loss_before:.4f}, {row.loss_after:.4f}"
-        rows.append([row.units, losses, estimate(before), f"{row.llc_mean:.1f} ± {row.llc_mcse:.1f}"])
-    factor = float(numbers(table, "factor")[0])
-    head = ["units", "loss before and after", "λ̂ of the checkpoint", f"λ̂ with its writers times {factor:.2f}"]
-    return markdown_table(head, rows)
+        rows.append([row.change, row.units, losses, estimate(before), with_error(row.llc_mean, row.llc_mcse)])
+    return markdown_table(
+        ["what grows or shrinks as over LR3", "units", "loss before and after", "λ̂ before", "λ̂ after"], rows
+    )
 
 
 def verdicts() -> str:
@@ -213,12 +226,18 @@ def verdicts() -> str:
 
 
 def estimate(row: pd.Series) -> str:
-    return f"{row['llc/mean']:.1f} ± {row['llc/mcse']:.1f}"
+    return with_error(row["llc/mean"], row["llc/mcse"])
 
 
 def plain(column: str) -> str:
     """A column's name as an attribute."""
     return column.replace("/", "_")
+
+
+def with_error(value: float, error: float, sign: str = "") -> str:
+    """An estimate ± its standard error; two decimals where the error is below 0.1."""
+    digits = 1 if error >= 0.1 else 2
+    return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.geometry.page import PAGE, page
-from benchmarks.geometry.rescaled import rescaled, size_of_writers
+from benchmarks.geometry.rescaled import CHANGES, changed, size_of_writers
 from benchmarks.geometry.settings import ROOT, SETTINGS, STAGE_ENDS, Run
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.config.sweeps import expand, load_sweep
@@ -31,10 +31,16 @@ def test_its_checkpoints_are_the_ends_of_the_published_stages():
         assert step == pytest.approx(PUBLISHED_STAGE_ENDS[stage], rel=0.03)
 
 
-def test_larger_writers_are_the_same_model():
+def test_the_changes_of_sizes_leave_the_model_as_it_is():
     run = Run(1)
-    model, batch = run.model(STAGE_ENDS["LR2"]), run.sequences(0, 64)
-    larger = rescaled(model, 3.0)
-    assert size_of_writers(larger) == pytest.approx(3 * size_of_writers(model))
-    with torch.no_grad():
-        torch.testing.assert_close(larger(*batch), model(*batch), rtol=1e-3, atol=1e-3)
+    before, after = (run.model(STAGE_ENDS[stage]) for stage in ("LR2", "LR3"))
+    batch = run.sequences(0, 64)
+    for change in CHANGES:
+        model = changed(change, before, after)
+        assert size_of_writers(model) == pytest.approx(size_of_writers(after))
+        with torch.no_grad():
+            torch.testing.assert_close(model(*batch), before(*batch), rtol=1e-3, atol=1e-3)
+    mine, theirs = model.state_dict(), after.state_dict()
+    for name in mine:
+        if name.endswith("norm.weight"):
+            torch.testing.assert_close(mine[name].norm(), theirs[name].norm())
