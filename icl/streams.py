@@ -80,11 +80,11 @@ class Stream:
             return self.fill_normal(step, torch.empty(tuple(shape)))
         return _normals_of(*self._words(step, _half(count), device), count).reshape(tuple(shape))
 
-    def fill_normal(self, step: int, out: Tensor) -> Tensor:
-        """The same numbers written into a contiguous float32 tensor on the CPU."""
-        if not fill_normals(self.key(), _signed32(step), out.view(-1)):
+    def fill_normal(self, step: int, out: Tensor, start: int = 0) -> Tensor:
+        """The same numbers, from number `start` on, which is even, written into a contiguous float32 tensor on the CPU."""
+        if not fill_normals(self.key(), _signed32(step), out.view(-1), start):
             count = out.numel()
-            out.copy_(_normals_of(*self._words(step, _half(count), "cpu"), count).view(out.shape))
+            out.copy_(_normals_of(*self._words(step, _half(count), "cpu", start), count).view(out.shape))
         return out
 
     def uniform(self, step: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -93,9 +93,9 @@ class Stream:
         words = torch.stack(self._words(step, _half(count), device), dim=-1).flatten()[:count]
         return _unit_interval(words).reshape(tuple(shape))
 
-    def signs(self, step: int, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Signs ±1 with equal probability, float32 (count,): -1 where `uniform` is below one half."""
-        words = torch.stack(self._words(step, _half(count), device), dim=-1).flatten()[:count]
+    def signs(self, step: int, count: int, device: torch.device | str = "cpu", start: int = 0) -> Tensor:
+        """Signs ±1 with equal probability, float32 (count,), from number `start` (even) on: -1 where `uniform` is below one half."""
+        words = torch.stack(self._words(step, _half(count), device, start), dim=-1).flatten()[:count]
         return (words < 0).to(torch.float32).mul_(2.0).sub_(1.0)
 
     def integers(self, step: int, high: int, shape: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -111,12 +111,14 @@ class Stream:
         unsigned = words.to(torch.int64) & 0xFFFFFFFF
         return scaled_down(unsigned, high).reshape(tuple(shape))
 
-    def _words(self, step: int, count: int, device: torch.device | str) -> tuple[Tensor, Tensor]:
+    def _words(self, step: int, count: int, device: torch.device | str, start: int = 0) -> tuple[Tensor, Tensor]:
+        """The words of `count` pairs of numbers; the first is number `start`."""
+        assert start % 2 == 0, "numbers are made in pairs"
         if torch.device(device).type == "cpu":
-            words = threefry_words(self.key(), _signed32(step), count)  # the same bits, in fewer calls
+            words = threefry_words(self.key(), _signed32(step), count, start // 2)  # the same bits, in fewer calls
             return words[0], words[1]
         key = torch.tensor(self.key(), dtype=torch.int32, device=device)
-        counter = torch.arange(count, dtype=torch.int32, device=device)
+        counter = torch.arange(start // 2, start // 2 + count, dtype=torch.int32, device=device)
         # The step as data, not as a number: a lazy device (xla) would compile each number anew, and 0 and 1 as scalars too.
         return threefry2x32(
             key[:1], key[1:], torch.tensor([_signed32(step)], dtype=torch.int32, device=device), counter

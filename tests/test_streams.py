@@ -99,3 +99,15 @@ def test_a_step_out_of_range_is_refused(step):
 def test_signs_are_minus_one_where_the_uniform_number_is_below_one_half(count):
     stream = Stream(3, "signs")
     assert torch.equal(stream.signs(4, count), torch.where(stream.uniform(4, (count,)) < 0.5, -1.0, 1.0))
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("start", [0, 2, 70_000])
+@pytest.mark.parametrize("count", [1, 9, 9000, 70_001])
+def test_numbers_from_a_start_are_a_part_of_the_whole(start, count, compiled, monkeypatch):
+    if not compiled:
+        monkeypatch.setattr("icl.native.random._library", lambda: None)
+    stream = Stream(3, "parts")
+    part = stream.fill_normal(4, torch.empty(count), start)
+    assert torch.equal(part, stream.normal(4, (start + count,))[start:])
+    assert torch.equal(stream.signs(4, count, start=start), stream.signs(4, start + count)[start:])

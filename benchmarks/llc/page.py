@@ -23,7 +23,7 @@ def page(text: str) -> str:
         "accuracy": accuracy(), "bias": bias(), "standard errors": standard_errors(), "calibration": calibration(),
         "honesty": honesty(), "honesty by kind": honesty("kind"), "honesty by family": honesty("family"),
         "honesty of fresh seeds": honesty("kind", "honesty_fresh_summary"), "loaders": loaders(),
-        "standard errors of kernels": kernels(), "examples": examples(),
+        "standard errors of kernels": kernels(), "examples": examples(), "size": size(),
     }.items():  # fmt: skip
         text = fill(text, mark(COMMAND, name), table)
     return text
@@ -65,6 +65,19 @@ def bias() -> str:
         for row in rows_of(table.loc[table["model"] == HARDEST])
     ]
     return markdown_table(("times the default", "γ", "λ̂", "error"), rows)
+
+
+def size() -> str:
+    """Cost and memory against the number of parameters."""
+    rows = [
+        [
+            f"{row.parameters:,.0f}", f"{row.icl:.3g}", f"{row.devinterp:.3g}", f"{row.ratio:.2f}", f"{row.noise:.2g}", f"{row.randn:.2g}",
+            "" if pd.isna(row.vectors_per_chain) else f"{row.vectors_per_chain:.1f}",
+        ]
+        for row in rows_of(pd.read_csv(DATA / "size.csv"))
+    ]  # fmt: skip
+    head = ("parameters", "icl, ms", "devinterp, ms", "ratio", "noise, ms", "torch.randn, ms", "vectors per chain")
+    return markdown_table(head, rows)
 
 
 def standard_errors() -> str:

@@ -137,15 +137,15 @@ def draw(table: pd.DataFrame, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(5, 3.5), layout="constrained")
-    for column in ("icl", "devinterp", "noise", "randn"):
-        axes.loglog(
-            table["parameters"],
-            table[column],
-            marker="o",
-            label=column,
-            linestyle="-" if column in ("icl", "devinterp") else ":",
-        )
-    axes.set(xlabel="parameters", ylabel="processor ms per gradient and chain (noise: per vector)")
+    curves = {
+        "icl": ("icl, one gradient", "-"),
+        "devinterp": ("devinterp, one gradient", "-"),
+        "noise": ("icl, one vector of noise", ":"),
+        "randn": ("torch.randn", ":"),
+    }
+    for column, (label, style) in curves.items():
+        axes.loglog(table["parameters"], table[column], marker="o", label=label, linestyle=style)
+    axes.set(xlabel="parameters", ylabel="processor ms per chain")
     axes.legend(frameon=False)
     figure.savefig(path, dpi=150)
 

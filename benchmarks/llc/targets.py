@@ -34,7 +34,7 @@ class FunctionObjective:
             return self._losses_of(positions, batch)[:, None]
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Losses (E, 1) and gradients (E, P)."""
         leaf = positions.detach().requires_grad_()
@@ -55,7 +55,7 @@ class RegressionObjective:
         return 0.5 * (positions @ inputs.T - targets).square().mean(dim=1, keepdim=True)
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Losses (E, 1) and gradients (E, P)."""
         inputs, targets = batch

@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS, find_boundaries
-from icl.figures.elements import FIRST_STEP, NO_STAGES, StageEnds, Stages, numbers, past
+from icl.figures.elements import FIRST_STEP, NO_STAGES, StageEnds, Stages, numbers
 from icl.figures.families import (
     Tables,
     command_for,
@@ -42,7 +42,7 @@ _NOTEBOOK_DPI = 130  # labels of 8 points must be readable; more would make the 
 StageChoice = Literal["found", "paper", "none"]
 """The stages in figures: those found in each run's own λ̂, those of arXiv 2402.02364, or none."""
 
-PAPER_STAGES = StageEnds(dict(PUBLISHED_STAGE_ENDS), first=FIRST_STEP)
+PAPER_STAGES = StageEnds(dict(PUBLISHED_STAGE_ENDS), first=FIRST_STEP, exact=True)
 
 
 def build_figures(
@@ -103,7 +103,7 @@ def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
     steps = np.concatenate(
         [numbers(tables[name], "step") for name in ("losses", "llc") if name in tables] or [np.ones(1)]
     )
-    first, last = float(steps[steps > 0].min(initial=steps.max())), float(steps.max())
+    first, last = float(steps[steps > 0].min(initial=steps.max(initial=1))), float(steps.max())
     estimates = next((tables[name] for name in ("llc", "llc_calibrated") if name in tables), None)
     if choice == "none" or estimates is None:
         return StageEnds({}, first)
@@ -113,7 +113,7 @@ def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
         boundaries = [float(step) for step in find_boundaries(curve["step"], curve["llc/mean"], error).steps]
     except ValueError:  # too few estimates
         boundaries = []
-    ends = [*boundaries, past(last + 1, first)] if boundaries else []
+    ends = [*boundaries, last + 1] if boundaries else []
     return StageEnds({f"S{number}": end for number, end in enumerate(ends, start=1)}, first)
 
 

@@ -27,10 +27,12 @@ class StageEnds(Mapping[str, float]):
     Attributes:
         ends: the end of each stage, in order.
         first: the first step on the axis.
+        exact: whether axes begin and end exactly at their first and last step. Otherwise there is room for the outermost markers.
     """
 
     ends: Mapping[str, float]
     first: float = 1
+    exact: bool = False
 
     def __getitem__(self, stage: str) -> float:
         return self.ends[stage]
@@ -52,6 +54,8 @@ _STAGE_COLOURS: Sequence[tuple[float, float, float]] = (
 )  # fmt: skip
 _STAGE_ALPHA = 0.2
 _NAME_INCHES = 0.18
+_ROOM = 0.015
+"""Room beyond the first and the last step, as a share of the axis."""
 
 
 def first_step(stages: Stages) -> float:
@@ -66,30 +70,27 @@ def stage_colours(stages: Stages) -> dict[str, tuple[float, float, float]]:
 
 def step_axis(axis: Axes, stages: Stages, last: float, first: float | None = None, names: bool = True) -> None:
     """Make x the logarithmic axis of training steps from `first` (by default that of the stages) to `last`, with the stages
-    shaded and named at the top. If the last step is not the end of a stage, there is room for its marker."""
+    shaded and named at the top."""
     first = first or first_step(stages)
     last = max(last, 2 * first)
+    room = 1 if getattr(stages, "exact", False) else (last / first) ** _ROOM
+    left, right = first / room, last * room
     axis.set_xscale("log")
-    axis.set_xlim(first, last if last in stages.values() else past(last, first))
+    axis.set_xlim(left, right)
     axis.set_xlabel("training step $t$")
     axis.xaxis.set_minor_formatter(NullFormatter())
-    start = float(first)
+    start = left
     for (name, end), colour in zip(stages.items(), stage_colours(stages).values(), strict=True):
-        left, right = max(start, first), min(end, last)
-        if right > left:
-            axis.axvspan(left, right, color=colour, alpha=_STAGE_ALPHA, lw=0, zorder=0)
+        begins, ends = max(start, left), end if end < last else right
+        if ends > begins:
+            axis.axvspan(begins, ends, color=colour, alpha=_STAGE_ALPHA, lw=0, zorder=0)
             # Named too, because colours are lost in grey print; but only if there is room for the name.
-            if names and math.log(right / left) / math.log(axis.get_xlim()[1] / first) * _inches(axis) > _NAME_INCHES:
-                place = math.sqrt(left * right), 1.0
+            if names and math.log(ends / begins) / math.log(right / left) * _inches(axis) > _NAME_INCHES:
+                place = math.sqrt(begins * ends), 1.0
                 axis.annotate(
                     name, place, xycoords=("data", "axes fraction"), ha="center", va="top", fontsize=6, alpha=0.8
                 )
         start = end
-
-
-def past(last: float, first: float) -> float:
-    """A little after the last step, on a logarithmic axis that begins at the first: the marker there is not cut by the edge."""
-    return last * (last / first) ** 0.015
 
 
 def _inches(axis: Axes) -> float:

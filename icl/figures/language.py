@@ -20,7 +20,7 @@ from icl.figures.elements import (
 )
 from icl.figures.style import FULL_WIDTH, HEIGHT, MEAN, MODEL, OPTIMAL, OTHER, WIDTH, ZERO, page, panels, shades
 
-PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100)
+PUBLISHED_STAGES = StageEnds({"LM1": 900, "LM2": 6500, "LM3": 8500, "LM4": 17000, "LM5": 50000}, first=100, exact=True)
 """The stages of the two-layer language model of arXiv 2402.02364."""
 
 

@@ -79,6 +79,7 @@ FAMILY_RECIPES = (
     Recipe("llc-climb", ("llc_traces", "llc"), chains.climbs),
     Recipe("task-prior", ("task_prior",), task_families.task_prior),
     Recipe("transient-losses", ("transient_distances",), task_families.transient_losses),
+    Recipe("memorisation-map", ("transient_distances",), task_families.memorisation_map),
     Recipe("transient-distances", ("transient_distances",), task_families.transient_distances),
     Recipe(
         "transient-trajectories",

@@ -111,6 +111,42 @@ def transient_distances(distances: pd.DataFrame) -> Figure:
     return figure
 
 
+@page()
+def memorisation_map(distances: pd.DataFrame) -> Figure:
+    """Over training step and M: is the model nearer to ridge (it generalises) or to dMMSE (it knows its tasks)? And what does that cost on
+    Gaussian tasks?
+
+    Left: log10 of the squared distance to ridge over that to dMMSE, on sequences of the model's own tasks; the black line is where both are
+    equal. Right: the loss on Gaussian tasks.
+
+    Args:
+        distances: one row per `num_tasks`, `step`: `delta_ridge`, `delta_dmmse`, `ood/mse`. Runs without dMMSE (M = ∞) are left out.
+    """
+    kept = np.isfinite(numbers(distances, "num_tasks")) & (numbers(distances, "step") > 0)
+    finite = pd.DataFrame(distances.loc[kept])
+    nearer = np.log10(numbers(finite, "delta_ridge") / numbers(finite, "delta_dmmse"))
+    side = finite.assign(side=nearer, ood=np.log10(numbers(finite, "ood/mse")))
+    figure, axes = panels(1, 2, FULL_WIDTH, 1.4 * HEIGHT, sharey=True)
+    greatest = float(np.abs(nearer).max())
+    looks = {
+        "side": ("PuOr_r", -greatest, greatest, r"$\log_{10}$ (distance to ridge / to dMMSE)"),
+        "ood": ("viridis", None, None, r"$\log_{10}$ loss on Gaussian tasks"),
+    }
+    for axis, (column, (colours, low, high, title)) in zip(axes, looks.items(), strict=True):
+        grid = side.pivot_table(index="num_tasks", columns="step", values=column).interpolate(axis=1)
+        steps, tasks, values = grid.columns.to_numpy(float), grid.index.to_numpy(float), grid.to_numpy()
+        mesh = axis.pcolormesh(
+            steps, tasks, values, cmap=colours, vmin=low, vmax=high, shading="nearest", rasterized=True
+        )
+        if column == "side" and len(tasks) > 1:
+            axis.contour(steps, tasks, values, levels=[0.0], colors="black", linewidths=0.8)
+        axis.set(xscale="log", xlabel="training step $t$", title=title)
+        axis.set_yscale("log", base=2)
+        figure.colorbar(mesh, ax=axis)
+    axes[0].set_ylabel("number of tasks $M$")
+    return figure
+
+
 def task_colours(table: pd.DataFrame) -> dict[float, Colour]:
     """M -> a viridis colour, darker for fewer tasks.
 

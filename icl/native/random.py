@@ -25,13 +25,13 @@ PIECE = 2**15
 """Pairs of normal deviates made at a time."""
 
 
-def threefry_words(key: tuple[int, int], step: int, count: int) -> Tensor:
-    """The random words of a key at the counters (step, 0) to (step, count - 1): int32 (2, count) on cpu."""
+def threefry_words(key: tuple[int, int], step: int, count: int, start: int = 0) -> Tensor:
+    """The random words of a key at the counters (step, start) to (step, start + count - 1): int32 (2, count) on cpu."""
     library = _library()
     if library is None:
-        return torch.from_numpy(_by_numpy(key, step, count).view(np.int32))
+        return torch.from_numpy(_by_numpy(key, step, count, start).view(np.int32))
     words = torch.empty((2, count), dtype=torch.int32)
-    library.threefry_words(*(word & _WORD for word in (*key, step)), count, words.data_ptr())
+    library.threefry_words(*(word & _WORD for word in (*key, step)), start, count, words.data_ptr())
     return words
 
 
@@ -48,8 +48,10 @@ def words_of(keys: Tensor, steps: Tensor, count: int) -> tuple[Tensor, Tensor] |
     return first, second
 
 
-def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
-    """Write the first N standard normal deviates of a key at a step into `out`, float32 (N,) on cpu. False without a compiler.
+def fill_normals(key: tuple[int, int], step: int, out: Tensor, first: int = 0) -> bool:
+    """Write N standard normal deviates of a key at a step, from number `first` on (even), into `out`, float32 (N,) on cpu.
+
+    False without a compiler.
 
     The work is done in pieces that fit into the cache. Logarithms, roots, cosines and sines are PyTorch's, so that the last bits equal
     those of `icl.streams`.
@@ -64,7 +66,9 @@ def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
         count = (len(target) + 1) // 2
         whole = target if len(target) == 2 * count else pairs  # an odd length needs only half of the last pair
         radius, angle = uniform[:count], uniform[count : 2 * count]
-        library.threefry_polar(*(word & _WORD for word in (*key, step)), start // 2, count, uniform.data_ptr())
+        library.threefry_polar(
+            *(word & _WORD for word in (*key, step)), (first + start) // 2, count, uniform.data_ptr()
+        )
         radius.log_().mul_(-2.0).sqrt_()
         torch.sin(angle, out=sine[:count])
         angle.cos_()
@@ -74,11 +78,11 @@ def fill_normals(key: tuple[int, int], step: int, out: Tensor) -> bool:
     return True
 
 
-def _by_numpy(key: tuple[int, int], step: int, count: int) -> np.ndarray:
+def _by_numpy(key: tuple[int, int], step: int, count: int, start: int) -> np.ndarray:
     keys = (key[0] & _WORD, key[1] & _WORD, (key[0] ^ key[1] ^ _KEY_PARITY) & _WORD)
     x0, x1 = words = np.empty((2, count), dtype=np.uint32)
     x0[:] = (step + keys[0]) & _WORD
-    x1[:] = np.arange(count, dtype=np.uint32)
+    x1[:] = np.arange(start, start + count, dtype=np.uint32)
     x1 += np.uint32(keys[1])
     high = np.empty_like(x1)
     for group in range(5):
@@ -97,7 +101,7 @@ def _by_numpy(key: tuple[int, int], step: int, count: int) -> np.ndarray:
 def _library() -> ctypes.CDLL | None:
     words, number, place = [ctypes.c_uint32] * 3, ctypes.c_int64, ctypes.c_void_p
     arguments = {
-        "threefry_words": [*words, number, place],
+        "threefry_words": [*words, number, number, place],
         "threefry_many": [number, place, number, place, number, place, place],
         "threefry_polar": [*words, number, number, place],
         "interleave": [number, place, place, place, place],

@@ -24,11 +24,12 @@ static inline Words threefry(const uint32_t* keys, uint32_t step, uint32_t posit
     return {x0, x1};
 }
 
-// words (2, count): the two output words of key (key0, key1) at the counters (step, 0), ..., (step, count - 1).
-extern "C" void threefry_words(uint32_t key0, uint32_t key1, uint32_t step, int64_t count, uint32_t* __restrict words) {
+// words (2, count): the two output words of key (key0, key1) at the counters (step, start), ..., (step, start + count - 1).
+extern "C" void threefry_words(
+    uint32_t key0, uint32_t key1, uint32_t step, int64_t start, int64_t count, uint32_t* __restrict words) {
     const uint32_t keys[3] = {key0, key1, key0 ^ key1 ^ 0x1BD11BDAu};
     for (int64_t i = 0; i < count; i++) {
-        const Words pair = threefry(keys, step, uint32_t(i));
+        const Words pair = threefry(keys, step, uint32_t(start + i));
         words[i] = pair.first;
         words[count + i] = pair.second;
     }

@@ -44,7 +44,7 @@ class Accumulated:
         return total
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Losses (E, T) and gradients (E, P)."""
         total = None
@@ -86,11 +86,11 @@ class InPrecision:
             return self.objective.losses(positions, batch)
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Losses (E, T) and gradients (E, P)."""
         with matmul_precision(self._precision, positions.device):
-            return self.objective.losses_and_gradients(positions, batch, token_weights)
+            return self.objective.losses_and_gradients(positions, batch, token_weights, out)
 
     def gradient_of_a_copy(self, position: Tensor, batch: Batch) -> Tensor | None:
         """See `ModuleObjective.gradient_of_a_copy`."""

@@ -18,25 +18,19 @@ from torch import Tensor
 from icl.devices import chain_memory, end_of_graph, torch_threads
 from icl.sampling.config import SamplerConfig
 from icl.sampling.kernels import KERNELS
-from icl.sampling.noise import shared_noise_blocks
 from icl.sampling.objective import Batch, Objective
 from icl.sampling.plan import Plan, StepData, token_weights_of
 from icl.sampling.sgld import SGLDConfig
 from icl.sampling.stein import TestTerms, test_terms
+from icl.sampling.updates import InPieces, Together
 
 Progress = Callable[[int, int], None]
 
-ENDLESS = 2**31
-"""The most steps of a chain for which there is noise."""
-
-ONE_BY_ONE = 2**18
+ONE_BY_ONE = 2**16
 """On a CPU, chains with more parameters than this are stepped one after the other, in place. So temporaries exist once, and not once for
 each chain."""
 
-PIECE = 2**15
-"""Chains that are stepped in place are updated in pieces of this many coordinates, so that temporaries stay in the cache."""
-
-VECTORS, VECTORS_ONE_BY_ONE = 12, 5
+VECTORS, VECTORS_ONE_BY_ONE = 12, 4
 """Vectors of one chain that exist at the same time: position, momentum or preconditioner, their sum, gradient, noise, temporaries."""
 
 
@@ -250,15 +244,20 @@ class _Group:
         assert config.step_size is not None, "chains need a step size; `icl.sampling.tuning` finds one"
         self._seeds, self._indices, self._owners = seeds, indices, owners
         self._anchor = plan.anchors.expand(len(seeds), -1) if owners is None else plan.anchors[owners]
-        self._kernel, self._constants = KERNELS[config.method], constants_of(config)
         self._in_place = goes_one_by_one(self._anchor)
         chains = len(seeds)
+        # Memory of the gradient that is used again: memory of this size is new at each step otherwise, and the system clears it first.
+        self._gradient = torch.empty_like(self._anchor[:1]) if self._in_place else None
         self._rows = [slice(row, row + 1) for row in range(chains)] if self._in_place else [slice(0, chains)]
         remembers = self._in_place and not config.independent_batches
         self._plan = replace(plan, batches=_LastBatches(plan.batches)) if remembers else plan
-        # Noise number 0 starts the chains, and number t + 1 is that of step t.
-        start = 0 if paused is None else paused.step + 1
-        self._noises = [shared_noise_blocks(seeds[rows], ENDLESS, self._anchor[rows], start) for rows in self._rows]
+        sampler = KERNELS[config.method], constants_of(config)
+        first = 0 if paused is None else paused.step + 1
+        self._updates = (
+            [InPieces(*sampler, seed) for seed in seeds]
+            if self._in_place
+            else [Together(*sampler, seeds, self._anchor, first)]
+        )
         if paused is None:
             self._state = self._started(config.step_size)
             self._total = torch.zeros(self._anchor.shape, dtype=self._anchor.dtype, device=self._anchor.device)
@@ -292,8 +291,8 @@ class _Group:
             draw, between = divmod(step - config.num_burnin_steps, config.num_steps_bw_draws)
             taken = draw >= 0 and between == 0
             drawn = [
-                self._move(step, draw if taken else None, rows, noises)
-                for rows, noises in zip(self._rows, self._noises, strict=True)
+                self._move(step, draw if taken else None, rows, update)
+                for rows, update in zip(self._rows, self._updates, strict=True)
             ]
             if taken:
                 record.add(drawn)
@@ -307,8 +306,8 @@ class _Group:
         """The kernel's state at w*."""
         epsilon = torch.full_like(self._anchor[:, :1], step_size)
         states = (
-            self._kernel.init(self._constants, self._anchor[rows], epsilon[rows], next(noises))
-            for rows, noises in zip(self._rows, self._noises, strict=True)
+            update.started(self._anchor[rows], epsilon[rows])
+            for rows, update in zip(self._rows, self._updates, strict=True)
         )
         first = next(states)
         if not self._in_place:
@@ -322,40 +321,39 @@ class _Group:
                     getattr(whole, field.name)[row] = getattr(state, field.name)[0]
         return whole
 
-    def _move(self, step: int, draw: int | None, rows: slice, noises: Iterator[Tensor]) -> "_Drawn | None":
+    def _move(self, step: int, draw: int | None, rows: slice, update: InPieces | Together) -> "_Drawn | None":
         """One step of some chains, and what is recorded of them if this step has a draw."""
         plan, seeds = self._plan, self._seeds[rows]
         owners = None if self._owners is None else self._owners[rows]
         data = StepData(plan, step, seeds, owners)
         state = _each(self._state, lambda values: values[rows]) if self._in_place else self._state
-        loss, gradient = data.losses_and_gradients(state.position, self._token_weights(step))
+        loss, gradient = data.losses_and_gradients(state.position, self._token_weights(step), self._gradient)
         test = None if draw is None else self._tested(step, draw, data, state, gradient, seeds, owners)
-        before = draw is not None and plan.evaluation is None
-        drawn = self._take(draw, rows, data, loss, state.position) if draw is not None and before else None
-        driving = gradient - data.control() if plan.control else gradient
-        if self._in_place:
-            self._step_in_place(state, driving, next(noises))
-        else:
-            self._state = state = self._kernel.step(self._constants, state, driving, next(noises))
-        if draw is not None and not before:
-            drawn = self._take(draw, rows, data, loss, state.position)
-        return None if drawn is None else drawn._replace(test=test)
+        control, evaluation = data.control if plan.control else None, plan.evaluation
+        # With batches of its own, a draw is taken after the step; otherwise before it, where the gradient is.
+        total = None
+        if draw is not None and evaluation is None:
+            self._show(draw, state, rows)
+            total = self._total[rows]
+        moved, seen = update.update(state, gradient, control, step, total)
+        if not self._in_place:
+            self._state = moved
+        if draw is None:
+            return None
+        own = loss
+        if evaluation is not None:
+            self._show(draw, moved, rows)
+            own = evaluation.losses(plan.objective, draw, moved.position)
+            seen = update.seen(moved, self._total[rows], None)
+        assert seen is not None
+        return _Drawn(own, loss, data.anchor_losses_of_draw(draw), seen.distance, seen.correction, test)
 
-    def _step_in_place(self, state: Any, driving: Tensor, noise: Tensor) -> None:
-        """The kernel's step of one chain, written into its state piece by piece."""
-        size = driving.shape[1]
-        width = PIECE if self._kernel.elementwise else size
-        moving = [field.name for field in fields(state) if field.name not in ("anchor", "epsilon")]
-        for start in range(0, size, width):
-            place = slice(start, start + width)
-
-            def part(values: Tensor, place: slice = place) -> Tensor:
-                return values[:, place] if values.shape[1] == size else values
-
-            here = _each(state, part)
-            moved = self._kernel.step(self._constants, here, driving[:, place], noise[:, place])
-            for name in moving:
-                getattr(here, name).copy_(getattr(moved, name))
+    def _show(self, draw: int, state: Any, rows: slice) -> None:
+        """Give the weights of a draw to the recorders."""
+        if self._plan.recorders:
+            position = state.position.clone() if self._in_place else state.position  # because recorders keep it
+            for each in self._plan.recorders:
+                each(draw, position, self._indices[rows])
 
     def _tested(
         self,
@@ -373,19 +371,7 @@ class _Group:
         after = data
         if not plan.constant:
             after = StepData(plan, plan.tests.partner(draw, step, plan.cycle, plan.stride), seeds, owners)
-        return test_terms(plan, data, after, state, gradient, draw, seeds, self._kernel.temperature)
-
-    def _take(self, draw: int, rows: slice, data: StepData, batch_loss: Tensor, drawn: Tensor) -> "_Drawn":
-        plan, anchor = self._plan, self._anchor[rows]
-        loss = batch_loss if plan.evaluation is None else plan.evaluation.losses(plan.objective, draw, drawn)
-        away = drawn - anchor
-        correction = (data.control() * away).sum(dim=-1) if plan.control and plan.evaluation is None else None
-        self._total[rows] += drawn
-        if plan.recorders and self._in_place:
-            drawn = drawn.clone()  # because recorders keep it
-        for each in plan.recorders:
-            each(draw, drawn, self._indices[rows])
-        return _Drawn(loss, batch_loss, data.anchor_losses_of_draw(draw), away.norm(dim=-1), correction, None)
+        return test_terms(plan, data, after, state, gradient, draw, seeds, KERNELS[plan.config.method].temperature)
 
 
 class _LastBatches:

@@ -18,6 +18,7 @@ class Kernel:
         init: (constants, w*, ε, noise) -> the state of chains that start at w*.
         step: (constants, state, gradient, noise) -> the state after one update.
         temperature: state -> kinetic temperature (E,), which is 1 for chains that sample the target; None for a kernel without momentum.
+        step_in_place: the same as `step` within the state's own tensors, false if it cannot be done so; None: never.
         elementwise: whether the update of a coordinate needs no other coordinate, so that a chain can be stepped piece by piece.
         settings: constant -> name of its own setting in `SamplerConfig`.
     """
@@ -28,6 +29,7 @@ class Kernel:
     settings: Mapping[str, str] = field(default_factory=dict)
     temperature: Callable[[Any], Tensor] | None = None
     elementwise: bool = True
+    step_in_place: Callable[[Any, Any, Tensor, Tensor], bool] | None = None
 
     @property
     def own_constants(self) -> set[str]:
@@ -38,7 +40,12 @@ class Kernel:
 KERNELS: Mapping[str, Kernel] = {
     "sgld": Kernel(sgld.SGLDConfig, sgld.init, sgld.step),
     "langevin": Kernel(
-        langevin.LangevinConfig, langevin.init, langevin.step, {"friction": "friction"}, langevin.temperature
+        langevin.LangevinConfig,
+        langevin.init,
+        langevin.step,
+        {"friction": "friction"},
+        langevin.temperature,
+        step_in_place=langevin.step_in_place,
     ),
     "rmsprop_sgld": Kernel(
         rmsprop_sgld.RMSPropSGLDConfig,

@@ -59,14 +59,10 @@ def init(config: LangevinConfig, anchor: Tensor, epsilon: Tensor, noise: Tensor)
 
 def step(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: Tensor) -> LangevinState:
     """One update from ∇L at the current position and standard normal noise."""
-    time = state.epsilon.sqrt()
-    keep = torch.exp(-friction_of(config) * time)
-    rough = (1.0 - keep.square()).sqrt() * config.noise_level
-    if config.bounding_box is None:
-        tensors = (state.position, state.anchor, gradient, noise, state.momentum)
-        moved = langevin_step((config.nbeta, config.gamma, config.weight_decay), (time, keep, rough), tensors)
-        if moved is not None:
-            return replace(state, position=moved[0], momentum=moved[1])
+    moved = _compiled(config, state, gradient, noise, None)
+    if moved is not None:
+        return replace(state, position=moved[0], momentum=moved[1])
+    time, keep, rough = _coefficients(config, state)
     momentum = state.momentum - time * potential_gradient(config, state.position, state.anchor, gradient)
     halfway = state.position + 0.5 * time * momentum
     momentum = keep * momentum + rough * noise
@@ -74,6 +70,27 @@ def step(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: 
     position = clamp_to_box(moved, state.anchor, config.bounding_box)
     momentum = torch.where(position == moved, momentum, -momentum)
     return replace(state, position=position, momentum=momentum)
+
+
+def step_in_place(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: Tensor) -> bool:
+    """`step`, written into the state's own position and momentum. False, and nothing is changed, where it is not compiled."""
+    return _compiled(config, state, gradient, noise, (state.position, state.momentum)) is not None
+
+
+def _compiled(
+    config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: Tensor, out: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor] | None:
+    if config.bounding_box is not None:
+        return None
+    tensors = (state.position, state.anchor, gradient, noise, state.momentum)
+    return langevin_step((config.nbeta, config.gamma, config.weight_decay), _coefficients(config, state), tensors, out)
+
+
+def _coefficients(config: LangevinConfig, state: LangevinState) -> tuple[Tensor, Tensor, Tensor]:
+    """h, c and √(1 − c²) s, each (E, 1)."""
+    time = state.epsilon.sqrt()
+    keep = torch.exp(-friction_of(config) * time)
+    return time, keep, (1.0 - keep.square()).sqrt() * config.noise_level
 
 
 def friction_of(config: LangevinConfig) -> float:

@@ -15,6 +15,10 @@ NOISE_BLOCK = 2**17
 NOISE_BLOCK_ON_ACCELERATOR = 2**25
 
 
+NOISE = "chain/noise"
+"""The purpose of the stream of a chain's noise."""
+
+
 CHAIN_BITS = 20
 """With `noise_law` "independent", chain c of a run has the seed init_seed · 2^20 + c."""
 
@@ -38,7 +42,7 @@ def chain_seeds(seed: int, chains: int, law: Literal["independent", "sequential"
 
 
 def noise_blocks(
-    seeds: Sequence[int], steps: int, like: Tensor, purpose: str = "chain/noise", first: int = 0
+    seeds: Sequence[int], steps: int, like: Tensor, purpose: str = NOISE, first: int = 0
 ) -> Iterator[Tensor]:
     """Standard normal (E, P) for steps first, first + 1, ..., made in blocks; chain i's are those of `Stream(seeds[i], purpose)`."""
     streams = [Stream(seed, purpose) for seed in seeds]

@@ -29,6 +29,8 @@ DETACHED = (
     "without detaching the output"
 )
 
+WRITTEN = "the weights were modified inplace"
+
 VECTORISE_BELOW = 20_000
 """On a CPU, chains of modules with fewer sampled parameters run as one batched tensor, because the overhead of calls dominates."""
 
@@ -48,9 +50,12 @@ class Objective(Losses, Protocol):
     """Losses and gradients. The gradients drive a chain."""
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Losses (E, T), and gradients (E, P) of Σ_t token_weights_t loss_t, or of the mean loss if no weights are given."""
+        """Losses (E, T), and gradients (E, P) of Σ_t token_weights_t loss_t, or of the mean loss if no weights are given.
+
+        `out` (E, P) is memory that the gradients may be written to; it may be that of the positions.
+        """
         ...
 
 
@@ -128,9 +133,9 @@ class ModuleObjective:
             return torch.stack([self._losses_of(flat, batch) for flat in positions])
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Losses (E, T) and gradients (E, P) of their weighted sum or mean."""
+        """Losses (E, T) and gradients (E, P) of their weighted sum or mean; `out` is used for a single chain."""
         if self._vectorise and len(positions) > 1:
 
             def driven(flat: Tensor) -> tuple[Tensor, Tensor]:
@@ -142,9 +147,11 @@ class ModuleObjective:
                 return losses.detach(), gradients.detach()
             except Exception as error:
                 self._give_up_vectorising(error)
+        if len(positions) == 1:  # without a copy, because a large model's chains run one by one
+            own = None if out is None else out[0]
+            losses, gradient = self._one_with_gradient(positions[0], batch, token_weights, own)
+            return losses[None], gradient[None]
         pairs = [self._one_with_gradient(flat, batch, token_weights) for flat in positions]
-        if len(pairs) == 1:  # without a copy, because a large model's chains run one by one
-            return pairs[0][0][None], pairs[0][1][None]
         return torch.stack([losses for losses, _ in pairs]), torch.stack([gradient for _, gradient in pairs])
 
     def unreached(self, gradient: Tensor, batch: Batch) -> list[str]:
@@ -206,19 +213,29 @@ class ModuleObjective:
         # `vmap(grad_and_value)` of a transformer takes 3.4 to 3.5 times what a plain forward pass keeps (five sizes).
         return 4 * kept_for_backward(lambda flat: self._losses_of(flat, batch), self.anchor) if self._vectorise else 0
 
-    def _one_with_gradient(self, flat: Tensor, batch: Batch, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        leaf = flat.detach().requires_grad_()
+    def _one_with_gradient(
+        self, flat: Tensor, batch: Batch, token_weights: Tensor | None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        # One leaf for each parameter, because the gradient of one vector that is split would be a copy of all its parts.
+        leaves = [piece.detach().requires_grad_() for piece in self._pieces(flat.detach())]
+        version = leaves[0]._version  # all are views of one tensor, with one version
 
-        def losses_and_gradient(predict: Callable[..., Any]) -> tuple[Tensor, Tensor]:
+        def losses_and_gradient(predict: Callable[..., Any]) -> tuple[Tensor, Sequence[Tensor | None]]:
             losses = _checked(self._loss_fn(predict, batch))
             driving = _drive(losses, token_weights)
-            gradient = torch.autograd.grad(driving, leaf, allow_unused=True)[0] if losses.requires_grad else None
-            if gradient is None:
+            found = torch.autograd.grad(driving, leaves, allow_unused=True) if losses.requires_grad else [None]
+            if all(each is None for each in found):
                 raise ValueError(DETACHED)
-            return losses.detach(), gradient
+            return losses.detach(), found
 
         with torch.enable_grad():
-            return self._at(self._pieces(leaf), losses_and_gradient)
+            losses, found = self._at(leaves, losses_and_gradient)
+        if leaves[0]._version != version:
+            raise RuntimeError(WRITTEN)
+        parts = [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
+        if self._index is None:
+            return losses, torch.cat(parts, out=out)
+        return losses, torch.cat(parts)[self._index]
 
     def _losses_of(self, flat: Tensor, batch: Batch) -> Tensor:
         return self._at(self._pieces(flat), lambda predict: _checked(self._loss_fn(predict, batch)))

@@ -15,6 +15,7 @@ from icl.devices import same_graph_each_step
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, OfLastBatches
 from icl.sampling.objective import Batch, Objective
+from icl.sampling.pieces import WHOLE
 from icl.sampling.supply import BatchSource, num_samples
 from icl.streams import Stream
 
@@ -155,12 +156,14 @@ class StepData:
         own._owners = None if self._owners is None else self._owners[chain : chain + 1]
         return own
 
-    def losses_and_gradients(self, positions: Tensor, token_weights: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Losses (E, T) and gradients (E, P)."""
+    def losses_and_gradients(
+        self, positions: Tensor, token_weights: Tensor | None, out: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Losses (E, T) and gradients (E, P); see `Objective` for `out`."""
         objective = self._plan.objective
         with same_graph_each_step(positions.device):
             if len(self._batches) == 1:
-                return objective.losses_and_gradients(positions, self._batches[0], token_weights)
+                return objective.losses_and_gradients(positions, self._batches[0], token_weights, out)
             pairs = [
                 objective.losses_and_gradients(position[None], batch, token_weights)
                 for position, batch in zip(positions, self._batches, strict=True)
@@ -180,20 +183,20 @@ class StepData:
             return self.of_each_chain(self._plan.evaluation.anchor_losses(objective, draw, self._plan.anchors))
         return self.anchor_losses()
 
-    def anchor_gradients(self) -> Tensor:
-        """Gradients (E, P) of w* on this step's data."""
+    def anchor_gradients(self, place: slice = WHOLE) -> Tensor:
+        """Gradients (E, P) of w* on this step's data, at some coordinates."""
         at_anchor = self._plan.anchor_gradients
         assert at_anchor is not None
         if len(self._batches) == 1:
-            return self.of_each_chain(at_anchor(self._batches[0]))
+            return self.of_each_chain(at_anchor(self._batches[0])[:, place])
         # Every chain has a batch of its own, and there is one w*.
-        return torch.cat([at_anchor(batch) for batch in self._batches])
+        return torch.cat([at_anchor(batch)[:, place] for batch in self._batches])
 
-    def control(self) -> Tensor:
-        """g_b(w*) − ḡ (E, P): the control variate of this step's gradient."""
+    def control(self, place: slice = WHOLE) -> Tensor:
+        """g_b(w*) − ḡ (E, P): the control variate of this step's gradient, at some coordinates."""
         mean = self._plan.mean
         assert mean is not None
-        return self.anchor_gradients() - self.of_each_chain(mean.whole)
+        return self.anchor_gradients(place) - self.of_each_chain(mean.whole[:, place])
 
     def of_each_chain(self, values: Tensor) -> Tensor:
         """Values (C, ...) of every w*, for each chain (E, ...)."""

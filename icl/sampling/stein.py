@@ -16,12 +16,14 @@ Shapes: E chains, P sampled parameters, D tested draws.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from icl.sampling.diagnostics import BATCHES, FEW_CHAINS, student_factor
+from icl.sampling.pieces import added, pieces
 from icl.streams import Stream
 
 if TYPE_CHECKING:
@@ -87,35 +89,58 @@ def test_terms(
     """
     config, position = plan.config, state.position
     assert plan.mean is not None
-    anchor = data.of_each_chain(plan.anchors)
-    away = position - anchor
-    first, second = (data.of_each_chain(half) for half in plan.mean.halves)
-    loss_gradient = gradient - data.anchor_gradients() + first
-    other = loss_gradient
-    if after is not data:
-        other = after.losses_and_gradients(position, None)[1] - after.anchor_gradients() + second
-    force = config.inverse_temperature * other + config.localization * away
-    signs = _signs(seeds, draw, position)
-    width = _WIDTHS.get(position.dtype, 1e-2) / math.sqrt(max(config.inverse_temperature, 1.0))
-    shifted = data.losses_and_gradients(position + width * signs, None)[1]
-    none = torch.full_like(away[:, 0], torch.nan)
-    box = config.bounding_box_size
+    mean, nbeta, box = plan.mean, config.inverse_temperature, config.bounding_box_size
+    width = _WIDTHS.get(position.dtype, 1e-2) / math.sqrt(max(nbeta, 1.0))
+    signs = _probe(seeds, draw, position)
+    shifted = torch.empty_like(position)
+    for place in pieces(position):
+        torch.add(position[:, place], signs(place.start, place.stop), alpha=width, out=shifted[:, place])
+    shifted = data.losses_and_gradients(shifted, None, out=shifted)[1]
+    other = gradient if after is data else after.losses_and_gradients(position, None)[1]
+
+    def of_piece(place: slice) -> dict[str, Tensor]:
+        away = position[:, place] - data.of_each_chain(plan.anchors[:, place])
+        first, second = (data.of_each_chain(half[:, place]) for half in mean.halves)
+        own = data.anchor_gradients(place)
+        here = gradient[:, place]
+        loss_gradient = here - own + first
+        theirs = loss_gradient if after is data else other[:, place] - after.anchor_gradients(place) + second
+        force = nbeta * theirs + config.localization * away
+        noise = own - data.of_each_chain(mean.whole[:, place])
+        return {
+            "stiff": (loss_gradient * force).sum(dim=-1),
+            "trace": (signs(place.start, place.stop) * (shifted[:, place] - here)).sum(dim=-1),
+            "virial": (away * force).sum(dim=-1),
+            "pairing": (noise * away).sum(dim=-1),
+            "at_box": away.new_zeros(len(away))
+            if box is None
+            else (away.abs() >= box * (1 - 1e-6)).to(away).sum(dim=-1),
+        }
+
+    sums = added(of_piece(place) for place in pieces(position))
+    count = position.shape[1]
     return TestTerms(
-        stiff=(loss_gradient * force).sum(dim=-1),
-        trace=(signs * (shifted - gradient)).sum(dim=-1) / width,
-        virial=(away * force).mean(dim=-1),
-        temperature=none if temperature is None else temperature(state),
-        pairing=config.inverse_temperature * (data.control() * away).sum(dim=-1),
-        at_box=torch.zeros_like(none) if box is None else (away.abs() >= box * (1 - 1e-6)).to(away).mean(dim=-1),
+        stiff=sums["stiff"],
+        trace=sums["trace"] / width,
+        virial=sums["virial"] / count,
+        temperature=torch.full_like(sums["stiff"], torch.nan) if temperature is None else temperature(state),
+        at_box=sums["at_box"] / count,
+        pairing=nbeta * sums["pairing"],
     )
 
 
 _WIDTHS = {torch.float64: 1e-3}
 
 
-def _signs(seeds: Sequence[int], draw: int, like: Tensor) -> Tensor:
+def _probe(seeds: Sequence[int], draw: int, like: Tensor) -> Callable[[int, int], Tensor]:
+    """(start, stop) -> random signs (E, stop − start), each chain's from a stream of its own. Those of the last place are kept."""
     streams = [Stream(seed, "chain/probe") for seed in seeds]
-    return torch.stack([stream.signs(draw, like.shape[1], like.device) for stream in streams]).to(like)
+
+    @lru_cache(maxsize=1)
+    def signs(start: int, stop: int) -> Tensor:
+        return torch.stack([each.signs(draw, stop - start, like.device, start) for each in streams]).to(like)
+
+    return signs
 
 
 def stiff_ratio(stiff: Tensor, trace: Tensor) -> Ratio:

@@ -77,7 +77,7 @@ class TransformerObjective:
             return vmap(lambda position: self._token_losses(self._full(position), *batch))(positions)
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Losses (E, K) and gradients (E, P) of their mean, or of their weighted sum."""
         if self._one_by_one and token_weights is None:

@@ -47,7 +47,7 @@ class LinearNetworkObjective:
         return residual.square().sum(dim=(1, 2))[:, None] / len(self._target)
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Any, token_weights: Tensor | None
+        self, positions: Tensor, batch: Any, token_weights: Tensor | None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Losses (E, 1) and gradients (E, P)."""
         layers, products = self._layers(positions), self._products(positions)

@@ -68,7 +68,7 @@ class InUnits:
         return self.objective.losses(positions * self.units, batch)
 
     def losses_and_gradients(
-        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None
+        self, positions: Tensor, batch: Batch, token_weights: Tensor | None = None, out: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Losses (E, T) and gradients (E, P) with respect to u."""
         losses, gradients = self.objective.losses_and_gradients(positions * self.units, batch, token_weights)

@@ -99,7 +99,7 @@ def test_its_steps_build_an_image_that_runs_the_demo(tmp_path):
     system, packages = tmp_path / "system", tmp_path / "packages"
     made = subprocess.run(["debootstrap", "--variant=minbase", suite, str(system)], capture_output=True, text=True)
     assert made.returncode == 0, made.stdout[-3000:]
-    download = [sys.executable, "-m", "pip", "download", "-q", "-d", str(packages)]
+    download = [sys.executable, "-m", "pip", "download", "-qq", "-d", str(packages)]
     subprocess.run([*download, "-c", str(ROOT / "constraints.txt"), "setuptools>=77", str(ROOT)], check=True)
     machine = Machine(system, packages)
     for word, rest in steps():

@@ -131,6 +131,7 @@ def test_every_figure_of_the_family_is_drawn(family, tmp_path, monkeypatch):
     written = build_figures(family.parent, tmp_path, lines.append)
     assert {path.stem for path in written} == {
         "task-prior",
+        "memorisation-map",
         "transient-losses",
         "transient-distances",
         "transient-trajectories",

@@ -11,7 +11,7 @@ from icl.analysis.curves import ridge_loss
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
 from icl.figures.build import PAPER_STAGES
-from icl.figures.elements import NO_STAGES, estimate_line, last_step, step_colours, token_count
+from icl.figures.elements import StageEnds, estimate_line, last_step, step_colours, token_count
 from icl.figures.families import read_tables, run_label, tables_of_seed
 
 pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
@@ -55,14 +55,20 @@ def test_the_axis_of_an_unfinished_run_ends_where_the_run_does():
     assert last_step(pd.DataFrame({"step": [0, 499_999]}), stages=PAPER_STAGES) == 500_000
 
 
-def test_no_edge_cuts_the_marker_of_the_last_step(tables):
-    for steps, stages in ((slice(None), NO_STAGES), (slice(None, -1), PAPER_STAGES)):
-        evals, llc = (tables[name].sort_values("step").iloc[steps] for name in ("evals", "llc"))
-        figure = development.loss_and_llc(evals, llc, stages)
+def test_no_edge_cuts_the_outermost_markers(tables):
+    llc = tables["llc"].query("step > 0")
+    found = StageEnds({"S1": 1000, "S2": llc["step"].max() + 1}, first=llc["step"].min())
+    for stages in (StageEnds({}, first=llc["step"].min()), found):
+        figure = development.loss_and_llc(tables["evals"], llc, stages)
         figure.canvas.draw()
-        axis, last = figure.axes[1], llc.iloc[-1]
-        right = axis.transData.transform((last["step"], last["llc/mean"]))[0]
-        assert axis.bbox.x1 - right > 1.25 / 72 * figure.dpi  # half of a marker of 2.5 points
+        axis = figure.axes[1]
+        first, last = axis.transData.transform([(llc["step"].min(), 0), (llc["step"].max(), 0)])[:, 0]
+        half = 1.25 / 72 * figure.dpi  # of a marker of 2.5 points
+        assert axis.bbox.x0 + half < first < last < axis.bbox.x1 - half
+        spans = [(patch.get_x(), patch.get_x() + patch.get_width()) for patch in axis.patches]
+        assert (
+            spans == [] or (spans[0][0], spans[-1][1]) == axis.get_xlim()
+        )  # no strip is left between a stage and the edge
 
 
 def test_runs_that_differ_in_more_than_their_seeds_have_no_common_line_of_the_loss(family):
@@ -131,6 +137,12 @@ def test_families_are_coloured_by_number_of_tasks():
     labels = [one.get_label() for one in figure.axes[0].get_lines() if not str(one.get_label()).startswith("_")]
     assert labels == ["$M=2^{2}$", "$M=6$", r"$M=\infty$"]
     task_families.transient_distances(table).draw_without_rendering()
+    over = task_families.memorisation_map(table)
+    over.draw_without_rendering()
+    nearer_to = over.axes[0].collections[0].get_array()
+    assert nearer_to is not None
+    # Two finite M by three steps; from step 1 to 10,000 the model of this table comes nearer to ridge than to dMMSE.
+    assert np.sign(nearer_to.reshape(2, 3)).tolist() == [[1.0, -1.0, -1.0]] * 2
     prior = table.rename(columns={"ood/mse": "task_prior/zero", "delta_dmmse": "task_prior/mean_task"})
     task_families.task_prior(prior).draw_without_rendering()
     scores = table.assign(**{"pc/0": 1.0, "pc/1": 2.0})

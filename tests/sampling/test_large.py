@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from icl.sampling import SamplerConfig, estimate_llc
+from icl.sampling.objective import ModuleObjective
 from icl.streams import Stream
 
 D = 11
@@ -30,7 +31,7 @@ def estimates(monkeypatch, config, **more):
     monkeypatch.setattr("icl.sampling.objective.VECTORISE_BELOW", 0)
     together = estimate_llc(model(), squares, BATCHES, config, **more)
     monkeypatch.setattr("icl.sampling.chains.ONE_BY_ONE", 0)
-    monkeypatch.setattr("icl.sampling.chains.PIECE", 7)
+    monkeypatch.setattr("icl.sampling.pieces.PIECE", 8)
     return together, estimate_llc(model(), squares, BATCHES, config, **more)
 
 
@@ -90,6 +91,16 @@ def test_what_a_recorder_keeps_stays_as_it_was(monkeypatch):
     estimate_llc(model(), squares, BATCHES, config, recorders=[lambda draw, weights, chains: kept.append(weights)])
     assert len(kept) == 9
     assert not torch.equal(kept[0], kept[3])
+
+
+@pytest.mark.parametrize("include", [("**",), ("0.*",)])
+def test_gradients_may_be_written_over_the_weights_they_are_taken_at(include):
+    objective = ModuleObjective(model(), squares, include)
+    position = objective.anchor[None] + 0.1
+    losses, gradients = objective.losses_and_gradients(position, INPUTS)
+    again, written = objective.losses_and_gradients(position, INPUTS, out=position)
+    assert torch.equal(losses, again)
+    assert torch.equal(gradients, written)
 
 
 PEAK = """
