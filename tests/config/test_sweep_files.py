@@ -42,6 +42,8 @@ RUNS = {
     "analysis/5-L2H4-late-llcs": 1,
     "analysis/6-L2H4-stage-end-llcs": 4,
     "analysis/7-L2H4-long-llcs": 1,
+    "analysis/8-L2H4-relative-llcs": 5,
+    "analysis/9-L2H4-gamma-spectrum": 5,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
     "analysis/language-llcs": 2,
