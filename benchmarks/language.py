@@ -2,7 +2,7 @@
 
     python -m benchmarks.language [--write]
 
-Prints the changes over the published stages and the small model's behaviour; --write puts both into docs/language.md and draws
+Prints the changes over the published stages, the small model's behaviour and its λ̂; --write puts all into docs/language.md and draws
 figures/language-published/ and figures/language-quick/.
 """
 
@@ -14,6 +14,7 @@ import pandas as pd
 
 from benchmarks.pages import fill, mark, markdown_table
 from icl.analysis.language_stages import GAIN, language_stages
+from icl.figures.development import loss_and_llc
 from icl.figures.elements import StageEnds, in_order, numbers, rows_where
 from icl.figures.language import PUBLISHED_STAGES, behaviour, published_curve
 from icl.figures.style import save
@@ -25,11 +26,11 @@ ROOT = Path(__file__).parents[1]
 TABLE = ROOT / "data" / "language-published" / "L2.csv"
 PAGE = ROOT / "docs" / "language.md"
 QUICK = ROOT / "data" / "language-quick" / "behaviour.csv"
-QUICK_HEADS = QUICK.with_name("heads.csv")
+QUICK_HEADS, QUICK_ESTIMATES = QUICK.with_name("heads.csv"), QUICK.with_name("estimates.csv")
 QUICK_STEPS = [0, 31, 126, 695, 2086, 4869, 5565, 6608, 7999]
 """Of the checkpoints of seed 0 in data/language-quick/checkpoints."""
 COMMAND = "python -m benchmarks.language --write"
-MARK, QUICK_MARK = mark(COMMAND, "published"), mark(COMMAND, "quick")
+MARK, QUICK_MARK, ESTIMATES_MARK = (mark(COMMAND, name) for name in ("published", "quick", "estimates"))
 
 
 def corrected() -> pd.DataFrame:
@@ -137,22 +138,37 @@ def order_table(found: pd.DataFrame) -> str:
     return markdown_table(["first checkpoint with", *found.columns], rows)
 
 
+def estimates_table(estimates: pd.DataFrame) -> str:
+    """λ̂ along the small model for the page."""
+    rows = [
+        [f"{step:,.0f}", f"{llc:.1f} ± {error:.1f}", f"{init:.3f}", f"{rhat:.2f}", str(verdict)]
+        for step, llc, error, init, rhat, verdict in zip(
+            *(numbers(estimates, name) for name in ("step", "llc/mean", "llc/mcse", "loss/init", "llc/rhat")),
+            estimates["verdict"],
+            strict=True,
+        )
+    ]
+    return markdown_table(["step", "λ̂ ± Monte-Carlo s.e.", "loss of w\\*", "R̂", "verdict"], rows)
+
+
 def main() -> None:
     """Print, and with --write put into the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write docs/language.md and figures/language-published/")
     options = parser.parse_args()
-    table, quick = corrected(), pd.read_csv(QUICK)
+    table, quick, estimates = corrected(), pd.read_csv(QUICK), pd.read_csv(QUICK_ESTIMATES)
     first, order = rows_where(quick, model_seed=0), events_of_seeds(quick, pd.read_csv(QUICK_HEADS))
-    made = f"{quick_table(first)}\n\n{order_table(order)}"
-    print(page_table(table), made, sep="\n\n")
+    made, estimated = f"{quick_table(first)}\n\n{order_table(order)}", estimates_table(estimates)
+    print(page_table(table), made, estimated, sep="\n\n")
     if options.write:
         page = fill(fill(PAGE.read_text(), MARK, page_table(table)), QUICK_MARK, made)
+        page = fill(page, ESTIMATES_MARK, estimated)
         write_atomically(PAGE, page.encode())
         figures = ROOT / "figures"
         save(published_curve(table), figures / "language-published", "loss-and-llc")
         stages = StageEnds(language_stages(first), first=30)
         save(behaviour(first, stages), figures / "language-quick", "behaviour")
+        save(loss_and_llc(first, estimates, stages, "test/loss"), figures / "language-quick", "loss-and-llc")
 
 
 if __name__ == "__main__":

@@ -82,6 +82,7 @@ class Stream:
 
     def fill_normal(self, step: int, out: Tensor, start: int = 0) -> Tensor:
         """The same numbers, from number `start` on, which is even, written into a contiguous float32 tensor on the CPU."""
+        assert start % 2 == 0, "numbers are made in pairs"
         if not fill_normals(self.key(), _signed32(step), out.view(-1), start):
             count = out.numel()
             out.copy_(_normals_of(*self._words(step, _half(count), "cpu", start), count).view(out.shape))
@@ -95,6 +96,7 @@ class Stream:
 
     def signs(self, step: int, count: int, device: torch.device | str = "cpu", start: int = 0) -> Tensor:
         """Signs ±1 with equal probability, float32 (count,), from number `start` (even) on: -1 where `uniform` is below one half."""
+        assert start % 2 == 0, "numbers are made in pairs"
         words = torch.stack(self._words(step, _half(count), device, start), dim=-1).flatten()[:count]
         return (words < 0).to(torch.float32).mul_(2.0).sub_(1.0)
 
@@ -113,7 +115,6 @@ class Stream:
 
     def _words(self, step: int, count: int, device: torch.device | str, start: int = 0) -> tuple[Tensor, Tensor]:
         """The words of `count` pairs of numbers; the first is number `start`."""
-        assert start % 2 == 0, "numbers are made in pairs"
         if torch.device(device).type == "cpu":
             words = threefry_words(self.key(), _signed32(step), count, start // 2)  # the same bits, in fewer calls
             return words[0], words[1]

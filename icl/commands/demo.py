@@ -14,7 +14,7 @@ from rich.table import Table
 
 from icl.baselines import ridge_predictor, zero_predictor
 from icl.checkpoints import Checkpoints
-from icl.devices import available_cores, devices_for_runs
+from icl.devices import available_cores
 from icl.estimation import LLCConfig
 from icl.estimation.traces import read_estimates
 from icl.evals import ValidationSet, validation_metrics, weight_norm
@@ -68,8 +68,7 @@ def run_demo(output: Path, quick: bool, console: Console | None = None) -> None:
     # Named, so that no step is one without a checkpoint.
     config = config.model_copy(update={"steps": tuple(config.chosen_steps(config.training.checkpoint_steps()))})
     place = Surroundings.from_environment(store=LocalStore(output / "checkpoints"), tracking="local")
-    device = devices_for_runs(place.device)[0]  # further ones would look for the run where the environment says
-    place = replace(place, results=output / "checkpoints" / "icl", device=device, threads=available_cores(device))
+    place = replace(place, results=output / "checkpoints" / "icl", threads=available_cores(place.device))
     training = config.training
     size = training.task_config.shape.num_parameters
     console.print(f"training {size:,} parameters for {training.num_steps:,} steps on {place.device}")

@@ -62,7 +62,8 @@ def estimate_over_run(
         should_stop: asked before each checkpoint and whenever `progress` is called. An estimate that it ends early is not recorded.
         gamma: the localisation γ of the estimates in `done`, if pilot chains chose it. None: pilot chains choose it now, at the last chosen
             checkpoint, for all checkpoints.
-        so_far: called with (λ̂, its standard error) from the draws so far, if checkpoints are sampled one by one.
+        so_far: called with (λ̂, its standard error) from the draws so far, if checkpoints are sampled one by one. Not called while `workers`
+            estimate.
         workers: processes among which the checkpoints are divided, if there is more than one checkpoint. None: this process does all.
 
     Returns:

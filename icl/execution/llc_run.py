@@ -1,5 +1,6 @@
 """The estimates along one run, with their storage, lock, tracker and stop signals."""
 
+import os
 import sys
 
 from torch import nn
@@ -14,6 +15,7 @@ from icl.execution.several_devices import OnePerDevice
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
 from icl.sampling import LLCResult
+from icl.storage import store_from_environment
 from icl.storage.files import write_table
 from icl.subjects import Subject
 from icl.subjects.named import make_subject
@@ -48,7 +50,10 @@ def results_folder(config: LLCConfig, place: Surroundings) -> Checkpoints:
 
 
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
-    """Estimate along a subject's checkpoints, and continue where an earlier call stopped. Several GPUs share the checkpoints.
+    """Estimate along a subject's checkpoints, and continue where an earlier call stopped.
+
+    Several GPUs share the checkpoints, one process each. These processes look for a training run in the store that the environment
+    describes; a run in another store is estimated on one GPU.
 
     The results folder of `config.name` gets the estimates as rows of `metrics.jsonl`, the losses and distances of their
     chains in `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
@@ -104,8 +109,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             tracker.summary({"step": step, **row})
             tracker.log(step, row, figures_of(config, subject, step, model, result))
 
-        devices = devices_for_runs(place.device)
-        workers = OnePerDevice(devices, subject_here) if len(devices) > 1 else None
+        workers = _workers(config, place)
         note = ""
 
         def tell(value: float, error: float) -> None:
@@ -123,3 +127,12 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         finally:
             estimates.flush()
     return left
+
+
+def _workers(config: LLCConfig, place: Surroundings) -> OnePerDevice | None:
+    """One process per GPU; None if there is one GPU, or if `subject_here` would be another subject than that of `place`."""
+    devices = devices_for_runs(place.device)
+    if len(devices) < 2:
+        return None
+    here = not config.is_regression or str(place.store) == str(store_from_environment(os.environ))
+    return OnePerDevice(devices, subject_here) if here else None

@@ -10,9 +10,9 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 
 import torch
@@ -50,18 +50,21 @@ class OnePerDevice:
             RuntimeError: something else ended a process. What goes wrong in an estimate is raised in its turn.
         """
         context = get_context("spawn")
-        processes, idle, busy = [], list[Connection](), dict[Connection, int]()
+        idle, busy = list[Connection](), dict[Connection, int]()
         waiting, ready = deque(enumerate(groups)), dict[int, list[LLCResult] | Exception]()
         done, total = [0] * len(groups), 0
-        try:
+        # The first process would start it, and Python 3.11 then lets SIGINT and SIGTERM through again.
+        resource_tracker.ensure_running()
+        with ExitStack() as opened:
             for device in self.devices[: len(groups)]:
                 ours, theirs = context.Pipe()
-                words = (theirs, seen_alone([device]), config, self.make_subject)
-                processes.append(context.Process(target=_serve, args=words, daemon=True))
-                with _signals_kept_away():
-                    processes[-1].start()
-                theirs.close()
-                idle.append(ours)
+                idle.append(opened.enter_context(ours))
+                # No daemon, because those may have no children, as a subject's DataLoader may.
+                process = context.Process(target=_serve, args=(theirs, config, self.make_subject))
+                with theirs, _born_with(seen_alone([device])):
+                    process.start()
+                    opened.callback(process.join)
+                    opened.callback(process.kill)  # before it is joined
             for number in range(len(groups)):
                 while number not in ready:
                     while idle and waiting:
@@ -82,10 +85,6 @@ class OnePerDevice:
                 if isinstance(result, Exception):
                     raise result
                 yield result
-        finally:
-            for process in processes:
-                process.kill()
-                process.join()
 
 
 def _received(connection: Connection) -> tuple[int, int] | list[LLCResult] | Exception:
@@ -98,12 +97,7 @@ def _received(connection: Connection) -> tuple[int, int] | list[LLCResult] | Exc
         )
 
 
-def _serve(
-    connection: Connection,
-    environment: Mapping[str, str],
-    config: LLCConfig,
-    make_subject: Callable[[LLCConfig], Subject],
-) -> None:
+def _serve(connection: Connection, config: LLCConfig, make_subject: Callable[[LLCConfig], Subject]) -> None:
     """The life of a process: receives groups of checkpoints and sends their estimates, until an error or the end of the connection."""
     told = 0.0
 
@@ -118,21 +112,34 @@ def _serve(
 
     with suppress(EOFError, ConnectionError):
         try:
-            os.environ.update(environment)
             subject, device = make_subject(config), resolve_device(os.environ.get("DEVICE"))
             while True:
                 steps: Sequence[int] = connection.recv()
                 models = [subject.model(step) for step in steps]
                 send(list(estimates_of(config, subject, steps, models, device, report)))
-        except (ValueError, RuntimeError, OSError) as error:
-            send(error)
+        except Exception as error:
+            send(_sendable(error))
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error as it arrives elsewhere, or its name and text if it cannot be sent."""
+    try:
+        return pickle.loads(pickle.dumps(error))
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 @contextmanager
-def _signals_kept_away() -> Iterator[None]:
-    """Processes started within this block get no signals. Ctrl-C and schedulers send theirs to all; the recording process acts on them."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+def _born_with(environment: Mapping[str, str]) -> Iterator[None]:
+    """Processes started within this block have these variables from the start, because the user's script, which they import first, may
+    look for GPUs. They get no signals. Ctrl-C and schedulers send theirs to all; the recording process acts on them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    before = {name: os.environ[name] for name in environment if name in os.environ}
     try:
+        os.environ.update(environment)
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name in environment.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)

@@ -41,8 +41,9 @@ def run_sweep(
 ) -> int:
     """Do what is missing of a sweep, with a live table and one at the end; returns the exit status.
 
-    If there are several accelerators, each process sees one only, and has it to itself as long as there are no more jobs than accelerators.
-    If there are fewer runs of `llc` than accelerators, a process has several, among which its run's checkpoints are divided.
+    If there are several accelerators, each process sees its share of them only: one, which it has to itself as long as there are no more
+    jobs than accelerators. If fewer runs of `llc` are left than accelerators, a share is several, and the run's checkpoints are divided
+    among them.
 
     Args:
         command: "train" or "llc".
@@ -65,10 +66,11 @@ def run_sweep(
     devices, jobs = devices_for_runs(place.device), jobs or runs_at_once(place.device)
     units = batches([training_of(config) for config in configs], jobs) if together else [[each] for each in configs]
     runs = scheduled_runs(units, place)
-    threads = max(available_cores(torch.device("cpu")) // min(jobs, len(runs)), 1)
+    at_once = max(min(jobs, sum(run.state is State.WAITING for run in runs)), 1)
+    threads = max(available_cores(torch.device("cpu")) // at_once, 1)
     environment = {**os.environ, THREADS: _at_most(os.environ.get(THREADS), threads), SUPERVISOR: str(os.getpid())}
 
-    shares = shared(devices, min(jobs, len(runs)) if command == "llc" else len(devices))
+    shares = shared(devices, at_once if command == "llc" else len(devices))
     started: list[tuple[Share, LocalProcess]] = []
 
     def launch(run: ScheduledRun) -> LocalProcess:

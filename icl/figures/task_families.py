@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from icl.analysis.transient_ridge import critical_steps
 from icl.figures.elements import in_order, numbers, rows_where
@@ -124,6 +125,10 @@ def memorisation_map(distances: pd.DataFrame) -> Figure:
     """
     kept = np.isfinite(numbers(distances, "num_tasks")) & (numbers(distances, "step") > 0)
     finite = pd.DataFrame(distances.loc[kept])
+    if finite.empty:
+        raise ValueError(
+            "the table has no model of finitely many tasks after step 0, so there is nothing to compare with dMMSE"
+        )
     nearer = np.log10(numbers(finite, "delta_ridge") / numbers(finite, "delta_dmmse"))
     side = finite.assign(side=nearer, ood=np.log10(numbers(finite, "ood/mse")))
     figure, axes = panels(1, 2, FULL_WIDTH, 1.4 * HEIGHT, sharey=True)
@@ -133,18 +138,27 @@ def memorisation_map(distances: pd.DataFrame) -> Figure:
         "ood": ("viridis", None, None, r"$\log_{10}$ loss on Gaussian tasks"),
     }
     for axis, (column, (colours, low, high, title)) in zip(axes, looks.items(), strict=True):
-        grid = side.pivot_table(index="num_tasks", columns="step", values=column).interpolate(axis=1)
+        grid = side.pivot_table(index="num_tasks", columns="step", values=column)
         steps, tasks, values = grid.columns.to_numpy(float), grid.index.to_numpy(float), grid.to_numpy()
-        mesh = axis.pcolormesh(
-            steps, tasks, values, cmap=colours, vmin=low, vmax=high, shading="nearest", rasterized=True
-        )
+        look = {"cmap": colours, "vmin": low, "vmax": high, "rasterized": True}
+        across, up = _borders(steps), _borders(tasks)
+        mesh = axis.pcolormesh(across, up, values, **look)
         if column == "side" and len(tasks) > 1:
             axis.contour(steps, tasks, values, levels=[0.0], colors="black", linewidths=0.8)
         axis.set(xscale="log", xlabel="training step $t$", title=title)
         axis.set_yscale("log", base=2)
+        axis.set(xlim=(across[0], across[-1]), ylim=(up[0], up[-1]))
         figure.colorbar(mesh, ax=axis)
     axes[0].set_ylabel("number of tasks $M$")
     return figure
+
+
+def _borders(places: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The borders (N + 1,) of cells around increasing places (N,) of a logarithmic axis: geometric means of neighbours."""
+    logs = np.log(places)
+    steps = np.diff(logs) / 2 if len(logs) > 1 else np.array([0.5])
+    inner = logs[:-1] + steps[: len(logs) - 1]
+    return np.exp(np.concatenate([[logs[0] - steps[0]], inner, [logs[-1] + steps[-1]]]))
 
 
 def task_colours(table: pd.DataFrame) -> dict[float, Colour]:

@@ -344,7 +344,7 @@ class _Group:
         if evaluation is not None:
             self._show(draw, moved, rows)
             own = evaluation.losses(plan.objective, draw, moved.position)
-            seen = update.seen(moved, self._total[rows], None)
+            seen = update.seen(moved, self._total[rows])
         assert seen is not None
         return _Drawn(own, loss, data.anchor_losses_of_draw(draw), seen.distance, seen.correction, test)
 

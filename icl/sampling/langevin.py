@@ -59,10 +59,10 @@ def init(config: LangevinConfig, anchor: Tensor, epsilon: Tensor, noise: Tensor)
 
 def step(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: Tensor) -> LangevinState:
     """One update from ∇L at the current position and standard normal noise."""
-    moved = _compiled(config, state, gradient, noise, None)
+    time, keep, rough = coefficients = _coefficients(config, state)
+    moved = _compiled(config, state, gradient, noise, coefficients, None)
     if moved is not None:
         return replace(state, position=moved[0], momentum=moved[1])
-    time, keep, rough = _coefficients(config, state)
     momentum = state.momentum - time * potential_gradient(config, state.position, state.anchor, gradient)
     halfway = state.position + 0.5 * time * momentum
     momentum = keep * momentum + rough * noise
@@ -74,16 +74,22 @@ def step(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: 
 
 def step_in_place(config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: Tensor) -> bool:
     """`step`, written into the state's own position and momentum. False, and nothing is changed, where it is not compiled."""
-    return _compiled(config, state, gradient, noise, (state.position, state.momentum)) is not None
+    out = state.position, state.momentum
+    return _compiled(config, state, gradient, noise, _coefficients(config, state), out) is not None
 
 
 def _compiled(
-    config: LangevinConfig, state: LangevinState, gradient: Tensor, noise: Tensor, out: tuple[Tensor, Tensor] | None
+    config: LangevinConfig,
+    state: LangevinState,
+    gradient: Tensor,
+    noise: Tensor,
+    coefficients: tuple[Tensor, Tensor, Tensor],
+    out: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor] | None:
     if config.bounding_box is not None:
         return None
     tensors = (state.position, state.anchor, gradient, noise, state.momentum)
-    return langevin_step((config.nbeta, config.gamma, config.weight_decay), _coefficients(config, state), tensors, out)
+    return langevin_step((config.nbeta, config.gamma, config.weight_decay), coefficients, tensors, out)
 
 
 def _coefficients(config: LangevinConfig, state: LangevinState) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from icl.sampling.accumulation import InPrecision
-from icl.sampling.objective import Batch, ModuleObjective, Objective
+from icl.sampling.objective import WRITTEN, Batch, ModuleObjective, Objective
 from icl.sampling.supply import num_samples, part_of, tensors_of
 
 SAME = 1e-5
@@ -42,9 +42,7 @@ def look_at(objective: Objective, first: Batch, second: Batch | None = None) -> 
     except Exception as error:  # a model may raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         if "modified inplace" in reason or "modified by an inplace operation" in reason:
-            raise ValueError(
-                "the forward pass writes to its weights in place; let it compute with changed copies, or change them only in training"
-            ) from error
+            raise ValueError(WRITTEN) from error
         raise ValueError(f"loss_fn fails on the first batch: {type(error).__name__}: {reason[:300]}") from error
 
 

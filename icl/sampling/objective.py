@@ -29,7 +29,7 @@ DETACHED = (
     "without detaching the output"
 )
 
-WRITTEN = "the weights were modified inplace"
+WRITTEN = "the forward pass writes to its weights in place; let it compute with changed copies, or change them only in training"
 
 VECTORISE_BELOW = 20_000
 """On a CPU, chains of modules with fewer sampled parameters run as one batched tensor, because the overhead of calls dominates."""
@@ -231,7 +231,7 @@ class ModuleObjective:
         with torch.enable_grad():
             losses, found = self._at(leaves, losses_and_gradient)
         if leaves[0]._version != version:
-            raise RuntimeError(WRITTEN)
+            raise ValueError(WRITTEN)
         parts = [torch.zeros_like(leaf) if each is None else each for leaf, each in zip(leaves, found, strict=True)]
         if self._index is None:
             return losses, torch.cat(parts, out=out)

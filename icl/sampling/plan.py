@@ -145,6 +145,7 @@ class StepData:
         self._plan = plan
         self._chains = len(seeds)
         self._owners = owners
+        self._at_anchor: list[Tensor] | None = None
         independent = plan.config.independent_batches
         self._batches = [plan.batches(step, seed) for seed in seeds] if independent else [plan.batches(step)]
 
@@ -152,6 +153,7 @@ class StepData:
         """The data of one chain."""
         own = copy.copy(self)
         own._chains = 1
+        own._at_anchor = None
         own._batches = self._batches if len(self._batches) == 1 else [self._batches[chain]]
         own._owners = None if self._owners is None else self._owners[chain : chain + 1]
         return own
@@ -185,12 +187,13 @@ class StepData:
 
     def anchor_gradients(self, place: slice = WHOLE) -> Tensor:
         """Gradients (E, P) of w* on this step's data, at some coordinates."""
-        at_anchor = self._plan.anchor_gradients
-        assert at_anchor is not None
+        if self._at_anchor is None:  # held here, because other threads use the last batches' store, too
+            assert self._plan.anchor_gradients is not None
+            self._at_anchor = [self._plan.anchor_gradients(batch) for batch in self._batches]
         if len(self._batches) == 1:
-            return self.of_each_chain(at_anchor(self._batches[0])[:, place])
+            return self.of_each_chain(self._at_anchor[0][:, place])
         # Every chain has a batch of its own, and there is one w*.
-        return torch.cat([at_anchor(batch)[:, place] for batch in self._batches])
+        return torch.cat([gradients[:, place] for gradients in self._at_anchor])
 
     def control(self, place: slice = WHOLE) -> Tensor:
         """g_b(w*) − ḡ (E, P): the control variate of this step's gradient, at some coordinates."""

@@ -133,7 +133,10 @@ _WIDTHS = {torch.float64: 1e-3}
 
 
 def _probe(seeds: Sequence[int], draw: int, like: Tensor) -> Callable[[int, int], Tensor]:
-    """(start, stop) -> random signs (E, stop − start), each chain's from a stream of its own. Those of the last place are kept."""
+    """(start, stop) -> random signs (E, stop − start), each chain's from a stream of its own.
+
+    Those of a short vector are kept. Those of a long one are made at each use, which is as fast.
+    """
     streams = [Stream(seed, "chain/probe") for seed in seeds]
 
     @lru_cache(maxsize=1)

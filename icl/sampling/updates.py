@@ -63,15 +63,16 @@ class Together:
 
         If `total` is given, the weights before the step are those of a draw, as in `seen`.
         """
-        seen = None if total is None else self.seen(state, total, control)
-        driving = gradient - control(WHOLE) if control else gradient
+        own = control(WHOLE) if control else None
+        seen = None if total is None else self.seen(state, total, own)
+        driving = gradient if own is None else gradient - own
         return self._kernel.step(self._constants, state, driving, next(self._noises)), seen
 
-    def seen(self, state: Any, total: Tensor, control: Control | None) -> Seen:
-        """What a draw needs of the weights, which are added to `total`."""
+    def seen(self, state: Any, total: Tensor, control: Tensor | None = None) -> Seen:
+        """What a draw needs of the weights, which are added to `total`; with the control variate (E, P), if any."""
         away = state.position - state.anchor
         total += state.position
-        return Seen(away.norm(dim=-1), (control(WHOLE) * away).sum(dim=-1) if control else None)
+        return Seen(away.norm(dim=-1), None if control is None else (control * away).sum(dim=-1))
 
 
 class InPieces:
@@ -109,12 +110,10 @@ class InPieces:
                     getattr(here, name).copy_(getattr(moved, name))
         return state, _seen(sums) if sums else None
 
-    def seen(self, state: Any, total: Tensor, control: Control | None) -> Seen:
-        """As `Together.seen`."""
+    def seen(self, state: Any, total: Tensor) -> Seen:
+        """As `Together.seen`, without a control variate."""
         size = total.shape[1]
-        return _seen(
-            [_sums(_at(state, at, size), total[:, at], control(at) if control else None) for at in pieces(total)]
-        )
+        return _seen([_sums(_at(state, place, size), total[:, place], None) for place in pieces(total)])
 
     def _noise_of(self, number: int, like: Tensor, start: int) -> Tensor:
         return self._noise.fill_normal(number, torch.empty(like.shape), start).to(like.dtype)

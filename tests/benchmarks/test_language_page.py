@@ -6,13 +6,16 @@ import pytest
 import torch
 
 from benchmarks.language import (
+    ESTIMATES_MARK,
     MARK,
     PAGE,
     QUICK,
+    QUICK_ESTIMATES,
     QUICK_HEADS,
     QUICK_MARK,
     QUICK_STEPS,
     corrected,
+    estimates_table,
     events_of_seeds,
     order_table,
     page_table,
@@ -31,7 +34,8 @@ ORDER = events_of_seeds(pd.read_csv(QUICK), pd.read_csv(QUICK_HEADS))
 def test_the_page_is_up_to_date():
     quick = pd.read_csv(QUICK)
     made = f"{quick_table(quick[quick['model_seed'] == 0])}\n\n{order_table(ORDER)}"
-    for start, content in ((MARK, page_table(corrected())), (QUICK_MARK, made)):
+    estimated = estimates_table(pd.read_csv(QUICK_ESTIMATES))
+    for start, content in ((MARK, page_table(corrected())), (QUICK_MARK, made), (ESTIMATES_MARK, estimated)):
         assert PAGE.read_text().split(start)[1].split(END)[0].strip() == content
 
 

@@ -2,10 +2,13 @@
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +26,12 @@ from icl.execution.llc_run import run_llc
 from icl.execution.local import LocalProcess
 from icl.execution.names import by_name
 from icl.execution.schedule import Ended
+from icl.execution.several_devices import OnePerDevice
 from icl.execution.surroundings import Surroundings
 from icl.execution.sweep import least_busy, run_sweep, shared
-from icl.execution.training_runs import batches
+from icl.execution.training_runs import batches, run_training
+from icl.storage import LocalStore
+from icl.subjects.named import imported
 from icl.tracking import read_metrics
 
 GPUS = [torch.device("cuda", index) for index in range(2)]
@@ -143,10 +149,13 @@ class Soon:
         return ""
 
 
-@pytest.mark.parametrize(("command", "gpus", "given"), [
-    ("train", 2, ["0", "1", "0"]), ("llc", 2, ["0", "1", "0"]), ("train", 5, ["0", "1", "2"]), ("llc", 5, ["0,3", "1,4", "2"]),
+@pytest.mark.parametrize(("command", "gpus", "complete", "given"), [
+    ("train", 2, 0, ["0", "1", "0"]), ("llc", 2, 0, ["0", "1", "0"]), ("train", 5, 0, ["0", "1", "2"]),
+    ("llc", 5, 0, ["0,3", "1,4", "2"]), ("train", 5, 2, ["0"]), ("llc", 5, 2, ["0,1,2,3,4"]), ("llc", 5, 3, []),
 ])  # fmt: skip
-def test_runs_take_turns_and_estimates_use_the_devices_that_would_be_idle(command, gpus, given, place, monkeypatch):
+def test_runs_take_turns_and_estimates_use_the_devices_that_would_be_idle(
+    command, gpus, complete, given, place, monkeypatch
+):
     told = []
 
     def start(words, log, environment):
@@ -161,6 +170,7 @@ def test_runs_take_turns_and_estimates_use_the_devices_that_would_be_idle(comman
     configs = points()
     if command == "llc":
         configs = [LLCConfig.parse({**each.model_dump(mode="json"), "sampler_config": SAMPLER}) for each in configs]
+    monkeypatch.setattr(execution, "is_complete", lambda config, place: config in configs[:complete])
     assert run_sweep(command, configs, place, None, "local") == 0
     assert told == given
 
@@ -169,9 +179,19 @@ SUBJECT = """\
 import os, pathlib, signal, time
 import torch
 
+class TwoParts(Exception):
+    def __init__(self, first, second):
+        super().__init__(f"{first} and {second}")  # so it is sent with one part, and cannot be made of that
+
+def lost_key(config):
+    raise KeyError("weights")
+
+def lost_parts(config):
+    raise TwoParts("one", "other")
+
 class Lines:
-    def __init__(self, lost=-1, ended=-1, meet=2):
-        self.lost, self.ended, self.meet = lost, ended, meet
+    def __init__(self, lost=-1, ended=-1, meet=2, loaders=0):
+        self.lost, self.ended, self.meet, self.loaders = lost, ended, meet, loaders
 
     def steps(self):
         return [0, 1, 2, 3, 4]
@@ -194,7 +214,11 @@ class Lines:
 
     def batches(self, step):
         xs = torch.randn(23, 3, generator=torch.Generator().manual_seed(1))
-        return [(xs, xs.sum(dim=1, keepdim=True))]
+        batch = xs, xs.sum(dim=1, keepdim=True)
+        if not self.loaders:
+            return [batch]
+        data = torch.utils.data.TensorDataset(*batch)
+        return torch.utils.data.DataLoader(data, batch_size=7, shuffle=True, num_workers=self.loaders)
 """
 
 
@@ -222,6 +246,7 @@ def test_checkpoints_of_one_run_are_divided_and_have_the_estimates_of_one_device
     assert run_llc(lines(), two_gpus) == 0
     assert {path.suffix.split("-")[1] for path in Path.cwd().glob("*.of-*")} == {"0", "1"}
     assert sorted(int(path.stem) for path in Path.cwd().glob("*.of-*")) == [0, 1, 2, 3, 4]
+    assert "CUDA_VISIBLE_DEVICES" not in os.environ
     divided = rows_of(lines(), two_gpus)
     assert [row["step"] for row in divided] == [0, 1, 2, 3, 4]
     monkeypatch.setattr(llc_run, "devices_for_runs", lambda device: GPUS[:1])
@@ -239,7 +264,44 @@ def test_what_goes_wrong_at_one_checkpoint_does_not_cost_those_before_it(trouble
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.parametrize(("make", "kind", "said"), [
+    ("lost_key", KeyError, "weights"), ("lost_parts", RuntimeError, "TwoParts: one and other"),
+])  # fmt: skip
+def test_an_error_of_any_kind_is_told_as_it_is(make, kind, said, two_gpus):
+    workers = OnePerDevice(GPUS, imported(f"mine:{make}"))
+    with pytest.raises(kind, match=said):
+        next(workers.estimates(lines(), [[0], [1]], lambda now, total: None))
+
+
+def test_a_process_that_cannot_be_started_says_why(two_gpus):
+    def inner(config):
+        raise AssertionError
+
+    workers = OnePerDevice(GPUS, inner)  # not a function of a module
+    with pytest.raises((AttributeError, pickle.PicklingError), match=r"pickle.*inner"):
+        next(workers.estimates(lines(), [[0], [1]], lambda now, total: None))
+
+
+def test_a_subject_may_load_its_data_in_processes_of_its_own(two_gpus):
+    # The loader's processes begin after some steps.
+    sampler = {**SAMPLER, "num_draws": 10}
+    config = LLCConfig.parse(
+        {"subject": "mine:Lines", "subject_config": {"loaders": 2}, "sampler_config": sampler, "steps": [0, 1]}
+    )
+    assert run_llc(config, two_gpus) == 0
+    assert [row["step"] for row in rows_of(config, two_gpus)] == [0, 1]
+
+
+def test_a_run_in_another_store_than_the_environments_is_found(two_gpus, tmp_path):
+    training = points()[0]
+    elsewhere = replace(two_gpus, store=LocalStore(tmp_path / "elsewhere"))
+    assert run_training(training, elsewhere).finished
+    config = LLCConfig.parse({**training.model_dump(mode="json"), "sampler_config": SAMPLER, "steps": [0, 29]})
+    assert run_llc(config, elsewhere) == 0
+
+
 ENDLESS = """\
+import os, pathlib
 import torch
 from icl.devices import seen_alone
 from icl.estimation import LLCConfig
@@ -248,30 +310,40 @@ from icl.execution.surroundings import Surroundings
 
 llc_run.devices_for_runs = lambda device: [torch.device("cuda", index) for index in range(2)]
 several_devices.seen_alone = lambda devices: seen_alone(devices) | {"DEVICE": "cpu"}
-config = LLCConfig.parse({"subject": "mine:Lines", "sampler_config": {**SAMPLER, "num_draws": 10**7}})
-print("left:", llc_run.run_llc(config, Surroundings.from_environment(tracking="local")))
+pathlib.Path(f"script-on-{os.environ.get('CUDA_VISIBLE_DEVICES')}").touch()  # the other processes import it, too
+if __name__ == "__main__":
+    config = LLCConfig.parse({"subject": "mine:Lines", "sampler_config": {**SAMPLER, "num_draws": 10**7}})
+    print("left:", llc_run.run_llc(config, Surroundings.from_environment(tracking="local")))
 """
 
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGINT, "left: 5\n"), (signal.SIGKILL, "")])
 def test_the_processes_end_with_the_one_that_started_them(number, said, place):
     (Path.cwd() / "mine.py").write_text(SUBJECT)
-    code = ENDLESS.replace("SAMPLER", repr(SAMPLER))
+    (Path.cwd() / "endless.py").write_text(ENDLESS.replace("SAMPLER", repr(SAMPLER)))
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(["", *sys.path])}
     run = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "endless.py"],
         env=environment,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    while len(list(Path.cwd().glob("*.of-*"))) < 2:
-        assert run.poll() is None
-        time.sleep(0.02)
-    if number == signal.SIGKILL:
-        run.kill()
-    else:
-        os.killpg(run.pid, number)  # as a terminal and a scheduler do
-    output, _ = run.communicate(timeout=120)  # returns when no process has the output open
+    try:
+        deadline = time.monotonic() + 300
+        while len(list(Path.cwd().glob("*.of-*"))) < 2:
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        if number == signal.SIGKILL:
+            run.kill()
+        else:
+            os.killpg(run.pid, number)  # as a terminal and a scheduler do
+        output, errors = run.communicate(timeout=120)  # returns when no process has the output open
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
     assert output == said
+    assert "Traceback" not in errors
+    assert {path.name for path in Path.cwd().glob("script-on-*")} == {f"script-on-{gpu}" for gpu in (None, 0, 1)}

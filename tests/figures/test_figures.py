@@ -143,6 +143,11 @@ def test_families_are_coloured_by_number_of_tasks():
     assert nearer_to is not None
     # Two finite M by three steps; from step 1 to 10,000 the model of this table comes nearer to ridge than to dMMSE.
     assert np.sign(nearer_to.reshape(2, 3)).tolist() == [[1.0, -1.0, -1.0]] * 2
+    assert (
+        over.axes[0].get_xlim() == over.axes[1].get_xlim() == pytest.approx((0.1, 100_000))
+    )  # cells around 1, 100 and 10,000
+    with pytest.raises(ValueError, match="no model of finitely many tasks"):
+        task_families.memorisation_map(table[table["num_tasks"] == np.inf])
     prior = table.rename(columns={"ood/mse": "task_prior/zero", "delta_dmmse": "task_prior/mean_task"})
     task_families.task_prior(prior).draw_without_rendering()
     scores = table.assign(**{"pc/0": 1.0, "pc/1": 2.0})

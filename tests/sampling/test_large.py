@@ -40,6 +40,7 @@ def estimates(monkeypatch, config, **more):
     [
         {"sampling_method": "sgld"},
         {"sampling_method": "langevin", "control_variates": "on"},
+        {"sampling_method": "langevin", "bounding_box_size": 0.01},
         {"sampling_method": "rmsprop_sgld", "bounding_box_size": 0.01},
         {"sampling_method": "sgnht", "epsilon": 1e-6},
         {"eval_method": "new-minibatch", "num_steps_bw_draws": 2},
@@ -51,7 +52,17 @@ def test_chains_one_by_one_are_the_same_chains(monkeypatch, more):
     together, apart = estimates(monkeypatch, FIXED.model_copy(update=more))
     assert torch.equal(together.loss_trace, apart.loss_trace)
     assert torch.equal(together.run.positions, apart.run.positions)
-    for name in ("distances", "mean_positions", "corrections", "stiff", "virial", "temperature"):
+    for name in (
+        "distances",
+        "mean_positions",
+        "corrections",
+        "stiff",
+        "trace",
+        "virial",
+        "temperature",
+        "at_box",
+        "pairing",
+    ):
         torch.testing.assert_close(
             getattr(together.run, name), getattr(apart.run, name), rtol=1e-4, atol=1e-5, equal_nan=True, msg=name
         )
@@ -101,6 +112,7 @@ def test_gradients_may_be_written_over_the_weights_they_are_taken_at(include):
     again, written = objective.losses_and_gradients(position, INPUTS, out=position)
     assert torch.equal(losses, again)
     assert torch.equal(gradients, written)
+    assert written.data_ptr() == position.data_ptr()
 
 
 PEAK = """
