@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -225,7 +226,7 @@ def verdicts() -> str:
     return markdown_table(["table", "seed", "step", "γ", "verdict"], rows)
 
 
-def estimate(row: pd.Series) -> str:
+def estimate(row: Any) -> str:
     return with_error(row["llc/mean"], row["llc/mcse"])
 
 
