@@ -2,7 +2,7 @@
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -54,50 +54,58 @@ def change(before: pd.DataFrame, after: pd.DataFrame) -> tuple[float, float]:
     return value, math.hypot(numbers(before, "llc/mcse")[0], numbers(after, "llc/mcse")[0])
 
 
-def over_third_stage(units: str, seed: int) -> tuple[float, float]:
-    """Δλ̂ over LR3 and its standard error."""
+def over_stage(units: str, seed: int, stage: str = "LR3") -> tuple[float, float] | None:
+    """Δλ̂ over a stage and its standard error; None if an end was not sampled."""
+    stages = list(STAGE_ENDS)
     table = estimates(units).reset_index()
-    before, after = (rows_where(table, model_seed=seed, step=step) for step in (BEFORE, AFTER))
-    return change(before, after)
+    ends = (STAGE_ENDS[stages[stages.index(stage) - 1]], STAGE_ENDS[stage])
+    before, after = (rows_where(table, model_seed=seed, step=step) for step in ends)
+    return change(before, after) if len(before) and len(after) else None
 
 
-def seeds() -> list[int]:
-    """Seeds with both ends of LR3 in relative units."""
-    table = estimates("relative")
-    return [
-        seed for seed in sorted(set(table.index.get_level_values(0))) if {BEFORE, AFTER} <= set(table.loc[seed].index)
-    ]
+def changes_over(units: str, stage: str = "LR3") -> dict[int, tuple[float, float]]:
+    """Seed -> Δλ̂ over a stage and its error, of the seeds with both ends in relative units."""
+    seeds = sorted(set(estimates("relative").index.get_level_values(0)))
+    both = [seed for seed in seeds if over_stage("relative", seed, stage)]
+    return {seed: found for seed in both if (found := over_stage(units, seed, stage))}
 
 
 def answer() -> str:
-    """What stays of the fall, in two sentences."""
-    changes = {units: [over_third_stage(units, seed) for seed in seeds()] for units in SETTINGS}
-    (fall, spread), (rest, rest_spread) = (
-        mean_and_spread([value for value, _ in changes[units]]) for units in SETTINGS
-    )
-    fell = sum(value < -2 * error for value, error in changes["relative"])
-    rose = sum(value > 2 * error for value, error in changes["relative"])
-    return "\n".join([
-        f"- In absolute units λ̂ changes over LR3 by {fall:+.1f} ± {spread:.1f} (mean and spread of {len(seeds())} seeds).",
-        f"- In units of the weights it changes by {rest:+.1f} ± {rest_spread:.1f}. It falls by more than two standard errors in {fell} of\n"
-        f"  {len(seeds())} seeds, and rises by more than two in {rose}.",
+    """What stays of the fall."""
+    absolute, relative = (changes_over(units) for units in SETTINGS)
+    fell = sum(value < -2 * error for value, error in relative.values())
+    rose = sum(value > 2 * error for value, error in relative.values())
+    lines = [
+        f"- In absolute units λ̂ changes over LR3 by {summed(absolute)} (mean and spread of {len(absolute)} seeds).",
+        f"- In units of the weights it changes by {summed(relative)}. It falls by more than two standard errors in",
+        f"  {fell} of {len(relative)} seeds, and rises by more than two in {rose}.",
         f"- At other γ, in units of the weights, seed 1: {', '.join(over_gamma())}.",
-        f"- The Hessian, without any chain: {', '.join(by_hessian())} directions above γ = {SETTINGS['relative'].localization:g} (seed 1).",
-    ])  # fmt: skip
+    ]
+    for gamma in (1, 10) * np.array(SETTINGS["relative"].localization):
+        lines.append(
+            f"- The Hessian, without any chain: {', '.join(by_hessian(gamma))} directions above γ = {gamma:g} (seed 1)."
+        )
+    for stage in ("LR4", "LR5"):
+        absolute, relative = (changes_over(units, stage) for units in SETTINGS)
+        if relative:
+            lines.append(
+                f"- Over {stage} λ̂ changes by {summed(absolute)} in absolute units and by {summed(relative)} in units of the weights "
+                f"({len(relative)} of the seeds)."
+            )
+    return "\n".join(lines)
 
 
 def third_stage() -> str:
     """Both ends of LR3, per seed, in both units."""
     rows = []
-    for seed in seeds():
+    for seed in changes_over("relative"):
         cells = [str(seed)]
         for units in SETTINGS:
             table = estimates(units)
-            value, error = over_third_stage(units, seed)
-            cells += [estimate(table.loc[(seed, step)]) for step in (BEFORE, AFTER)] + [with_error(value, error, "+")]
+            cells += [estimate(table.loc[(seed, step)]) for step in (BEFORE, AFTER)]
+            cells.append(with_error(*changes_over(units)[seed], "+"))
         rows.append(cells)
-    absolute, relative = (mean_and_spread([over_third_stage(units, seed)[0] for seed in seeds()]) for units in SETTINGS)
-    rows.append(["mean ± spread", "", "", signed(absolute), "", "", signed(relative)])
+    rows.append(["mean ± spread", "", "", summed(changes_over("absolute")), "", "", summed(changes_over("relative"))])
     heads = [f"{units}, {text}" for units in SETTINGS for text in (f"step {BEFORE:,}", f"step {AFTER:,}", "Δλ̂")]
     return markdown_table(["seed", *heads], rows)
 
@@ -159,13 +167,15 @@ def over_gamma() -> list[str]:
     return found
 
 
-def by_hessian() -> list[str]:
-    """The soft counts of the Hessian at both ends of LR3."""
+def by_hessian(gamma: float) -> list[str]:
+    """The soft counts of the Hessian at a γ, at the steps where it is far enough from the most negative curvature."""
     table, found = rows_where(read_table(FAMILY, "curvature"), units="relative"), []
-    for step in (BEFORE, AFTER):
-        at = rows_where(table, step=step, gamma=SETTINGS["relative"].localization)
+    for step in sorted(set(table["step"])):
+        at = rows_where(table, step=step, gamma=gamma)
+        if not len(at):
+            continue
         count, error = (float(numbers(at, name)[0]) for name in ("count", "count/std_error"))
-        found.append(f"at step {step:,} {count:.1f} ± {error:.1f}")
+        found.append(f"{count:.1f} ± {error:.1f} (step {step:,})")
     return found
 
 
@@ -241,12 +251,10 @@ def with_error(value: float, error: float, sign: str = "") -> str:
     return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-
-
-def signed(values: tuple[float, float]) -> str:
-    return f"{values[0]:+.1f} ± {values[1]:.1f}"
+def summed(changes: Mapping[int, tuple[float, float]]) -> str:
+    """Mean ± spread over seeds."""
+    values = [value for value, _ in changes.values()]
+    return f"{np.mean(values):+.1f}" + (f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "")
 
 
 def percent(share: float) -> str:

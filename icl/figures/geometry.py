@@ -58,7 +58,8 @@ def over_localisation(estimates: pd.DataFrame, curvature: pd.DataFrame) -> Figur
         curvature: the same run: `step`, `units`, `gamma`, `count`, `count/std_error`. Only relative units are drawn.
     """
     figure, (left, right) = panels(1, 2, FULL_WIDTH, 1.5 * HEIGHT, sharex=True)
-    steps = sorted({int(step) for step in numbers(estimates, "step")})
+    curvature = rows_where(curvature, units="relative")
+    steps = sorted({int(step) for table in (estimates, curvature) for step in numbers(table, "step")})
     for step, colour in zip(steps, shades("viridis", len(steps)), strict=True):
         one = rows_where(estimates, step=step).sort_values("gamma")
         gammas, counts, errors = numbers(one, "gamma"), 2 * numbers(one, "llc/mean"), 2 * numbers(one, "llc/mcse")
@@ -66,7 +67,7 @@ def over_localisation(estimates: pd.DataFrame, curvature: pd.DataFrame) -> Figur
         found = bands([Level(*values, "") for values in zip(gammas, counts / 2, errors / 2, strict=True)])
         middle, slopes = [math.sqrt(band.low * band.high) for band in found], [band.density for band in found]
         right.errorbar(middle, slopes, [2 * band.error for band in found], fmt="o", ms=3, lw=1, color=colour)
-        exact = rows_where(curvature, step=step, units="relative").sort_values("gamma")
+        exact = rows_where(curvature, step=step).sort_values("gamma")
         if len(exact):
             at, count, error = (numbers(exact, name) for name in ("gamma", "count", "count/std_error"))
             left.plot(at, count, color=colour, lw=0.8)
