@@ -13,6 +13,7 @@ import torch
 from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.measures import MEASURES
 from icl.analysis.run import ESSENTIAL_DYNAMICS, load_model, table_path
+from icl.analysis.run_tables import keys_of, label_of
 from icl.checkpoints import Checkpoints
 from icl.config import TrainingConfig, expand_steps
 from icl.config.sweeps import expand, load_sweep
@@ -24,9 +25,24 @@ from icl.storage import LocalStore
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / "data" / "L2H4Minf"
 TABLES = sorted(table_names(FAMILY))
-SWEEPS = {"llc": "4-L2H4-shipped-llcs", "llc_calibrated": "L2H4-llcs-calibrated", "llc_long": "7-L2H4-long-llcs"}
+SWEEPS = {
+    "llc": "4-L2H4-shipped-llcs",
+    "llc_calibrated": "L2H4-llcs-calibrated",
+    "llc_long": "7-L2H4-long-llcs",
+    "llc_relative": "8-L2H4-relative-llcs",
+    "gamma_spectrum": "9-L2H4-gamma-spectrum",
+}
 ESTIMATES = {f"{table}{kind}" for table in SWEEPS for kind in ("", "_traces")}
 DERIVED = {"stages", "boundaries"}
+OF_SOME_STEPS = {"curvature", "rescaled"}
+"""Measured at few checkpoints (`benchmarks.geometry`)."""
+MISSING = {
+    "llc": r"test/|gamma",  # whose chains ran before the target was tested
+    "llc_long": r"test/|gamma",
+    "llc_calibrated": r"batch|gamma$",  # whose sweep does not ask for the loss on batches
+    "llc_relative": r"batch",
+}
+"""The columns of `llc` that a table like it does not have."""
 LATE = ("5-L2H4-late-llcs", "6-L2H4-stage-end-llcs")
 """The sweeps of the published estimator with more chains, at late checkpoints."""
 RUNS = {
@@ -57,8 +73,10 @@ def configs_of(sweep: str) -> list[LLCConfig]:
 
 
 def runs_in(rows: pd.DataFrame) -> dict[str, str]:
-    """Seed -> name of the runs whose rows a table has, as its settings put it."""
-    return {str(seed): RUNS[seed] for seed in sorted(set(rows["model_seed"]))}
+    """Label -> name of the runs whose rows a table has, as its settings put it."""
+    keys = [key for key in keys_of(rows) if key == "model_seed" or key.startswith("sampler_config")]
+    runs = rows[keys].drop_duplicates().to_dict("records")
+    return {label_of(run): RUNS[run["model_seed"]] for run in runs}
 
 
 def described(table: str) -> list[re.Pattern[str]]:
@@ -73,17 +91,15 @@ def described(table: str) -> list[re.Pattern[str]]:
 @pytest.mark.parametrize("table", TABLES)
 def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     columns = set(read_table(FAMILY, table).columns) - {"model_seed", "step" if table != "boundaries" else ""}
-    patterns = described(table.replace("llc_calibrated", "llc").replace("llc_long", "llc"))
-    if table == "llc_calibrated":  # whose sweep does not ask for this metric
-        patterns = [pattern for pattern in patterns if "batch" not in pattern.pattern]
-    elif table in ("llc", "llc_long"):  # whose chains ran before the target was tested
-        patterns = [pattern for pattern in patterns if not re.match(r"test/|gamma/", pattern.pattern)]
+    patterns = described(re.sub(r"llc_(calibrated|long|relative)", "llc", table))
+    if table in MISSING:
+        patterns = [pattern for pattern in patterns if not re.match(MISSING[table], pattern.pattern)]
     undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
     stale = {pattern.pattern for pattern in patterns if not any(pattern.fullmatch(column) for column in columns)}
     assert (undescribed, stale) == (set(), set())
 
 
-@pytest.mark.parametrize("table", sorted(set(TABLES) - ESTIMATES - DERIVED - {ESSENTIAL_DYNAMICS}))
+@pytest.mark.parametrize("table", sorted(set(TABLES) - ESTIMATES - DERIVED - OF_SOME_STEPS - {ESSENTIAL_DYNAMICS}))
 def test_a_table_has_every_checkpoint_and_says_what_made_it(table, checkpoints, config):
     rows = read_table(FAMILY, table)
     for _, mine in rows.groupby("model_seed"):
@@ -114,7 +130,8 @@ def test_estimates_are_of_shipped_checkpoints_and_their_settings_are_those_of_th
     assert made["runs"] == runs_in(rows)
     chosen = sweep_of(table)
     assert set(rows["step"]) <= set(chosen.steps)
-    kept = {"num_chains", "cores", "max_memory_bytes"}  # not what an estimate is of
+    varied = {key.removeprefix("sampler_config.") for key in keys_of(rows)}
+    kept = {"num_chains", "cores", "max_memory_bytes"} | varied  # not what an estimate is of, or a column
     expected = chosen.sampler_config.decisive()
     assert made["sampler_config"] == {name: value for name, value in expected.items() if name not in kept}
 
@@ -139,7 +156,7 @@ def test_an_estimate_is_the_excess_loss_of_its_chains(table):
     np.testing.assert_allclose(llc["llc/mean"], nbeta * llc["loss/excess"], rtol=1e-4, atol=1e-3)
     tokens = llc.filter(regex=r"llc/mean/\d").mean(axis=1)
     np.testing.assert_allclose(tokens, llc["llc/mean"], rtol=1e-4, atol=1e-3)
-    keys = ["model_seed", "step"]
+    keys = [*keys_of(llc), "step"]
     means = traces.groupby(keys)["loss"].mean().loc[list(llc[keys].itertuples(index=False, name=None))]
     np.testing.assert_allclose(means, llc["loss/mean"], rtol=1e-3)
     chains = traces.groupby(keys)["chain"].nunique().loc[means.index]

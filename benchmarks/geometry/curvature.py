@@ -21,6 +21,7 @@ from icl.storage.files import write_table
 
 TABLE = FAMILY / "curvature.csv"
 EIGENVALUES, PROBES, NODES = 16, 4, 32
+CLEAR = 2.0
 DECADES = np.linspace(-2, 2, 25)
 """log10 of γ, relative to the γ of the calibrated setting."""
 
@@ -35,10 +36,10 @@ def spectrum_at(run: Run, step: int, units: str) -> CurvatureSpectrum:
 
 
 def rows_of(found: CurvatureSpectrum, units: str) -> list[dict[str, float | str]]:
-    """The soft count at each γ that is above the most negative curvature."""
+    """The soft count at each γ at least CLEAR times as large as the most negative curvature. Nearer to it one direction decides all."""
     gammas, nbeta = SETTINGS[units].localization * 10.0**DECADES, SETTINGS[units].inverse_temperature
     rows = []
-    for gamma in gammas[gammas + nbeta * found.lowest > 0]:
+    for gamma in gammas[gammas > -CLEAR * nbeta * found.lowest]:
         total, error = found.total(partial(share_above, nbeta, gamma))
         rows.append({
             "units": units, "gamma": float(f"{gamma:.6g}"), "count": total, "count/std_error": error, "lowest": found.lowest,

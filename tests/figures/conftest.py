@@ -70,9 +70,15 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"draw": [50, 100], "loss": [2.1, 2.5], "distance": [1.0, 1.5], "chain": 0, "model_seed": seed}
         )
         traces = draws.merge(pd.DataFrame({"step": STEPS}), how="cross")
-        for name in ("llc", "llc_calibrated"):
+        for name in ("llc", "llc_calibrated", "llc_relative"):
             parts.setdefault(name, []).append(llc)
             parts.setdefault(f"{name}_traces", []).append(traces)
+        counted = pd.DataFrame(
+            {"gamma": [1.0, 10.0, 100.0], "llc/mean": [9.0, 4.0, 1.0], "llc/mcse": 0.1, "count": [19.0, 8.0, 2.0]}
+        )
+        parts.setdefault("gamma_spectrum", []).append(counted.assign(model_seed=seed, step=STEPS[-1]))
+        exact = counted.assign(units="relative", **{"count/std_error": 0.1})
+        parts.setdefault("curvature", []).append(exact.assign(model_seed=seed, step=STEPS[-1]))
     for name, tables in parts.items():
         pd.concat(tables).to_csv(table_path(folder, name), index=False)
     return folder
