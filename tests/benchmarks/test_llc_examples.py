@@ -10,7 +10,8 @@ from benchmarks.llc.examples import EXAMPLES, NAMES, code_lines, main
 
 
 def test_every_example_is_compared():
-    assert set(NAMES) == {path.stem for path in EXAMPLES.glob("*.py")}
+    estimating = {path.stem for path in EXAMPLES.glob("*.py") if "llc" in path.read_text()}
+    assert set(NAMES) == estimating  # the other examples make texts
     assert all(callable(getattr(examples_by_devinterp, name)) for name in NAMES)
 
 
