@@ -12,7 +12,8 @@ def language_stages(behaviour: pd.DataFrame) -> dict[str, float]:
     """Name of a stage -> its end, the step of a checkpoint. Stages that a run has not reached are left out.
 
     - `unigrams`: until the test loss is below the entropy of single tokens;
-    - `bigrams`: until predictions are nearest to the bigrams of the data, at the minimum of the bigram score;
+    - `bigrams`: until predictions are nearest to the bigrams of the data, at the minimum of the bigram score, if that is not the last
+      checkpoint;
     - `previous token`: until random tokens that stand twice are predicted better the second time, by 0.1 nats;
     - `induction`: from then on.
 
@@ -24,6 +25,8 @@ def language_stages(behaviour: pd.DataFrame) -> dict[str, float]:
     last = float(steps[-1])
     below = _first(steps, (table["test/loss"] < table["unigram_entropy"]).to_numpy())
     nearest = float(steps[table["bigram_score"].to_numpy().argmin()])
+    if nearest == last:  # the score may still fall
+        nearest = np.inf
     induction = _first(steps, (table["repetition_gain"] < GAIN).to_numpy())
     ends = {"unigrams": below, "bigrams": nearest, "previous token": induction, "induction": last + 1}
     reached: dict[str, float] = {}

@@ -23,4 +23,6 @@ def test_a_run_that_reaches_induction():
 
 def test_a_run_that_stops_earlier_has_no_later_stages():
     assert language_stages(TABLE[:5]) == {"unigrams": 10, "bigrams": 100, "previous token": 1001}
+    assert language_stages(TABLE[:4]) == {"unigrams": 10, "bigrams": 101}  # its bigram score may still fall
+    assert language_stages(TABLE[:3]) == {"unigrams": 10, "bigrams": 11}
     assert language_stages(TABLE[:2]) == {"unigrams": 2}
