@@ -72,7 +72,7 @@ def curvature_spectrum(
     directions = torch.linalg.qr(torch.as_tensor(vectors))[0].to(like)
     nodes, weights = [], []
     for probe in range(num_probes):
-        signs = torch.where(Stream(seed, "curvature/probe").uniform(probe, (like.numel(),)) < 0.5, -1.0, 1.0).to(like)
+        signs = Stream(seed, "curvature/probe").signs(probe, like.numel(), like.device).to(like)
         start = signs - directions @ (directions.T @ signs)
         at, share = lanczos_quadrature(product, start, directions, num_nodes)
         nodes.append(at)
