@@ -13,10 +13,11 @@ from icl.figures import chains
 from icl.figures.elements import NO_STAGES, Stages, mark_verdicts, numbers, rows_where
 from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, seed_looks
 
+GRADIENT, LOCALISATION, NOISE = (f"sampler_config.{name}_scale" for name in ("gradient", "localization", "noise"))
 NAMES = {
-    "sampler_config.gradient_scale": "gradient scale",
-    "sampler_config.localization_scale": "localisation scale",
-    "sampler_config.noise_scale": "noise scale",
+    GRADIENT: "gradient scale",
+    LOCALISATION: "localisation scale",
+    NOISE: "noise scale",
     "sampler_config.eval_dataset_size": "n =",
     "sampler_config.eval_batch_size": "batch",
     "sampler_config.grad_batch_size": "batch",
@@ -57,8 +58,7 @@ def dataset_sizes(estimates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure
 
 def batch_sizes(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     """λ̂(τ) per checkpoint: a column for each batch size, a row for each place where the loss of a draw is taken."""
-    table = _running(estimates, traces)
-    table = table.replace({"loss on": BATCHES})
+    table = _running(estimates, traces).replace({"loss on": BATCHES})
     return chains.running_estimates(table, columns="batch", hue="step", rows="loss on")
 
 
@@ -69,9 +69,7 @@ def fixed_batches(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
 
 def loss_functions(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     """λ̂(τ) per checkpoint, for chains that the loss of all tokens drives, and for chains that the loss of the first k drives."""
-    table = _running(estimates, traces)
-    table = table.replace({"loss": LOSSES})
-    return chains.running_estimates(table, columns="loss", hue="step")
+    return chains.running_estimates(_running(estimates, traces).replace({"loss": LOSSES}), columns="loss", hue="step")
 
 
 @page()
@@ -90,14 +88,15 @@ def failures(
         ValueError: no chain of the grid of scales has diverged.
     """
     figure, axes = panels(2, 3, FULL_WIDTH * 1.2, 2.4 * HEIGHT, sharex="col")
+    lost = _diverged(scale_estimates)
     columns = (
-        ("divergence", _diverged(scale_estimates), scale_traces),
-        ("no minimum", early_estimates, early_traces),
-        ("no exploration", still_estimates, still_traces),
+        (f"divergence (localisation scale {float(numbers(lost, LOCALISATION)[0]):g})", lost, scale_traces),
+        ("no minimum (no localisation)", early_estimates, early_traces),
+        ("no exploration (almost no noise)", still_estimates, still_traces),
     )
     for index, (title, estimates, traces) in enumerate(columns):
         top, bottom = axes[index], axes[index + 3]
-        top.set_title(f"{title}, step {int(estimates['step'].iloc[0]):,}", fontsize=7)
+        top.set_title(f"{title}\nstep {int(estimates['step'].iloc[0]):,}", fontsize=7)
         _losses_and_estimates(top, bottom, estimates, traces)
         bottom.set_xlabel(r"draw $\tau$")
     for axis in (axes[0], axes[3]):
@@ -114,11 +113,10 @@ def _running(estimates: pd.DataFrame, traces: pd.DataFrame) -> pd.DataFrame:
 
 def _diverged(estimates: pd.DataFrame) -> pd.DataFrame:
     """The setting with the smallest scales at which chains have diverged, with its nβ."""
-    gradient, localisation, noise = list(NAMES)[:3]
-    lost = estimates.loc[estimates["chains/lost"] > 0].sort_values([localisation, noise, gradient]).head(1)
+    lost = estimates.loc[estimates["chains/lost"] > 0].sort_values([LOCALISATION, NOISE, GRADIENT]).head(1)
     if lost.empty:
         raise ValueError("no chain of the grid of scales has diverged")
-    return lost.assign(nbeta=2 * lost[gradient] / lost[noise])
+    return lost.assign(nbeta=2 * lost[GRADIENT] / lost[NOISE])
 
 
 def _losses_and_estimates(top: Axes, bottom: Axes, estimates: pd.DataFrame, traces: pd.DataFrame) -> None:
