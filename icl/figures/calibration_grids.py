@@ -10,21 +10,21 @@ from matplotlib.figure import Figure
 from icl.analysis.climb import estimates_so_far
 from icl.analysis.run_tables import keys_of
 from icl.figures import chains
-from icl.figures.elements import NO_STAGES, Stages, mark_verdicts, numbers, rows_where
-from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, seed_looks
+from icl.figures.elements import legend_below, mark_verdicts, numbers, rows_where
+from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, seed_looks, shades
 
 GRADIENT, LOCALISATION, NOISE = (f"sampler_config.{name}_scale" for name in ("gradient", "localization", "noise"))
+SIZE = "sampler_config.eval_dataset_size"
 NAMES = {
     GRADIENT: "gradient scale",
     LOCALISATION: "localisation scale",
     NOISE: "noise scale",
-    "sampler_config.eval_dataset_size": "n =",
     "sampler_config.eval_batch_size": "batch",
     "sampler_config.grad_batch_size": "batch",
     "sampler_config.eval_method": "loss on",
     "sampler_config.eval_loss_fn": "loss",
 }
-"""The names of the settings in figures."""
+"""The names of the settings in figures that have a panel or a line for each value."""
 
 BATCHES = {"grad-minibatch": "the gradient's batch", "new-minibatch": "a new batch"}
 LOSSES = {"mse": "of all tokens", "subsequence-mse": "of the first k tokens"}
@@ -51,9 +51,21 @@ def scales(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     )
 
 
-def dataset_sizes(estimates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """λ̂ over the training steps, one line per size n of the data set."""
-    return chains.estimates_by_setting(estimates.rename(columns=NAMES), "n =", stages)
+@page()
+def dataset_sizes(estimates: pd.DataFrame) -> Figure:
+    """λ̂ against the size n of the data set, one line per checkpoint, with bands of ±2 standard errors."""
+    figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.8, 1.3 * HEIGHT)
+    steps = sorted({int(step) for step in numbers(estimates, "step")})
+    for step, colour in zip(steps, shades("viridis", len(steps)), strict=True):
+        mine = rows_where(estimates, step=step).sort_values(SIZE)
+        sizes, mean, error = (numbers(mine, name) for name in (SIZE, "llc/mean", "llc/mcse"))
+        axis.plot(sizes, mean, color=colour, marker=".", ms=3, lw=1, label=f"step {step:,}")
+        axis.fill_between(sizes, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, lw=0)
+        mark_verdicts(axis, mine, "llc/mean", at=SIZE)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="size $n$ of the data set", ylabel=r"$\hat\lambda$ (±2 Monte-Carlo s.e.)")
+    legend_below(figure, [axis])
+    return figure
 
 
 def batch_sizes(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
@@ -103,7 +115,7 @@ def failures(
         log_y(axis)
     axes[0].set_ylabel("loss of each chain")
     axes[3].set_ylabel(r"$\hat\lambda(\tau)$")
-    figure.legend(*axes[4].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    legend_below(figure, axes)
     return figure
 
 

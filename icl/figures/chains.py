@@ -18,6 +18,7 @@ from icl.figures.elements import (
     first_step,
     in_order,
     last_step,
+    legend_below,
     mark_verdicts,
     numbers,
     rows_where,
@@ -203,10 +204,7 @@ def running_estimates(
             axis.set_ylabel(r"$\hat\lambda(\tau)$" if value == "llc/mean" else value)
         if index >= len(axes) - len(across):
             axis.set_xlabel(r"draw $\tau$")
-    named = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
-    shown = {text: line for text, line in named.items() if not text.startswith("_")}
-    marks_last = sorted(shown.values(), key=lambda line: line.get_linestyle() == "None")
-    figure.legend(handles=marks_last, loc="outside lower center", ncols=4)
+    legend_below(figure, axes)
     return figure
 
 

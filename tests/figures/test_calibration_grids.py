@@ -87,6 +87,13 @@ def test_the_grid_of_scales_shows_chains_that_diverge_at_the_edge_of_their_panel
         assert edge.get_color() == leaves.get_color()
 
 
+def test_the_size_of_the_data_set_is_an_axis(tables):
+    (axis,) = calibration_grids.dataset_sizes(tables["eval_dataset_size"]).axes
+    lines = [line for line in axis.get_lines() if line.get_linestyle() == "-"]
+    assert [line.get_label() for line in lines] == ["step 984", "step 499,999"]
+    assert all(list(line.get_xdata()) == [1024, 8192, 65536] for line in lines)
+
+
 def test_panels_are_settings_and_lines_are_checkpoints(tables):
     for draw, name, panels in (
         (calibration_grids.batch_sizes, "eval_minibatch", 6),
