@@ -16,12 +16,18 @@ from icl.analysis.run_tables import SEED_COLUMN, keys_of, plain_text
 
 Tables = Mapping[str, pd.DataFrame]
 
+GRIDS = (
+    "eps_temp_gamma", "eval_dataset_size", "eval_fixed_batch", "eval_minibatch", "eval_loss_fn", "non_minima", "non_exploration",
+    "fixed_seed", "fresh_seeds",
+)  # fmt: skip
+"""The tables of the calibration grids (data/calibration)."""
+
 COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
-    "llc_calibrated": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
-    "llc_long": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
-    "llc_relative": "icl llc SWEEP, then icl tabulate SWEEP --name llc_relative --output data/FAMILY",
-    "gamma_spectrum": "icl llc SWEEP, then icl tabulate SWEEP --name gamma_spectrum --output data/FAMILY",
+    **{
+        name: f"icl llc SWEEP, then icl tabulate SWEEP --name {name} --output data/FAMILY"
+        for name in ("llc_calibrated", "llc_long", "llc_relative", "gamma_spectrum", *GRIDS)
+    },
     "curvature": "python -m benchmarks.geometry.curvature",
     "losses": "icl tabulate SWEEP --output data/FAMILY",
     "metrics": "icl tabulate SWEEP --output data/FAMILY",
