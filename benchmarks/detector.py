@@ -75,7 +75,11 @@ SHAPES: dict[str, Callable[[], Curve]] = {"level": level, "direct": direct}
 def grids() -> dict[str, NDArray[np.int64]]:
     """Our checkpoints of seed 1 with published settings, and all that training writes."""
     settings = TrainingConfig.parse(next(iter(expand(load_sweep(TRAINING)))))
-    dense = [step for step in expand_steps(settings.checkpointer_config.checkpoint_steps, settings.num_steps) if step < settings.num_steps]
+    dense = [
+        step
+        for step in expand_steps(settings.checkpointer_config.checkpoint_steps, settings.num_steps)
+        if step < settings.num_steps
+    ]
     chosen = {"ours": measured()["step"], "the paper's": dense}
     return {name: np.array([step for step in steps if step >= FIRST_STEP]) for name, steps in chosen.items()}
 
@@ -151,7 +155,9 @@ def table(repeats: int) -> pd.DataFrame:
                 found = pd.DataFrame([row for repeat in range(repeats) for row in trial(shape, grid, noise, repeat)])
                 for rule, one in found.groupby("rule", sort=False):
                     means = one.drop(columns="rule").mean()
-                    rows.append({"curve": shape, "checkpoints": grid, "noise": name, "rule": rule, "repeats": repeats, **means})
+                    rows.append(
+                        {"curve": shape, "checkpoints": grid, "noise": name, "rule": rule, "repeats": repeats, **means}
+                    )
                 print(pd.DataFrame(rows[-len(RULES) :]).to_string(header=len(rows) == len(RULES)), flush=True)
     return pd.DataFrame(rows)
 

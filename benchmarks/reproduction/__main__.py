@@ -9,7 +9,18 @@ tables and numbers. Tests hold the sentences around them to the same numbers.
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reproduction import basin, boundaries, calibrated, forms, milestones, power, seeds, settings, stages, trained
+from benchmarks.reproduction import (
+    basin,
+    boundaries,
+    calibrated,
+    forms,
+    milestones,
+    power,
+    seeds,
+    settings,
+    stages,
+    trained,
+)
 from benchmarks.reproduction.shipped import Shipped
 from icl.storage.files import write_atomically
 

@@ -44,8 +44,6 @@ def shares(found: pd.DataFrame, curve: str, checkpoints: str, noise: str, rule: 
 
 
 def _table(found: pd.DataFrame) -> str:
-    rows = [
-        [row["curve"], row["checkpoints"], row["noise"], row["rule"], *(f"{row[stage]:.2f}" for stage in dict(INNER)), f"{row['others']:.2f}"]
-        for _, row in found.iterrows()
-    ]  # fmt: skip
+    case, counts = ["curve", "checkpoints", "noise", "rule"], [*dict(INNER), "others"]
+    rows = [[*(row[name] for name in case), *(f"{row[name]:.2f}" for name in counts)] for _, row in found.iterrows()]
     return markdown_table(["curve", "checkpoints", "standard errors", "rule", *dict(INNER), "other boundaries"], rows)
