@@ -157,8 +157,9 @@ def memorisation_map(distances: pd.DataFrame) -> Figure:
 def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> Figure:
     """λ̂ of models trained on M tasks (arXiv 2501.17745, third figure).
 
-    Left: over training, one line per M. Right: over M, at the end of training and at the estimate nearest in log t to t_crit, where the
-    loss on Gaussian tasks is smallest. Bands and bars are ±2 Monte-Carlo standard errors; the dashed line is M = ∞ at the end, if it is there.
+    Left: over training, one line per M. Right: over M, at the end of training and at the estimate nearest in log t to t_crit, where
+    the loss on Gaussian tasks is smallest. Bands and bars are ±2 Monte-Carlo standard errors. The dashed line is M = ∞ at the end, if
+    it is there.
 
     Args:
         estimates: one row per `num_tasks`, `step`: `llc/mean`, `llc/mcse`, `verdict`.
