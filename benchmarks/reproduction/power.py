@@ -7,7 +7,7 @@ import pandas as pd
 from benchmarks.detector import INNER, MAX_SLOPE, RESULTS, slopes, turns
 from benchmarks.pages import markdown_table
 from benchmarks.reproduction.shipped import Shipped
-from icl.figures.elements import rows_where
+from icl.figures.elements import numbers, rows_where
 
 LATE = ["LR3", "LR4"]
 
@@ -18,7 +18,7 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     found = pd.read_csv(RESULTS)
     return {
         "power": {name: shares(found, *case) for name, case in CASES.items()},
-        "power_repeats": int(found["repeats"].max()),
+        "power_repeats": int(numbers(found, "repeats").max()),
         "power_table": _table(found),
         "published_slope": slopes(),
         "papers_slope_bound": MAX_SLOPE,
