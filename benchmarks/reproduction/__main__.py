@@ -16,6 +16,7 @@ from benchmarks.reproduction import (
     forms,
     milestones,
     power,
+    readings,
     seeds,
     settings,
     stages,
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "L2H4Minf"
 TEMPLATE = Path(__file__).with_name("page.md")
 OUTPUT = ROOT / "docs" / "reproduction.md"
-SECTIONS = (settings, trained, milestones, stages, boundaries, power, forms, basin, seeds, calibrated)
+SECTIONS = (settings, trained, milestones, stages, boundaries, power, forms, basin, readings, seeds, calibrated)
 
 
 def collect(runs: Sequence[Shipped]) -> dict[str, object]:
