@@ -88,6 +88,7 @@ FAMILY_RECIPES = (
     Recipe("task-prior", ("task_prior",), task_families.task_prior),
     Recipe("transient-losses", ("transient_distances",), task_families.transient_losses),
     Recipe("memorisation-map", ("transient_distances",), task_families.memorisation_map),
+    Recipe("llc-over-tasks", ("llc_calibrated", "transient_distances"), task_families.coefficient_over_tasks),
     Recipe("transient-distances", ("transient_distances",), task_families.transient_distances),
     Recipe(
         "transient-trajectories",
