@@ -188,7 +188,7 @@ def running_estimates(
                 axis.fill_between(one["draw"], low, high, color=colour, alpha=0.15, lw=0)
             last = one.dropna(subset=[value]).tail(1)
             if limits is not None and (last[value] > limits[1]).any():
-                axis.plot(last["draw"], limits[1], "^", color=colour, ms=4, clip_on=False)
+                axis.plot(last["draw"], limits[1], "^", color=colour, ms=4, clip_on=False, label="left the panel")
             else:
                 mark_verdicts(axis, last, value, at="draw")
         for (text, height), style in zip((levels or {}).items(), ("--", ":"), strict=False):
