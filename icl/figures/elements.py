@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import NullFormatter
 from numpy.typing import NDArray
@@ -108,11 +107,10 @@ def stage_legend(figure: Figure, stages: Stages) -> None:
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     """The labels of all panels below the figure, each once, with lines before marks."""
-    named: dict[str, Line2D] = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
+    named = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
     shown = [line for text, line in named.items() if not text.startswith("_")]
-    figure.legend(
-        handles=sorted(shown, key=lambda line: line.get_linestyle() == "None"), loc="outside lower center", ncols=4
-    )
+    shown.sort(key=lambda line: line.get_linestyle() == "None")
+    figure.legend(handles=shown, loc="outside lower center", ncols=4)
 
 
 def last_step(*tables: pd.DataFrame, stages: Stages = NO_STAGES) -> float:
