@@ -9,6 +9,9 @@ from benchmarks.reproduction.changes import llc_changes
 from benchmarks.reproduction.comparison import Comparison
 from benchmarks.reproduction.shipped import Shipped, detailed, estimate, titles
 from benchmarks.reproduction.stages import STAGES
+from icl.figures.elements import HEALTHY
+
+VERDICTS = ["settings", "estimates", "healthy: all tests passed", "passed those that were made", "a test failed"]
 
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
@@ -48,13 +51,15 @@ def _chains(shipped: Shipped) -> dict[str, object]:
 
 def _verdicts_table(runs: Sequence[Shipped]) -> str:
     """How many estimates of all seeds are healthy, failed a test, or passed those that were made."""
-    rows = []
-    for title, name in (("published", "llc"), ("calibrated", "llc_calibrated")):
-        verdicts = pd.concat([run.needed(name)["verdict"] for run in runs])
-        healthy, untested = (verdicts == "healthy").sum(), verdicts.str.startswith("not tested").sum()
-        rows.append([title, str(len(verdicts)), str(healthy), str(untested), str(len(verdicts) - healthy - untested)])
-    head = ["settings", "estimates", "healthy: all tests passed", "passed those that were made", "a test failed"]
-    return markdown_table(head, rows)
+    tables = {"published": "llc", "calibrated": "llc_calibrated"}
+    verdicts = {title: pd.concat([run.needed(name)["verdict"] for run in runs]) for title, name in tables.items()}
+    return markdown_table(VERDICTS, [verdicts_row(title, each) for title, each in verdicts.items()])
+
+
+def verdicts_row(title: str, verdicts: pd.Series) -> list[str]:
+    """The cells below `VERDICTS`."""
+    healthy, untested = (verdicts == HEALTHY).sum(), verdicts.str.startswith("not tested").sum()
+    return [title, str(len(verdicts)), str(healthy), str(untested), str(len(verdicts) - healthy - untested)]
 
 
 def _ends(run: Shipped) -> tuple[list[float], list[float]]:

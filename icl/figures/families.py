@@ -18,10 +18,18 @@ Tables = Mapping[str, pd.DataFrame]
 
 COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
-    "llc_calibrated": "icl llc SWEEP, then icl tabulate SWEEP --name llc_calibrated --output data/FAMILY",
-    "llc_long": "icl llc SWEEP, then icl tabulate SWEEP --name llc_long --output data/FAMILY",
-    "llc_relative": "icl llc SWEEP, then icl tabulate SWEEP --name llc_relative --output data/FAMILY",
-    "gamma_spectrum": "icl llc SWEEP, then icl tabulate SWEEP --name gamma_spectrum --output data/FAMILY",
+    **{
+        name: f"icl llc SWEEP, then icl tabulate SWEEP --name {name} --output data/FAMILY"
+        for name in (
+            "llc_calibrated",
+            "llc_long",
+            "llc_relative",
+            "gamma_spectrum",
+            "restricted",
+            "restricted_calibrated",
+            "complement_calibrated",
+        )
+    },
     "curvature": "python -m benchmarks.geometry.curvature",
     "losses": "icl tabulate SWEEP --output data/FAMILY",
     "metrics": "icl tabulate SWEEP --output data/FAMILY",

@@ -1,0 +1,122 @@
+"""The section on restricted learning coefficients: λ̂ where only one group of parameters moves."""
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from benchmarks.pages import markdown_table
+from benchmarks.reproduction.calibrated import VERDICTS, verdicts_row
+from benchmarks.reproduction.comparison import Change
+from benchmarks.reproduction.shipped import Shipped, detailed, estimate
+from icl.figures.elements import HEALTHY
+from icl.figures.restricted import EXCLUDED, GROUPS, Group, grouped, sum_of_parts
+from icl.model import InContextRegressionTransformer
+from icl.sampling.restriction import restrict
+
+TABLES = {"published": "restricted", "calibrated": "restricted_calibrated"}
+"""Setting -> the table of the groups' λ̂ under it."""
+
+PARTS = "sum of the parts"
+
+Estimates = Mapping[str, pd.DataFrame]
+"""The rows of each group by its name, with the step as index."""
+
+
+def facts(runs: Sequence[Shipped]) -> dict[str, object]:
+    """What the placeholders of the section stand for. Each fact is a mapping from the setting."""
+    run = detailed(runs)
+    found = {setting: _estimates(grouped(run.needed(table))) for setting, table in TABLES.items()}
+    rest = _estimates(grouped(run.needed("complement_calibrated"), EXCLUDED), parts=False)
+    return {
+        "num_groups": len(GROUPS),
+        "num_parts": sum(group.part for group in GROUPS),
+        "restricted_sampler": {setting: run.sampler(table) for setting, table in TABLES.items()},
+        "restricted_chains": {setting: int(run.needed(table)["chains"].max()) for setting, table in TABLES.items()},
+        "restricted": {setting: _changes(run, each) for setting, each in found.items()},
+        "restricted_at": {setting: _at_ends(run, each) for setting, each in found.items()},
+        "restricted_table": {setting: _table(run, each) for setting, each in found.items()},
+        "rest": _differences(found["calibrated"], rest),
+        "rest_table": _rest_table(found["calibrated"], rest),
+        "restricted_verdicts": markdown_table(
+            VERDICTS, [verdicts_row(setting, run.needed(table)["verdict"]) for setting, table in TABLES.items()]
+        ),
+    }
+
+
+def _estimates(groups: Mapping[Group, pd.DataFrame], parts: bool = True) -> dict[str, pd.DataFrame]:
+    found = {str(group): rows.set_index("step") for group, rows in groups.items()}
+    return {**found, PARTS: sum_of_parts(dict(groups)).set_index("step")} if parts else found
+
+
+def _ends(run: Shipped, rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """Stage -> the estimate at its end, where there is one."""
+    return {stage: rows.loc[step] for stage, step in run.boundaries().items() if step in rows.index}
+
+
+def _at_ends(run: Shipped, found: Estimates) -> dict[str, dict[str, str]]:
+    """Group -> stage -> λ̂ ± its error at the end of the stage."""
+    return {group: {stage: estimate(row) for stage, row in _ends(run, rows).items()} for group, rows in found.items()}
+
+
+def _changes(run: Shipped, found: Estimates) -> dict[str, dict[str, Change]]:
+    """Group -> stage -> the change of λ̂ over the stage."""
+    changes: dict[str, dict[str, Change]] = {}
+    stages = list(run.boundaries())
+    for group, rows in found.items():
+        ends = _ends(run, rows)
+        changes[group] = {
+            stage: _difference(ends[stage], ends[before])
+            for before, stage in pairwise(stages)
+            if before in ends and stage in ends
+        }
+    return changes
+
+
+def _difference(one: pd.Series, other: pd.Series) -> Change:
+    """Errors are taken for independent."""
+    return Change(one["llc/mean"] - other["llc/mean"], float(np.hypot(one["llc/mcse"], other["llc/mcse"])))
+
+
+def _table(run: Shipped, found: Estimates) -> str:
+    """λ̂ of every group at the ends of the stages."""
+    steps = {
+        stage: step for stage, step in run.boundaries().items() if any(step in rows.index for rows in found.values())
+    }
+    model = InContextRegressionTransformer.from_shape(run.config.task_config.shape, seed=0)
+    sizes = {str(group): f"{restrict(model, group.patterns).num_moving:,}" for group in GROUPS}
+    rows = [
+        [group, sizes.get(group, ""), *(_cell(ends[stage]) if stage in ends else "" for stage in steps)]
+        for group, rows in found.items()
+        if (ends := _ends(run, rows))
+    ]
+    return markdown_table(
+        ["what moves", "weights", *(f"end of {stage}, {step:,}" for stage, step in steps.items())], rows
+    )
+
+
+def _cell(row: pd.Series) -> str:
+    """An estimate, with † where a test failed and ° where not all were made."""
+    verdict = row.get("verdict", HEALTHY)
+    mark = "" if verdict == HEALTHY else " °" if verdict.startswith("not tested") else " †"
+    return f"{estimate(row)}{mark}"
+
+
+def _differences(found: Estimates, rest: Estimates) -> dict[str, dict[int, Change]]:
+    """Group -> step -> λ̂ of everything less that of everything else than the group."""
+    whole = found["everything"]
+    return {
+        group: {step: _difference(whole.loc[step], rows.loc[step]) for step in rows.index}
+        for group, rows in rest.items()
+    }
+
+
+def _rest_table(found: Estimates, rest: Estimates) -> str:
+    differences = _differences(found, rest)
+    rows = [
+        [group, f"{step:,}", _cell(found[group].loc[step]), _cell(row), str(differences[group][step]).lstrip("+")]
+        for group, table in rest.items()
+        for step, row in table.iterrows()
+    ]
+    return markdown_table(["group", "step", "λ̂, only it moves", "λ̂, all else moves", "λ̂ of everything less that"], rows)
