@@ -32,3 +32,9 @@ def fill(text: str, start: str, content: str) -> str:
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, ["---"] * len(head), *rows])
+
+
+def with_error(value: float, error: float, sign: str = "") -> str:
+    """An estimate ± its standard error; two decimals where the error is below 0.1."""
+    digits = 1 if error >= 0.1 else 2
+    return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"

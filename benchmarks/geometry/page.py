@@ -12,7 +12,7 @@ import torch
 from benchmarks.geometry.curvature import CLEAR
 from benchmarks.geometry.rescaled import writes_to_the_stream
 from benchmarks.geometry.settings import FAMILY, ROOT, SETTINGS, STAGE_ENDS, Run
-from benchmarks.pages import fill, mark, markdown_table, rows_of
+from benchmarks.pages import fill, mark, markdown_table, rows_of, with_error
 from icl.execution.closing import in_short
 from icl.figures.elements import numbers, rows_where
 from icl.figures.families import read_table
@@ -243,12 +243,6 @@ def estimate(row: Any) -> str:
 def plain(column: str) -> str:
     """A column's name as an attribute."""
     return column.replace("/", "_")
-
-
-def with_error(value: float, error: float, sign: str = "") -> str:
-    """An estimate ± its standard error; two decimals where the error is below 0.1."""
-    digits = 1 if error >= 0.1 else 2
-    return f"{value:{sign}.{digits}f} ± {error:.{digits}f}"
 
 
 def summed(changes: Mapping[int, tuple[float, float]]) -> str:

@@ -9,7 +9,19 @@ tables and numbers. Tests hold the sentences around them to the same numbers.
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.reproduction import basin, boundaries, calibrated, forms, milestones, seeds, settings, stages, trained
+from benchmarks.reproduction import (
+    basin,
+    boundaries,
+    calibrated,
+    forms,
+    milestones,
+    power,
+    readings,
+    seeds,
+    settings,
+    stages,
+    trained,
+)
 from benchmarks.reproduction.shipped import Shipped
 from icl.storage.files import write_atomically
 
@@ -17,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "L2H4Minf"
 TEMPLATE = Path(__file__).with_name("page.md")
 OUTPUT = ROOT / "docs" / "reproduction.md"
-SECTIONS = (settings, trained, milestones, stages, boundaries, forms, basin, seeds, calibrated)
+SECTIONS = (settings, trained, milestones, stages, boundaries, power, forms, basin, readings, seeds, calibrated)
 
 
 def collect(runs: Sequence[Shipped]) -> dict[str, object]:

@@ -33,6 +33,11 @@ def late_llc_changes(run: Shipped) -> Changes:
     return _between(run, run.second_half, "llc")
 
 
+def burnt_in_llc_changes(run: Shipped) -> Changes:
+    """The same without the burn-in that the paper's table of settings names."""
+    return _between(run, run.after_burnin, "llc")
+
+
 def _between(run: Shipped, estimates: pd.DataFrame, name: str) -> Changes:
     """Chains disagree where those of all draws do, in the table called `name`."""
     rows, rhat = estimates.set_index("step"), run.needed(name).set_index("step")["llc/rhat"]

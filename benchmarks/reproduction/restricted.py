@@ -6,10 +6,10 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
-from benchmarks.pages import markdown_table
+from benchmarks.pages import markdown_table, with_error
 from benchmarks.reproduction.calibrated import VERDICTS, verdicts_row
 from benchmarks.reproduction.comparison import Change
-from benchmarks.reproduction.shipped import Shipped, detailed, estimate
+from benchmarks.reproduction.shipped import Shipped, detailed
 from icl.figures.elements import HEALTHY
 from icl.figures.restricted import EXCLUDED, GROUPS, Group, grouped, sum_of_parts
 from icl.model import InContextRegressionTransformer

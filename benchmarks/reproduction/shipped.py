@@ -23,6 +23,7 @@ from icl.evals import ValidationSet
 from icl.figures.families import read_table, table_names
 from icl.model import parameter_layout
 from icl.sampling import SamplerConfig
+from icl.sampling.presets import PUBLISHED, PUBLISHED_TABLE
 from icl.storage import LocalStore
 
 PUBLISHED_SEED = 1
@@ -136,6 +137,12 @@ class Shipped:
     def low_noise_errors(self, step: int) -> Tensor:
         """(B,) `squared_errors` on `low_noise`."""
         return self.squared_errors(step, self.low_noise.xs, self.low_noise.ys)
+
+    @cached_property
+    def after_burnin(self) -> pd.DataFrame:
+        """λ̂ under the published settings as the paper's table has them, without the first fifth of the draws (`published-table`)."""
+        share = PUBLISHED_TABLE.num_burnin_steps / PUBLISHED.num_draws
+        return estimates_within(self.needed("llc_traces"), self.needed("llc"), share)
 
     @cached_property
     def second_half(self) -> pd.DataFrame:

@@ -8,6 +8,8 @@ The traces of `icl.estimation.traces` show such climbs.
 import numpy as np
 import pandas as pd
 
+from icl.analysis.run_tables import keys_of
+
 
 def crossing_draws(traces: pd.DataFrame, estimates: pd.DataFrame, fraction: float = 1.0) -> pd.DataFrame:
     """The draw at which the loss of each chain first reaches this fraction of the way from L(w*) to the loss of predicting zero.
@@ -56,3 +58,32 @@ def estimates_within(
     excess = joined["mean"] - joined["loss/init"]
     found = {"loss/mean": joined["mean"], "llc/mean": nbeta * excess, "llc/mcse": nbeta * joined["sem"]}
     return joined[keys].assign(**found)
+
+
+def estimates_so_far(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
+    """λ̂(τ) = nβ(E[L] - L(w*)) from the draws up to τ, for every τ of the traces.
+
+    Args:
+        traces: the columns that tell runs apart, `step`, `chain`, `draw`, `loss`, with stretches of equal length.
+        estimates: the same columns, `step`, `loss/init`, and either `nbeta` or `llc/mean` and `loss/excess`, whose ratio is nβ. Further
+            columns are kept.
+
+    Returns:
+        The rows of `estimates` for every `draw`, with `loss/mean`, `llc/mean` and `llc/mcse` from the draws so far. `llc/mcse` is the
+        standard deviation over chains divided by the square root of their number. All three are NaN from the draw at which a chain is no
+        longer finite.
+    """
+    keys = [*keys_of(estimates), "step"]
+    ordered = traces.sort_values([*keys, "chain", "draw"], kind="stable").replace({"loss": {np.inf: np.nan}})
+    losses = ordered.groupby([*keys, "chain"])["loss"]
+    running = ordered.assign(loss=losses.cumsum() / (losses.cumcount() + 1))
+    over_chains = running.groupby([*keys, "draw"])["loss"].agg(["mean", "sem", "count", "size"]).reset_index()
+    over_chains.loc[over_chains["count"] < over_chains["size"], ["mean", "sem"]] = np.nan
+    joined = over_chains.merge(estimates, on=keys)
+    nbeta = joined["nbeta"] if "nbeta" in joined else joined["llc/mean"] / joined["loss/excess"]
+    found = {
+        "loss/mean": joined["mean"],
+        "llc/mean": nbeta * (joined["mean"] - joined["loss/init"]),
+        "llc/mcse": nbeta * joined["sem"],
+    }
+    return joined.assign(**found).drop(columns=["mean", "sem", "count", "size"])

@@ -29,7 +29,7 @@ from icl.figures.families import (
     table_names,
     tables_of_run,
 )
-from icl.figures.recipes import FAMILY_RECIPES, RECIPES, RUN_RECIPES, Recipe
+from icl.figures.recipes import FAMILY_RECIPES, GRID_RECIPES, RECIPES, RUN_RECIPES, Recipe
 from icl.figures.style import save
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,8 @@ def _tasks(family: Path, output: Path, choice: StageChoice) -> Iterator[_Task]:
     tables = read_tables(family)
     # Runs of a family have different stages. Only the paper's stages are common to all of them.
     common = stages_of(tables, "paper" if choice == "paper" else "none")
-    yield from _tasks_of(FAMILY_RECIPES, tables, output / family.name, common)
+    for recipes in (FAMILY_RECIPES, GRID_RECIPES):
+        yield from _tasks_of(recipes, tables, output / family.name, common)
     runs = runs_of(tables)
     for run in runs:
         own = tables_of_run(tables, run)
@@ -160,6 +161,9 @@ def _tasks(family: Path, output: Path, choice: StageChoice) -> Iterator[_Task]:
 
 
 def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path, stages: Stages) -> Iterator[_Task]:
+    """A task for each figure of a group; none if there is no table for any of them, as for the figures of grids without a grid."""
+    if not any(name in tables for recipe in recipes for name in recipe.needs):
+        return
     for recipe in recipes:
         yield _Task(recipe.name, {name: tables[name] for name in recipe.needs if name in tables}, folder, stages)
 

@@ -18,6 +18,7 @@ from icl.figures.elements import (
     first_step,
     in_order,
     last_step,
+    mark_verdicts,
     numbers,
     rows_where,
     step_axis,
@@ -148,18 +149,27 @@ def _with_names_of_runs(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFram
 
 @page()
 def running_estimates(
-    table: pd.DataFrame, columns: str, hue: str, rows: str | None = None, value: str = "llc/mean", log: bool = False
+    table: pd.DataFrame,
+    columns: str,
+    hue: str,
+    rows: str | None = None,
+    value: str = "llc/mean",
+    levels: Mapping[str, float] | None = None,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
 ) -> Figure:
     """Running estimates over the draws, as a grid of panels: one panel per setting, one line per value of `hue`.
 
     Args:
         table: one row per cell and draw: `draw`, the column `value`, the columns named below, and if known `llc/mcse` for bands of ±2
-            standard errors.
+            standard errors, and `verdict`, which is marked at the last draw with a finite value.
         columns: the column of the table whose values give the columns of the grid.
         hue: the column of the table whose values give the lines.
         rows: the column of the table whose values give the rows of the grid; None for a single row.
         value: the column that is drawn.
-        log: whether its axis is logarithmic.
+        levels: heights of horizontal lines, by their names in the legend.
+        limits: of the axis of values. A line that leaves the panel has the mark of its verdict at the edge.
+        log: whether this axis is logarithmic.
     """
     table = table if rows is not None else table.assign(_row=0)
     across, down, lines = (sorted(set(table[name])) for name in (columns, rows or "_row", hue))
@@ -175,16 +185,25 @@ def running_estimates(
             if "llc/mcse" in table.columns and value == "llc/mean":
                 low, high = one[value] - 2 * one["llc/mcse"], one[value] + 2 * one["llc/mcse"]
                 axis.fill_between(one["draw"], low, high, color=colour, alpha=0.15, lw=0)
+            last = one.dropna(subset=[value]).tail(1)
+            mark_verdicts(axis, last.assign(**{value: last[value].clip(*(limits or ()))}), value, at="draw")
+        for (text, height), style in zip((levels or {}).items(), ("--", ":"), strict=False):
+            axis.axhline(height, color="black", ls=style, lw=0.7, label=text)
         title = _short(columns, column) + (f", {_short(rows, row)}" if rows is not None else "")
         axis.set_title(title, fontsize=7)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         if log:
             axis.set_yscale("log")
+        if limits is not None:
+            axis.set_ylim(limits)
         if index % len(across) == 0:
             axis.set_ylabel(r"$\hat\lambda(\tau)$" if value == "llc/mean" else value)
         if index >= len(axes) - len(across):
             axis.set_xlabel(r"draw $\tau$")
-    figure.legend(handles=axes[0].get_lines(), loc="outside lower center", ncols=8)
+    named = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
+    shown = {text: line for text, line in named.items() if not text.startswith("_")}
+    marks_last = sorted(shown.values(), key=lambda line: line.get_linestyle() == "None")
+    figure.legend(handles=marks_last, loc="outside lower center", ncols=4)
     return figure
 
 
@@ -269,5 +288,5 @@ def weight_planes(
 
 
 def _short(name: str | None, value: object) -> str:
-    text = f"{value:g}" if isinstance(value, float) else str(value)
+    text = f"{value:g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int | np.integer) else value
     return f"{str(name).replace('_', ' ')} {text}"

@@ -156,10 +156,13 @@ def estimate_line(
     mark_verdicts(axis, table, name, named=label is not None)
 
 
-def mark_verdicts(axis: Axes, table: pd.DataFrame, name: str, named: bool = True, of: str = "") -> None:
+def mark_verdicts(
+    axis: Axes, table: pd.DataFrame, name: str, named: bool = True, of: str = "", at: str = "step"
+) -> None:
     """A cross where a test of the chains failed, a ring where none failed but some were not made or were too noisy to say (`verdict`).
 
     Args:
+        name, at: the columns of the marks' heights and places.
         named: whether the marks get a line in the legend, once per axis.
         of: what the legend puts before it.
     """
@@ -175,7 +178,7 @@ def mark_verdicts(axis: Axes, table: pd.DataFrame, name: str, named: bool = True
         rows = table[chosen]
         shown = named and len(rows) and not _has_label(axis, text)
         axis.plot(
-            rows["step"], rows[name], ls="", marker=marker, ms=3.5, mew=0.8, mfc="none", color="black", zorder=3,
+            rows[at], rows[name], ls="", marker=marker, ms=3.5, mew=0.8, mfc="none", color="black", zorder=3,
             label=text if shown else None,
         )  # fmt: skip
 

@@ -16,19 +16,20 @@ from icl.analysis.run_tables import SEED_COLUMN, keys_of, plain_text
 
 Tables = Mapping[str, pd.DataFrame]
 
+GRIDS = (
+    "eps_temp_gamma", "eval_dataset_size", "eval_fixed_batch", "eval_minibatch", "eval_loss_fn", "non_minima", "non_exploration",
+    "fixed_seed", "fresh_seeds",
+)  # fmt: skip
+"""The tables of the calibration grids (data/calibration)."""
+
+RESTRICTED = ("restricted", "restricted_calibrated", "restricted_relative", "complement_calibrated")
+"""The tables of groups of weights (`icl.figures.restricted`)."""
+
 COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
     **{
         name: f"icl llc SWEEP, then icl tabulate SWEEP --name {name} --output data/FAMILY"
-        for name in (
-            "llc_calibrated",
-            "llc_long",
-            "llc_relative",
-            "gamma_spectrum",
-            "restricted",
-            "restricted_calibrated",
-            "complement_calibrated",
-        )
+        for name in ("llc_calibrated", "llc_long", "llc_relative", "gamma_spectrum", *RESTRICTED, *GRIDS)
     },
     "curvature": "python -m benchmarks.geometry.curvature",
     "losses": "icl tabulate SWEEP --output data/FAMILY",

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from icl.figures import (
     attention,
     behaviour,
+    calibration_grids,
     chains,
     curvature,
     development,
@@ -38,6 +39,10 @@ class Recipe:
     name: str
     needs: tuple[str, ...]
     draw: Callable[..., Figure]
+
+
+def _with_traces(*tables: str) -> tuple[str, ...]:
+    return tuple(name for table in tables for name in (table, f"{table}_traces"))
 
 
 RUN_RECIPES = (
@@ -86,6 +91,7 @@ FAMILY_RECIPES = (
     Recipe("task-prior", ("task_prior",), task_families.task_prior),
     Recipe("transient-losses", ("transient_distances",), task_families.transient_losses),
     Recipe("memorisation-map", ("transient_distances",), task_families.memorisation_map),
+    Recipe("llc-over-tasks", ("llc_calibrated", "transient_distances"), task_families.coefficient_over_tasks),
     Recipe("transient-distances", ("transient_distances",), task_families.transient_distances),
     Recipe(
         "transient-trajectories",
@@ -95,5 +101,18 @@ FAMILY_RECIPES = (
 )
 """The figures of several runs together."""
 
-RECIPES: Mapping[str, Recipe] = MappingProxyType({recipe.name: recipe for recipe in (*FAMILY_RECIPES, *RUN_RECIPES)})
+GRID_RECIPES = (
+    Recipe("llc-vs-eps-gamma-beta", _with_traces("eps_temp_gamma"), calibration_grids.scales),
+    Recipe("llc-vs-dataset-size", ("eval_dataset_size",), calibration_grids.dataset_sizes),
+    Recipe("llc-vs-fixed-batch", _with_traces("eval_fixed_batch"), calibration_grids.fixed_batches),
+    Recipe("llc-vs-batch-size", _with_traces("eval_minibatch"), calibration_grids.batch_sizes),
+    Recipe("llc-vs-loss-fn", _with_traces("eval_loss_fn"), calibration_grids.loss_functions),
+    Recipe("llc-vs-seed", ("fixed_seed", "fresh_seeds"), chains.sampling_seed),
+    Recipe("llc-failures", _with_traces("eps_temp_gamma", "non_minima", "non_exploration"), calibration_grids.failures),
+)
+"""The figures of grids of sampler settings (`sweeps/calibration`)."""
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {recipe.name: recipe for recipe in (*FAMILY_RECIPES, *GRID_RECIPES, *RUN_RECIPES)}
+)
 """All figures by name."""

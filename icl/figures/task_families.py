@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from icl.analysis.transient_ridge import critical_steps
-from icl.figures.elements import in_order, numbers, rows_where
+from icl.figures.elements import after_start, estimate_line, in_order, numbers, rows_where
 from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, WIDTH, ZERO, Colour, page, panels, shades
 
 
@@ -150,6 +150,45 @@ def memorisation_map(distances: pd.DataFrame) -> Figure:
         axis.set(xlim=(across[0], across[-1]), ylim=(up[0], up[-1]))
         figure.colorbar(mesh, ax=axis)
     axes[0].set_ylabel("number of tasks $M$")
+    return figure
+
+
+@page()
+def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> Figure:
+    """λ̂ of models trained on M tasks (arXiv 2501.17745, third figure).
+
+    Left: over training, one line per M. Right: over M, at the end of training and at the estimate nearest in log t to t_crit, where
+    the loss on Gaussian tasks is smallest. Bands and bars are ±2 Monte-Carlo standard errors. The dashed line is M = ∞ at the end, if
+    it is there.
+
+    Args:
+        estimates: one row per `num_tasks`, `step`: `llc/mean`, `llc/mcse`, `verdict`.
+        distances: one row per `num_tasks`, `step`: `ood/mse`.
+    """
+    figure, (left, right) = panels(1, 2, FULL_WIDTH, 1.5 * HEIGHT, sharey=True)
+    lasts, criticals = [], []
+    critical = critical_steps(distances).set_index("num_tasks")["t_crit"]
+    for tasks, colour in task_colours(estimates).items():
+        one = in_order(after_start(rows_where(estimates, num_tasks=tasks)))
+        estimate_line(left, one, task_label(tasks), colour, band=0.15)
+        last = one.iloc[-1]
+        if math.isinf(tasks):
+            right.axhline(last["llc/mean"], color=colour, ls="--", lw=0.8, label=task_label(tasks))
+            continue
+        lasts.append(last)
+        if tasks in critical.index:
+            nearest = int(np.abs(np.log(numbers(one, "step") / max(critical[tasks], 1))).argmin())
+            criticals.append(one.iloc[nearest])
+    for rows, marker, line, label in ((lasts, "*", "-", "end of training"), (criticals, "o", ":", "smallest OOD loss")):
+        table = pd.DataFrame(rows)
+        places, values, errors = (numbers(table, name) for name in ("num_tasks", "llc/mean", "llc/mcse"))
+        right.errorbar(places, values, 2 * errors, fmt=marker + line, color=MODEL, ms=4, lw=0.8, label=label)
+    left.set(xscale="log", xlabel="training step $t$", ylabel=r"$\hat\lambda$ (±2 Monte-Carlo s.e.)")
+    right.set(xlabel="number of tasks $M$")
+    right.set_xscale("log", base=2)
+    left.set_ylim(bottom=0)
+    left.legend(ncols=2, fontsize=6)
+    right.legend(fontsize=6)
     return figure
 
 

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
-from icl.analysis.climb import crossing_draws, estimates_within
+from icl.analysis.climb import crossing_draws, estimates_so_far, estimates_within
 
 NBETA = 50.0
 DRAWS = np.arange(100, 1001, 100)
@@ -82,3 +83,21 @@ def test_parts_of_equal_length_average_to_the_whole():
 def test_one_chain_has_no_error():
     traces = traces_of({(10, 0): np.full(10, 3.0)})
     assert np.isnan(estimates_within(traces, estimates_of(traces, {10: 2.0}))["llc/mcse"]).all()
+
+
+def test_the_last_running_estimate_is_the_estimate_and_one_infinite_chain_ends_the_mean():
+    climbs, diverges = 2.0 + DRAWS / 1000, np.where(DRAWS >= 400, np.inf, 3.0)
+    traces = traces_of({(10, 0): climbs, (10, 1): climbs + 1, (20, 0): climbs, (20, 1): diverges})
+    finite = traces[traces["step"] == 10]
+    estimates = pd.concat(
+        [estimates_of(finite, {10: 1.5}), pd.DataFrame({"model_seed": [3], "step": 20, "loss/init": 1.5})]
+    )
+    running = estimates_so_far(traces, estimates.assign(nbeta=NBETA))
+    healthy, lost = (rows for _, rows in running.groupby("step"))
+    assert healthy["draw"].tolist() == DRAWS.tolist()
+    means = [climbs[:count].mean() + 0.5 for count in range(1, len(DRAWS) + 1)]
+    np.testing.assert_allclose(healthy["loss/mean"], means)
+    np.testing.assert_allclose(healthy["llc/mean"], NBETA * (np.array(means) - 1.5))
+    assert healthy["llc/mean"].iloc[-1] == pytest.approx(estimates["llc/mean"].iloc[0])
+    np.testing.assert_allclose(healthy["llc/mcse"], NBETA * 0.5)  # chains that are 1 apart: std 1/√2, divided by √2
+    assert np.isfinite(lost["llc/mean"]).tolist() == (DRAWS < 400).tolist()

@@ -155,6 +155,13 @@ def test_families_are_coloured_by_number_of_tasks():
         {"predictor": ["dmmse", "ridge"], "num_tasks": [4.0, np.inf], "pc/0": [0.0, 1.0], "pc/1": [1.0, 0.0]}
     )
     task_families.transient_trajectories(scores, references, table).draw_without_rendering()
+    coefficients = table.assign(
+        **{"llc/mean": np.log10(table["step"]) * table["num_tasks"].clip(upper=8), "llc/mcse": 0.1}
+    )
+    ends, critical = task_families.coefficient_over_tasks(coefficients, table).axes[1].containers
+    # The loss on Gaussian tasks is smallest at step 100, and the last step is 10,000. Infinity is a line, not a point.
+    assert ends.lines[0].get_xydata().tolist() == [[4.0, 16.0], [6.0, 24.0]]
+    assert critical.lines[0].get_xydata().tolist() == [[4.0, 8.0], [6.0, 12.0]]
 
 
 def test_figures_of_chains():

@@ -46,7 +46,7 @@ def test_every_figure_of_a_run_is_drawn_from_its_tables(family, drawn, tmp_path,
         *(
             recipe.name
             for recipe in FAMILY_RECIPES
-            if recipe.name.startswith(("transient", "task-prior", "memorisation"))
+            if recipe.name.startswith(("transient", "task-prior", "memorisation", "llc-over-tasks"))
         ),
     }
     assert {name.split("/")[1] for name in left_out} <= allowed
