@@ -20,6 +20,9 @@ TABLES = {"published": "restricted", "calibrated": "restricted_calibrated"}
 
 PARTS = "sum of the parts"
 
+HEATING_FROM = 1.0
+"""Of smaller estimates the noise of the batches is a share that says little."""
+
 Estimates = Mapping[str, pd.DataFrame]
 """The rows of each group by its name, with the step as index."""
 
@@ -34,8 +37,11 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
         "num_parts": sum(group.part for group in GROUPS),
         "restricted_sampler": {setting: run.sampler(table) for setting, table in TABLES.items()},
         "restricted_chains": {setting: int(run.needed(table)["chains"].max()) for setting, table in TABLES.items()},
-        "restricted": {setting: _changes(run, each) for setting, each in found.items()},
         "restricted_at": {setting: _at_ends(run, each) for setting, each in found.items()},
+        "restricted_change": {setting: _changes(run, each) for setting, each in found.items()},
+        "restricted_before": _before(run),
+        "heating_from": HEATING_FROM,
+        "heating_share": _heating_share(run.needed(TABLES["calibrated"])),
         "restricted_table": {setting: _table(run, each) for setting, each in found.items()},
         "rest": _differences(found["calibrated"], rest),
         "rest_table": _rest_table(found["calibrated"], rest),
@@ -43,6 +49,17 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
             VERDICTS, [verdicts_row(setting, run.needed(table)["verdict"]) for setting, table in TABLES.items()]
         ),
     }
+
+
+def _before(run: Shipped) -> str:
+    """λ̂ of everything at the end of LR1, under the calibrated settings."""
+    return _shown(run.needed("llc_calibrated").set_index("step").loc[run.boundaries()["LR1"]])
+
+
+def _heating_share(table: pd.DataFrame) -> float:
+    """The most that the noise of the batches adds to an estimate, in per cent, of estimates above HEATING_FROM."""
+    large = table[table["llc/mean"] > HEATING_FROM]
+    return float((100 * large["noise/heating"] / large["llc/mean"]).max())
 
 
 def _estimates(groups: Mapping[Group, pd.DataFrame], parts: bool = True) -> dict[str, pd.DataFrame]:
@@ -57,7 +74,7 @@ def _ends(run: Shipped, rows: pd.DataFrame) -> dict[str, pd.Series]:
 
 def _at_ends(run: Shipped, found: Estimates) -> dict[str, dict[str, str]]:
     """Group -> stage -> λ̂ ± its error at the end of the stage."""
-    return {group: {stage: estimate(row) for stage, row in _ends(run, rows).items()} for group, rows in found.items()}
+    return {group: {stage: _shown(row) for stage, row in _ends(run, rows).items()} for group, rows in found.items()}
 
 
 def _changes(run: Shipped, found: Estimates) -> dict[str, dict[str, Change]]:
@@ -96,11 +113,15 @@ def _table(run: Shipped, found: Estimates) -> str:
     )
 
 
+def _shown(row: pd.Series) -> str:
+    return with_error(row["llc/mean"], row["llc/mcse"])
+
+
 def _cell(row: pd.Series) -> str:
     """An estimate, with † where a test failed and ° where not all were made."""
     verdict = row.get("verdict", HEALTHY)
     mark = "" if verdict == HEALTHY else " °" if verdict.startswith("not tested") else " †"
-    return f"{estimate(row)}{mark}"
+    return f"{_shown(row)}{mark}"
 
 
 def _differences(found: Estimates, rest: Estimates) -> dict[str, dict[int, Change]]:
@@ -115,7 +136,13 @@ def _differences(found: Estimates, rest: Estimates) -> dict[str, dict[int, Chang
 def _rest_table(found: Estimates, rest: Estimates) -> str:
     differences = _differences(found, rest)
     rows = [
-        [group, f"{step:,}", _cell(found[group].loc[step]), _cell(row), str(differences[group][step]).lstrip("+")]
+        [
+            group,
+            f"{step:,}",
+            _cell(found[group].loc[step]),
+            _cell(row),
+            with_error(differences[group][step].value, differences[group][step].error),
+        ]
         for group, table in rest.items()
         for step, row in table.iterrows()
     ]
