@@ -11,7 +11,7 @@ from benchmarks.reproduction.calibrated import VERDICTS, verdicts_row
 from benchmarks.reproduction.comparison import Change
 from benchmarks.reproduction.shipped import Shipped, detailed
 from icl.figures.elements import HEALTHY
-from icl.figures.restricted import EXCLUDED, GROUPS, Group, grouped, sum_of_parts
+from icl.figures.restricted import GROUPS, Group, grouped, sum_of_parts
 from icl.model import InContextRegressionTransformer
 from icl.sampling.restriction import restrict
 
@@ -28,12 +28,11 @@ Estimates = Mapping[str, pd.DataFrame]
 
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
-    """What the placeholders of the section stand for. Each fact is a mapping from the setting."""
+    """What the placeholders of the section stand for."""
     run = detailed(runs)
     found = {setting: _estimates(grouped(run.needed(table))) for setting, table in TABLES.items()}
-    rest = _estimates(grouped(run.needed("complement_calibrated"), EXCLUDED), parts=False)
     return {
-        "num_groups": len(GROUPS),
+        "num_groups": {setting: len(each) - 1 for setting, each in found.items()},
         "num_parts": sum(group.part for group in GROUPS),
         "restricted_sampler": {setting: run.sampler(table) for setting, table in TABLES.items()},
         "restricted_chains": {setting: int(run.needed(table)["chains"].max()) for setting, table in TABLES.items()},
@@ -43,8 +42,8 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
         "heating_from": HEATING_FROM,
         "heating_share": _heating_share(run.needed(TABLES["calibrated"])),
         "restricted_table": {setting: _table(run, each) for setting, each in found.items()},
-        "rest": _differences(found["calibrated"], rest),
-        "rest_table": _rest_table(found["calibrated"], rest),
+        "restricted_number": {setting: len(run.needed(table)) for setting, table in TABLES.items()},
+        "restricted_failed": {setting: _failures(run.needed(table)["verdict"]) for setting, table in TABLES.items()},
         "restricted_verdicts": markdown_table(
             VERDICTS, [verdicts_row(setting, run.needed(table)["verdict"]) for setting, table in TABLES.items()]
         ),
@@ -62,9 +61,15 @@ def _heating_share(table: pd.DataFrame) -> float:
     return float((100 * large["noise/heating"] / large["llc/mean"]).max())
 
 
-def _estimates(groups: Mapping[Group, pd.DataFrame], parts: bool = True) -> dict[str, pd.DataFrame]:
+def _failures(verdicts: pd.Series) -> dict[str, int]:
+    """How many estimates failed a test, and of how many the localisation decides."""
+    failed = verdicts[(verdicts != HEALTHY) & ~verdicts.str.startswith("not tested")]
+    return {"number": len(failed), "decided": int(failed.str.contains("the localisation decides").sum())}
+
+
+def _estimates(groups: Mapping[Group, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     found = {str(group): rows.set_index("step") for group, rows in groups.items()}
-    return {**found, PARTS: sum_of_parts(dict(groups)).set_index("step")} if parts else found
+    return {**found, PARTS: sum_of_parts(dict(groups)).set_index("step")}
 
 
 def _ends(run: Shipped, rows: pd.DataFrame) -> dict[str, pd.Series]:
@@ -122,28 +127,3 @@ def _cell(row: pd.Series) -> str:
     verdict = row.get("verdict", HEALTHY)
     mark = "" if verdict == HEALTHY else " °" if verdict.startswith("not tested") else " †"
     return f"{_shown(row)}{mark}"
-
-
-def _differences(found: Estimates, rest: Estimates) -> dict[str, dict[int, Change]]:
-    """Group -> step -> λ̂ of everything less that of everything else than the group."""
-    whole = found["everything"]
-    return {
-        group: {step: _difference(whole.loc[step], rows.loc[step]) for step in rows.index}
-        for group, rows in rest.items()
-    }
-
-
-def _rest_table(found: Estimates, rest: Estimates) -> str:
-    differences = _differences(found, rest)
-    rows = [
-        [
-            group,
-            f"{step:,}",
-            _cell(found[group].loc[step]),
-            _cell(row),
-            with_error(differences[group][step].value, differences[group][step].error),
-        ]
-        for group, table in rest.items()
-        for step, row in table.iterrows()
-    ]
-    return markdown_table(["group", "step", "λ̂, only it moves", "λ̂, all else moves", "λ̂ of everything less that"], rows)
