@@ -7,10 +7,10 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.pages import markdown_table, with_error
-from benchmarks.reproduction.calibrated import VERDICTS, verdicts_row
+from benchmarks.reproduction.calibrated import VERDICTS, verdicts_of, verdicts_row
 from benchmarks.reproduction.comparison import Change
 from benchmarks.reproduction.shipped import Shipped, detailed
-from icl.figures.elements import HEALTHY
+from icl.figures.elements import HEALTHY, UNTESTED
 from icl.figures.restricted import GROUPS, Group, grouped, sum_of_parts
 from icl.model import InContextRegressionTransformer
 from icl.sampling.restriction import restrict
@@ -35,7 +35,9 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
         "num_groups": {setting: len(each) - 1 for setting, each in found.items()},
         "num_parts": sum(group.part for group in GROUPS),
         "restricted_sampler": {setting: run.sampler(table) for setting, table in TABLES.items()},
-        "restricted_chains": {setting: int(run.needed(table)["chains"].max()) for setting, table in TABLES.items()},
+        "restricted_chains": {
+            setting: max(int(each) for each in run.needed(table)["chains"]) for setting, table in TABLES.items()
+        },
         "restricted_at": {setting: _at_ends(run, each) for setting, each in found.items()},
         "restricted_change": {setting: _changes(run, each) for setting, each in found.items()},
         "restricted_before": _before(run),
@@ -43,9 +45,9 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
         "heating_share": _heating_share(run.needed(TABLES["calibrated"])),
         "restricted_table": {setting: _table(run, each) for setting, each in found.items()},
         "restricted_number": {setting: len(run.needed(table)) for setting, table in TABLES.items()},
-        "restricted_failed": {setting: _failures(run.needed(table)["verdict"]) for setting, table in TABLES.items()},
+        "restricted_failed": {setting: _failures(verdicts_of(run, table)) for setting, table in TABLES.items()},
         "restricted_verdicts": markdown_table(
-            VERDICTS, [verdicts_row(setting, run.needed(table)["verdict"]) for setting, table in TABLES.items()]
+            VERDICTS, [verdicts_row(setting, verdicts_of(run, table)) for setting, table in TABLES.items()]
         ),
     }
 
@@ -61,10 +63,10 @@ def _heating_share(table: pd.DataFrame) -> float:
     return float((100 * large["noise/heating"] / large["llc/mean"]).max())
 
 
-def _failures(verdicts: pd.Series) -> dict[str, int]:
+def _failures(verdicts: Sequence[str]) -> dict[str, int]:
     """How many estimates failed a test, and of how many the localisation decides."""
-    failed = verdicts[(verdicts != HEALTHY) & ~verdicts.str.startswith("not tested")]
-    return {"number": len(failed), "decided": int(failed.str.contains("the localisation decides").sum())}
+    failed = [each for each in verdicts if each != HEALTHY and not each.startswith(UNTESTED)]
+    return {"number": len(failed), "decided": sum("the localisation decides" in each for each in failed)}
 
 
 def _estimates(groups: Mapping[Group, pd.DataFrame]) -> dict[str, pd.DataFrame]:
@@ -119,11 +121,12 @@ def _table(run: Shipped, found: Estimates) -> str:
 
 
 def _shown(row: pd.Series) -> str:
-    return with_error(row["llc/mean"], row["llc/mcse"])
+    mean, error = np.asarray([row["llc/mean"], row["llc/mcse"]], dtype=float)
+    return with_error(mean, error)
 
 
 def _cell(row: pd.Series) -> str:
     """An estimate, with † where a test failed and ° where not all were made."""
-    verdict = row.get("verdict", HEALTHY)
-    mark = "" if verdict == HEALTHY else " °" if verdict.startswith("not tested") else " †"
+    verdict = str(row.get("verdict", HEALTHY))
+    mark = "" if verdict == HEALTHY else " °" if verdict.startswith(UNTESTED) else " †"
     return f"{_shown(row)}{mark}"
