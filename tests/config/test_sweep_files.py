@@ -44,6 +44,8 @@ RUNS = {
     "analysis/7-L2H4-long-llcs": 1,
     "analysis/8-L2H4-relative-llcs": 5,
     "analysis/9-L2H4-gamma-spectrum": 5,
+    "analysis/10-L2H4-restricted-llcs": 19,
+    "analysis/10-L2H4-restricted-llcs-calibrated": 19,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
     "analysis/language-llcs": 2,
