@@ -11,16 +11,19 @@ from benchmarks.reproduction.calibrated import VERDICTS, verdicts_of, verdicts_r
 from benchmarks.reproduction.comparison import Change
 from benchmarks.reproduction.shipped import Shipped, detailed
 from icl.figures.elements import HEALTHY, UNTESTED
-from icl.figures.restricted import GROUPS, Group, grouped, sum_of_parts
+from icl.figures.restricted import EXCLUDED, GROUPS, Group, grouped, sum_of_parts
 from icl.model import InContextRegressionTransformer
 from icl.sampling.restriction import restrict
 
 TABLES = {"published": "restricted", "calibrated": "restricted_calibrated"}
 """Setting -> the table of the groups' λ̂ under it."""
 
+COMPLEMENT = "complement_calibrated"
+"""The table of λ̂ where all but a group moves."""
+
 PARTS = "sum of the parts"
 
-HEATING_FROM = 1.0
+HEATING_FROM = 3.0
 """Of smaller estimates the noise of the batches is a share that says little."""
 
 Estimates = Mapping[str, pd.DataFrame]
@@ -31,6 +34,7 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     """What the placeholders of the section stand for."""
     run = detailed(runs)
     found = {setting: _estimates(grouped(run.needed(table))) for setting, table in TABLES.items()}
+    rest = {str(group): rows.set_index("step") for group, rows in grouped(run.needed(COMPLEMENT), EXCLUDED).items()}
     return {
         "num_groups": {setting: len(each) - 1 for setting, each in found.items()},
         "num_parts": sum(group.part for group in GROUPS),
@@ -40,21 +44,17 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
         },
         "restricted_at": {setting: _at_ends(run, each) for setting, each in found.items()},
         "restricted_change": {setting: _changes(run, each) for setting, each in found.items()},
-        "restricted_before": _before(run),
         "heating_from": HEATING_FROM,
         "heating_share": _heating_share(run.needed(TABLES["calibrated"])),
         "restricted_table": {setting: _table(run, each) for setting, each in found.items()},
         "restricted_number": {setting: len(run.needed(table)) for setting, table in TABLES.items()},
         "restricted_failed": {setting: _failures(verdicts_of(run, table)) for setting, table in TABLES.items()},
+        "rest": _added(run, found["calibrated"], rest),
+        "rest_table": _rest_table(run, found["calibrated"], rest),
         "restricted_verdicts": markdown_table(
             VERDICTS, [verdicts_row(setting, verdicts_of(run, table)) for setting, table in TABLES.items()]
         ),
     }
-
-
-def _before(run: Shipped) -> str:
-    """λ̂ of everything at the end of LR1, under the calibrated settings."""
-    return _shown(run.needed("llc_calibrated").set_index("step").loc[run.boundaries()["LR1"]])
 
 
 def _heating_share(table: pd.DataFrame) -> float:
@@ -130,3 +130,29 @@ def _cell(row: pd.Series) -> str:
     verdict = str(row.get("verdict", HEALTHY))
     mark = "" if verdict == HEALTHY else " °" if verdict.startswith(UNTESTED) else " †"
     return f"{_shown(row)}{mark}"
+
+
+def _added(run: Shipped, found: Estimates, rest: Estimates) -> dict[str, dict[str, Change]]:
+    """Group -> stage -> at its end, λ̂ of everything less that of everything but the group."""
+    whole = _ends(run, found["everything"])
+    return {
+        group: {stage: _difference(whole[stage], row) for stage, row in _ends(run, rows).items()}
+        for group, rows in rest.items()
+    }
+
+
+def _rest_table(run: Shipped, found: Estimates, rest: Estimates) -> str:
+    """Of each group: λ̂ of the group, of all else, and what the group adds."""
+    steps = run.boundaries()
+    rows = [
+        [
+            group,
+            f"{stage}, {steps[stage]:,}",
+            _cell(found[group].loc[steps[stage]]),
+            _cell(rest[group].loc[steps[stage]]),
+            str(added),
+        ]
+        for group, stages in _added(run, found, rest).items()
+        for stage, added in stages.items()
+    ]
+    return markdown_table(["group", "end of", "λ̂ of the group", "λ̂ of all else", "λ̂ of everything less that"], rows)

@@ -33,8 +33,7 @@ def clear(change: Change, sign: int) -> bool:
 
 CLAIMS: list[tuple[str, Callable[[dict], object]]] = [
     ("Attention carries most of the rise over LR2",
-     lambda f: value(f, "calibrated", "attention, both", "LR2") > 0.6 * value(f, "calibrated", "everything", "LR2")
-     and float(f["restricted_before"].split()[0]) < 0.1 * value(f, "calibrated", "everything", "LR2")),
+     lambda f: change(f, "attention, both", "LR2").value > 0.6 * change(f, "everything", "LR2").value > 0),
     ("nearly all of it in the first block",
      lambda f: value(f, "calibrated", "MLPs, second block", "LR2") < 0.15 * value(f, "calibrated", "MLPs, both", "LR2")),
     ("Over LR3 λ̂ falls in attention, MLPs, embeddings and unembedding",
@@ -44,6 +43,12 @@ CLAIMS: list[tuple[str, Callable[[dict], object]]] = [
      lambda f: all(clear(change(f, f"layer norms, {norm}", "LR3"), +1) for norm in RISING)),
     ("In the other two the change is within its errors",
      lambda f: not any(clear(change(f, f"layer norms, before {norm}", "LR3"), sign) for norm in STILL for sign in (-1, 1))),
+    ("Over LR4 the two cancel",
+     lambda f: clear(change(f, "attention, both", "LR4"), -1) and clear(change(f, "layer norms, all five", "LR4"), +1)
+     and abs(change(f, "everything", "LR4").value) < 0.5 * abs(change(f, "attention, both", "LR4").value)),
+    ("What a group adds to the rest is less than what it has alone",
+     lambda f: all(added.value < value(f, "calibrated", group, stage) + added.error
+                   for group, stages in f["rest"].items() for stage, added in stages.items())),
     ("The parts have more than the whole",
      lambda f: all(value(f, "calibrated", "sum of the parts", s) > 1.1 * value(f, "calibrated", "everything", s) for s in ("LR2", "LR3"))),
     ("Few verdicts are healthy",
@@ -51,6 +56,9 @@ CLAIMS: list[tuple[str, Callable[[dict], object]]] = [
     ("Every estimate fails a test", lambda f: f["restricted_failed"]["published"]["number"] == f["restricted_number"]["published"]),
     ("Attention has most of λ̂ at the end of LR2 here too",
      lambda f: value(f, "published", "attention, both", "LR2") > 0.6 * value(f, "published", "everything", "LR2")),
+    ("MLPs and embeddings fall with it",
+     lambda f: all(c.value < 0 for g in ("MLPs, both", "both embeddings") for s in ("LR3", "LR4")
+                   for c in [f["restricted_change"]["published"][g][s]])),
     ("λ̂ of the layer norms rises over all stages",
      lambda f: all(c.value > 0 for c in f["restricted_change"]["published"]["layer norms, all five"].values())),
 ]  # fmt: skip
