@@ -33,6 +33,7 @@ SWEEPS = {
     "gamma_spectrum": "9-L2H4-gamma-spectrum",
     "restricted": "10-L2H4-restricted-llcs",
     "restricted_calibrated": "10-L2H4-restricted-llcs-calibrated",
+    "restricted_relative": "10-L2H4-restricted-llcs-relative",
     "complement_calibrated": "10-L2H4-complement-llcs-calibrated",
 }
 ESTIMATES = {f"{table}{kind}" for table in SWEEPS for kind in ("", "_traces")}

@@ -15,7 +15,7 @@ from icl.figures.restricted import EXCLUDED, GROUPS, Group, grouped, sum_of_part
 from icl.model import InContextRegressionTransformer
 from icl.sampling.restriction import restrict
 
-TABLES = {"published": "restricted", "calibrated": "restricted_calibrated"}
+TABLES = {"published": "restricted", "calibrated": "restricted_calibrated", "relative": "restricted_relative"}
 """Setting -> the table of the groups' λ̂ under it."""
 
 COMPLEMENT = "complement_calibrated"

@@ -22,7 +22,7 @@ GRIDS = (
 )  # fmt: skip
 """The tables of the calibration grids (data/calibration)."""
 
-RESTRICTED = ("restricted", "restricted_calibrated", "complement_calibrated")
+RESTRICTED = ("restricted", "restricted_calibrated", "restricted_relative", "complement_calibrated")
 """The tables of groups of weights (`icl.figures.restricted`)."""
 
 COMMANDS = {

@@ -49,6 +49,12 @@ CLAIMS: list[tuple[str, Callable[[dict], object]]] = [
     ("What a group adds to the rest is less than what it has alone",
      lambda f: all(added.value < value(f, "calibrated", group, stage) + added.error
                    for group, stages in f["rest"].items() for stage, added in stages.items())),
+    ("In units of the weights hardly anything is left over LR3 of the fall in attention and of the rise in the layer norms",
+     lambda f: all(abs(f["restricted_change"]["relative"][group]["LR3"].value) < share * abs(change(f, group, "LR3").value)
+                   for group, share in (("attention, both", 0.1), ("layer norms, all five", 0.2)))),
+    ("So the share of a group depends on the units too",
+     lambda f: value(f, "relative", "attention, both", "LR2") < value(f, "relative", "layer norms, all five", "LR2")
+     and value(f, "calibrated", "attention, both", "LR2") > 10 * value(f, "calibrated", "layer norms, all five", "LR2")),
     ("The parts have more than the whole",
      lambda f: all(value(f, "calibrated", "sum of the parts", s) > 1.1 * value(f, "calibrated", "everything", s) for s in ("LR2", "LR3"))),
     ("Few verdicts are healthy",

@@ -46,6 +46,7 @@ RUNS = {
     "analysis/9-L2H4-gamma-spectrum": 5,
     "analysis/10-L2H4-restricted-llcs": 19,
     "analysis/10-L2H4-restricted-llcs-calibrated": 19,
+    "analysis/10-L2H4-restricted-llcs-relative": 19,
     "analysis/10-L2H4-complement-llcs-calibrated": 7,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,

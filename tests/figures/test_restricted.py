@@ -31,7 +31,7 @@ def table(*chosen) -> pd.DataFrame:
 
 def test_the_groups_are_those_of_the_sweeps():
     known = {group.patterns for group in GROUPS}
-    for name in ("10-L2H4-restricted-llcs", "10-L2H4-restricted-llcs-calibrated"):
+    for name in ("10-L2H4-restricted-llcs", "10-L2H4-restricted-llcs-calibrated", "10-L2H4-restricted-llcs-relative"):
         assert {config.sampler_config.include for config in configs(name)} == known
     assert {config.sampler_config.exclude for config in configs("10-L2H4-complement-llcs-calibrated")} <= known
 
