@@ -44,6 +44,8 @@ RUNS = {
     "analysis/7-L2H4-long-llcs": 1,
     "analysis/8-L2H4-relative-llcs": 5,
     "analysis/9-L2H4-gamma-spectrum": 5,
+    "analysis/11-L2H4Mfin-llcs": 11,
+    "analysis/12-L2H4Mfin-relative-llcs": 11,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
     "analysis/language-llcs": 2,

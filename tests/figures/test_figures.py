@@ -155,7 +155,7 @@ def test_families_are_coloured_by_number_of_tasks():
         {"predictor": ["dmmse", "ridge"], "num_tasks": [4.0, np.inf], "pc/0": [0.0, 1.0], "pc/1": [1.0, 0.0]}
     )
     task_families.transient_trajectories(scores, references, table).draw_without_rendering()
-    coefficients = table.assign(
+    coefficients = table.rename(columns={"num_tasks": "task_config.num_tasks"}).assign(
         **{"llc/mean": np.log10(table["step"]) * table["num_tasks"].clip(upper=8), "llc/mcse": 0.1}
     )
     ends, critical = task_families.coefficient_over_tasks(coefficients, table).axes[1].containers
