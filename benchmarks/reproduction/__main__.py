@@ -14,6 +14,7 @@ from benchmarks.reproduction import (
     boundaries,
     calibrated,
     forms,
+    grids,
     milestones,
     power,
     readings,
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "L2H4Minf"
 TEMPLATE = Path(__file__).with_name("page.md")
 OUTPUT = ROOT / "docs" / "reproduction.md"
-SECTIONS = (settings, trained, milestones, stages, boundaries, power, forms, basin, readings, seeds, calibrated)
+SECTIONS = (settings, trained, milestones, stages, boundaries, power, forms, basin, readings, seeds, calibrated, grids)
 
 
 def collect(runs: Sequence[Shipped]) -> dict[str, object]:

@@ -64,7 +64,7 @@ def estimates_so_far(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFr
     """λ̂(τ) = nβ(E[L] - L(w*)) from the draws up to τ, for every τ of the traces.
 
     Args:
-        traces: the columns that tell runs apart, `step`, `chain`, `draw`, `loss`, with stretches of equal length.
+        traces: the columns that tell runs apart, `step`, `chain`, `draw`, `loss` (mean over the stretch of draws that ends at `draw`).
         estimates: the same columns, `step`, `loss/init`, and either `nbeta` or `llc/mean` and `loss/excess`, whose ratio is nβ. Further
             columns are kept.
 
@@ -75,8 +75,9 @@ def estimates_so_far(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFr
     """
     keys = [*keys_of(estimates), "step"]
     ordered = traces.sort_values([*keys, "chain", "draw"], kind="stable").replace({"loss": {np.inf: np.nan}})
-    losses = ordered.groupby([*keys, "chain"])["loss"]
-    running = ordered.assign(loss=losses.cumsum() / (losses.cumcount() + 1))
+    chains = [ordered[key] for key in (*keys, "chain")]
+    lengths = ordered["draw"].groupby(chains).diff().fillna(ordered["draw"])
+    running = ordered.assign(loss=(lengths * ordered["loss"]).groupby(chains).cumsum() / ordered["draw"])
     over_chains = running.groupby([*keys, "draw"])["loss"].agg(["mean", "sem", "count", "size"]).reset_index()
     over_chains.loc[over_chains["count"] < over_chains["size"], ["mean", "sem"]] = np.nan
     joined = over_chains.merge(estimates, on=keys)

@@ -10,20 +10,21 @@ from matplotlib.figure import Figure
 from icl.analysis.climb import estimates_so_far
 from icl.analysis.run_tables import keys_of
 from icl.figures import chains
-from icl.figures.elements import NO_STAGES, Stages, mark_verdicts, numbers, rows_where
-from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, seed_looks
+from icl.figures.elements import legend_below, mark_verdicts, numbers, rows_where
+from icl.figures.style import FULL_WIDTH, HEIGHT, log_y, page, panels, seed_looks, shades
 
+GRADIENT, LOCALISATION, NOISE = (f"sampler_config.{name}_scale" for name in ("gradient", "localization", "noise"))
+SIZE = "sampler_config.eval_dataset_size"
 NAMES = {
-    "sampler_config.gradient_scale": "gradient scale",
-    "sampler_config.localization_scale": "localisation scale",
-    "sampler_config.noise_scale": "noise scale",
-    "sampler_config.eval_dataset_size": "n =",
+    GRADIENT: "gradient scale",
+    LOCALISATION: "localisation scale",
+    NOISE: "noise scale",
     "sampler_config.eval_batch_size": "batch",
     "sampler_config.grad_batch_size": "batch",
     "sampler_config.eval_method": "loss on",
     "sampler_config.eval_loss_fn": "loss",
 }
-"""The names of the settings in figures."""
+"""The names of the settings in figures that have a panel or a line for each value."""
 
 BATCHES = {"grad-minibatch": "the gradient's batch", "new-minibatch": "a new batch"}
 LOSSES = {"mse": "of all tokens", "subsequence-mse": "of the first k tokens"}
@@ -50,15 +51,26 @@ def scales(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     )
 
 
-def dataset_sizes(estimates: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
-    """λ̂ over the training steps, one line per size n of the data set."""
-    return chains.estimates_by_setting(estimates.rename(columns=NAMES), "n =", stages)
+@page()
+def dataset_sizes(estimates: pd.DataFrame) -> Figure:
+    """λ̂ against the size n of the data set, one line per checkpoint, with bands of ±2 standard errors."""
+    figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.8, 1.3 * HEIGHT)
+    steps = sorted({int(step) for step in numbers(estimates, "step")})
+    for step, colour in zip(steps, shades("viridis", len(steps)), strict=True):
+        mine = rows_where(estimates, step=step).sort_values(SIZE)
+        sizes, mean, error = (numbers(mine, name) for name in (SIZE, "llc/mean", "llc/mcse"))
+        axis.plot(sizes, mean, color=colour, marker=".", ms=3, lw=1, label=f"step {step:,}")
+        axis.fill_between(sizes, mean - 2 * error, mean + 2 * error, color=colour, alpha=0.2, lw=0)
+        mark_verdicts(axis, mine, "llc/mean", at=SIZE)
+    axis.set_xscale("log", base=2)
+    axis.set(xlabel="size $n$ of the data set", ylabel=r"$\hat\lambda$ (±2 Monte-Carlo s.e.)")
+    legend_below(figure, [axis])
+    return figure
 
 
 def batch_sizes(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     """λ̂(τ) per checkpoint: a column for each batch size, a row for each place where the loss of a draw is taken."""
-    table = _running(estimates, traces)
-    table = table.replace({"loss on": BATCHES})
+    table = _running(estimates, traces).replace({"loss on": BATCHES})
     return chains.running_estimates(table, columns="batch", hue="step", rows="loss on")
 
 
@@ -69,9 +81,7 @@ def fixed_batches(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
 
 def loss_functions(estimates: pd.DataFrame, traces: pd.DataFrame) -> Figure:
     """λ̂(τ) per checkpoint, for chains that the loss of all tokens drives, and for chains that the loss of the first k drives."""
-    table = _running(estimates, traces)
-    table = table.replace({"loss": LOSSES})
-    return chains.running_estimates(table, columns="loss", hue="step")
+    return chains.running_estimates(_running(estimates, traces).replace({"loss": LOSSES}), columns="loss", hue="step")
 
 
 @page()
@@ -90,21 +100,22 @@ def failures(
         ValueError: no chain of the grid of scales has diverged.
     """
     figure, axes = panels(2, 3, FULL_WIDTH * 1.2, 2.4 * HEIGHT, sharex="col")
+    lost = _diverged(scale_estimates)
     columns = (
-        ("divergence", _diverged(scale_estimates), scale_traces),
-        ("no minimum", early_estimates, early_traces),
-        ("no exploration", still_estimates, still_traces),
+        (f"divergence (localisation scale {float(numbers(lost, LOCALISATION)[0]):g})", lost, scale_traces),
+        ("no minimum (no localisation)", early_estimates, early_traces),
+        ("no exploration (almost no noise)", still_estimates, still_traces),
     )
     for index, (title, estimates, traces) in enumerate(columns):
         top, bottom = axes[index], axes[index + 3]
-        top.set_title(f"{title}, step {int(estimates['step'].iloc[0]):,}", fontsize=7)
+        top.set_title(f"{title}\nstep {int(estimates['step'].iloc[0]):,}", fontsize=7)
         _losses_and_estimates(top, bottom, estimates, traces)
         bottom.set_xlabel(r"draw $\tau$")
     for axis in (axes[0], axes[3]):
         log_y(axis)
     axes[0].set_ylabel("loss of each chain")
     axes[3].set_ylabel(r"$\hat\lambda(\tau)$")
-    figure.legend(*axes[4].get_legend_handles_labels(), loc="outside lower center", ncols=8)
+    legend_below(figure, axes)
     return figure
 
 
@@ -114,11 +125,10 @@ def _running(estimates: pd.DataFrame, traces: pd.DataFrame) -> pd.DataFrame:
 
 def _diverged(estimates: pd.DataFrame) -> pd.DataFrame:
     """The setting with the smallest scales at which chains have diverged, with its nβ."""
-    gradient, localisation, noise = list(NAMES)[:3]
-    lost = estimates.loc[estimates["chains/lost"] > 0].sort_values([localisation, noise, gradient]).head(1)
+    lost = estimates.loc[estimates["chains/lost"] > 0].sort_values([LOCALISATION, NOISE, GRADIENT]).head(1)
     if lost.empty:
         raise ValueError("no chain of the grid of scales has diverged")
-    return lost.assign(nbeta=2 * lost[gradient] / lost[noise])
+    return lost.assign(nbeta=2 * lost[GRADIENT] / lost[NOISE])
 
 
 def _losses_and_estimates(top: Axes, bottom: Axes, estimates: pd.DataFrame, traces: pd.DataFrame) -> None:

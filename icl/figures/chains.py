@@ -18,6 +18,7 @@ from icl.figures.elements import (
     first_step,
     in_order,
     last_step,
+    legend_below,
     mark_verdicts,
     numbers,
     rows_where,
@@ -168,7 +169,7 @@ def running_estimates(
         rows: the column of the table whose values give the rows of the grid; None for a single row.
         value: the column that is drawn.
         levels: heights of horizontal lines, by their names in the legend.
-        limits: of the axis of values. A line that leaves the panel has the mark of its verdict at the edge.
+        limits: of the axis of values. A line that leaves it has a triangle at the upper edge, at its last draw with a finite value.
         log: whether this axis is logarithmic.
     """
     table = table if rows is not None else table.assign(_row=0)
@@ -186,24 +187,24 @@ def running_estimates(
                 low, high = one[value] - 2 * one["llc/mcse"], one[value] + 2 * one["llc/mcse"]
                 axis.fill_between(one["draw"], low, high, color=colour, alpha=0.15, lw=0)
             last = one.dropna(subset=[value]).tail(1)
-            mark_verdicts(axis, last.assign(**{value: last[value].clip(*(limits or ()))}), value, at="draw")
+            if limits is not None and (last[value] > limits[1]).any():
+                axis.plot(last["draw"], limits[1], "^", color=colour, ms=4, clip_on=False, label="left the panel")
+            else:
+                mark_verdicts(axis, last, value, at="draw")
         for (text, height), style in zip((levels or {}).items(), ("--", ":"), strict=False):
             axis.axhline(height, color="black", ls=style, lw=0.7, label=text)
         title = _short(columns, column) + (f", {_short(rows, row)}" if rows is not None else "")
         axis.set_title(title, fontsize=7)
         axis.xaxis.set_major_locator(MaxNLocator(4))
         if log:
-            axis.set_yscale("log")
+            log_y(axis)
         if limits is not None:
             axis.set_ylim(limits)
         if index % len(across) == 0:
             axis.set_ylabel(r"$\hat\lambda(\tau)$" if value == "llc/mean" else value)
         if index >= len(axes) - len(across):
             axis.set_xlabel(r"draw $\tau$")
-    named = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
-    shown = {text: line for text, line in named.items() if not text.startswith("_")}
-    marks_last = sorted(shown.values(), key=lambda line: line.get_linestyle() == "None")
-    figure.legend(handles=marks_last, loc="outside lower center", ncols=4)
+    legend_below(figure, axes)
     return figure
 
 
@@ -230,10 +231,11 @@ def estimates_by_setting(table: pd.DataFrame, setting: str, stages: Stages = NO_
 def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     """λ̂ per token, with one sampling seed for all checkpoints (thick) and with a new seed at each (thin).
 
-    The noise of estimates with one shared seed is correlated between checkpoints, so their curve looks too smooth.
+    The noise of estimates with one shared seed is correlated between checkpoints, so their curve looks too smooth. Verdicts are
+    marked on the line of the last token.
 
     Args:
-        fixed, fresh: `step`, `llc/mean/k`, for one seed and for new seeds.
+        fixed, fresh: `step`, `llc/mean/k`, and if known `verdict`, for one seed and for new seeds.
         stages: the end of each stage.
     """
     figure, (axis,) = panels(1, 1, FULL_WIDTH * 0.9, 1.3 * HEIGHT)
@@ -243,6 +245,8 @@ def sampling_seed(fixed: pd.DataFrame, fresh: pd.DataFrame, stages: Stages = NO_
             ordered = in_order(table)
             label = f"$k={k + 1}$, {kind}" if k in (0, count - 1) else None
             axis.plot(ordered["step"], ordered[f"llc/mean/{k}"], color=colour, lw=width, alpha=alpha, label=label)
+    for table in (fixed, fresh):
+        mark_verdicts(axis, table, f"llc/mean/{count - 1}")
     step_axis(axis, stages, last_step(fixed, fresh, stages=stages))
     axis.set_ylabel(r"$\hat\lambda_k$")
     axis.legend(ncols=2)

@@ -105,6 +105,14 @@ def stage_legend(figure: Figure, stages: Stages) -> None:
         figure.legend(handles=patches, loc="outside lower center", ncols=len(patches))
 
 
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """The labels of all panels below the figure, each once, with lines before marks."""
+    named = {str(line.get_label()): line for axis in axes for line in axis.get_lines()}
+    shown = [line for text, line in named.items() if not text.startswith("_")]
+    shown.sort(key=lambda line: line.get_linestyle() == "None")
+    figure.legend(handles=shown, loc="outside lower center", ncols=4)
+
+
 def last_step(*tables: pd.DataFrame, stages: Stages = NO_STAGES) -> float:
     """The last step on the axis: the end of the last stage, or the last step of the tables if they end earlier."""
     reached = max(float(numbers(table, "step").max()) for table in tables)

@@ -136,7 +136,7 @@ def check_resumable(before: LLCResult, plan: Plan, seeds: Sequence[int]) -> None
         raise ValueError(f"resume: there are {draws:,} draws; give target_error and a larger max_draws")
     if not torch.equal(paused.state.anchor[0], plan.anchors[0].cpu()):
         raise ValueError("resume: the model has other weights than in the estimate to continue; pass the same model")
-    if plan.pair and plan.evaluation is None:
+    if plan.init_losses is None and plan.evaluation is None:
         now = StepData(plan, config.num_burnin_steps, seeds).anchor_losses().cpu()
         if not torch.allclose(now, before.run.anchor_losses[:, 0], rtol=1e-5):
             raise ValueError(

@@ -41,7 +41,7 @@ class ChainRun:
     Attributes:
         losses: (E, N, T) recorded losses.
         batch_losses: (E, N, T) losses on the gradient's batch, at the weights before the update of the draw's step.
-        anchor_losses: (E, N, T) the loss of w* on the batch of each draw; (E, N, 0) if it is not needed.
+        anchor_losses: (E, N, T) the loss of w*, on the batch of each draw or the same for all draws.
         corrections: (E, N) (g_b(w*) − ḡ)·(w − w*), the control variate of each draw's loss; 0 if none is used.
         distances: (E, N) ‖w − w*‖ at each draw.
         lost_at: (E,) the first draw at which a chain was not finite, N for a healthy chain.

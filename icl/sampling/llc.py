@@ -192,9 +192,6 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     ready = _prepared(objectives, inputs, config)
     plan, seed, config, tuned, run, paused = _chains_of(ready, inputs, len(objectives))
     seeds = chain_seeds(seed, config.num_chains, config.noise_law)
-    if config.num_init_loss_batches is not None:
-        init = _mean_init_losses(plan.objective, plan.anchors, ready.evaluated, config.num_init_loss_batches)
-        run = replace(run, anchor_losses=init.repeat_interleave(len(seeds), 0)[:, None].expand_as(run.losses))
     held = _cost_batches(ready)
     for place, start in enumerate(range(0, len(run.losses), len(seeds))):
         part = run.of_chains(slice(start, start + len(seeds)))
@@ -315,7 +312,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         source,
         AnchorLosses(objective, anchors),
         _evaluation(config, evaluated, held_out),
-        pair=config.num_init_loss_batches is None,
+        init_losses=_mean_init_losses(objective, anchors, evaluated, config.num_init_loss_batches),
         recorders=_of_weights(
             objective,
             (
@@ -475,8 +472,12 @@ def _held_out(
     return finite(eval_batches, seed, device)
 
 
-def _mean_init_losses(objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int) -> Tensor:
-    """Mean losses (C, T) of every w* over the first `count` evaluation batches."""
+def _mean_init_losses(
+    objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int | None
+) -> Tensor | None:
+    """Mean losses (C, T) of every w* over the first `count` evaluation batches; None if there is no count."""
+    if count is None:
+        return None
     total = sum(objective.losses(anchors, evaluated(i)).cpu().double() for i in range(count))
     assert isinstance(total, Tensor)
-    return total / count
+    return (total / count).to(anchors)

@@ -104,7 +104,7 @@ class Plan:
     Attributes:
         batches: step -> batch; (step, seed) -> batch if chains see independent batches.
         evaluation: the batches that a draw's loss is taken on; None: the gradient's batch, at the weights before the update.
-        pair: also take the loss of w* on the batch of every draw.
+        init_losses: (C, T) losses of every w*, if they are taken once; None: they are taken on the batch of every draw.
         constant: whether every step uses the same batch.
         cycle: length of the cycle, if the batches are used in turn; None if they are not, or if this is unknown.
         stride: steps after which a batch is independent of this one.
@@ -118,7 +118,7 @@ class Plan:
     batches: BatchSource
     anchor_losses: AnchorLosses
     evaluation: Evaluation | None = None
-    pair: bool = True
+    init_losses: Tensor | None = None
     recorders: tuple[Recorder, ...] = ()
     constant: bool = False
     cycle: int | None = None
@@ -177,12 +177,12 @@ class StepData:
         return self.of_each_chain(torch.cat([self._plan.anchor_losses(batch) for batch in self._batches]))
 
     def anchor_losses_of_draw(self, draw: int) -> Tensor:
-        """Losses (E, T) of w* on the batches of the draw's loss; (E, 0) if `pair` is false."""
-        objective = self._plan.objective
-        if not self._plan.pair:
-            return objective.anchor.new_zeros(self._chains, 0)
+        """Losses (E, T) of w*: those of the plan, or those on the batches of the draw's loss."""
+        if self._plan.init_losses is not None:
+            return self.of_each_chain(self._plan.init_losses)
         if self._plan.evaluation is not None:
-            return self.of_each_chain(self._plan.evaluation.anchor_losses(objective, draw, self._plan.anchors))
+            anchors = self._plan.anchors
+            return self.of_each_chain(self._plan.evaluation.anchor_losses(self._plan.objective, draw, anchors))
         return self.anchor_losses()
 
     def anchor_gradients(self, place: slice = WHOLE) -> Tensor:

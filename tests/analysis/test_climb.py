@@ -101,3 +101,9 @@ def test_the_last_running_estimate_is_the_estimate_and_one_infinite_chain_ends_t
     assert healthy["llc/mean"].iloc[-1] == pytest.approx(estimates["llc/mean"].iloc[0])
     np.testing.assert_allclose(healthy["llc/mcse"], NBETA * 0.5)  # chains that are 1 apart: std 1/√2, divided by √2
     assert np.isfinite(lost["llc/mean"]).tolist() == (DRAWS < 400).tolist()
+
+
+def test_a_longer_stretch_of_draws_counts_more():
+    traces = pd.DataFrame({"model_seed": 3, "step": 10, "chain": 0, "draw": [3, 4], "loss": [2.0, 6.0]})
+    estimates = pd.DataFrame({"model_seed": [3], "step": 10, "loss/init": 1.0, "nbeta": NBETA})
+    assert estimates_so_far(traces, estimates)["loss/mean"].tolist() == [2.0, 3.0]

@@ -142,6 +142,20 @@ CLAIMS: list[tuple[str, Callable[[Facts], object]]] = [
     ("In LR1 it starts from negative values", lambda f: max(f.calibrated_start) < 0),
     ("λ̂ peaks earlier than under the published settings", lambda f: f.calibrated_peak_step < f.peak.places[f.seed].low),
     ("the scale cancels, and it changes by only", lambda f: f.trace.most < 25 and max(map(abs, f.scale.values)) < 25),
+    # The calibration grids.
+    ("Most of these chains are too short", lambda f: f.grid_failed > 0.9 * f.grid_estimates and f.grid_most_draws < 0.1 * f.sgld.num_draws),
+    ("in all {scales_all_strongest} with the localisation scale", lambda f: f.scales_lost_strongest == f.scales_all_strongest),
+    ("All of them have the localisation scale", lambda f: f.scales_settled > 1 and len(f.scales_settled_at) == 1),
+    ("The size n of the data set changes λ̂ little",
+     lambda f: f.grid["eval_dataset_size"].range < f.grid["eval_dataset_size"].errors.least),
+    ("The batch changes λ̂ little",
+     lambda f: all(f.grid[name].range < 2 * f.grid[name].errors.most for name in ("eval_minibatch", "eval_fixed_batch"))),
+    ("Chains driven by the first k tokens climb higher,** at all checkpoints", lambda f: min(f.losses_gaps) > 0),
+    ("too little to be sure", lambda f: f.losses_gap < 2 * f.losses_gap_error),
+    ("So few checkpoints cannot show it", lambda f: f.grid_seeds["most_errors"] < 2),
+    ("From weights that are no minimum λ̂ is negative", lambda f: f.grid["non_minima"].llc.most < 0),
+    ("Split R̂ notices nothing", lambda f: f.still_rhat < 1.05 and f.still_spread == len(SEEDS)),
+    ("the noise of the batches alone adds", lambda f: f.still_heating.least > 0.8 * f.grid["non_exploration"].llc.least),
     ("The seeds agree with each other", lambda f: all(each["median"] < 0.05 * each["range"] for each in f.apart.values())),
 ]  # fmt: skip
 """Words of the page, and what must hold for them to stand there."""

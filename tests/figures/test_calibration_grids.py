@@ -8,11 +8,11 @@ import pytest
 from matplotlib.figure import Figure
 
 from icl.figures import build, calibration_grids
+from icl.figures.calibration_grids import GRADIENT, LOCALISATION, NOISE
 from icl.figures.families import GRIDS
 from icl.figures.recipes import GRID_RECIPES
 
 DRAWS = (10, 20, 30)
-GRADIENT, LOCALISATION, NOISE = list(calibration_grids.NAMES)[:3]
 SETTINGS = {
     "eps_temp_gamma": {GRADIENT: (0.0001, 0.01), LOCALISATION: (0.001, 10.0), NOISE: (0.0003, 0.01)},
     "eval_dataset_size": {"sampler_config.eval_dataset_size": (1024, 8192, 65536)},
@@ -81,9 +81,17 @@ def test_the_grid_of_scales_shows_chains_that_diverge_at_the_edge_of_their_panel
         assert not others
         np.testing.assert_allclose(stays.get_ydata(), [2.2, 2.3, 2.4])  # the mean over chains of the draws so far
         assert np.nanmax(leaves.get_ydata()) > axis.get_ylim()[1]
-        (cross,) = [line for line in axis.get_lines() if line.get_marker() == "x" and len(line.get_xdata())]
-        assert list(cross.get_xdata()) == [20]  # the last draw with a finite loss
-        assert list(cross.get_ydata()) == [axis.get_ylim()[1]]
+        (edge,) = [line for line in axis.get_lines() if line.get_marker() == "^"]
+        assert list(edge.get_xdata()) == [20]  # the last draw with a finite loss
+        assert list(edge.get_ydata()) == [axis.get_ylim()[1]]
+        assert edge.get_color() == leaves.get_color()
+
+
+def test_the_size_of_the_data_set_is_an_axis(tables):
+    (axis,) = calibration_grids.dataset_sizes(tables["eval_dataset_size"]).axes
+    lines = [line for line in axis.get_lines() if line.get_linestyle() == "-"]
+    assert [line.get_label() for line in lines] == ["step 984", "step 499,999"]
+    assert all(list(line.get_xdata()) == [1024, 8192, 65536] for line in lines)
 
 
 def test_panels_are_settings_and_lines_are_checkpoints(tables):

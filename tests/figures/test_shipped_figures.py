@@ -7,20 +7,21 @@ from matplotlib.image import imread
 
 from icl.figures.build import build_figures
 from icl.figures.families import read_tables, tables_of_seed
-from icl.figures.recipes import FAMILY_RECIPES, RUN_RECIPES
+from icl.figures.recipes import FAMILY_RECIPES, GRID_RECIPES, RUN_RECIPES
 
 ROOT = Path(__file__).parents[2]
-FAMILY = ROOT / "data" / "L2H4Minf"
+FAMILY, GRIDS = ROOT / "data" / "L2H4Minf", ROOT / "data" / "calibration"
 
 
 def names(folder: Path) -> set[str]:
-    return {f"{path.parent.name}/{path.name}" for path in folder.glob("L2H4Minf*/*") if path.suffix in (".png", ".pdf")}
+    made = (path for kind in ("L2H4Minf*", "calibration") for path in folder.glob(f"{kind}/*"))
+    return {f"{path.parent.name}/{path.name}" for path in made if path.suffix in (".png", ".pdf")}
 
 
 def test_every_figure_of_the_repository_is_one_that_the_data_gives():
     tables = read_tables(FAMILY)
     seeds = set().union(*(set(table["model_seed"]) for table in tables.values() if "model_seed" in table.columns))
-    sources = {"L2H4Minf": (FAMILY_RECIPES, tables)} | {
+    sources = {"L2H4Minf": (FAMILY_RECIPES, tables), "calibration": (GRID_RECIPES, read_tables(GRIDS))} | {
         f"L2H4Minf-seed-{seed}": (RUN_RECIPES, tables_of_seed(tables, seed)) for seed in map(int, seeds)
     }
     possible = {

@@ -68,10 +68,11 @@ def test_what_cannot_be_resumed_is_refused_in_one_line():
         assert "\n" not in str(caught.value)
 
 
-def test_progress_tells_the_estimate_so_far_and_changes_nothing():
+@pytest.mark.parametrize("num_init_loss_batches", [None, 1])
+def test_progress_tells_the_estimate_so_far_and_changes_nothing(num_init_loss_batches):
     model, inputs, targets = regression(60, 3)
     told: list[tuple[float, float]] = []
-    config = COARSE.model_copy(update={"target_error": None})
+    config = COARSE.model_copy(update={"target_error": None, "num_init_loss_batches": num_init_loss_batches})
     quiet = estimate_llc(model, half, [(inputs, targets)], config)
     steps: list[tuple[int, int]] = []
     result = estimate_llc(
