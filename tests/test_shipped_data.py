@@ -32,6 +32,8 @@ SWEEPS = {
     "llc_long": "7-L2H4-long-llcs",
     "llc_relative": "8-L2H4-relative-llcs",
     "gamma_spectrum": "9-L2H4-gamma-spectrum",
+    "restricted": "10-L2H4-restricted-llcs",
+    "restricted_calibrated": "10-L2H4-restricted-llcs-calibrated",
 }
 ESTIMATES = {f"{table}{kind}" for table in SWEEPS for kind in ("", "_traces")}
 DERIVED = {"stages", "boundaries"}
@@ -42,6 +44,7 @@ MISSING = {
     "llc_long": r"test/|gamma",
     "llc_calibrated": r"batch|gamma$",  # whose sweep does not ask for the loss on batches
     "llc_relative": r"batch",
+    "restricted": "test/minimum",  # which needs more than two chains
 }
 """The columns of `llc` that a table like it does not have."""
 LATE = ("5-L2H4-late-llcs", "6-L2H4-stage-end-llcs")
@@ -92,7 +95,7 @@ def described(table: str) -> list[re.Pattern[str]]:
 @pytest.mark.parametrize("table", TABLES)
 def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     columns = set(read_table(FAMILY, table).columns) - {"model_seed", "step" if table != "boundaries" else ""}
-    patterns = described(re.sub(r"llc_(calibrated|long|relative)", "llc", table))
+    patterns = described(re.sub(r"(llc|restricted)_(calibrated|long|relative)", r"\1", table))
     if table in MISSING:
         patterns = [pattern for pattern in patterns if not re.match(MISSING[table], pattern.pattern)]
     undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
@@ -158,12 +161,17 @@ def test_the_late_sweeps_differ_in_their_chains_alone_and_their_estimates_are_th
 
 @pytest.mark.parametrize("table", sorted(SWEEPS))
 def test_an_estimate_is_the_excess_loss_of_its_chains(table):
-    llc, traces = read_table(FAMILY, table), read_table(FAMILY, f"{table}_traces")
+    llc = read_table(FAMILY, table)
     nbeta = sweep_of(table).sampler_config.inverse_temperature
     # Both differences of losses are rounded to seven digits of numbers near 4.
     np.testing.assert_allclose(llc["llc/mean"], nbeta * llc["loss/excess"], rtol=1e-4, atol=1e-3)
     tokens = llc.filter(regex=r"llc/mean/\d").mean(axis=1)
     np.testing.assert_allclose(tokens, llc["llc/mean"], rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("table", sorted(table for table in SWEEPS if f"{table}_traces" in TABLES))
+def test_traces_are_of_the_chains_of_an_estimate(table):
+    llc, traces = read_table(FAMILY, table), read_table(FAMILY, f"{table}_traces")
     keys = [*keys_of(llc), "step"]
     means = traces.groupby(keys)["loss"].mean().loc[list(llc[keys].itertuples(index=False, name=None))]
     np.testing.assert_allclose(means, llc["loss/mean"], rtol=1e-3)

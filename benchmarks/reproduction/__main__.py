@@ -18,6 +18,7 @@ from benchmarks.reproduction import (
     milestones,
     power,
     readings,
+    restricted,
     seeds,
     settings,
     stages,
@@ -30,7 +31,21 @@ ROOT = Path(__file__).parents[2]
 DATA = ROOT / "data" / "L2H4Minf"
 TEMPLATE = Path(__file__).with_name("page.md")
 OUTPUT = ROOT / "docs" / "reproduction.md"
-SECTIONS = (settings, trained, milestones, stages, boundaries, power, forms, basin, readings, seeds, calibrated, grids)
+SECTIONS = (
+    settings,
+    trained,
+    milestones,
+    stages,
+    boundaries,
+    power,
+    forms,
+    basin,
+    readings,
+    seeds,
+    calibrated,
+    grids,
+    restricted,
+)
 
 
 def collect(runs: Sequence[Shipped]) -> dict[str, object]:

@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 
-import pandas as pd
-
 from benchmarks.pages import markdown_table
 from benchmarks.reproduction.changes import llc_changes
 from benchmarks.reproduction.comparison import Comparison
 from benchmarks.reproduction.shipped import Shipped, detailed, estimate, titles
 from benchmarks.reproduction.stages import STAGES
+from icl.figures.elements import HEALTHY, UNTESTED
+
+VERDICTS = ["settings", "estimates", "healthy: all tests passed", "passed those that were made", "a test failed"]
 
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
@@ -48,13 +49,20 @@ def _chains(shipped: Shipped) -> dict[str, object]:
 
 def _verdicts_table(runs: Sequence[Shipped]) -> str:
     """How many estimates of all seeds are healthy, failed a test, or passed those that were made."""
-    rows = []
-    for title, name in (("published", "llc"), ("calibrated", "llc_calibrated")):
-        verdicts = pd.concat([run.needed(name)["verdict"] for run in runs])
-        healthy, untested = (verdicts == "healthy").sum(), verdicts.str.startswith("not tested").sum()
-        rows.append([title, str(len(verdicts)), str(healthy), str(untested), str(len(verdicts) - healthy - untested)])
-    head = ["settings", "estimates", "healthy: all tests passed", "passed those that were made", "a test failed"]
-    return markdown_table(head, rows)
+    tables = {"published": "llc", "calibrated": "llc_calibrated"}
+    verdicts = {title: [each for run in runs for each in verdicts_of(run, name)] for title, name in tables.items()}
+    return markdown_table(VERDICTS, [verdicts_row(title, each) for title, each in verdicts.items()])
+
+
+def verdicts_of(run: Shipped, table: str) -> list[str]:
+    """Of a table's estimates."""
+    return [str(each) for each in run.needed(table)["verdict"]]
+
+
+def verdicts_row(title: str, verdicts: Sequence[str]) -> list[str]:
+    """The cells below `VERDICTS`."""
+    healthy, untested = verdicts.count(HEALTHY), sum(each.startswith(UNTESTED) for each in verdicts)
+    return [title, str(len(verdicts)), str(healthy), str(untested), str(len(verdicts) - healthy - untested)]
 
 
 def _ends(run: Shipped) -> tuple[list[float], list[float]]:

@@ -101,8 +101,9 @@ def failures(
     """
     figure, axes = panels(2, 3, FULL_WIDTH * 1.2, 2.4 * HEIGHT, sharex="col")
     lost = _diverged(scale_estimates)
+    settings = (f"{NAMES[name]} {float(numbers(lost, name)[0]):g}" for name in (GRADIENT, NOISE))
     columns = (
-        (f"divergence (localisation scale {float(numbers(lost, LOCALISATION)[0]):g})", lost, scale_traces),
+        (f"divergence ({', '.join(settings)})", lost, scale_traces),
         ("no minimum (no localisation)", early_estimates, early_traces),
         ("no exploration (almost no noise)", still_estimates, still_traces),
     )

@@ -48,7 +48,8 @@ NO_STAGES = StageEnds({})
 FIRST_STEP = 100
 """The first step on the axis of the paper's figures."""
 
-HEALTHY = "healthy"
+HEALTHY, UNTESTED = "healthy", "not tested"
+"""A verdict, and the first words of one of which no test failed."""
 _STAGE_COLOURS: Sequence[tuple[float, float, float]] = (
     (0.992, 0.727, 0.492), (0.914, 0.369, 0.051), (0.423, 0.684, 0.840), (0.0, 0.346, 0.639), (0.591, 0.591, 0.591),
 )  # fmt: skip
@@ -178,7 +179,7 @@ def mark_verdicts(
         return
     verdicts = table["verdict"].fillna("")
     # A verdict names what failed before what was not tested.
-    untested = verdicts.str.startswith("not tested") | (verdicts == "")
+    untested = verdicts.str.startswith(UNTESTED) | (verdicts == "")
     for chosen, marker, text in (
         ((verdicts != HEALTHY) & ~untested, "x", f"{of}a test of the chains failed"),
         (untested, "o", f"{of}not all tests of the chains were made"),

@@ -22,11 +22,14 @@ GRIDS = (
 )  # fmt: skip
 """The tables of the calibration grids (data/calibration)."""
 
+RESTRICTED = ("restricted", "restricted_calibrated")
+"""The tables of groups of weights (`icl.figures.restricted`)."""
+
 COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
     **{
         name: f"icl llc SWEEP, then icl tabulate SWEEP --name {name} --output data/FAMILY"
-        for name in ("llc_calibrated", "llc_long", "llc_relative", "gamma_spectrum", *GRIDS)
+        for name in ("llc_calibrated", "llc_long", "llc_relative", "gamma_spectrum", *RESTRICTED, *GRIDS)
     },
     "curvature": "python -m benchmarks.geometry.curvature",
     "losses": "icl tabulate SWEEP --output data/FAMILY",

@@ -46,6 +46,8 @@ RUNS = {
     "analysis/9-L2H4-gamma-spectrum": 5,
     "analysis/11-L2H4Mfin-llcs": 11,
     "analysis/12-L2H4Mfin-relative-llcs": 11,
+    "analysis/10-L2H4-restricted-llcs": 19,
+    "analysis/10-L2H4-restricted-llcs-calibrated": 19,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
     "analysis/language-llcs": 2,

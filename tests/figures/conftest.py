@@ -12,6 +12,7 @@ from icl.analysis.essential_dynamics import pca, trajectory_table
 from icl.analysis.measures import MEASURES
 from icl.analysis.run import table_path
 from icl.config import TrainingConfig
+from icl.figures.restricted import GROUPS, INCLUDED
 from icl.model import InContextRegressionTransformer
 
 STEPS = (0, 120, 450, 1_700, 6_000, 25_000, 60_000, 90_000, 200_000, 499_999)
@@ -73,6 +74,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in ("llc", "llc_calibrated", "llc_relative"):
             parts.setdefault(name, []).append(llc)
             parts.setdefault(f"{name}_traces", []).append(traces)
+        for name in ("restricted", "restricted_calibrated"):
+            for group in GROUPS:
+                parts.setdefault(name, []).append(llc.assign(**{INCLUDED: group.key}))
         counted = pd.DataFrame(
             {"gamma": [1.0, 10.0, 100.0], "llc/mean": [9.0, 4.0, 1.0], "llc/mcse": 0.1, "count": [19.0, 8.0, 2.0]}
         )

@@ -21,12 +21,13 @@ def larger(config: SamplerConfig, draws: int) -> SamplerConfig:
     return config.model_copy(update={"max_draws": draws})
 
 
+@pytest.mark.parametrize("num_init_loss_batches", [None, 2])
 @pytest.mark.parametrize("method", ["auto", "sgld", "langevin", "rmsprop_sgld", "sgnht"])
-def test_an_estimate_that_is_resumed_equals_bit_for_bit_one_with_the_larger_cap(method):
+def test_an_estimate_that_is_resumed_equals_bit_for_bit_one_with_the_larger_cap(method, num_init_loss_batches):
     model, inputs, targets = regression(60, 3)
     batches = cut(inputs, targets, 20)
     given = {} if method == "auto" else {"sampling_method": method, "epsilon": 1e-4, "control_variates": "on"}
-    config = COARSE.model_copy(update=given)
+    config = COARSE.model_copy(update={**given, "num_init_loss_batches": num_init_loss_batches})
     first = estimate_llc(model, half, batches, config)
     assert first.run.losses.shape[1] == 70
     more = estimate_llc(model, half, batches, larger(config, 150), resume=first)
