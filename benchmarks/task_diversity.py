@@ -243,7 +243,8 @@ def verdicts() -> str:
     """How many estimates have which verdict."""
     rows = []
     for units, name in TABLES.items():
-        counts = read_table(FAMILY, name)["verdict"].map(in_short).value_counts()
+        findings = read_table(FAMILY, name)["verdict"].map(in_short)
+        counts = findings.str.partition("; needs about")[0].value_counts()
         rows += [[units, verdict, str(count)] for verdict, count in counts.items()]
     return markdown_table(["units", "verdict", "estimates"], rows)
 

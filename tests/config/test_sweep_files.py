@@ -123,6 +123,7 @@ def test_every_file_says_what_it_is_for_and_what_it_costs(path):
     header = [line for line in lines[: lines.index("")] if line.startswith("#")]
     assert len(header) == lines.index("")
     assert re.search(r"Cost: .*core (minutes|hours)", " ".join(line.removeprefix("# ") for line in header))
+    assert any(re.match(r"# (Run|Not run)\b", line) for line in header), "say what was run, when, and where its table is"
     assert max(map(len, lines)) <= 120
 
 
