@@ -124,7 +124,7 @@ def test_every_file_says_what_it_is_for_what_it_costs_and_what_was_run(path):
     assert len(header) == lines.index("")
     said = " ".join(line.removeprefix("# ") for line in header)
     assert re.search(r"Cost: .*core (minutes|hours)", said)
-    assert re.search(r"\bRun (thinned )?(on|from) 20\d\d-|\bRun thinned, as|\b[Nn]ot run\b", said), "say what was run, and when"
+    assert re.search(r"\bRun (thinned )?(on|from) 20\d\d-|\bRun thinned, as|\b[Nn]ot run\b", said), "what was run?"
     assert max(map(len, lines)) <= 120
 
 
