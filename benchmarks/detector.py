@@ -74,7 +74,7 @@ SHAPES: dict[str, Callable[[], Curve]] = {"level": level, "direct": direct}
 
 def grids() -> dict[str, NDArray[np.int64]]:
     """Our checkpoints of seed 1 with published settings, and all that training writes."""
-    settings = TrainingConfig.parse(next(iter(expand(load_sweep(TRAINING)))))
+    settings = TrainingConfig.parse(expand(load_sweep(TRAINING))[0])
     dense = [
         step
         for step in expand_steps(settings.checkpointer_config.checkpoint_steps, settings.num_steps)

@@ -24,6 +24,7 @@ from icl.storage import LocalStore
 
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / "data" / "L2H4Minf"
+TASKS = ROOT / "data" / "L2H4Mfin-K8"
 TABLES = sorted(table_names(FAMILY))
 SWEEPS = {
     "llc": "4-L2H4-shipped-llcs",
@@ -102,6 +103,13 @@ def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
     stale = {pattern.pattern for pattern in patterns if not any(pattern.fullmatch(column) for column in columns)}
     assert (undescribed, stale) == (set(), set())
+
+
+@pytest.mark.parametrize("table", sorted(table_names(TASKS)))
+def test_every_column_of_the_models_with_few_tasks_is_described(table):
+    patterns = described(re.sub(r"llc_(calibrated|relative)", "llc", table))
+    columns = set(read_table(TASKS, table).columns) - {"model_seed", "num_tasks", "task_config.num_tasks", "step"}
+    assert {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)} == set()
 
 
 @pytest.mark.parametrize("table", sorted(set(TABLES) - ESTIMATES - DERIVED - OF_SOME_STEPS - {ESSENTIAL_DYNAMICS}))

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from icl.analysis.run_tables import keys_of, plain_text
 from icl.figures.elements import (
     NO_STAGES,
     StageEnds,
@@ -28,17 +29,21 @@ def in_two_units(absolute: pd.DataFrame, relative: pd.DataFrame, stages: Stages 
     """λ̂ of several runs at the same checkpoints, with γ in absolute units (left) and in units of each group of weights (right).
 
     Args:
-        absolute: `model_seed`, `step`, `llc/mean`, and if known `llc/mcse`, `verdict`.
-        relative: the same columns. Only its seeds and steps are drawn.
+        absolute: the columns that tell runs apart, `step`, `llc/mean`, and if known `llc/mcse`, `verdict`.
+        relative: the same columns. Only its runs and steps are drawn.
         stages: the end of each stage.
     """
     figure, axes = panels(1, 2, FULL_WIDTH, 1.4 * HEIGHT, sharey=True)
-    seeds = sorted(set(relative["model_seed"]))
-    both = absolute.merge(pd.DataFrame(relative[["model_seed", "step"]]))
+    keys = [key for key in keys_of(relative) if key in keys_of(absolute)]
+    told_apart = [key for key in keys if relative[key].nunique(dropna=False) > 1] or keys
+    runs = relative[keys].drop_duplicates().sort_values(keys).to_dict("records")
+    both = absolute.merge(pd.DataFrame(relative[[*keys, "step"]]))
     for axis, table, title in zip(axes, (both, relative), ("absolute units", "units of the weights"), strict=True):
-        for seed, (colour, style) in zip(seeds, seed_looks(len(seeds)), strict=True):
-            label = f"seed {seed}" if axis is axes[0] else None
-            estimate_line(axis, in_order(rows_where(table, model_seed=seed)), label, colour, style=style, band=0.15)
+        for run, (colour, style) in zip(runs, seed_looks(len(runs)), strict=True):
+            named = (f"{key.rpartition('.')[2].removeprefix('model_')} {plain_text(run[key])}" for key in told_apart)
+            label = ", ".join(named) if axis is axes[0] else None
+            rows = rows_where(table, **{str(key): value for key, value in run.items()})
+            estimate_line(axis, in_order(rows), label, colour, style=style, band=0.15)
         step_axis(axis, stages or StageEnds({}, first_step(stages)), last_step(relative, stages=stages))
         axis.set_title(title)
     axes[0].set_ylabel(r"$\hat\lambda$ (±2 Monte-Carlo s.e.)")

@@ -162,9 +162,10 @@ def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> 
     it is there.
 
     Args:
-        estimates: one row per `num_tasks`, `step`: `llc/mean`, `llc/mcse`, `verdict`.
+        estimates: one row per number of tasks and `step`, from `icl tabulate` (`by_num_tasks`): `llc/mean`, `llc/mcse`, `verdict`.
         distances: one row per `num_tasks`, `step`: `ood/mse`.
     """
+    estimates = by_num_tasks(estimates)
     figure, (left, right) = panels(1, 2, FULL_WIDTH, 1.5 * HEIGHT, sharey=True)
     lasts, criticals = [], []
     critical = critical_steps(distances).set_index("num_tasks")["t_crit"]
@@ -198,6 +199,12 @@ def _borders(places: NDArray[np.float64]) -> NDArray[np.float64]:
     steps = np.diff(logs) / 2 if len(logs) > 1 else np.array([0.5])
     inner = logs[:-1] + steps[: len(logs) - 1]
     return np.exp(np.concatenate([[logs[0] - steps[0]], inner, [logs[-1] + steps[-1]]]))
+
+
+def by_num_tasks(estimates: pd.DataFrame) -> pd.DataFrame:
+    """Estimates with the column `num_tasks` of the analyses of families, in place of the setting that `icl tabulate` names."""
+    named = estimates.rename(columns={"task_config.num_tasks": "num_tasks"})
+    return named.astype({"num_tasks": float}) if "num_tasks" in named.columns else named
 
 
 def task_colours(table: pd.DataFrame) -> dict[float, Colour]:

@@ -44,6 +44,8 @@ RUNS = {
     "analysis/7-L2H4-long-llcs": 1,
     "analysis/8-L2H4-relative-llcs": 5,
     "analysis/9-L2H4-gamma-spectrum": 5,
+    "analysis/11-L2H4Mfin-llcs": 11,
+    "analysis/12-L2H4Mfin-relative-llcs": 11,
     "analysis/10-L2H4-restricted-llcs": 19,
     "analysis/10-L2H4-restricted-llcs-calibrated": 19,
     "analysis/10-L2H4-restricted-llcs-relative": 19,
@@ -118,11 +120,13 @@ def test_every_point_of_the_largest_grid_is_a_valid_run_of_its_own():
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
-def test_every_file_says_what_it_is_for_and_what_it_costs(path):
+def test_every_file_says_what_it_is_for_what_it_costs_and_what_was_run(path):
     lines = path.read_text().splitlines()
     header = [line for line in lines[: lines.index("")] if line.startswith("#")]
     assert len(header) == lines.index("")
-    assert re.search(r"Cost: .*core (minutes|hours)", " ".join(line.removeprefix("# ") for line in header))
+    said = " ".join(line.removeprefix("# ") for line in header)
+    assert re.search(r"Cost: .*core (minutes|hours)", said)
+    assert re.search(r"\bRun (thinned )?(on|from) 20\d\d-|\bRun thinned, as|\b[Nn]ot run\b", said), "what was run?"
     assert max(map(len, lines)) <= 120
 
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from icl.analysis.curves import ridge_loss
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.figures import attention, behaviour, chains, development, essential_dynamics, task_families
+from icl.figures import attention, behaviour, chains, development, essential_dynamics, geometry, task_families
 from icl.figures.build import PAPER_STAGES
 from icl.figures.elements import StageEnds, estimate_line, last_step, step_colours, token_count
 from icl.figures.families import read_tables, run_label, tables_of_seed
@@ -155,13 +155,25 @@ def test_families_are_coloured_by_number_of_tasks():
         {"predictor": ["dmmse", "ridge"], "num_tasks": [4.0, np.inf], "pc/0": [0.0, 1.0], "pc/1": [1.0, 0.0]}
     )
     task_families.transient_trajectories(scores, references, table).draw_without_rendering()
-    coefficients = table.assign(
+    coefficients = table.rename(columns={"num_tasks": "task_config.num_tasks"}).assign(
         **{"llc/mean": np.log10(table["step"]) * table["num_tasks"].clip(upper=8), "llc/mcse": 0.1}
     )
     ends, critical = task_families.coefficient_over_tasks(coefficients, table).axes[1].containers
     # The loss on Gaussian tasks is smallest at step 100, and the last step is 10,000. Infinity is a line, not a point.
     assert ends.lines[0].get_xydata().tolist() == [[4.0, 16.0], [6.0, 24.0]]
     assert critical.lines[0].get_xydata().tolist() == [[4.0, 8.0], [6.0, 12.0]]
+
+
+@pytest.mark.parametrize("key", ["model_seed", "task_config.num_tasks"])
+def test_two_units_have_a_line_for_each_run(key):
+    runs = pd.DataFrame(
+        [{"model_seed": 7, key: run, "step": step, "llc/mean": run} for run in (1, 3) for step in (10, 99)]
+    )
+    absolute, relative = geometry.in_two_units(runs, runs.assign(**{"llc/mean": 2.0})).axes
+    assert [set(line.get_ydata()) for line in absolute.get_lines()] == [{1}, {3}]
+    assert [set(line.get_ydata()) for line in relative.get_lines()] == [{2.0}, {2.0}]
+    name = key.rpartition(".")[2].removeprefix("model_")
+    assert [str(line.get_label()) for line in absolute.get_lines()] == [f"{name} 1", f"{name} 3"]
 
 
 def test_figures_of_chains():

@@ -6,15 +6,15 @@ import pytest
 from matplotlib.image import imread
 
 from icl.figures.build import build_figures
-from icl.figures.families import read_tables, tables_of_seed
+from icl.figures.families import read_tables, run_label, runs_of, tables_of_run, tables_of_seed
 from icl.figures.recipes import FAMILY_RECIPES, GRID_RECIPES, RUN_RECIPES
 
 ROOT = Path(__file__).parents[2]
-FAMILY, GRIDS = ROOT / "data" / "L2H4Minf", ROOT / "data" / "calibration"
+FAMILY, GRIDS, TASKS = (ROOT / "data" / name for name in ("L2H4Minf", "calibration", "L2H4Mfin-K8"))
 
 
 def names(folder: Path) -> set[str]:
-    made = (path for kind in ("L2H4Minf*", "calibration") for path in folder.glob(f"{kind}/*"))
+    made = (path for kind in ("L2H4Minf*", "L2H4Mfin*", "calibration") for path in folder.glob(f"{kind}/*"))
     return {f"{path.parent.name}/{path.name}" for path in made if path.suffix in (".png", ".pdf")}
 
 
@@ -23,6 +23,11 @@ def test_every_figure_of_the_repository_is_one_that_the_data_gives():
     seeds = set().union(*(set(table["model_seed"]) for table in tables.values() if "model_seed" in table.columns))
     sources = {"L2H4Minf": (FAMILY_RECIPES, tables), "calibration": (GRID_RECIPES, read_tables(GRIDS))} | {
         f"L2H4Minf-seed-{seed}": (RUN_RECIPES, tables_of_seed(tables, seed)) for seed in map(int, seeds)
+    }
+    few_tasks = read_tables(TASKS)
+    runs = runs_of(few_tasks)
+    sources |= {TASKS.name: (FAMILY_RECIPES, few_tasks)} | {
+        f"{TASKS.name}-{run_label(run, among=runs)}": (RUN_RECIPES, tables_of_run(few_tasks, run)) for run in runs
     }
     possible = {
         f"{folder}/{recipe.name}.{kind}"

@@ -1,0 +1,57 @@
+"""docs/task-diversity.md shows what data/L2H4Mfin-K8 holds, and its checkpoints give the tables again."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.task_diversity import FAMILY, PAGE, SWEEP, TABLES, page
+from icl.analysis.data import AnalysisData, DataSettings
+from icl.analysis.run import load_model
+from icl.analysis.transient_ridge import measure_distances
+from icl.checkpoints import Checkpoints
+from icl.config import TrainingConfig
+from icl.config.sweeps import expand, load_sweep
+from icl.estimation import LLCConfig
+from icl.figures.elements import rows_where
+from icl.figures.families import read_table
+from icl.storage import LocalStore
+
+ROOT = Path(__file__).parents[1]
+STORE = LocalStore(FAMILY / "checkpoints")
+RUNS = sorted(path.parent.name for path in (FAMILY / "checkpoints" / "icl").glob("*/config.json"))
+SETTINGS = {"absolute": "11-L2H4Mfin-llcs", "relative": "12-L2H4Mfin-relative-llcs"}
+
+
+def test_its_tables_are_those_of_the_data():
+    text = PAGE.read_text()
+    assert page(text) == text, "python -m benchmarks.task_diversity"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_the_checkpoints_give_the_distances_again(name):
+    run = Checkpoints(STORE, name)
+    config = TrainingConfig.parse(run.config()).resolved()
+    data, step = AnalysisData(config, DataSettings()), run.steps()[-1]
+    measured = measure_distances(load_model(run, config, step), data).iloc[0]
+    shipped = rows_where(
+        read_table(FAMILY, "transient_distances"), num_tasks=float(config.task_config.num_tasks), step=step
+    ).iloc[0]
+    np.testing.assert_allclose(measured, shipped[measured.index], rtol=1e-3)
+
+
+def test_the_runs_are_those_of_the_training_sweep():
+    trained = {TrainingConfig.parse(data).name for data in expand(load_sweep(SWEEP))}
+    assert trained >= set(RUNS)
+    assert RUNS
+
+
+@pytest.mark.parametrize("units", TABLES)
+def test_estimates_have_the_settings_of_their_sweep(units):
+    config = LLCConfig.parse(expand(load_sweep(ROOT / "sweeps" / "analysis" / f"{SETTINGS[units]}.yaml"))[0])
+    rows = read_table(FAMILY, TABLES[units])
+    made = json.loads((FAMILY / f"{TABLES[units]}.json").read_text())
+    expected = config.sampler_config.decisive()
+    assert {name: expected[name] for name in made["sampler_config"]} == made["sampler_config"]
+    assert set(rows["step"]) <= set(config.steps)
