@@ -2,11 +2,10 @@
 
     python -m benchmarks.detector
 
-The paper gives λ̂ at the five stage ends only. Two curves are drawn through them: *level* has slope 0 at every end, so each end is a
-rest or an extremum, which is the best case; *direct* goes monotonically from end to end and rests nowhere by intention. Noise is added, and
-two rules look for the ends: this library's (`icl.analysis.stages.find_boundaries`) and the paper's, local minima of
-|dλ̂/d log t| below 8 on a Gaussian process that nearly interpolates. Results go to benchmarks/results/detector.csv, which
-docs/reproduction.md shows.
+The paper gives λ̂ at the five stage ends only. Two curves are drawn through them. *level* has slope 0 at every end, so each end is a rest or
+an extremum, which is the best case. *direct* goes monotonically from end to end, so its slope is 0 at extrema only. Noise is added, and two
+rules look for the ends: this library's (`icl.analysis.stages.find_boundaries`) and the paper's, local minima of |dλ̂/d log t| below 8 on a
+Gaussian process that nearly interpolates. Results go to benchmarks/results/detector.csv, which docs/reproduction.md shows.
 """
 
 import argparse
@@ -34,6 +33,8 @@ FAMILY = ROOT / "data" / "L2H4Minf"
 RESULTS = ROOT / "benchmarks" / "results" / "detector.csv"
 TRAINING = ROOT / "sweeps" / "training-runs" / "L2H4Minf.yaml"
 REPEATS = 40
+DRAWS = 300
+"""Posterior draws of a fit; fewer than for real curves, for speed."""
 MAX_SLOPE = 8.0
 """The paper's bound on |dλ̂/d log t| at a boundary."""
 INNER = list(PUBLISHED_STAGE_ENDS.items())[:-1]
@@ -98,7 +99,7 @@ def errors_at(steps: NDArray[np.int64]) -> Array:
 
 def by_our_rule(steps: NDArray[np.int64], values: Array, errors: Array) -> Array:
     """The boundaries of `find_boundaries`."""
-    return find_boundaries(steps, values, errors, num_draws=300).steps
+    return find_boundaries(steps, values, errors, num_draws=DRAWS).steps
 
 
 def by_the_papers_rule(steps: NDArray[np.int64], values: Array, errors: Array) -> Array:
@@ -112,22 +113,19 @@ def by_the_papers_rule(steps: NDArray[np.int64], values: Array, errors: Array) -
 RULES = {"ours": by_our_rule, "the paper's": by_the_papers_rule}
 
 
-def near(found: Array, end: float) -> NDArray[np.bool_]:
-    """Which of the steps are an end within the tolerance of docs/reproduction.md."""
-    return np.abs(np.log(found / end)) <= LOG_TOLERANCE
+def hits(found: Array) -> NDArray[np.bool_]:
+    """(boundaries, ends): which boundary is which end, within the tolerance of docs/reproduction.md."""
+    return np.abs(np.log(found[:, None] / np.array([end for _, end in INNER], dtype=float))) <= LOG_TOLERANCE
 
 
-def trial(shape: str, grid: str, noise: float, repeat: int) -> list[dict[str, object]]:
-    """What each rule finds in one noisy curve."""
-    steps = grids()[grid]
-    errors = noise * errors_at(steps)
+def trial(shape: str, steps: NDArray[np.int64], errors: Array, repeat: int) -> list[dict[str, object]]:
+    """What each rule finds in one noisy curve with these standard errors."""
     values = SHAPES[shape]()(np.log1p(steps)) + errors * np.random.default_rng(repeat).standard_normal(steps.size)
     rows = []
     for rule, find in RULES.items():
-        found = find(steps, values, errors)
-        hits = {stage: bool(near(found, end).any()) for stage, end in INNER}
-        others = sum(not any(near(np.array([step]), end).any() for _, end in INNER) for step in found)
-        rows.append({"rule": rule, **hits, "others": others})
+        those = hits(find(steps, values, errors))
+        stages = zip(dict(INNER), those.any(axis=0).tolist(), strict=True)
+        rows.append({"rule": rule, **dict(stages), "others": int((~those.any(axis=1)).sum())})
     return rows
 
 
@@ -150,9 +148,10 @@ def table(repeats: int) -> pd.DataFrame:
     """One row per curve, grid, noise and rule: the share of repeats that find each end, and the mean number of other boundaries."""
     rows = []
     for shape in SHAPES:
-        for grid in grids():
+        for grid, steps in grids().items():
             for name, noise in NOISES.items():
-                found = pd.DataFrame([row for repeat in range(repeats) for row in trial(shape, grid, noise, repeat)])
+                errors = noise * errors_at(steps)
+                found = pd.DataFrame([row for repeat in range(repeats) for row in trial(shape, steps, errors, repeat)])
                 for rule, one in found.groupby("rule", sort=False):
                     means = one.drop(columns="rule").mean()
                     rows.append(
@@ -166,9 +165,10 @@ def main() -> None:
     """Make the table and write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=REPEATS, help="noisy curves per case (%(default)s)")
+    repeats = parser.parse_args().repeats
     for shape in SHAPES:
         print(f"{shape}: |slope| has its minima at " + ", ".join(f"{step:,.0f}" for step in turns(shape)))
-    made = table(parser.parse_args().repeats)
+    made = table(repeats)
     write_atomically(RESULTS, made.round(3).to_csv(index=False).encode())
     print(RESULTS.relative_to(ROOT))
 

@@ -59,12 +59,13 @@ def distances() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: its row where the loss on Gaussian tasks is lowest, its last row, and by how much that loss and the distance to ridge
-    rose between them, with standard errors, as means over `WINDOW` checkpoints."""
+    """One run: its rows where the loss on Gaussian tasks is lowest, at the end, and nearest to ridge; and by how much that loss and
+    the distance to ridge rise to the end, with standard errors, as means over `WINDOW` checkpoints."""
 
     tasks: float
     critical: pd.Series
     last: pd.Series
+    nearest: pd.Series
     rise: tuple[float, float]
     rise_from_ridge: tuple[float, float]
 
@@ -87,18 +88,20 @@ class Outcome:
 
 def outcomes() -> list[Outcome]:
     """Of all runs, in order of M."""
-    found = []
-    for tasks in sorted(set(numbers(distances(), "num_tasks"))):
-        one = rows_where(distances(), num_tasks=tasks)
-        lowest = int(numbers(one, "ood/mse").argmin())
-        rises = [rise(numbers(one, name), lowest) for name in ("ood/mse", "delta_ridge")]
-        found.append(Outcome(tasks, one.iloc[lowest], one.iloc[-1], *rises))
+    found, table = [], distances()
+    for tasks in sorted(set(numbers(table, "num_tasks"))):
+        one = rows_where(table, num_tasks=tasks)
+        lowest, nearest = (int(numbers(one, name).argmin()) for name in ("ood/mse", "delta_ridge"))
+        rises = [rise(numbers(one, name), place) for name, place in (("ood/mse", lowest), ("delta_ridge", nearest))]
+        found.append(Outcome(tasks, one.iloc[lowest], one.iloc[-1], one.iloc[nearest], *rises))
     return found
 
 
 def rise(values: NDArray[np.float64], at: int) -> tuple[float, float]:
-    """From a place to the end, and its standard error, from means over `WINDOW` values."""
-    first = min(max(at - WINDOW // 2, 0), len(values) - WINDOW)
+    """From a place to the end, and its standard error, from means over `WINDOW` values; NaN if the place is among the last ones."""
+    first = max(at - WINDOW // 2, 0)
+    if first + WINDOW > len(values) - WINDOW:
+        return math.nan, math.nan
     before, after = values[first : first + WINDOW], values[-WINDOW:]
     error = math.hypot(before.std(ddof=1), after.std(ddof=1)) / math.sqrt(WINDOW)
     return float(after.mean() - before.mean()), error
@@ -113,42 +116,51 @@ def answer() -> str:
     """The page in short."""
     ends = outcomes()
     by_side = {kind: listed([run.name for run in ends if run.side == kind]) for kind in PUBLISHED_SIDES}
-    risen = [run for run in ends if run.risen]
     lines = [
-        f"- At the end of training the models near dMMSE are: {by_side['dMMSE']}. Near ridge: {by_side['ridge']}. Between them: "
-        f"{by_side['between']}.",
-        f"- Ridge is transient for {listed([run.name for run in risen])}: the model comes near it and leaves it again.",
+        f"- Near dMMSE at the end of training: {by_side['dMMSE']}.",
+        f"- Near ridge at the end: {by_side['ridge']}. Between them: {by_side['between']}.",
     ]
-    for run in risen:
-        for units, text in (("absolute", "with an absolute γ"), ("relative", "in units of the weights")):
-            change, control = over_transience(run, units), over_transience(run, units, ends[-1].tasks)
-            if change and control:
-                lines.append(
-                    f"- {run.name}: from step {change.first:,} to the end λ̂ changes by {change} {text}. For {ends[-1].name} it changes "
-                    f"by {control} over the same steps."
-                )
+    for run in ends:
+        if run.risen:
+            nearest = run.nearest
+            lines += [
+                f"- Ridge is transient for {run.name}. The squared distance to it is smallest at step {nearest['step']:,.0f},",
+                f"  {nearest['delta_ridge']:.3f}, and {run.last['delta_ridge']:.3f} at the end. That to dMMSE falls from "
+                f"{nearest['delta_dmmse']:.3f} to {run.last['delta_dmmse']:.3f}.",
+            ]
+    last = int(estimates("relative")["step"].max())
+    for step in sorted(set(estimates("relative")["step"])):
+        for units, text in (("absolute", "absolute γ"), ("relative", "units of the weights")):
+            at = rows_where(estimates(units), step=step)
+            found = ", ".join(f"{value:.0f}" for value in numbers(at, "llc/mean"))
+            when = "the end" if step == last else f"step {step:,}"
+            lines.append(
+                f"- λ̂ at {when}, {text}, for {listed([f'{tasks:,.0f}' for tasks in numbers(at, 'num_tasks')])} tasks: {found}."
+            )
     return "\n".join(lines)
 
 
 def runs() -> str:
     """What became of each run."""
-    rows = []
-    for run in outcomes():
-        one = rows_where(distances(), num_tasks=run.tasks)
-        nearest = one.iloc[int(numbers(one, "delta_ridge").argmin())]
-        rows.append(
-            [
-                run.name, f"{run.last['step'] + 1:,.0f}", f"{nearest['delta_ridge']:.3f} at {nearest['step']:,.0f}",
-                f"{run.last['delta_ridge']:.3f}", f"{run.last['delta_dmmse']:.3f}",
-                f"{run.critical['ood/mse']:.3f} at {run.critical['step']:,.0f}", f"{run.rise[0]:+.3f} ± {run.rise[1]:.3f}",
-                f"{run.rise_from_ridge[0]:+.3f} ± {run.rise_from_ridge[1]:.3f}", f"{run.last['in_distribution/mse']:.3f}",
-            ]
-        )  # fmt: skip
+    rows = [
+        [
+            run.name, f"{run.last['step'] + 1:,.0f}",
+            f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}", f"{run.last['delta_ridge']:.3f}",
+            told(run.rise_from_ridge), f"{run.last['delta_dmmse']:.3f}",
+            f"{run.critical['ood/mse']:.3f} at {run.critical['step']:,.0f}", told(run.rise), f"{run.last['in_distribution/mse']:.3f}",
+        ]
+        for run in outcomes()
+    ]  # fmt: skip
     head = [
-        "M", "steps", "nearest to ridge", "to ridge, end", "to dMMSE, end", "lowest loss on Gaussian tasks", "its rise to the end",
-        "rise of the distance to ridge", "loss on own tasks, end",
+        "M", "steps", "nearest to ridge", "to ridge, end", "its rise", "to dMMSE, end", "lowest loss on Gaussian tasks", "its rise",
+        "loss on own tasks, end",
     ]  # fmt: skip
     return markdown_table(head, rows)
+
+
+def told(rise: tuple[float, float]) -> str:
+    """A rise in a table; nothing where the lowest place is at the end."""
+    return "" if math.isnan(rise[0]) else f"{rise[0]:+.3f} ± {rise[1]:.3f}"
 
 
 def sides() -> str:
@@ -191,44 +203,26 @@ class Change:
         return with_error(self.value, self.error, "+")
 
 
-def over_transience(run: Outcome, units: str, tasks: float | None = None) -> Change | None:
-    """Δλ̂ from the estimate nearest in log t to the lowest loss on Gaussian tasks of a run to its end; None without two estimates.
-
-    Args:
-        run: sets the steps.
-        units: of γ.
-        tasks: M of the model that is measured; None: that of the run.
-    """
-    one = rows_where(estimates(units), num_tasks=run.tasks)
-    if len(one) < 2:
-        return None
-    nearest = one.iloc[int(np.abs(np.log(numbers(one, "step") / run.critical["step"])).argmin())]["step"]
-    measured = rows_where(estimates(units), num_tasks=run.tasks if tasks is None else tasks).set_index("step")
-    ends = [int(nearest), int(one.iloc[-1]["step"])]
-    if ends[0] == ends[1] or not set(ends) <= set(measured.index):
-        return None
-    before, after = (measured.loc[step] for step in ends)
+def change(tasks: float, first: int, last: int) -> Change:
+    """Δλ̂ of one run in units of the weights."""
+    before, after = (rows_where(estimates("relative"), num_tasks=tasks, step=step).iloc[0] for step in (first, last))
     error = math.hypot(before["llc/mcse"], after["llc/mcse"])
-    return Change(ends[0], ends[1], float(after["llc/mean"] - before["llc/mean"]), error)
+    return Change(first, last, float(after["llc/mean"] - before["llc/mean"]), error)
 
 
 def trade() -> str:
-    """The samples up to which the free energy prefers the general solution, beside those that training had seen."""
+    """The samples up to which the free energy prefers the earlier of two models, beside those that training had seen by then."""
     settings, losses = config(), distances().set_index(["num_tasks", "step"])["in_distribution/mse"]
     nats = settings.task_config.max_examples / (2 * settings.task_config.noise_variance)
+    first, last = sorted(set(estimates("relative")["step"]))[-2:]
     rows = []
-    for run in (run for run in outcomes() if run.risen):
-        for units in TABLES:
-            change = over_transience(run, units)
-            if change is None:
-                continue
-            loss = float(losses[run.tasks, change.last] - losses[run.tasks, change.first])
-            counts = [samples(scale * loss, change.value) for scale in (1.0, nats)]
-            rows.append(
-                [run.name, units, f"{loss:+.3f}", str(change), *counts, f"{settings.batch_size * change.first:,}"]
-            )
-    head = ["M", "units", "Δℓ", "Δλ̂", "n, ℓ as it is", "n, ℓ in nats", "sequences seen at the first"]
-    return markdown_table(head, rows)
+    for run in outcomes():
+        moved, loss = change(run.tasks, first, last), float(losses[run.tasks, last] - losses[run.tasks, first])
+        counts = [samples(scale * loss, moved.value) for scale in (1.0, nats)]
+        rows.append([run.name, f"{loss:+.3f}", str(moved), f"{-moved.value / loss:.0f}", *counts])
+    head = ["M", "Δℓ", "Δλ̂", "−Δλ̂/Δℓ", "n, ℓ as it is", "n, ℓ in nats"]
+    seen = f"From step {first:,}, when training had seen {settings.batch_size * first:,} sequences, to step {last:,}:"
+    return f"{seen}\n\n{markdown_table(head, rows)}"
 
 
 def samples(delta_loss: float, delta_llc: float) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.task_diversity import FAMILY, PAGE, SWEEP, TABLES, page
+from benchmarks.task_diversity import FAMILY, PAGE, SWEEP, TABLES, estimates, outcomes, page
 from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.run import load_model
 from icl.analysis.transient_ridge import measure_distances
@@ -39,6 +39,26 @@ def test_the_checkpoints_give_the_distances_again(name):
         read_table(FAMILY, "transient_distances"), num_tasks=float(config.task_config.num_tasks), step=step
     ).iloc[0]
     np.testing.assert_allclose(measured, shipped[measured.index], rtol=1e-3)
+
+
+def test_its_conclusions_hold():
+    """What docs/task-diversity.md says beside its tables."""
+    runs = {int(run.tasks): run for run in outcomes()}
+    assert [tasks for tasks, run in runs.items() if run.risen] == [16, 64]
+    first, *_, last = sorted(set(estimates("relative")["step"]))
+    at = {
+        (units, step): rows_where(estimates(units), step=step).set_index("num_tasks")["llc/mean"]
+        for units in TABLES
+        for step in (first, last)
+    }
+    for units in TABLES:  # M = 16 has by far the largest at the first step; the others are alike
+        early = at[units, first]
+        assert early[16] > 1.5 * early.drop(16).max()
+        assert early.drop(16).max() < 1.15 * early.drop(16).min()
+    assert at["absolute", last].idxmin() == 16
+    assert at["absolute", last].max() < 0.5 * at["absolute", first].min()
+    assert at["relative", last].is_monotonic_decreasing  # larger for fewer tasks
+    assert (at["relative", last] > at["relative", first]).all()
 
 
 def test_the_runs_are_those_of_the_training_sweep():

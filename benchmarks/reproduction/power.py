@@ -9,15 +9,13 @@ from benchmarks.pages import markdown_table
 from benchmarks.reproduction.shipped import Shipped
 from icl.figures.elements import numbers, rows_where
 
-LATE = ["LR3", "LR4"]
-
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     """What the placeholders of the section stand for."""
     del runs
     found = pd.read_csv(RESULTS)
     return {
-        "power": {name: shares(found, *case) for name, case in CASES.items()},
+        "power": {name: counts(found, *case) for name, case in CASES.items()},
         "power_repeats": int(numbers(found, "repeats").max()),
         "power_table": _table(found),
         "published_slope": slopes(),
@@ -31,19 +29,21 @@ CASES = {
     "level_dense": ("level", "the paper's", "as ours", "ours"),
     "level_best": ("level", "the paper's", "a quarter of ours", "ours"),
     "direct_best": ("direct", "the paper's", "a sixteenth of ours", "ours"),
-    "papers_now": ("level", "ours", "as ours", "the paper's"),
     "papers_dense": ("level", "the paper's", "as ours", "the paper's"),
 }
 """Name in the page -> curve, checkpoints, noise and rule."""
 
 
-def shares(found: pd.DataFrame, curve: str, checkpoints: str, noise: str, rule: str) -> dict[str, float]:
-    """Stage -> share of the noisy curves in which its end was found, and the mean number of `others`."""
+def counts(found: pd.DataFrame, curve: str, checkpoints: str, noise: str, rule: str) -> dict[str, float]:
+    """Stage -> the number of noisy curves in which its end was found, and the mean number of `others` in a curve."""
     row = rows_where(found, curve=curve, checkpoints=checkpoints, noise=noise, rule=rule).iloc[0]
-    return {name: float(row[name]) for name in [*dict(INNER), "others"]}
+    return {name: round(float(row[name] * row["repeats"])) for name in dict(INNER)} | {"others": float(row["others"])}
 
 
 def _table(found: pd.DataFrame) -> str:
-    case, counts = ["curve", "checkpoints", "noise", "rule"], [*dict(INNER), "others"]
-    rows = [[*(row[name] for name in case), *(f"{row[name]:.2f}" for name in counts)] for _, row in found.iterrows()]
+    case = ["curve", "checkpoints", "noise", "rule"]
+    rows = []
+    for _, row in found.iterrows():
+        times = (f"{row[stage] * row['repeats']:.0f}" for stage in dict(INNER))
+        rows.append([*(row[name] for name in case), *times, f"{row['others']:.2f}"])
     return markdown_table(["curve", "checkpoints", "standard errors", "rule", *dict(INNER), "other boundaries"], rows)

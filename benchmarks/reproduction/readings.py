@@ -37,7 +37,7 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
         "table_burnin": PUBLISHED_TABLE.num_burnin_steps,
         "table_draws": PUBLISHED_TABLE.num_draws,
         "table_gamma": 2 * PUBLISHED_TABLE.localization,
-        "table_half_gamma": PUBLISHED_TABLE.localization,
+        "code_gamma": PUBLISHED_TABLE.localization,
         "nearer_to_code": ", ".join(
             stage for stage in PUBLISHED_STAGE_ENDS if miss["code"][stage] < miss["table"][stage]
         ),

@@ -116,8 +116,8 @@ def critical_steps(table: pd.DataFrame, loss: str = "ood/mse") -> pd.DataFrame:
     """The step t_crit(M) of smallest out-of-distribution loss of each model.
 
     The argument has one row per `num_tasks` and `step`. The result has one row per `num_tasks`: the row with the smallest
-    loss, with `step` renamed to `t_crit`, and `final_ratio`, the last loss divided by the smallest. If this is above 1, ridge
-    was transient.
+    loss, with `step` renamed to `t_crit`, and `final_ratio`, the last loss divided by the smallest. Above 1 the
+    loss has risen again; noise alone does a little of that.
     """
     ordered = table.sort_values(["num_tasks", "step"]).reset_index(drop=True)
     groups = ordered.groupby("num_tasks", sort=True)

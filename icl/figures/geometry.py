@@ -36,7 +36,7 @@ def in_two_units(absolute: pd.DataFrame, relative: pd.DataFrame, stages: Stages 
     figure, axes = panels(1, 2, FULL_WIDTH, 1.4 * HEIGHT, sharey=True)
     keys = [key for key in keys_of(relative) if key in keys_of(absolute)]
     told_apart = [key for key in keys if relative[key].nunique(dropna=False) > 1] or keys
-    runs = relative[keys].drop_duplicates().sort_values(keys).to_dict("records")
+    runs = pd.DataFrame(relative[keys]).drop_duplicates().sort_values(by=keys).to_dict("records")
     both = absolute.merge(pd.DataFrame(relative[[*keys, "step"]]))
     for axis, table, title in zip(axes, (both, relative), ("absolute units", "units of the weights"), strict=True):
         for run, (colour, style) in zip(runs, seed_looks(len(runs)), strict=True):

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.xdist_group("reproduction")  # the facts are collected 
 
 NUMBER = re.compile(r"(?<![\w.])[-+−]?\d[\d,]*\.?\d*(?:e[-+]\d+)?")
 SEEDS = [0, 1, 2, 3, 4]
+LATE = ("LR3", "LR4")
 RISES_AND_FALLS = {"LR1": 1, "LR2": 1, "LR3": -1, "LR5": 1}
 
 Facts = SimpleNamespace
@@ -74,14 +75,19 @@ CLAIMS: list[tuple[str, Callable[[Facts], object]]] = [
     ("The last layer norm does so in LR3 and the first one in LR4, in all seeds",
      lambda f: _inside(f, f.last_norm_share, "LR2", "LR3") and _inside(f, f.first_norm_share, "LR3", "LR4")),
     ("The shape of the trajectory reproduces", lambda f: all(abs(each.mean - each.published) < 0.1 for each in f.pc)),
-    ("the detector cannot find the ends of LR3 and LR4", lambda f: max(f.power["level_now"][stage] for stage in ("LR3", "LR4")) < 0.1),
-    ("The dense grid alone does not help", lambda f: max(f.power["level_dense"][stage] for stage in ("LR3", "LR4")) < 0.25),
-    ("Smaller errors on the dense grid would", lambda f: min(f.power["level_best"][stage] for stage in ("LR3", "LR4")) > 0.9),
+    ("the detector finds neither the end of LR3 nor that of LR4",
+     lambda f: max(f.power["level_now"][s] for s in LATE) < 0.1 * f.power_repeats),
+    ("The dense grid alone helps little", lambda f: max(f.power["level_dense"][s] for s in LATE) < 0.25 * f.power_repeats),
+    ("Smaller errors on the dense grid would help", lambda f: min(f.power["level_best"][s] for s in LATE) > 0.9 * f.power_repeats),
     ("Whether LR3 has an end is not in the published numbers", lambda f: f.power["direct_best"]["LR3"] == 0),
-    ("finds more, and more that is not there", lambda f: f.power["papers_dense"]["others"] > f.power["level_dense"]["others"] + 0.5),
-    ("The published numbers are nearer to all draws", lambda f: {"LR2", "LR3", "LR4"} <= set(f.nearer_to_code.split(", "))),
-    ("a burn-in takes away a part of the climb", lambda f: all(f.reading["code"][s] < f.reading["table"][s] for s in ("LR3", "LR4"))),
-    ("Neither reading reaches the published fall over LR4", lambda f: min(each["LR4"] for each in f.reading_miss.values()) > 10),
+    ("On the dense grid the paper's rule finds more, and more",
+     lambda f: f.power["papers_dense"]["others"] > f.power["level_dense"]["others"] + 0.5),
+    ("Over LR3 and LR4 the published numbers are nearer to all draws",
+     lambda f: all(f.reading_miss["code"][s] < f.reading_miss["table"][s] for s in LATE)),
+    ("A burn-in takes away a part of the climb", lambda f: all(f.reading["code"][s] < f.reading["table"][s] for s in LATE)),
+    ("In the other stages the readings differ by less than the spread",
+     lambda f: all(abs(f.reading["code"][s] - f.reading["table"][s]) < 1.6 for s in f.reading["code"] if s not in LATE)),
+    ("neither reading reaches the published fall", lambda f: min(each["LR4"] for each in f.reading_miss.values()) > 10),
     ("the chains do not stay in the basin", lambda f: min(f.crossed_share) > 0.8),
     ("all of them reach nearly the same loss", lambda f: f.level_range < 0.01 * f.loss_range),
     ("Its size depends on the number of draws", lambda f: abs(f.windows["LR4"][3]) < 0.1 * abs(f.windows["LR4"][0])),
@@ -146,16 +152,16 @@ CLAIMS: list[tuple[str, Callable[[Facts], object]]] = [
     ("Most of these chains are too short", lambda f: f.grid_failed > 0.9 * f.grid_estimates and f.grid_most_draws < 0.1 * f.sgld.num_draws),
     ("in all {scales_all_strongest} with the localisation scale", lambda f: f.scales_lost_strongest == f.scales_all_strongest),
     ("All of them have the localisation scale", lambda f: f.scales_settled > 1 and len(f.scales_settled_at) == 1),
-    ("The size n of the data set changes λ̂ little",
+    ("No effect of the size n of the data set is seen",
      lambda f: f.grid["eval_dataset_size"].range < f.grid["eval_dataset_size"].errors.least),
-    ("The batch changes λ̂ little",
+    ("No effect of the batch is seen",
      lambda f: all(f.grid[name].range < 2 * f.grid[name].errors.most for name in ("eval_minibatch", "eval_fixed_batch"))),
-    ("Chains driven by the first k tokens climb higher,** at all checkpoints", lambda f: min(f.losses_gaps) > 0),
+    ("Chains driven by the first k tokens may climb higher.** They do at all checkpoints", lambda f: min(f.losses_gaps) > 0),
     ("too little to be sure", lambda f: f.losses_gap < 2 * f.losses_gap_error),
     ("So few checkpoints cannot show it", lambda f: f.grid_seeds["most_errors"] < 2),
     ("From weights that are no minimum λ̂ is negative", lambda f: f.grid["non_minima"].llc.most < 0),
     ("Split R̂ notices nothing", lambda f: f.still_rhat < 1.05 and f.still_spread == len(SEEDS)),
-    ("the noise of the batches alone adds", lambda f: f.still_heating.least > 0.8 * f.grid["non_exploration"].llc.least),
+    ("the noise of the batches alone would give", lambda f: f.still_heating.least > 0.8 * f.grid["non_exploration"].llc.least),
     ("The seeds agree with each other", lambda f: all(each["median"] < 0.05 * each["range"] for each in f.apart.values())),
 ]  # fmt: skip
 """Words of the page, and what must hold for them to stand there."""
