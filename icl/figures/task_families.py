@@ -188,7 +188,7 @@ def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> 
     right.set(xlabel="number of tasks $M$")
     right.set_xscale("log", base=2)
     left.set_ylim(bottom=0)
-    left.legend(ncols=2, fontsize=6)
+    left.legend(loc="upper left", fontsize=6)
     right.legend(fontsize=6)
     return figure
 
