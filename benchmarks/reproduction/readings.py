@@ -2,13 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
 from benchmarks.pages import markdown_table, with_error
 from benchmarks.reproduction.changes import Changes, burnt_in_llc_changes, llc_changes
+from benchmarks.reproduction.comparison import Comparison
 from benchmarks.reproduction.published import CHANGE_OF_LLC
 from benchmarks.reproduction.shipped import Shipped
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS
 from icl.sampling.presets import PUBLISHED_TABLE
 
 READINGS: dict[str, Callable[[Shipped], Changes]] = {"code": llc_changes, "table": burnt_in_llc_changes}
@@ -16,32 +14,26 @@ READINGS: dict[str, Callable[[Shipped], Changes]] = {"code": llc_changes, "table
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     """What the placeholders of the section stand for."""
-    found = {name: [read(run) for run in runs] for name, read in READINGS.items()}
-    means = {
-        name: {stage: float(np.mean([changes[stage].value for changes in each])) for stage in PUBLISHED_STAGE_ENDS}
-        for name, each in found.items()
-    }
-    rows = []
-    for stage, published in CHANGE_OF_LLC.items():
-        cells = []
-        for each in found.values():
-            values = [changes[stage].value for changes in each]
-            cells.append(with_error(float(np.mean(values)), float(np.std(values, ddof=1)), "+"))
-        rows.append([stage, f"{published:+g}", *cells])
-    miss = {
-        name: {stage: abs(mean - CHANGE_OF_LLC[stage]) for stage, mean in each.items()} for name, each in means.items()
-    }
+    found = {name: compared([read(run) for run in runs]) for name, read in READINGS.items()}
+    rows = [
+        [stage, f"{published:+g}", *(with_error(each[stage].mean, each[stage].spread, "+") for each in found.values())]
+        for stage, published in CHANGE_OF_LLC.items()
+    ]
     return {
-        "reading": means,
-        "reading_miss": miss,
+        "reading": found,
         "table_burnin": PUBLISHED_TABLE.num_burnin_steps,
         "table_draws": PUBLISHED_TABLE.num_draws,
         "table_gamma": 2 * PUBLISHED_TABLE.localization,
         "code_gamma": PUBLISHED_TABLE.localization,
-        "nearer_to_code": ", ".join(
-            stage for stage in PUBLISHED_STAGE_ENDS if miss["code"][stage] < miss["table"][stage]
-        ),
         "readings_table": markdown_table(
             ["stage", "Δλ̂ published", "all draws (the code)", "after burn-in (the table)"], rows
         ),
+    }
+
+
+def compared(changes: Sequence[Changes]) -> dict[str, Comparison]:
+    """Stage -> the published Δλ̂ beside those of the runs."""
+    return {
+        stage: Comparison(published, [each[stage].value for each in changes])
+        for stage, published in CHANGE_OF_LLC.items()
     }

@@ -55,9 +55,7 @@ def estimates_within(
     chains = part.pivot_table(index=[*keys, "chain"], values="loss").groupby(keys)["loss"]
     joined = chains.agg(["mean", "sem"]).reset_index().merge(estimates, on=keys)
     nbeta = float(np.median(joined["llc/mean"] / joined["loss/excess"]))
-    excess = joined["mean"] - joined["loss/init"]
-    found = {"loss/mean": joined["mean"], "llc/mean": nbeta * excess, "llc/mcse": nbeta * joined["sem"]}
-    return joined[keys].assign(**found)
+    return _estimated(joined, nbeta)[[*keys, "loss/mean", "llc/mean", "llc/mcse"]]
 
 
 def estimates_so_far(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
@@ -82,9 +80,11 @@ def estimates_so_far(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFr
     over_chains.loc[over_chains["count"] < over_chains["size"], ["mean", "sem"]] = np.nan
     joined = over_chains.merge(estimates, on=keys)
     nbeta = joined["nbeta"] if "nbeta" in joined else joined["llc/mean"] / joined["loss/excess"]
-    found = {
-        "loss/mean": joined["mean"],
-        "llc/mean": nbeta * (joined["mean"] - joined["loss/init"]),
-        "llc/mcse": nbeta * joined["sem"],
-    }
-    return joined.assign(**found).drop(columns=["mean", "sem", "count", "size"])
+    return _estimated(joined, nbeta).drop(columns=["mean", "sem", "count", "size"])
+
+
+def _estimated(joined: pd.DataFrame, nbeta: float | pd.Series) -> pd.DataFrame:
+    """With λ̂ and its standard error from the `mean` and `sem` of the loss over chains."""
+    excess = joined["mean"] - joined["loss/init"]
+    found = {"loss/mean": joined["mean"], "llc/mean": nbeta * excess, "llc/mcse": nbeta * joined["sem"]}
+    return joined.assign(**found)
