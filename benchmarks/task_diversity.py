@@ -30,6 +30,9 @@ WINDOW = 5
 CLEAR = 3.0
 """A distance has risen if it did by this many standard errors."""
 
+EARLY, LATE = ("absolute", 10_101, 40_292), ("relative", 186_868, 499_999)
+"""The units and steps between which M = 16 and M = 64 leave ridge. Units of the weights have no estimate before the first."""
+
 PUBLISHED_SIDES = {"dMMSE": (1, 128), "between": (182, 256), "ridge": (362, 2**15)}
 """Where the fully trained models of arXiv 2501.17745 end, by the smallest and largest M of each kind (its section on transience)."""
 PUBLISHED_TRANSIENT = (16, 128)
@@ -39,7 +42,8 @@ PUBLISHED_TRANSIENT = (16, 128)
 def page(text: str) -> str:
     """The page with its tables as the data have them now."""
     for name, content in {
-        "answer": answer(), "runs": runs(), "sides": sides(), "estimates": coefficients(), "trade": trade(), "verdicts": verdicts(),
+        "answer": answer(), "runs": runs(), "sides": sides(), "estimates": coefficients(),
+        "early trade": trade(*EARLY), "late trade": trade(*LATE), "verdicts": verdicts(),
     }.items():  # fmt: skip
         text = fill(text, mark(COMMAND, name), content)
     return text
@@ -203,25 +207,25 @@ class Change:
         return with_error(self.value, self.error, "+")
 
 
-def change(tasks: float, first: int, last: int) -> Change:
-    """Δλ̂ of one run in units of the weights."""
-    before, after = (rows_where(estimates("relative"), num_tasks=tasks, step=step).iloc[0] for step in (first, last))
+def change(tasks: float, units: str, first: int, last: int) -> Change:
+    """Δλ̂ of one run between two steps."""
+    table = estimates(units)
+    before, after = (rows_where(table, num_tasks=tasks, step=step).iloc[0] for step in (first, last))
     error = math.hypot(before["llc/mcse"], after["llc/mcse"])
     return Change(first, last, float(after["llc/mean"] - before["llc/mean"]), error)
 
 
-def trade() -> str:
+def trade(units: str, first: int, last: int) -> str:
     """The samples up to which the free energy prefers the earlier of two models, beside those that training had seen by then."""
     settings, losses = config(), distances().set_index(["num_tasks", "step"])["in_distribution/mse"]
     nats = settings.task_config.max_examples / (2 * settings.task_config.noise_variance)
-    first, last = sorted(set(estimates("relative")["step"]))[-2:]
     rows = []
     for run in outcomes():
-        moved, loss = change(run.tasks, first, last), float(losses[run.tasks, last] - losses[run.tasks, first])
+        moved, loss = change(run.tasks, units, first, last), float(losses[run.tasks, last] - losses[run.tasks, first])
         counts = [samples(scale * loss, moved.value) for scale in (1.0, nats)]
         rows.append([run.name, f"{loss:+.3f}", str(moved), f"{-moved.value / loss:.0f}", *counts])
     head = ["M", "Δℓ", "Δλ̂", "−Δλ̂/Δℓ", "n, ℓ as it is", "n, ℓ in nats"]
-    seen = f"From step {first:,}, when training had seen {settings.batch_size * first:,} sequences, to step {last:,}:"
+    seen = f"From step {first:,}, when training had seen {settings.batch_size * first:,} sequences, to step {last:,}, {units} units:"
     return f"{seen}\n\n{markdown_table(head, rows)}"
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.task_diversity import FAMILY, PAGE, SWEEP, TABLES, estimates, outcomes, page
+from benchmarks.task_diversity import EARLY, FAMILY, PAGE, SWEEP, TABLES, change, estimates, outcomes, page
 from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.run import load_model
 from icl.analysis.transient_ridge import measure_distances
@@ -51,6 +51,9 @@ def test_its_conclusions_hold():
         for units in TABLES
         for step in (first, last)
     }
+    moved = {tasks: change(tasks, *EARLY) for tasks in runs}  # M = 16 leaves ridge then, and the others do not
+    assert moved[16].value > 20
+    assert max(each.value for tasks, each in moved.items() if tasks != 16) < 0.3 * moved[16].value
     for units in TABLES:  # M = 16 has by far the largest at the first step; the others are alike
         early = at[units, first]
         assert early[16] > 1.5 * early.drop(16).max()
