@@ -132,7 +132,7 @@ def answer() -> str:
                 f"  {nearest['delta_ridge']:.3f}, and {run.last['delta_ridge']:.3f} at the end. That to dMMSE falls from "
                 f"{nearest['delta_dmmse']:.3f} to {run.last['delta_dmmse']:.3f}.",
             ]
-    last = int(estimates("relative")["step"].max())
+    last = int(numbers(estimates("relative"), "step").max())
     for step in sorted(set(estimates("relative")["step"])):
         for units, text in (("absolute", "absolute γ"), ("relative", "units of the weights")):
             at = rows_where(estimates(units), step=step)
