@@ -55,7 +55,7 @@ def estimates_within(
     chains = part.pivot_table(index=[*keys, "chain"], values="loss").groupby(keys)["loss"]
     joined = chains.agg(["mean", "sem"]).reset_index().merge(estimates, on=keys)
     nbeta = float(np.median(joined["llc/mean"] / joined["loss/excess"]))
-    return _estimated(joined, nbeta)[[*keys, "loss/mean", "llc/mean", "llc/mcse"]]
+    return pd.DataFrame(_estimated(joined, nbeta)[[*keys, "loss/mean", "llc/mean", "llc/mcse"]])
 
 
 def estimates_so_far(traces: pd.DataFrame, estimates: pd.DataFrame) -> pd.DataFrame:
