@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from benchmarks.pages import fill, mark, markdown_table, with_error
+from benchmarks.reproduction.comparison import Change
 from icl.analysis.transient_ridge import crossover_samples
 from icl.config import TrainingConfig
 from icl.config.sweeps import expand, load_sweep
@@ -194,25 +195,12 @@ def coefficients() -> str:
     return markdown_table(["M", *heads], rows)
 
 
-@dataclass(frozen=True)
-class Change:
-    """Δλ̂ between the estimates at two steps, and its standard error, the two taken for independent."""
-
-    first: int
-    last: int
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return with_error(self.value, self.error, "+")
-
-
 def change(tasks: float, units: str, first: int, last: int) -> Change:
-    """Δλ̂ of one run between two steps."""
+    """Δλ̂ of one run between two steps; the errors of the two estimates are taken for independent."""
     table = estimates(units)
     before, after = (rows_where(table, num_tasks=tasks, step=step).iloc[0] for step in (first, last))
     error = math.hypot(before["llc/mcse"], after["llc/mcse"])
-    return Change(first, last, float(after["llc/mean"] - before["llc/mean"]), error)
+    return Change(float(after["llc/mean"] - before["llc/mean"]), error)
 
 
 def trade(units: str, first: int, last: int) -> str:

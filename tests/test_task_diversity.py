@@ -6,7 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.task_diversity import EARLY, FAMILY, PAGE, SWEEP, TABLES, change, estimates, outcomes, page
+from benchmarks.task_diversity import (
+    CLEAR,
+    EARLY,
+    FAMILY,
+    PAGE,
+    SWEEP,
+    TABLES,
+    WINDOW,
+    change,
+    estimates,
+    outcomes,
+    page,
+)
 from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.run import load_model
 from icl.analysis.transient_ridge import measure_distances
@@ -22,6 +34,11 @@ ROOT = Path(__file__).parents[1]
 STORE = LocalStore(FAMILY / "checkpoints")
 RUNS = sorted(path.parent.name for path in (FAMILY / "checkpoints" / "icl").glob("*/config.json"))
 SETTINGS = {"absolute": "11-L2H4Mfin-llcs", "relative": "12-L2H4Mfin-relative-llcs"}
+
+
+def sweep(name: str) -> LLCConfig:
+    """The first point of a sweep file."""
+    return LLCConfig.parse(expand(load_sweep(ROOT / "sweeps" / "analysis" / f"{name}.yaml"))[0])
 
 
 def test_its_tables_are_those_of_the_data():
@@ -70,9 +87,19 @@ def test_the_runs_are_those_of_the_training_sweep():
     assert RUNS
 
 
+def test_its_words_have_the_numbers_of_the_settings():
+    text = " ".join(PAGE.read_text().split())
+    assert (WINDOW, CLEAR) == (5, 3.0)
+    assert "as means over five checkpoints" in text
+    assert "rises by three standard errors" in text
+    steps = [sweep(name).sampler_config.step_size for name in (SETTINGS["relative"], "8-L2H4-relative-llcs")]
+    assert "The step size is a quarter of that of geometry.md" in text
+    assert steps[0] == pytest.approx(steps[1] / 4)
+
+
 @pytest.mark.parametrize("units", TABLES)
 def test_estimates_have_the_settings_of_their_sweep(units):
-    config = LLCConfig.parse(expand(load_sweep(ROOT / "sweeps" / "analysis" / f"{SETTINGS[units]}.yaml"))[0])
+    config = sweep(SETTINGS[units])
     rows = read_table(FAMILY, TABLES[units])
     made = json.loads((FAMILY / f"{TABLES[units]}.json").read_text())
     expected = config.sampler_config.decisive()

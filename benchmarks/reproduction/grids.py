@@ -15,7 +15,7 @@ from benchmarks.reproduction.comparison import Comparison
 from benchmarks.reproduction.shipped import Shipped, estimate
 from icl.analysis.run_tables import keys_of
 from icl.figures.calibration_grids import BATCHES, LOCALISATION, LOSSES
-from icl.figures.elements import HEALTHY, numbers, rows_where
+from icl.figures.elements import HEALTHY, UNTESTED, numbers, rows_where
 from icl.figures.families import read_table
 from icl.sampling.verdict import RHAT_LIMIT
 
@@ -69,7 +69,7 @@ class Grid:
     def failed(self) -> int:
         """Estimates that failed a test of their chains, or whose chains diverged."""
         verdicts = self.table["verdict"]
-        return sum((verdicts != HEALTHY) & ~verdicts.str.startswith("not tested"))
+        return sum((verdicts != HEALTHY) & ~verdicts.str.startswith(UNTESTED))
 
     def by_setting(self, head: str, title: Callable[..., str]) -> str:
         """λ̂ with its error: a row for each setting, a column for each checkpoint. `title` names a setting by its values."""

@@ -157,9 +157,9 @@ def memorisation_map(distances: pd.DataFrame) -> Figure:
 def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> Figure:
     """λ̂ of models trained on M tasks (arXiv 2501.17745, third figure).
 
-    Left: over training, one line per M. Right: over M, at the end of training and at the estimate nearest in log t to t_crit, where
-    the loss on Gaussian tasks is smallest. Bands and bars are ±2 Monte-Carlo standard errors. The dashed line is M = ∞ at the end, if
-    it is there.
+    Left: over training, one line per M. Right: over M, at the end of training and, if it is another one, at the estimate nearest in
+    log t to t_crit, where the loss on Gaussian tasks is smallest. Bands and bars are ±2 Monte-Carlo standard errors. The dashed line
+    is M = ∞ at the end, if it is there.
 
     Args:
         estimates: one row per number of tasks and `step`, from `icl tabulate` (`by_num_tasks`): `llc/mean`, `llc/mcse`, `verdict`.
@@ -179,15 +179,17 @@ def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> 
         lasts.append(last)
         if tasks in critical.index:
             nearest = int(np.abs(np.log(numbers(one, "step") / max(critical[tasks], 1))).argmin())
-            criticals.append(one.iloc[nearest])
+            if nearest < len(one) - 1:
+                criticals.append(one.iloc[nearest])
     for rows, marker, line, label in ((lasts, "*", "-", "end of training"), (criticals, "o", ":", "smallest OOD loss")):
-        table = pd.DataFrame(rows)
+        table = pd.DataFrame(rows, columns=estimates.columns)
         places, values, errors = (numbers(table, name) for name in ("num_tasks", "llc/mean", "llc/mcse"))
         right.errorbar(places, values, 2 * errors, fmt=marker + line, color=MODEL, ms=4, lw=0.8, label=label)
     left.set(xscale="log", xlabel="training step $t$", ylabel=r"$\hat\lambda$ (±2 Monte-Carlo s.e.)")
     right.set(xlabel="number of tasks $M$")
     right.set_xscale("log", base=2)
-    left.set_ylim(bottom=0)
+    for axis in (left, right):
+        axis.axhline(0, color="black", lw=0.5)
     left.legend(loc="upper left", fontsize=6)
     right.legend(fontsize=6)
     return figure
