@@ -3,6 +3,7 @@
 import argparse
 import math
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ from numpy.typing import NDArray
 
 from benchmarks.pages import fill, mark, markdown_table, with_error
 from benchmarks.reproduction.comparison import Change
+from icl.analysis.data import AnalysisData, DataSettings
 from icl.analysis.transient_ridge import crossover_samples
+from icl.baselines import dmmse_predictor, ridge_predictor
 from icl.config import TrainingConfig
 from icl.config.sweeps import expand, load_sweep
 from icl.execution.closing import in_short
@@ -50,9 +53,16 @@ def page(text: str) -> str:
     return text
 
 
+@cache
+def configs() -> dict[float | None, TrainingConfig]:
+    """The settings of every run by its number of tasks."""
+    parsed = [TrainingConfig.parse(data) for data in expand(load_sweep(SWEEP))]
+    return {each.task_config.num_tasks: each.resolved() for each in parsed}
+
+
 def config() -> TrainingConfig:
     """The settings that all runs share."""
-    return TrainingConfig.parse(expand(load_sweep(SWEEP))[0])
+    return next(iter(configs().values()))
 
 
 def distances() -> pd.DataFrame:
@@ -64,13 +74,15 @@ def distances() -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run: its rows where the loss on Gaussian tasks is lowest, at the end, and nearest to ridge; and by how much that loss and
-    the distance to ridge rise to the end, with standard errors, as means over `WINDOW` checkpoints."""
+    """One run: its rows where the loss on Gaussian tasks is lowest, at the end, and nearest to ridge; the squared distance of the two
+    optimal predictors from each other; and by how much that loss and the distance to ridge rise to the end, with standard errors, as
+    means over `WINDOW` checkpoints."""
 
     tasks: float
     critical: pd.Series
     last: pd.Series
     nearest: pd.Series
+    apart: float
     rise: tuple[float, float]
     rise_from_ridge: tuple[float, float]
 
@@ -87,8 +99,21 @@ class Outcome:
     @property
     def side(self) -> str:
         """The optimal predictor that the last model is near: the squared distance to it is below half of that to the other."""
-        ratio = self.last["delta_ridge"] / self.last["delta_dmmse"]
-        return "ridge" if ratio < 0.5 else "dMMSE" if ratio > 2 else "between"
+        ridge, dmmse = self.last["delta_ridge"], self.last["delta_dmmse"]
+        if self.apart < min(ridge, dmmse):
+            return "too close"
+        return "ridge" if ridge < 0.5 * dmmse else "dMMSE" if dmmse < 0.5 * ridge else "between"
+
+
+@cache
+def separation(tasks: float) -> float:
+    """The mean squared difference of the two optimal predictors on the evaluator's sequences of the first M tasks."""
+    settings = configs()[tasks]
+    data, noise = AnalysisData(settings, DataSettings()), settings.task_config.noise_variance
+    xs, ys = data.training_sequences
+    known = data.training_tasks
+    assert known is not None
+    return float((ridge_predictor(xs, ys, noise) - dmmse_predictor(xs, ys, known, noise)).square().mean())
 
 
 def outcomes() -> list[Outcome]:
@@ -98,7 +123,7 @@ def outcomes() -> list[Outcome]:
         one = rows_where(table, num_tasks=tasks)
         lowest, nearest = (int(numbers(one, name).argmin()) for name in ("ood/mse", "delta_ridge"))
         rises = [rise(numbers(one, name), place) for name, place in (("ood/mse", lowest), ("delta_ridge", nearest))]
-        found.append(Outcome(tasks, one.iloc[lowest], one.iloc[-1], one.iloc[nearest], *rises))
+        found.append(Outcome(tasks, one.iloc[lowest], one.iloc[-1], one.iloc[nearest], separation(tasks), *rises))
     return found
 
 
@@ -120,10 +145,11 @@ def estimates(units: str) -> pd.DataFrame:
 def answer() -> str:
     """The page in short."""
     ends = outcomes()
-    by_side = {kind: listed([run.name for run in ends if run.side == kind]) for kind in PUBLISHED_SIDES}
+    by_side = {kind: listed([run.name for run in ends if run.side == kind]) for kind in (*PUBLISHED_SIDES, "too close")}
     lines = [
         f"- Near dMMSE at the end of training: {by_side['dMMSE']}.",
         f"- Near ridge at the end: {by_side['ridge']}. Between them: {by_side['between']}.",
+        f"- The two predictors are too close to each other to tell: {by_side['too close']}.",
     ]
     for run in ends:
         if run.risen:
@@ -151,13 +177,14 @@ def runs() -> str:
         [
             run.name, f"{run.last['step'] + 1:,.0f}",
             f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}", f"{run.last['delta_ridge']:.3f}",
-            told(run.rise_from_ridge), f"{run.last['delta_dmmse']:.3f}",
+            told(run.rise_from_ridge), f"{run.last['delta_dmmse']:.3f}", f"{run.apart:.3f}",
             f"{run.critical['ood/mse']:.3f} at {run.critical['step']:,.0f}", told(run.rise), f"{run.last['in_distribution/mse']:.3f}",
         ]
         for run in outcomes()
     ]  # fmt: skip
     head = [
-        "M", "steps", "nearest to ridge", "to ridge, end", "its rise", "to dMMSE, end", "lowest loss on Gaussian tasks", "its rise",
+        "M", "steps", "nearest to ridge", "to ridge, end", "its rise", "to dMMSE, end", "ridge to dMMSE",
+        "lowest loss on Gaussian tasks", "its rise",
         "loss on own tasks, end",
     ]  # fmt: skip
     return markdown_table(head, rows)
@@ -177,6 +204,9 @@ def sides() -> str:
         rows.append([f"end near {kind}" if kind != "between" else "end between", f"{low} to {high:,}", listed(ours)])
     risen = [run.name for run in ends if run.risen]
     rows.append(["ridge is transient", "{} to {}".format(*PUBLISHED_TRANSIENT), listed(risen)])
+    rows.append(
+        ["end where the two are too close to tell", "", listed([run.name for run in ends if run.side == "too close"])]
+    )
     return markdown_table(["M whose models", "arXiv 2501.17745 (D = 8, K = 16, 2.65 million weights)", "ours"], rows)
 
 
