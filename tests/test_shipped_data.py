@@ -24,13 +24,14 @@ from icl.storage import LocalStore
 
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / "data" / "L2H4Minf"
-TASKS = ROOT / "data" / "L2H4Mfin-K8"
+OTHERS = [ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Minf-K16")]
 TABLES = sorted(table_names(FAMILY))
 SWEEPS = {
     "llc": "4-L2H4-shipped-llcs",
     "llc_calibrated": "L2H4-llcs-calibrated",
     "llc_long": "7-L2H4-long-llcs",
     "llc_relative": "8-L2H4-relative-llcs",
+    "llc_table_gamma": "14-L2H4-table-gamma-llcs",
     "gamma_spectrum": "9-L2H4-gamma-spectrum",
     "restricted": "10-L2H4-restricted-llcs",
     "restricted_calibrated": "10-L2H4-restricted-llcs-calibrated",
@@ -46,7 +47,7 @@ MISSING = {
     "llc_long": r"test/|gamma",
     "llc_calibrated": r"batch|gamma$",  # whose sweep does not ask for the loss on batches
     "llc_relative": r"batch",
-    "restricted": "test/minimum",  # which needs more than two chains
+    **dict.fromkeys(("llc_table_gamma", "restricted"), "test/minimum"),  # which needs more than two chains
 }
 """The columns of `llc` that a table like it does not have."""
 LATE = ("5-L2H4-late-llcs", "6-L2H4-stage-end-llcs")
@@ -97,7 +98,7 @@ def described(table: str) -> list[re.Pattern[str]]:
 @pytest.mark.parametrize("table", TABLES)
 def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     columns = set(read_table(FAMILY, table).columns) - {"model_seed", "step" if table != "boundaries" else ""}
-    patterns = described(re.sub(r"(llc|restricted)_(calibrated|long|relative)", r"\1", table))
+    patterns = described(re.sub(r"(llc|restricted)_(calibrated|long|relative|table_gamma)", r"\1", table))
     if table in MISSING:
         patterns = [pattern for pattern in patterns if not re.match(MISSING[table], pattern.pattern)]
     undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
@@ -105,10 +106,13 @@ def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     assert (undescribed, stale) == (set(), set())
 
 
-@pytest.mark.parametrize("table", sorted(table_names(TASKS)))
-def test_every_column_of_the_models_with_few_tasks_is_described(table):
-    patterns = described(re.sub(r"llc_(calibrated|relative)", "llc", table))
-    columns = set(read_table(TASKS, table).columns) - {"model_seed", "num_tasks", "task_config.num_tasks", "step"}
+@pytest.mark.parametrize(
+    ("folder", "table"), [(folder, table) for folder in OTHERS for table in sorted(table_names(folder))]
+)
+def test_every_column_of_the_other_models_is_described(folder, table):
+    like = {"complement": "complement_calibrated"}.get(table, re.sub(r"llc_(calibrated|relative)", "llc", table))
+    patterns = [*described(like), *described("llc")]  # groups have the columns of `llc`
+    columns = set(read_table(folder, table).columns) - {"model_seed", "num_tasks", "task_config.num_tasks", "step"}
     assert {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)} == set()
 
 

@@ -15,6 +15,7 @@ from benchmarks.reproduction import (
     calibrated,
     forms,
     grids,
+    longer,
     milestones,
     power,
     readings,
@@ -45,6 +46,7 @@ SECTIONS = (
     calibrated,
     grids,
     restricted,
+    longer,
 )
 
 

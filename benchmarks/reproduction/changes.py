@@ -33,16 +33,18 @@ def late_llc_changes(run: Shipped) -> Changes:
     return _between(run, run.second_half, "llc")
 
 
-def burnt_in_llc_changes(run: Shipped) -> Changes:
-    """The same without the burn-in that the paper's table of settings names."""
-    return _between(run, run.after_burnin, "llc")
+def burnt_in_llc_changes(run: Shipped, name: str = "llc") -> Changes:
+    """The same as `llc_changes` without the burn-in that the paper's table of settings names."""
+    return _between(run, run.after_burnin(name), name)
 
 
 def _between(run: Shipped, estimates: pd.DataFrame, name: str) -> Changes:
-    """Chains disagree where those of all draws do, in the table called `name`."""
+    """Chains disagree where those of all draws do, in the table called `name`. A stage without both estimates is left out."""
     rows, rhat = estimates.set_index("step"), run.needed(name).set_index("step")["llc/rhat"]
     changes = {}
     for stage, ends in zip(PUBLISHED_STAGE_ENDS, run.spans(), strict=True):
+        if not set(ends) <= set(rows.index):
+            continue
         both = rows.loc[list(ends)]
         change = float(both["llc/mean"].iloc[1] - both["llc/mean"].iloc[0])
         disagree = bool((rhat[list(ends)] > RHAT_LIMIT).any())

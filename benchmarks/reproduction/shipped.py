@@ -138,11 +138,10 @@ class Shipped:
         """(B,) `squared_errors` on `low_noise`."""
         return self.squared_errors(step, self.low_noise.xs, self.low_noise.ys)
 
-    @cached_property
-    def after_burnin(self) -> pd.DataFrame:
-        """λ̂ under the published settings as the paper's table has them, without the first fifth of the draws (`published-table`)."""
+    def after_burnin(self, table: str = "llc") -> pd.DataFrame:
+        """λ̂ of a table without the draws that the paper's table of settings calls burn-in (preset `published-table`)."""
         share = PUBLISHED_TABLE.num_burnin_steps / PUBLISHED.num_draws
-        return estimates_within(self.needed("llc_traces"), self.needed("llc"), share)
+        return estimates_within(self.needed(f"{table}_traces"), self.needed(table), share)
 
     @cached_property
     def second_half(self) -> pd.DataFrame:

@@ -96,7 +96,7 @@ def _choice(family: Path, stages: StageChoice, report: Report) -> StageChoice:
 def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
     """The stages of one run, and the first step of its figures.
 
-    If there are enough estimates, stages are found by `icl.analysis.stages.find_boundaries`. They are called S1, S2, ...
+    If a curve has enough estimates, stages are found by `icl.analysis.stages.find_boundaries`. They are called S1, S2, ...
     """
     if choice == "paper":
         return PAPER_STAGES
@@ -104,17 +104,23 @@ def stages_of(tables: Tables, choice: StageChoice) -> StageEnds:
         [numbers(tables[name], "step") for name in ("losses", "llc") if name in tables] or [np.ones(1)]
     )
     first, last = float(steps[steps > 0].min(initial=steps.max(initial=1))), float(steps.max())
-    estimates = next((tables[name] for name in ("llc", "llc_calibrated") if name in tables), None)
-    if choice == "none" or estimates is None:
-        return StageEnds({}, first)
-    curve = estimates.dropna(subset=["llc/mean"])
-    try:
-        error = curve["llc/mcse"].fillna(curve["llc/mcse"].max()) if "llc/mcse" in curve else 0.0
-        boundaries = [float(step) for step in find_boundaries(curve["step"], curve["llc/mean"], error).steps]
-    except ValueError:  # too few estimates
-        boundaries = []
+    boundaries = [] if choice == "none" else _boundaries(tables)
     ends = [*boundaries, last + 1] if boundaries else []
     return StageEnds({f"S{number}": end for number, end in enumerate(ends, start=1)}, first)
+
+
+def _boundaries(tables: Tables) -> list[float]:
+    """Those of the first curve that has enough estimates."""
+    for name in ("llc", "llc_calibrated"):
+        if name not in tables:
+            continue
+        curve = tables[name].dropna(subset=["llc/mean"])
+        error = curve["llc/mcse"].fillna(curve["llc/mcse"].max()) if "llc/mcse" in curve else 0.0
+        try:
+            return [float(step) for step in find_boundaries(curve["step"], curve["llc/mean"], error).steps]
+        except ValueError:  # too few estimates
+            continue
+    return []
 
 
 def draw(name: str, tables: Tables, report: Report = print, stages: Stages = NO_STAGES) -> Figure | None:

@@ -22,14 +22,17 @@ GRIDS = (
 )  # fmt: skip
 """The tables of the calibration grids (data/calibration)."""
 
-RESTRICTED = ("restricted", "restricted_calibrated", "restricted_relative", "complement_calibrated")
+RESTRICTED = ("restricted", "restricted_calibrated", "restricted_relative", "complement", "complement_calibrated")
 """The tables of groups of weights (`icl.figures.restricted`)."""
+
+SETTINGS = ("llc_calibrated", "llc_long", "llc_relative", "llc_table_gamma", "gamma_spectrum")
+"""The tables of estimates under other settings than the published ones."""
 
 COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
     **{
         name: f"icl llc SWEEP, then icl tabulate SWEEP --name {name} --output data/FAMILY"
-        for name in ("llc_calibrated", "llc_long", "llc_relative", "gamma_spectrum", *RESTRICTED, *GRIDS)
+        for name in (*SETTINGS, *RESTRICTED, *GRIDS)
     },
     "curvature": "python -m benchmarks.geometry.curvature",
     "losses": "icl tabulate SWEEP --output data/FAMILY",

@@ -50,6 +50,8 @@ RUNS = {
     "analysis/10-L2H4-restricted-llcs-calibrated": 19,
     "analysis/10-L2H4-restricted-llcs-relative": 19,
     "analysis/10-L2H4-complement-llcs-calibrated": 7,
+    "analysis/13-L2H4-K16-llcs-calibrated": 1,
+    "analysis/14-L2H4-table-gamma-llcs": 5,
     "analysis/L2H4-llcs-calibrated": 1,
     "analysis/quick-llc": 2,
     "analysis/language-llcs": 2,

@@ -157,6 +157,7 @@ def test_stages_are_those_that_a_runs_own_estimates_show():
     assert found["S2"] == 500
     assert found.first == 1
     assert dict(stages_of({"llc": llc}, "none")) == dict(stages_of({"llc": llc[:5]}, "found")) == {}
+    assert dict(stages_of({"losses": llc, "llc": llc[:5], "llc_calibrated": llc}, "found")) == dict(found)
     assert dict(stages_of({"llc": llc}, "paper")) == dict(PUBLISHED_STAGE_ENDS)
 
 
