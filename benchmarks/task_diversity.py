@@ -57,7 +57,9 @@ def page(text: str) -> str:
 def configs() -> dict[float | None, TrainingConfig]:
     """The settings of every run by its number of tasks."""
     parsed = [TrainingConfig.parse(data) for data in expand(load_sweep(SWEEP))]
-    return {each.task_config.num_tasks: each.resolved() for each in parsed}
+    found = {each.task_config.num_tasks: each.resolved() for each in parsed}
+    assert len(found) == len(parsed), "runs differ in more than the number of tasks"
+    return found
 
 
 def config() -> TrainingConfig:
@@ -98,7 +100,8 @@ class Outcome:
 
     @property
     def side(self) -> str:
-        """The optimal predictor that the last model is near: the squared distance to it is below half of that to the other."""
+        """The optimal predictor that the last model is near: the squared distance to it is below half of that to the other. "between" if
+        it is near neither, "too close" if the two are closer to each other than the model is to either."""
         ridge, dmmse = self.last["delta_ridge"], self.last["delta_dmmse"]
         if self.apart < min(ridge, dmmse):
             return "too close"

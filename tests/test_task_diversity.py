@@ -78,8 +78,9 @@ def test_its_conclusions_hold():
         assert early.drop(16).max() < 1.15 * early.drop(16).min()
     assert at["absolute", last].idxmin() == 16
     assert at["absolute", last].max() < 0.5 * at["absolute", first].min()
-    assert at["relative", last].loc[:1024].is_monotonic_decreasing  # larger for fewer tasks, up to a point
-    assert at["relative", last][1024] < at["relative", last][4096] < 1.1 * at["relative", last][1024]
+    late = at["relative", last]  # larger for few tasks
+    assert abs(late[16] - late[64]) < 5 < late[64] - late[256]
+    assert max(late[1024], late[4096]) < late[256] - 5
     assert (at["relative", last] > at["relative", first]).all()
 
 

@@ -15,13 +15,13 @@ from benchmarks.reproduction import (
     calibrated,
     forms,
     grids,
-    longer,
     milestones,
     power,
     readings,
     restricted,
     seeds,
     settings,
+    sixteen,
     stages,
     trained,
 )
@@ -46,7 +46,7 @@ SECTIONS = (
     calibrated,
     grids,
     restricted,
-    longer,
+    sixteen,
 )
 
 

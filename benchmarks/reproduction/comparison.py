@@ -13,6 +13,12 @@ TOLERANCE, RELATIVE_TOLERANCE = 5.0, 0.15
 LOG_TOLERANCE = 0.25
 """A step is reproduced if |log(step / published)| is at most this."""
 
+
+def aim(published: float) -> float:
+    """How close to it counts as reproduced, for a change of λ̂."""
+    return max(TOLERANCE, RELATIVE_TOLERANCE * abs(published))
+
+
 HEAD = ("mean", "spread", "in spreads", "p")
 """Of the columns that `Comparison.cells` fills."""
 
@@ -97,10 +103,10 @@ class Change:
         """Whether it is reproduced, or missed by more than two standard errors, or neither."""
         if self.disagree:
             return "chains disagree"
-        aim, miss = max(TOLERANCE, RELATIVE_TOLERANCE * abs(published)), abs(self.value - published)
-        if miss - 2 * self.error > aim:
+        miss = abs(self.value - published)
+        if miss - 2 * self.error > aim(published):
             return "outside"
-        return "within" if miss + 2 * self.error <= aim else "undecided"
+        return "within" if miss + 2 * self.error <= aim(published) else "undecided"
 
     def __str__(self) -> str:
         return f"{self.value:+.1f} ± {self.error:.1f}"

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.pages import markdown_table, with_error
+from benchmarks.reproduction.calibrated import verdicts_of
 from benchmarks.reproduction.changes import Changes, burnt_in_llc_changes, llc_changes
 from benchmarks.reproduction.comparison import Comparison
 from benchmarks.reproduction.published import CHANGE_OF_LLC
@@ -12,28 +13,32 @@ from icl.sampling.presets import PUBLISHED_TABLE
 DRAWS: dict[str, Callable[[Shipped, str], Changes]] = {"all draws": llc_changes, "after burn-in": burnt_in_llc_changes}
 """Which draws count -> Δλ̂ of a run and a table."""
 
-GAMMAS = {"code": "llc", "table": "llc_table_gamma"}
-"""Whose γ -> the table of the estimates with it."""
+GAMMAS = {"smaller": "llc", "larger": "llc_table_gamma"}
+"""The γ of the public code and that of the paper's table -> the estimates with it."""
+
+Found = Mapping[str, Mapping[str, Mapping[str, Comparison]]]
+"""γ -> draws -> stage -> Δλ̂ of the runs."""
 
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     """What the placeholders of the section stand for."""
-    run = detailed(runs)
+    run, table = detailed(runs), GAMMAS["larger"]
+    having = [each for each in runs if each.table(table) is not None]
     found = {
-        gamma: {draws: compared([read(each, table) for each in runs if each.table(table) is not None]) for draws, read in DRAWS.items()}
-        for gamma, table in GAMMAS.items()
+        gamma: {draws: compared([read(each, name) for each in runs if each.table(name) is not None]) for draws, read in DRAWS.items()}
+        for gamma, name in GAMMAS.items()
     }  # fmt: skip
-    levels = run.after_burnin(GAMMAS["table"]).set_index("step")["loss/mean"]
-    rhat = run.needed(GAMMAS["table"]).set_index("step")["llc/rhat"]
+    rows, levels = run.needed(table).set_index("step"), run.after_burnin(table).set_index("step")["loss/mean"]
     return {
         "reading": found,
-        "literal": burnt_in_llc_changes(run, GAMMAS["table"]),
-        "literal_level": {stage: float(levels[step]) for stage, step in run.boundaries().items()},
-        "literal_rhat": {stage: float(rhat[step]) for stage, step in run.boundaries().items()},
+        "larger_gamma": run.sampler(table).localization,
+        "larger_gamma_chains": int(rows["chains"].max()),
+        "larger_gamma_level": {stage: float(levels[step]) for stage, step in run.boundaries().items()},
+        "larger_gamma_rhat": {stage: float(rows.loc[step, "llc/rhat"]) for stage, step in run.boundaries().items()},
+        "larger_gamma_verdicts": [verdict for each in having for verdict in verdicts_of(each, table)],
+        "smaller_gamma": PUBLISHED_TABLE.localization,
         "table_burnin": PUBLISHED_TABLE.num_burnin_steps,
         "table_draws": PUBLISHED_TABLE.num_draws,
-        "table_gamma": run.sampler(GAMMAS["table"]).localization,
-        "code_gamma": PUBLISHED_TABLE.localization,
         "readings_table": _table(run, found),
     }
 
@@ -46,22 +51,18 @@ def compared(changes: Sequence[Changes]) -> dict[str, Comparison]:
     }
 
 
-def _table(run: Shipped, found: Mapping[str, Mapping[str, Mapping[str, Comparison]]]) -> str:
+def _table(run: Shipped, found: Found) -> str:
     """Δλ̂ by every reading: mean and spread where there are several seeds, otherwise one seed with its error."""
-    heads = [
-        f"γ = {run.sampler(table).localization:.1f}, {draws}" for table in GAMMAS.values() for draws in DRAWS
-    ]  # fmt: skip
+    readings = [(gamma, table, draws) for gamma, table in GAMMAS.items() for draws in DRAWS]
+    single = {(table, draws): DRAWS[draws](run, table) for _, table, draws in readings}
     rows = []
     for stage, published in CHANGE_OF_LLC.items():
         cells = []
-        for gamma, table in GAMMAS.items():
-            for draws, read in DRAWS.items():
-                each, one = found[gamma][draws][stage], read(run, table)[stage]
-                several = len(each.values) > 1
-                cells.append(
-                    with_error(each.mean, each.spread, "+")
-                    if several
-                    else f"{with_error(one.value, one.error, '+')} (seed {run.seed})"
-                )
+        for gamma, table, draws in readings:
+            every, one = found[gamma][draws][stage], single[table, draws][stage]
+            several = f"{with_error(every.mean, every.spread, '+')} ({len(every.values)} seeds)"
+            alone = f"{with_error(one.value, one.error, '+')} (seed {run.seed})"
+            cells.append(several if len(every.values) > 1 else alone)
         rows.append([stage, f"{published:+g}", *cells])
+    heads = [f"γ = {run.sampler(table).localization:.1f}, {draws}" for _, table, draws in readings]
     return markdown_table(["stage", "Δλ̂ published", *heads], rows)

@@ -116,9 +116,9 @@ def groups_table(run: Shipped, found: Estimates, title: str = "what moves") -> s
     }
     model = InContextRegressionTransformer.from_shape(run.config.task_config.shape, seed=0)
     rows = [
-        [group, _size(model, rows), *(cell(ends[stage]) if stage in ends else "" for stage in steps)]
-        for group, rows in found.items()
-        if (ends := at_ends(run, rows))
+        [group, _size(model, estimates), *(cell(ends[stage]) if stage in ends else "" for stage in steps)]
+        for group, estimates in found.items()
+        if (ends := at_ends(run, estimates))
     ]
     return markdown_table([title, "weights", *(f"end of {stage}, {step:,}" for stage, step in steps.items())], rows)
 

@@ -4,7 +4,7 @@ from icl.sampling.presets import PRESETS
 
 ABOUT = {
     "published": "The settings of arXiv 2402.02364, for its transformers. At early checkpoints the chains leave the region of the weights.",
-    "published-table": "The same, with the burn-in that the paper's table names. Its public code ignored it.",
+    "published-table": "The same, with the burn-in that the paper's table names. Its public code ignored it. γ is that of the code.",
     "calibrated": "For the same transformers. Chains stay near the weights at every checkpoint. Takes about a minute per checkpoint.",
     "automatic": "For any model. Short pilot chains choose the constants, and draws go on until the error is small. Slowest.",
     "published-language": "The settings of arXiv 2402.02364 for its language models, with an artefact of its estimator. Only to compare.",

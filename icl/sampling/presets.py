@@ -20,8 +20,8 @@ Its chains leave the basin around w* (docs/reproduction.md).
 PUBLISHED_TABLE = PUBLISHED.model_copy(update={"num_draws": 4000, "num_burnin_steps": 1000})
 """The same chains as that paper's table of settings describes them: 1000 draws of burn-in, then 4000.
 
-Its γ of 13.3 is taken for twice the γ of this library's target, (γ/2)‖w - w*‖². The public code ignored the burn-in
-(docs/reproduction.md compares the two).
+γ is that of the public code, 6.67. The table has 13.3, which may be meant for a pull of (γ/4)‖w - w*‖². The public code ignored the
+burn-in. docs/reproduction.md compares the readings.
 """
 
 CALIBRATED = SamplerConfig(

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.reproduction.longer import FOLDER
 from benchmarks.reproduction.shipped import Shipped
+from benchmarks.reproduction.sixteen import FOLDER
 from icl.analysis.measures import MEASURES
 from icl.analysis.run import load_model
 from icl.config import TrainingConfig
 from icl.config.sweeps import expand, load_sweep, with_overrides
 from icl.estimation import LLCConfig
+from icl.figures.restricted import EXCLUDED, INCLUDED
 
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 ESTIMATES = {
@@ -22,6 +23,9 @@ ESTIMATES = {
     "complement": ("2-L2H4-rllcs-exclusions", ["sampler_config.num_chains=2"]),
 }
 """Table -> the sweep file that made it, and what was changed in it, as its header says."""
+
+VARIED = {"include", "exclude", "num_chains", "cores", "max_memory_bytes"}
+"""Settings that are columns of a table, or that do not matter to an estimate."""
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +39,8 @@ def test_the_run_is_one_of_the_training_sweep(run):
     assert run.name in {TrainingConfig.parse(data).name for data in trained}
 
 
-def test_its_last_checkpoint_gives_the_evaluations_again(run):
-    step = run.checkpoints.steps()[-1]
+@pytest.mark.parametrize("step", [984, 40_292, 132_836, 335_949, 499_999])
+def test_its_checkpoints_give_the_evaluations_again(run, step):
     new = MEASURES["evals"](load_model(run.checkpoints, run.config, step), run.data)
     old = run.needed("evals").set_index("step").loc[step]
     for column in new.columns:
@@ -48,15 +52,23 @@ def test_estimates_have_the_settings_of_their_sweep(run, table):
     file, changes = ESTIMATES[table]
     points = with_overrides(expand(load_sweep(SWEEPS / "analysis" / f"{file}.yaml")), changes)
     asked = [LLCConfig.parse(data) for data in points]
-    varied = {
-        "include",
-        "exclude",
-        "num_chains",
-        "cores",
-        "max_memory_bytes",
-    }  # columns of the table, or no matter of an estimate
-    expected = {k: v for k, v in asked[0].sampler_config.decisive().items() if k not in varied}
-    made = json.loads((FOLDER / f"{table}.json").read_text())
-    assert {k: v for k, v in made["sampler_config"].items() if k not in varied} == expected
-    assert set(run.needed(table)["chains"]) == {asked[0].sampler_config.num_chains}
+    made, rows = json.loads((FOLDER / f"{table}.json").read_text()), run.needed(table)
+    expected = asked[0].sampler_config.decisive()
+    assert {k: v for k, v in made["sampler_config"].items() if k not in VARIED} == {
+        k: v for k, v in expected.items() if k not in VARIED
+    }
+    assert set(rows["chains"]) == {asked[0].sampler_config.num_chains}
     assert set(made["runs"].values()) == {run.name}
+    for kind, column in (("include", INCLUDED), ("exclude", EXCLUDED)):
+        if column in rows:
+            groups = {json.dumps(getattr(each.sampler_config, kind)) for each in asked}
+            assert set(rows[column]) == groups
+            assert rows.groupby(column)["step"].nunique().nunique() == 1
+
+
+def test_the_calibrated_curve_has_all_steps_of_its_sweep(run):
+    (asked,) = [
+        LLCConfig.parse(data)
+        for data in expand(load_sweep(SWEEPS / "analysis" / f"{ESTIMATES['llc_calibrated'][0]}.yaml"))
+    ]
+    assert run.needed("llc_calibrated")["step"].tolist() == list(asked.steps)

@@ -1,0 +1,143 @@
+"""The section on the model with K = 16 examples, beside those with K = 8."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mode
+
+from benchmarks.pages import markdown_table, with_error
+from benchmarks.reproduction.calibrated import VERDICTS, verdicts_of, verdicts_row
+from benchmarks.reproduction.comparison import Comparison
+from benchmarks.reproduction.restricted import by_group, cell, failures, groups_table, shown_at_ends, with_sum
+from benchmarks.reproduction.shipped import Shipped
+from icl.figures.elements import rows_where
+from icl.figures.restricted import EXCLUDED, grouped
+
+FOLDER = Path(__file__).parents[2] / "data" / "L2H4Minf-K16"
+
+MEASURED = {"loss": "pretrain/mse", "ridge": "pretrain/delta_ridge", "norm": "weight/norm"}
+"""Quantity -> its column of `evals`."""
+
+COMPARED = {"calibrated": "llc_calibrated", "units of the weights": "llc_relative"}
+"""Settings of the sampler that both models have -> the table of the estimates."""
+
+OWN = "its own sweep file"
+SETTINGS = {**COMPARED, OWN: "llc"}
+
+GROUPS = {"one group moves": "restricted", "all but one group moves": "complement"}
+
+
+def facts(runs: Sequence[Shipped]) -> dict[str, object]:
+    """What the placeholders of the section stand for."""
+    (run,) = Shipped.runs(FOLDER)
+    groups = with_sum(grouped(run.needed("restricted")))
+    rest = by_group(grouped(run.needed("complement"), EXCLUDED))
+    verdicts = {name: verdicts_of(run, table) for name, table in {**SETTINGS, **GROUPS}.items()}
+    return {
+        "sixteen": {
+            "config": run.config,
+            "seed": run.seed,
+            "sampler": run.sampler(SETTINGS[OWN]),
+            "chains": int(run.needed(SETTINGS[OWN])["chains"].max()),
+            "groups_sampler": run.sampler("restricted"),
+            "groups_chains": int(run.needed("restricted")["chains"].max()),
+            "peak": peak(run),
+            "llc": {name: estimates(run, table) for name, table in SETTINGS.items()},
+            "at": shown_at_ends(run, groups),
+            "boundaries": boundaries(run),
+            "verdicts": verdicts,
+            "groups_passed": sum(len(verdicts[name]) - failures(verdicts[name])["number"] for name in GROUPS),
+            **{name: at_ends(run, column) for name, column in MEASURED.items()},
+        },
+        "eight": {
+            "peak": mode([peak(each) for each in runs]),
+            "peaks": [peak(each) for each in runs],
+            "boundaries": [boundaries(each) for each in runs],
+            "llc": over_runs(runs, COMPARED["calibrated"]),
+            "relative": over_runs(runs, COMPARED["units of the weights"]),
+            **{name: compared(runs, column) for name, column in MEASURED.items()},
+        },
+        "sixteen_behaviour_table": behaviour_table(runs, run),
+        "sixteen_llc_table": llc_table(runs, run),
+        "sixteen_verdicts_table": markdown_table(VERDICTS, [verdicts_row(*item) for item in verdicts.items()]),
+        "sixteen_groups_table": groups_table(run, groups),
+        "sixteen_rest_table": groups_table(run, rest, "what stays"),
+    }
+
+
+def peak(run: Shipped) -> int:
+    """The step with the largest calibrated λ̂."""
+    table = run.needed(COMPARED["calibrated"])
+    return int(table.loc[table["llc/mean"].idxmax(), "step"])
+
+
+def at_ends(run: Shipped, column: str) -> dict[str, float]:
+    """Stage -> a column of `evals` at the checkpoint nearest to its end."""
+    table = run.needed("evals").set_index("step")[column]
+    return {stage: float(table.loc[step]) for stage, step in run.boundaries().items()}
+
+
+def compared(runs: Sequence[Shipped], column: str) -> dict[str, Comparison]:
+    """The same over several runs."""
+    each = [at_ends(run, column) for run in runs]
+    return {stage: Comparison(None, [ends[stage] for ends in each]) for stage in each[0]}
+
+
+def estimates(run: Shipped, table: str) -> dict[str, tuple[float, float]]:
+    """Stage -> λ̂ and its standard error at the checkpoint nearest to its end, where there is an estimate."""
+    rows = run.needed(table).set_index("step")
+    return {
+        stage: (float(rows.loc[step, "llc/mean"]), float(rows.loc[step, "llc/mcse"]))
+        for stage, step in run.boundaries().items()
+        if step in rows.index
+    }
+
+
+def over_runs(runs: Sequence[Shipped], table: str) -> dict[str, Comparison]:
+    """Stage -> λ̂ of the runs that have an estimate at its end."""
+    each = [estimates(run, table) for run in runs]
+    return {
+        stage: Comparison(None, [ends[stage][0] for ends in each if stage in ends]) for stage in runs[0].boundaries()
+    }
+
+
+def boundaries(run: Shipped) -> Mapping[str, object]:
+    """What the detector finds in the calibrated curve."""
+    found = rows_where(run.needed("boundaries"), setting=COMPARED["calibrated"])
+    return {
+        "number": len(found),
+        "places": [float(step) for step in found["step"]],
+        "steps": ", ".join(f"{row.step:,.0f} ({row.low:,.0f} to {row.high:,.0f})" for row in found.itertuples()),
+    }
+
+
+def behaviour_table(runs: Sequence[Shipped], sixteen: Shipped) -> str:
+    """The loss and the distance to ridge at the stage ends."""
+    columns = {"ℓ": MEASURED["loss"], "distance to ridge": MEASURED["ridge"]}
+    rows = []
+    for stage, step in sixteen.boundaries().items():
+        cells = []
+        for column in columns.values():
+            eight = compared(runs, column)[stage]
+            cells += [f"{eight.mean:.3f} ± {eight.spread:.3f}", f"{at_ends(sixteen, column)[stage]:.3f}"]
+        rows.append([stage, f"{runs[0].boundaries()[stage]:,}", f"{step:,}", *cells])
+    heads = [f"{name}, K = {k}" for name in ("step", *columns) for k in (8, 16)]
+    return markdown_table(["end of", *heads], rows)
+
+
+def llc_table(runs: Sequence[Shipped], sixteen: Shipped) -> str:
+    """λ̂ at the stage ends."""
+    rows = []
+    for stage, step in sixteen.boundaries().items():
+        cells = []
+        for table in COMPARED.values():
+            eight = over_runs(runs, table)[stage]
+            several = with_error(eight.mean, eight.spread) if len(eight.values) > 1 else ""
+            cells += [several, _cell(sixteen, table, step)]
+        rows.append([stage, *cells, _cell(sixteen, SETTINGS[OWN], step)])
+    heads = [f"{name}, K = {k}" for name in COMPARED for k in (8, 16)]
+    return markdown_table(["end of", *heads, f"{OWN}, K = 16"], rows)
+
+
+def _cell(run: Shipped, table: str, step: int) -> str:
+    found = rows_where(run.needed(table), step=step)
+    return cell(found.iloc[0]) if len(found) else ""
