@@ -54,10 +54,10 @@ def page(text: str) -> str:
 
 
 @cache
-def configs() -> dict[float | None, TrainingConfig]:
+def configs() -> dict[float, TrainingConfig]:
     """The settings of every run by its number of tasks."""
     parsed = [TrainingConfig.parse(data) for data in expand(load_sweep(SWEEP))]
-    found = {each.task_config.num_tasks: each.resolved() for each in parsed}
+    found = {float(each.task_config.num_tasks or math.inf): each.resolved() for each in parsed}
     assert len(found) == len(parsed), "runs differ in more than the number of tasks"
     return found
 

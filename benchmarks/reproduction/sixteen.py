@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mode
 
-from benchmarks.pages import markdown_table, with_error
+from benchmarks.pages import markdown_table, rows_of, with_error
 from benchmarks.reproduction.calibrated import VERDICTS, verdicts_of, verdicts_row
 from benchmarks.reproduction.comparison import Comparison
 from benchmarks.reproduction.restricted import by_group, cell, failures, groups_table, shown_at_ends, with_sum
 from benchmarks.reproduction.shipped import Shipped
-from icl.figures.elements import rows_where
+from icl.figures.elements import numbers, rows_where
 from icl.figures.restricted import EXCLUDED, grouped
 
 FOLDER = Path(__file__).parents[2] / "data" / "L2H4Minf-K16"
@@ -67,13 +67,14 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
 def peak(run: Shipped) -> int:
     """The step with the largest calibrated λ̂."""
     table = run.needed(COMPARED["calibrated"])
-    return int(table.loc[table["llc/mean"].idxmax(), "step"])
+    return int(numbers(table, "step")[numbers(table, "llc/mean").argmax()])
 
 
 def at_ends(run: Shipped, column: str) -> dict[str, float]:
     """Stage -> a column of `evals` at the checkpoint nearest to its end."""
-    table = run.needed("evals").set_index("step")[column]
-    return {stage: float(table.loc[step]) for stage, step in run.boundaries().items()}
+    table = run.needed("evals")
+    found = dict(zip(table["step"], numbers(table, column), strict=True))
+    return {stage: float(found[step]) for stage, step in run.boundaries().items()}
 
 
 def compared(runs: Sequence[Shipped], column: str) -> dict[str, Comparison]:
@@ -84,12 +85,9 @@ def compared(runs: Sequence[Shipped], column: str) -> dict[str, Comparison]:
 
 def estimates(run: Shipped, table: str) -> dict[str, tuple[float, float]]:
     """Stage -> λ̂ and its standard error at the checkpoint nearest to its end, where there is an estimate."""
-    rows = run.needed(table).set_index("step")
-    return {
-        stage: (float(rows.loc[step, "llc/mean"]), float(rows.loc[step, "llc/mcse"]))
-        for stage, step in run.boundaries().items()
-        if step in rows.index
-    }
+    rows = run.needed(table)
+    found = dict(zip(rows["step"], zip(numbers(rows, "llc/mean"), numbers(rows, "llc/mcse"), strict=True), strict=True))
+    return {stage: found[step] for stage, step in run.boundaries().items() if step in found}
 
 
 def over_runs(runs: Sequence[Shipped], table: str) -> dict[str, Comparison]:
@@ -105,8 +103,8 @@ def boundaries(run: Shipped) -> Mapping[str, object]:
     found = rows_where(run.needed("boundaries"), setting=COMPARED["calibrated"])
     return {
         "number": len(found),
-        "places": [float(step) for step in found["step"]],
-        "steps": ", ".join(f"{row.step:,.0f} ({row.low:,.0f} to {row.high:,.0f})" for row in found.itertuples()),
+        "places": numbers(found, "step").tolist(),
+        "steps": ", ".join(f"{row.step:,.0f} ({row.low:,.0f} to {row.high:,.0f})" for row in rows_of(found)),
     }
 
 
