@@ -10,7 +10,8 @@ from icl.figures.families import read_tables, run_label, runs_of, tables_of_run,
 from icl.figures.recipes import FAMILY_RECIPES, GRID_RECIPES, RUN_RECIPES
 
 ROOT = Path(__file__).parents[2]
-FAMILY, GRIDS, TASKS = (ROOT / "data" / name for name in ("L2H4Minf", "calibration", "L2H4Mfin-K8"))
+SEEDS = [ROOT / "data" / name for name in ("L2H4Minf", "L2H4Minf-K16")]
+GRIDS, TASKS = (ROOT / "data" / name for name in ("calibration", "L2H4Mfin-K8"))
 
 
 def names(folder: Path) -> set[str]:
@@ -19,11 +20,13 @@ def names(folder: Path) -> set[str]:
 
 
 def test_every_figure_of_the_repository_is_one_that_the_data_gives():
-    tables = read_tables(FAMILY)
-    seeds = set().union(*(set(table["model_seed"]) for table in tables.values() if "model_seed" in table.columns))
-    sources = {"L2H4Minf": (FAMILY_RECIPES, tables), "calibration": (GRID_RECIPES, read_tables(GRIDS))} | {
-        f"L2H4Minf-seed-{seed}": (RUN_RECIPES, tables_of_seed(tables, seed)) for seed in map(int, seeds)
-    }
+    sources = {"calibration": (GRID_RECIPES, read_tables(GRIDS))}
+    for family in SEEDS:
+        tables = read_tables(family)
+        seeds = set().union(*(set(table["model_seed"]) for table in tables.values() if "model_seed" in table.columns))
+        sources |= {family.name: (FAMILY_RECIPES, tables)} | {
+            f"{family.name}-seed-{seed}": (RUN_RECIPES, tables_of_seed(tables, seed)) for seed in map(int, seeds)
+        }
     few_tasks = read_tables(TASKS)
     runs = runs_of(few_tasks)
     sources |= {TASKS.name: (FAMILY_RECIPES, few_tasks)} | {
