@@ -12,13 +12,14 @@ import pandas as pd
 import torch
 
 from icl.config.steps import refuse_missing_steps
-from icl.config.sweeps import load_sweep, select
+from icl.config.sweeps import load_sweep
 from icl.devices import available_cores
 from icl.estimation import LLCConfig
 from icl.estimation.estimate import estimates_of
 from icl.execution.forecast import measured_estimate
 from icl.execution.llc_run import subject_of
-from icl.execution.points import llc_points
+from icl.execution.names import attempt, distinct, numbered
+from icl.execution.points import llc_settings
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
 from icl.sampling import PRESETS, SamplerConfig
@@ -90,7 +91,8 @@ def _prepared(
     """
     for cell in grid.cells():
         SamplerConfig.parse(dict(zip(AXES, cell, strict=True)))
-    config = select(llc_points(load_sweep(sweep), overrides), index)
+    points = [attempt(LLCConfig.parse, data) for data in llc_settings(load_sweep(sweep), overrides)]
+    config = numbered(distinct(points), index)
     place = Surroundings.from_environment()
     config = config.of(place.with_kept_seed(config.training))
     subject = subject_of(config, place)
