@@ -12,17 +12,18 @@ import pandas as pd
 import torch
 
 from icl.config.steps import refuse_missing_steps
-from icl.config.sweeps import load_sweep, select
+from icl.config.sweeps import load_sweep
 from icl.devices import available_cores
 from icl.estimation import LLCConfig
 from icl.estimation.estimate import estimates_of
 from icl.execution.forecast import measured_estimate
 from icl.execution.llc_run import subject_of
-from icl.execution.points import llc_points
+from icl.execution.names import attempt, distinct, numbered
+from icl.execution.points import llc_settings
 from icl.execution.progress import progress_bar
 from icl.execution.surroundings import Surroundings
 from icl.sampling import PRESETS, SamplerConfig
-from icl.sampling.calibration import Calibration, Cell, SearchGrid, Target, calibrate
+from icl.sampling.calibration import AXES, Calibration, Cell, SearchGrid, Target, calibrate
 from icl.sampling.transformer_objective import make_objective
 from icl.storage.files import write_table
 from icl.storage.jsonl import JsonLines, Row, read_json_lines
@@ -59,7 +60,7 @@ def say_cost(
     Raises:
         ConfigError: see `calibrate_command`.
     """
-    config, place, subject, chosen, sampler = _prepared(sweep, index, overrides, steps, budget)
+    config, place, subject, chosen, sampler = _prepared(sweep, index, overrides, steps, grid, budget)
     config = config.model_copy(update={"sampler_config": sampler})
     place = replace(place, threads=available_cores(place.device))
     model = subject.model(chosen[-1]).to(place.device)
@@ -81,10 +82,17 @@ def _presets() -> dict[str, SamplerConfig]:
 
 
 def _prepared(
-    sweep: Path, index: int, overrides: Sequence[str], steps: Sequence[int], budget: Budget
+    sweep: Path, index: int, overrides: Sequence[str], steps: Sequence[int], grid: SearchGrid, budget: Budget
 ) -> tuple[LLCConfig, Surroundings, Subject, list[int], SamplerConfig]:
-    """The point of the sweep, its surroundings, its subject, the checkpoints to search at, and the sampler with the budget."""
-    config = select(llc_points(load_sweep(sweep), overrides), index)
+    """The point of the sweep, its surroundings, its subject, the checkpoints to search at, and the sampler with the budget.
+
+    Raises:
+        ConfigError: see `calibrate_command`.
+    """
+    for cell in grid.cells():
+        SamplerConfig.parse(dict(zip(AXES, cell, strict=True)))
+    points = [attempt(LLCConfig.parse, data) for data in llc_settings(load_sweep(sweep), overrides)]
+    config = numbered(distinct(points), index)
     place = Surroundings.from_environment()
     config = config.of(place.with_kept_seed(config.training))
     subject = subject_of(config, place)
@@ -115,10 +123,10 @@ def calibrate_command(
     The folder `output` gets `calibration.csv`, `traces-<step>.png` and `cells.jsonl`. From the last, an interrupted search continues.
 
     Raises:
-        ConfigError: the sweep, an override or the choice of checkpoints is wrong, or the run has no checkpoints.
+        ConfigError: the sweep, an override, a constant of the grid or the choice of checkpoints is wrong, or the run has no checkpoints.
         RunInUseError: another search writes to the folder.
     """
-    config, place, subject, chosen, sampler = _prepared(sweep, index, overrides, steps, budget)
+    config, place, subject, chosen, sampler = _prepared(sweep, index, overrides, steps, grid, budget)
     targets = {step: _target(subject, step, sampler, place.device) for step in chosen}
     presets = _presets()
     cells = len(chosen) * (len(grid.cells()) + len(presets))
@@ -128,7 +136,7 @@ def calibrate_command(
         f"{budget.gradients(cells):,} gradients{of_size}"
     )
     about = (
-        {"training": config.training.identity()}
+        {"training": config.training.identity(), **config.decisive("grad_tasks", "eval_tasks")}
         if config.is_regression
         else {"subject": config.subject, "subject_config": config.subject_config}
     )

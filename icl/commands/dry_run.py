@@ -16,7 +16,7 @@ from icl.estimation import LLCConfig
 from icl.estimation.kept import settings_of
 from icl.execution.closing import short_name
 from icl.execution.forecast import Forecast, forecast_llc, forecast_training, wall_seconds
-from icl.execution.names import RunConfig, by_name, training_of
+from icl.execution.names import RunConfig, training_of
 from icl.execution.surroundings import Surroundings
 from icl.sampling.presets import preset_of
 
@@ -47,8 +47,7 @@ def forecasts(configs: Sequence[RunConfig], place: Surroundings, measured_s: flo
 
 
 def dry_run(configs: Sequence[RunConfig], place: Surroundings, jobs: int, startup_s: float) -> None:
-    """Print the grid and its cost."""
-    configs = [configs[index] for index in by_name(configs).values()]
+    """Print the runs (`icl.execution.names.distinct`) and their cost. The first column is the number that `--index` takes."""
     all_settings = [_settings(config) for config in configs]
     differing = varying(all_settings)
     costs = forecasts(configs, place, 1.0)
@@ -82,7 +81,7 @@ def say_before_a_long_start(configs: Sequence[RunConfig], place: Surroundings, j
         return
     started = time.perf_counter()
     try:
-        costs = forecasts([configs[index] for index in by_name(configs).values()], place, QUICK_S)
+        costs = forecasts(configs, place, QUICK_S)
     except (ValueError, RuntimeError, OSError):
         return  # the runs themselves will report what is wrong
     if wall_seconds([cost.seconds for cost in costs], jobs) > LONG_S + (time.perf_counter() - started):

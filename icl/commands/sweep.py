@@ -11,14 +11,14 @@ from typing import Any
 from icl.checkpoints import CheckpointError
 from icl.commands.dry_run import dry_run, jobs_of, say_before_a_long_start
 from icl.config import ConfigError
-from icl.config.sweeps import Sweep, expand, load_sweep, select
+from icl.config.sweeps import Sweep, expand, load_sweep
 from icl.devices import available_cores, devices_for_runs
 from icl.estimation import LLCConfig
 from icl.execution.closing import say_how_it_ended
 from icl.execution.llc_run import subject_of
-from icl.execution.names import RunConfig, training_of
+from icl.execution.names import RunConfig, attempt, distinct, numbered, said_of_merged, sound, training_of
 from icl.execution.output import OUTPUT, copied_to
-from icl.execution.points import llc_points, says_how_to_sample
+from icl.execution.points import llc_settings, says_how_to_sample
 from icl.execution.run import CONFIGS, Command, parse_config, run_point
 from icl.execution.signals import status_of_stop
 from icl.execution.surroundings import SUPERVISOR, Surroundings
@@ -52,9 +52,13 @@ def run_sweep_command(
             raise ConfigError(f"--dry-run needs a sweep file: icl {command} SWEEP.yaml --dry-run")
         return _run_for_agent(command)
     definition = load_sweep(sweep)
-    configs = _points(command, definition, overrides)
-    if index is not None:
-        configs = [select(configs, index)]
+    points = _points(command, definition, overrides)
+    runs = distinct(points)
+    configs = [sound(run) for run in runs] if index is None else [numbered(runs, index)]
+    for config in configs:
+        _check(config)
+    if SUPERVISOR not in os.environ and (merged := said_of_merged(points, runs)):
+        print(f"icl: {sweep}: {merged}", file=sys.stderr)
     if len(configs) > 1 and os.environ.pop(RUN_ID_VARIABLE, None):
         say(f"{RUN_ID_VARIABLE} names one W&B run, but {sweep} has {len(configs)} runs: each gets another id")
     place = Surroundings.from_environment(tracking=tracking, project=definition.project, entity=definition.entity)
@@ -73,21 +77,18 @@ def run_sweep_command(
     return status
 
 
-def _points(command: Command, sweep: Sweep, overrides: Sequence[str]) -> Sequence[RunConfig]:
-    """The runs of a sweep file."""
+def _points(command: Command, sweep: Sweep, overrides: Sequence[str]) -> list[RunConfig | ConfigError]:
+    """The points of a sweep file. An invalid one is the error that says so."""
     if command == "llc":
         if not says_how_to_sample(sweep, overrides):
             raise ConfigError(
                 f"{sweep.source} has no settings of the sampler; choose them, as in: icl llc {sweep.source} --preset automatic "
                 f"(presets: {', '.join(PRESETS)}; `icl presets` explains them)"
             )
-        points = llc_points(sweep, overrides)
-        for config in points:
-            _check(config)
-        return points
+        return [attempt(LLCConfig.parse, data) for data in llc_settings(sweep, overrides)]
     if sweep.runs is not None:
         raise ConfigError(f"{sweep.source} has the key runs, so it is for `icl llc`; start icl llc {sweep.source}")
-    return [_parse(command, data, sweep.source) for data in expand(sweep, overrides)]
+    return [attempt(lambda data: _parse(command, data, sweep.source), data) for data in expand(sweep, overrides)]
 
 
 def _refuse_hopeless(configs: Sequence[RunConfig], place: Surroundings) -> None:
@@ -129,7 +130,7 @@ def _run_all(
 
 def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
     try:
-        return _check(parse_config(command, data))
+        return parse_config(command, data)
     except ConfigError as error:
         unknown = data.keys() - CONFIGS[command].user_fields().keys()
         for other in CONFIGS:
@@ -139,15 +140,14 @@ def _parse(command: Command, data: Mapping[str, Any], source: str) -> RunConfig:
         raise ConfigError(f"{source}: {error}") from None
 
 
-def _check(config: RunConfig) -> RunConfig:
-    """Return the settings, after checking a user's own subject.
+def _check(config: RunConfig) -> None:
+    """Check a user's own subject.
 
     Raises:
         ConfigError: the class cannot be imported, is not a subject, or does not accept its settings.
     """
     if isinstance(config, LLCConfig) and not config.is_regression:
         check_subject(config.subject, config.subject_config)
-    return config
 
 
 def _run_for_agent(command: Command) -> int:
@@ -158,6 +158,7 @@ def _run_for_agent(command: Command) -> int:
         )
     try:
         config = _parse(command, run.config, "the configuration from W&B")
+        _check(config)
     except ConfigError as error:
         reject_agent_run(run, str(error))
         print(f"icl: {error}", file=sys.stderr)

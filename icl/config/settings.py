@@ -1,5 +1,6 @@
 """The base class of all configurations: frozen, typed records. Their errors are one readable line."""
 
+import math
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from functools import cache
@@ -20,19 +21,25 @@ from pydantic.fields import FieldInfo
 
 _DECISIVE = "decisive"
 
+_NOT_FINITE = "must be a finite number; leave it out, and its default is taken"
+_MEANT = {"finite_number": _NOT_FINITE}
+"""Kind of error in pydantic -> a plainer message."""
+
 
 class ConfigError(ValueError):
     """The user's configuration is wrong; the message is one line that names the key, the value and the remedy."""
 
 
 class Settings(BaseModel):
-    """Base of all configurations: frozen, hashable by value; unknown keys are refused.
+    """Base of all configurations: frozen, hashable by value; unknown keys and numbers that are not finite are refused.
+
+    JSON has no infinity: a run with `.inf` would be stored, and named, like one with null.
 
     A field named in `flattened` holds another configuration. In files and dumps, that configuration's keys are written beside the
     other keys. So files are flat although the record is nested.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
     flattened: ClassVar[tuple[str, ...]] = ()
     later: ClassVar[tuple[str, ...]] = ()
     """Fields that were added later. `decisive` leaves them out while they have their default, so that names of old runs stay."""
@@ -163,6 +170,17 @@ def dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def finite(value: Any) -> Any:
+    """A value of a field that accepts anything, after checking that no number in it is infinite or nan.
+
+    Raises:
+        ValueError: a number is.
+    """
+    if any(isinstance(each, float) and not math.isfinite(each) for each in _leaves(value)):
+        raise ValueError(_NOT_FINITE)
+    return value
+
+
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
@@ -177,7 +195,7 @@ def _one_line(settings: type[Settings], error: ValidationError) -> str:
     if first["type"] == "extra_forbidden":
         text = f"unknown key {key!r}: {_hint(settings, place)}"
     else:
-        message = first["msg"].removeprefix("Value error, ")
+        message = _MEANT.get(first["type"], first["msg"].removeprefix("Value error, "))
         given = first.get("input")
         shown = f" (got {_shown(given)})" if isinstance(given, (str, int, float, bool, list, tuple, type(None))) else ""
         text = f"{key}: {message}{shown}" if key else message

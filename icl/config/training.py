@@ -82,9 +82,7 @@ class TaskConfig(TaskSettings):
     num_tasks: NumTasks = Field(
         default=64, description="M, the number of training tasks; inf: a new Gaussian task for every sequence"
     )
-    noise_variance: float = Field(
-        default=0.25, ge=0, allow_inf_nan=False, description="σ², the variance of the noise in the labels y"
-    )
+    noise_variance: float = Field(default=0.25, ge=0, description="σ², the variance of the noise in the labels y")
     embed_size: int = Field(default=128, ge=1, le=2**16, description="C, the width of the residual stream")
     mlp_size: int = Field(default=128, ge=1, le=2**16, description="width of the hidden layer of each block's MLP")
     num_heads: int = Field(
@@ -160,7 +158,7 @@ class OptimizerConfig(Settings):
     """Adam (Kingma & Ba 2015), AdamW or SGD, as torch.optim defines them. `lr` is the maximum of the schedule."""
 
     optimizer_type: Literal["Adam", "AdamW", "SGD"] = Field(default="Adam", description="the rule of an update")
-    lr: float = Field(default=1e-3, gt=0, allow_inf_nan=False, description="largest learning rate of the schedule")
+    lr: float = Field(default=1e-3, gt=0, description="largest learning rate of the schedule")
     betas: tuple[float, float] = Field(
         default=(0.9, 0.999),
         description="decay per step of the running means of the gradient and of its square (Adam, AdamW)",

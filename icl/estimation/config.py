@@ -3,11 +3,12 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from icl.config import ConfigError, Settings, StepGrid, TrainingConfig, expand_steps
+from icl.config.settings import finite
 from icl.config.steps import STEP_GRID, nearest_step, refuse_missing_steps, spread_in_log_time
 from icl.sampling import SamplerConfig
 from icl.sampling.config import EvalMetric
@@ -61,7 +62,9 @@ class LLCConfig(Settings):
         description=f"what the estimates are about: regression (a training run of this library), {', '.join(SHIPPED)}, or your own class, "
         "as module:Class, importable from the working directory",
     )
-    subject_config: dict[str, Any] = Field(default={}, description="settings of a subject other than regression")
+    subject_config: Annotated[dict[str, Any], AfterValidator(finite)] = Field(
+        default={}, description="settings of a subject other than regression"
+    )
     training: TrainingConfig = Field(
         default=TrainingConfig(), description="the training run with the checkpoints (only for the subject regression)"
     )

@@ -33,6 +33,15 @@ def llc_points(sweep: Sweep, overrides: Sequence[str] = (), environ: Mapping[str
     Raises:
         ConfigError: a training run does not exist, or an override or a setting is wrong.
     """
+    return [LLCConfig.parse(data) for data in llc_settings(sweep, overrides, environ)]
+
+
+def llc_settings(sweep: Sweep, overrides: Sequence[str] = (), environ: Mapping[str, str] = os.environ) -> list[Config]:
+    """The same as plain data. They may be wrong.
+
+    Raises:
+        ConfigError: a training run does not exist, or an override cannot be applied.
+    """
     points = expand(sweep)
     if sweep.runs is not None:
         own = {**sweep.runs.settings}
@@ -41,7 +50,7 @@ def llc_points(sweep: Sweep, overrides: Sequence[str] = (), environ: Mapping[str
             for training in _training_settings(sweep, sweep.runs, environ)
             for point in (_without_training(each, sweep) for each in points)
         ]
-    return [LLCConfig.parse(data) for data in with_overrides(points, overrides)]
+    return with_overrides(points, overrides)
 
 
 def says_how_to_sample(sweep: Sweep, overrides: Sequence[str]) -> bool:

@@ -1,5 +1,7 @@
 """`icl calibrate` and the named presets, as a user meets them."""
 
+import json
+import math
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pandas as pd
 import pytest
 
 from icl.checkpoints import Checkpoints
-from icl.commands.calibrate import Budget, _Journal, calibrate_command
+from icl.commands.calibrate import Budget, _Journal, calibrate_command, say_cost
 from icl.config import ConfigError
 from icl.config.sweeps import expand, load_sweep
 from icl.estimation import LLCConfig
@@ -120,6 +122,39 @@ def test_an_interrupted_search_goes_on_and_another_budget_starts_afresh(sweep, s
     ]
     another = calibrate_command(sweep, 0, noisier, [59], GRID, BUDGET, out)  # on other data, under the same name
     assert not another.table["llc"].equals(first["llc"])
+
+
+def test_a_search_on_the_data_of_other_tasks_is_another_search(sweep, folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("icl.commands.calibrate._draw", lambda found, output: None)
+    few = tmp_path / "few.yaml"
+    few.write_text(SWEEP.replace("num_tasks: {value: inf}", "num_tasks: {value: 3}"))
+    config = LLCConfig.parse(expand(load_sweep(few), [])[0])
+    checkpoints = Checkpoints(LocalStore(folder / "store"), config.training.name)
+    checkpoints.save(59, dict(initial_parameters(config.training.task_config.shape, 100)))
+    grid, data = SearchGrid((1e-5,), (10.0,), (5.0,)), 'grad_tasks="true"'
+    first = calibrate_command(few, 0, [], [59], grid, BUDGET, tmp_path / "out")
+    other = calibrate_command(few, 0, [data], [59], grid, BUDGET, tmp_path / "out")
+    alone = calibrate_command(few, 0, [data], [59], grid, BUDGET, tmp_path / "alone")
+    pd.testing.assert_frame_equal(other.table, alone.table)
+    assert not other.table["llc"].equals(first.table["llc"])
+    heads = [json.loads(line) for line in (tmp_path / "out" / "cells.jsonl").read_text().splitlines()]
+    assert ["grad_tasks" in head for head in heads if "sampler" in head] == [False, True]  # old searches stay valid
+
+
+@pytest.mark.parametrize(
+    ("grid", "said"),
+    [
+        (SearchGrid(epsilons=(1e-5, math.nan)), "epsilon: must be a finite number"),
+        (SearchGrid(epsilons=(-1.0,)), r"epsilon: .* greater than 0 \(got -1.0\)"),
+        (SearchGrid(gammas=(math.inf,)), "gamma: must be a finite number"),
+        (SearchGrid(nbetas=(-2.0,)), "nbeta: .* greater than or equal to 0"),
+    ],
+)
+def test_constants_that_no_sampler_takes_are_refused_before_their_cost_is_told(sweep, tmp_path, grid, said):
+    with pytest.raises(ConfigError, match=said):
+        say_cost(sweep, 0, [], [59], grid, BUDGET)
+    with pytest.raises(ConfigError, match=said):
+        calibrate_command(sweep, 0, [], [59], grid, BUDGET, tmp_path / "out")
 
 
 @pytest.mark.parametrize("line", [0, 2])

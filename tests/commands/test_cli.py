@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -177,6 +178,37 @@ def test_a_tilde_in_the_root_is_the_home_folder(tmp_path, monkeypatch):
     assert_refused(
         icl(tmp_path, "runs", LOCAL_ROOT="~nobody-of-this-name/kept"), "LOCAL_ROOT=~nobody-of-this-name/kept"
     )
+
+
+def test_the_numbers_of_the_dry_run_are_those_of_index(tmp_path):
+    """`eval_batch_size` decides no weights, so it makes no other run."""
+    two = TRAIN.replace("batch_size: {value: 13}", "batch_size: {values: [16, 8]}", 1)
+    two = two.replace("eval_batch_size: {value: 17}", "eval_batch_size: {values: [32, 64]}")
+    (tmp_path / "two.yaml").write_text(two)
+    listed = icl(tmp_path, "train", "two.yaml", "--dry-run")
+    assert "4 points describe 2 runs: points that differ only in eval_batch_size are one run" in listed.stderr
+    rows = re.findall(r"│ (\d) │ (\S+) ", listed.stdout)
+    assert [number for number, _ in rows] == ["0", "1"]
+    for number, name in rows:
+        done = icl(tmp_path, "train", "two.yaml", "--index", number)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / "checkpoints" / "icl" / name / "finished.json").exists()
+    assert_refused(icl(tmp_path, "train", "two.yaml", "--index", "2"), "it has 2 runs, numbered from 0 to 1")
+
+
+def test_an_invalid_point_of_a_sweep_costs_the_others_nothing(tmp_path):
+    text = TRAIN.replace("embed_size: {value: 14}", "embed_size: {values: [4, 5, 6]}")
+    (tmp_path / "three.yaml").write_text(text)
+    for index in ("0", "2"):
+        done = icl(tmp_path, "train", "three.yaml", "--index", index)
+        assert done.returncode == 0, done.stderr
+    widths = {
+        json.loads(path.read_text())["task_config"]["embed_size"]
+        for path in tmp_path.glob("checkpoints/icl/*/config.json")
+    }
+    assert widths == {4, 6}
+    assert_refused(icl(tmp_path, "train", "three.yaml", "--index", "1"), "num_heads=2 does not divide embed_size=5")
+    assert_refused(icl(tmp_path, "train", "three.yaml"), "num_heads=2 does not divide embed_size=5")
 
 
 def test_the_id_of_one_wandb_run_does_not_serve_a_grid(trained, monkeypatch):

@@ -1,6 +1,7 @@
 """Configuration: step grids with known counts, names, seeds, schedules, and errors that name the key."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -61,6 +62,12 @@ def test_malformed_grids_are_refused(grid):
         ({"scheduler_config": {"scheduler_type": "StepLR"}}, "scheduler_config.scheduler_type"),
         ({"checkpointer_config": {"checkpoint_steps": {"log": 3}}}, "unknown step grid 'log'"),
         ({"batch_size": None}, "batch_size"),
+        (
+            {"scheduler_config": {"final_div_factor": math.inf}},
+            "scheduler_config.final_div_factor: must be a finite number; leave it out",
+        ),
+        ({"optimizer_config": {"weight_decay": math.inf}}, "optimizer_config.weight_decay: must be a finite number"),
+        ({"optimizer_config": {"betas": [0.9, "nan"]}}, "optimizer_config.betas.1: must be a finite number"),
     ],
 )
 def test_errors_are_one_line_that_names_the_key(data, message):

@@ -1,5 +1,6 @@
 """What every configuration can do: nested records that are written flat, names that outlive new settings."""
 
+import math
 import re
 from typing import Any, ClassVar
 
@@ -7,6 +8,8 @@ import pytest
 from pydantic import Field
 
 from icl.config import ConfigError, Settings
+from icl.estimation import LLCConfig
+from icl.sampling import SamplerConfig
 
 
 class Inner(Settings):
@@ -75,6 +78,19 @@ class Whole(Settings):
 def test_true_and_false_are_no_numbers_and_no_texts(data, key):
     with pytest.raises(ConfigError, match=rf"^{re.escape(key)}: true and false are not allowed here"):
         Whole.parse(data)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, "inf"])
+@pytest.mark.parametrize("name", ["gamma", "nbeta", "temperature", "epsilon"])
+def test_what_json_would_write_as_null_is_refused(name, value):
+    """Otherwise its name and its identity would be those of the default."""
+    with pytest.raises(ConfigError, match=rf"^{name}.*: must be a finite number; leave it out"):
+        SamplerConfig.parse({name: value})
+
+
+def test_settings_of_a_users_own_subject_are_finite_too():
+    with pytest.raises(ConfigError, match=r"^subject_config: must be a finite number"):
+        LLCConfig.parse({"subject": "my:Subject", "subject_config": {"a": [{"b": math.inf}]}})
 
 
 def test_true_and_false_are_taken_where_they_belong():
