@@ -38,8 +38,20 @@ class Checkpoints:
     that is loaded must have it. If `expect` was called, every checkpoint must have been made with those settings.
     """
 
-    def __init__(self, store: Store, run_name: str, layout: Mapping[str, tuple[int, ...]] | None = None) -> None:
-        """Raise `CheckpointError` if `run_name` cannot be the name of one folder."""
+    def __init__(
+        self,
+        store: Store,
+        run_name: str,
+        layout: Mapping[str, tuple[int, ...]] | None = None,
+        records: Sequence[str] = RECORDS,
+        beside: Sequence[str] = (),
+    ) -> None:
+        """Raise `CheckpointError` if `run_name` cannot be the name of one folder.
+
+        Args:
+            records: names of the files that other writers of this machine keep and extend, the metrics first.
+            beside: names of subfolders whose files are written once, such as tables.
+        """
         if "/" in str(run_name):
             raise CheckpointError(f"the run name {run_name!r} is refused: it must not contain a slash")
         try:
@@ -49,6 +61,8 @@ class Checkpoints:
         self.store = store
         self.run_name = run_name
         self.layout = layout
+        self._records = tuple(records)
+        self._beside = tuple(beside)
         self._states: list[int] | None = None
         self._held: Held | None = None
         self._expected: Settings | None = None
@@ -180,8 +194,7 @@ class Checkpoints:
         if self._states is None:
             self._states = self.states()
         # The metrics go first: a run that resumes from this state on another machine does not log them again.
-        for key in self._record_keys:
-            self.store.send(key)
+        self.send_records()
         self.store.put(self.state_key(step), data)
         known = sorted({*self._states, step})
         self._keep_states(known, [number for number in known if number <= step][-STATES_KEPT:])
@@ -219,9 +232,15 @@ class Checkpoints:
             else:
                 yield state
 
+    def send_records(self, files: Iterable[str] = ()) -> None:
+        """Send to the bucket, in the background, what other writers of this machine wrote: `files` of the run's folder, then
+        the records. The metrics go last, because a row of them says that all else of its step is there."""
+        for name in (*files, *reversed(self._records)):
+            self.store.send(f"{self.prefix}/{name}")
+
     def has_metrics_of(self, state: Checkpoint) -> bool:
         """Whether the metrics beside the checkpoints still have all rows that they had when a state was saved."""
-        key, rows = self._record_keys[0], state.metadata.get(ROWS)
+        key, rows = self._metrics_key, state.metadata.get(ROWS)
         if not isinstance(rows, int) or rows < 1:
             return True
         try:
@@ -234,7 +253,7 @@ class Checkpoints:
 
     def keeps_metrics(self) -> bool:
         """Whether a tracker keeps metrics beside the checkpoints."""
-        return self.store.exists(self._record_keys[0])
+        return self.store.exists(self._metrics_key)
 
     def states(self) -> list[int]:
         """The steps whose full state is stored, ascending."""
@@ -284,7 +303,9 @@ class Checkpoints:
             held = stack.enter_context(exclusive(self.store.lock_path(self.prefix), subject, wait_s))
             self._compare_remote()  # before the claim, so that none is written into another run's folder
             stack.enter_context(self.store.claim(self.prefix).held(subject, wait_s))
-            self.store.recover(self.prefix, History(self._progress, self._record_keys))
+            records = [f"{self.prefix}/{name}" for name in self._records]
+            beside = [f"{self.prefix}/{name}" for name in self._beside]
+            self.store.recover(self.prefix, History(self._progress, records, beside))
             # Only states known now may be dropped: if this machine loses its claim, later ones are another machine's.
             self._states = self.states()
             self._held = held
@@ -314,8 +335,8 @@ class Checkpoints:
 
         Only the holder of `lock()` may call this.
         """
-        for key in (*self._record_keys, self.prefix):
-            self.store.send(key)
+        self.send_records()
+        self.store.send(self.prefix)
         return self.store.flush(timeout_s)
 
     def weights_key(self, step: int) -> str:
@@ -336,19 +357,21 @@ class Checkpoints:
         return f"{self.prefix}/config.json"
 
     @property
-    def _record_keys(self) -> list[str]:
-        return [f"{self.prefix}/{name}" for name in RECORDS]
+    def _metrics_key(self) -> str:
+        return f"{self.prefix}/{self._records[0]}"
 
-    def _progress(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """How far a copy of this run is: the step of its newest state (-1 without one), then the size of its metrics."""
+    def _progress(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """How far a copy of this run is: the step of its newest state (-1 without one), then the sizes of the records that
+        grow line by line, the metrics first."""
         states = _numbers(_STATE, (key.removeprefix(f"{self.prefix}/") for key in sizes))
-        return max(states, default=-1), sizes.get(self._record_keys[0], 0)
+        lines = [name for name in self._records if name.endswith(".jsonl")]
+        return max(states, default=-1), *(sizes.get(f"{self.prefix}/{name}", 0) for name in lines)
 
-    def history(self, sizes: Mapping[str, int]) -> tuple[int, int]:
-        """How far the copy of this run with these files is: the updates made, then the size of its metrics."""
-        updates, metrics = self._progress(sizes)
+    def history(self, sizes: Mapping[str, int]) -> tuple[int, ...]:
+        """How far the copy of this run with these files is: the updates made, then the sizes as in `_progress`."""
+        updates, *lines = self._progress(sizes)
         steps = self.steps_among(key.removeprefix(f"{self.prefix}/") for key in sizes)
-        return max([updates, *(step + 1 for step in steps)]), metrics
+        return max([updates, *(step + 1 for step in steps)]), *lines
 
     def is_weights(self, key: str) -> bool:
         """Whether weights of a step are stored under `key`."""

@@ -6,10 +6,11 @@ import sys
 from torch import nn
 
 from icl.checkpoints import Checkpoints
+from icl.checkpoints.run import RECORDS
 from icl.devices import devices_for_runs
 from icl.estimation import LLCConfig, estimate_over_run
 from icl.estimation.estimate import hessian_of
-from icl.estimation.traces import append_trace, read_estimates
+from icl.estimation.traces import TRACES, append_trace, read_estimates
 from icl.execution.progress import progress_bar
 from icl.execution.several_devices import OnePerDevice
 from icl.execution.signals import stop_signal
@@ -20,7 +21,9 @@ from icl.storage.files import write_table
 from icl.subjects import Subject
 from icl.subjects.named import make_subject
 from icl.subjects.regression import RegressionRun
-from icl.tracking.trackers import failures_recorded
+from icl.tracking.trackers import IMAGES, failures_recorded
+
+TABLES = "tables"
 
 
 def subject_of(config: LLCConfig, place: Surroundings) -> Subject:
@@ -46,7 +49,7 @@ def results_folder(config: LLCConfig, place: Surroundings) -> Checkpoints:
     Raises:
         CheckpointError: the estimates in it were made with other settings.
     """
-    return Checkpoints(place.store, config.name).expect(config)
+    return Checkpoints(place.store, config.name, records=(*RECORDS, TRACES), beside=(TABLES, IMAGES)).expect(config)
 
 
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
@@ -57,7 +60,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
 
     The results folder of `config.name` gets the estimates as rows of `metrics.jsonl`, the losses and distances of their
     chains in `traces.jsonl` (`icl.estimation.traces`), and the tables that the sampler's metrics ask for
-    (`icl.estimation.record.tables_of`) as `tables/<name>-<step>.csv.gz`.
+    (`icl.estimation.record.tables_of`) as `tables/<name>-<step>.csv.gz`. With a bucket, each estimate is sent when it is recorded.
 
     Returns:
         How many checkpoints are left without an estimate.
@@ -83,7 +86,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             print(
                 f"icl: {len(replaced)} steps have no checkpoint; the nearest is used instead: {each}", file=sys.stderr
             )
-        rows = read_estimates(place.results / name)
+        folder = place.results / name
+        rows = read_estimates(folder)
         done = [row["step"] for row in rows]
         estimates.save_config(config.model_dump(mode="json"))
         # On an accelerator, several threads of chains would only wait for each other.
@@ -99,15 +103,17 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
                 row |= hessian_of(config, subject, step, model, place.device)
             if place.tracking != "none":
                 # Written before the metrics, because a checkpoint counts as done once it has metrics.
-                append_trace(place.results / name, step, result)
+                append_trace(folder, step, result)
                 for table_name, table in tables_of(config, result).items():
-                    write_table(table, place.results / name / "tables" / f"{table_name}-{step}.csv.gz")
+                    write_table(table, folder / TABLES / f"{table_name}-{step}.csv.gz")
             if lost := int(result.llc_per_chain.isnan().sum()):
                 tracker.alert(
                     "Chains diverged", f"{name}, step {step}: {lost} of {len(result.llc_per_chain)} chains diverged"
                 )
             tracker.summary({"step": step, **row})
             tracker.log(step, row, figures_of(config, subject, step, model, result))
+            written = [path for beside in (TABLES, IMAGES) for path in sorted((folder / beside).glob(f"*-{step}.*"))]
+            estimates.send_records(path.relative_to(folder).as_posix() for path in written)
 
         workers = _workers(config, place)
         note = ""

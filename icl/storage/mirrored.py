@@ -158,7 +158,7 @@ class MirroredStore:
         """Clear what a killed writer left in the folder, and send what it had not sent, in the background.
 
         With a `history`, the remote's records are copied to the folder first, if the remote is ahead of the folder or
-        the folder lacks them.
+        the folder lacks them. So is what the folder lacks of the files beside them.
         """
         self.local.recover(prefix)
         if history is not None:
@@ -246,10 +246,13 @@ class MirroredStore:
             self._failures, self._last_error = max(self._failures, 1), str(error)
 
     def _records_ahead(self, prefix: str, history: History) -> dict[str, bytes]:
-        """The remote's records that must be copied to the folder before the run continues."""
+        """What must be copied from the remote to the folder before the run continues. The records come last, in reverse:
+        if this process dies between two of them, the first one still says that the remote is ahead."""
         here, there = self.local.sizes(prefix), self.remote.sizes(prefix)
         ahead = history.progress(there) > history.progress(here)
-        wanted = [key for key in history.records if key in there and (ahead or key not in here)]
+        beside = tuple(f"{folder}/" for folder in history.beside)
+        wanted = [key for key in there if key.startswith(beside) and key not in here]
+        wanted += [key for key in reversed(history.records) if key in there and (ahead or key not in here)]
         return {key: self._remote_record(key, there[key]) for key in wanted}
 
     def _remote_record(self, key: str, listed_bytes: int) -> bytes:

@@ -13,10 +13,12 @@ class History(NamedTuple):
     Attributes:
         progress: maps the sizes of a copy's files, by key, to how far that copy is: a tuple that grows with it.
         records: keys of the files that keep their name and grow, such as the metrics.
+        beside: folders whose files are written once, such as tables. A copy that lacks some of them gets these.
     """
 
     progress: Callable[[Mapping[str, int]], tuple[int, ...]]
     records: Sequence[str]
+    beside: Sequence[str] = ()
 
 
 class Store(Protocol):
