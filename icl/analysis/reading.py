@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pandas.api.types import is_numeric_dtype
 
 from icl.storage.files import read_file
 from icl.storage.jsonl import parse_object
@@ -28,18 +27,15 @@ def read_rows(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path} is not a readable table ({reason}); delete it to make it again") from error
     for name in map(str, rows.columns):
         if name in (*PLACES, "num_tasks") or "/" in name:
-            _refuse_other_than_numbers(path, name, rows[name])
+            _refuse_other_than_numbers(path, name, pd.Series(rows[name]))
     return rows
 
 
 def _refuse_other_than_numbers(path: Path, name: str, cells: pd.Series) -> None:
-    wrong = pd.Series(False, index=cells.index)
-    if not is_numeric_dtype(cells):
-        wrong = pd.to_numeric(cells, errors="coerce").isna() & cells.notna()
-    elif name in PLACES:
-        wrong = ~np.isfinite(cells)
+    values = pd.Series(pd.to_numeric(cells, errors="coerce"), index=cells.index).to_numpy(dtype=float)
+    wrong = ~np.isfinite(values) if name in PLACES else np.isnan(values) & cells.notna().to_numpy()
     if wrong.any():
-        line = int(wrong.to_numpy().argmax())
+        line = int(wrong.argmax())
         raise ValueError(
             f"{path} is not a readable table (its line {line + 2} has {str(cells.iloc[line])[:40]!r} in the column {name}, not a number); "
             "delete it to make it again"
