@@ -67,7 +67,7 @@ def build_figures(
         raise ValueError(
             f"there are no tables in {data} or in its folders; make them with: icl tabulate SWEEP --output {data}"
         )
-    tasks = [task for family in families for task in _tasks(family, output, _choice(family, stages, report))]
+    tasks = [task for family in families for task in _tasks(family, output, _choice(family, stages, report), report)]
     written: list[Path] = []
     with _processes(jobs) as apply:
         for lines, paths in apply(_draw_task, tasks):
@@ -153,8 +153,8 @@ class _Task:
     stages: Stages
 
 
-def _tasks(family: Path, output: Path, choice: StageChoice) -> Iterator[_Task]:
-    tables = read_tables(family)
+def _tasks(family: Path, output: Path, choice: StageChoice, report: Report) -> Iterator[_Task]:
+    tables = read_tables(family, report)
     # Runs of a family have different stages. Only the paper's stages are common to all of them.
     common = stages_of(tables, "paper" if choice == "paper" else "none")
     for recipes in (FAMILY_RECIPES, GRID_RECIPES):

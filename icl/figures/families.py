@@ -3,16 +3,22 @@
 A family is a folder of tables, such as data/L2H4Minf with `evals.csv` or `evals.csv.gz`.
 """
 
-import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from icl.analysis.measures import ONLY_OF_FAMILIES
+from icl.analysis.reading import read_rows
 from icl.analysis.run_tables import SEED_COLUMN, keys_of, plain_text
+from icl.storage.files import read_file
+from icl.storage.jsonl import parse_object
+
+logger = logging.getLogger(__name__)
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -63,12 +69,18 @@ def table_names(family: Path) -> Iterator[str]:
             yield path.name.split(".csv")[0]
 
 
-def read_tables(family: Path) -> dict[str, pd.DataFrame]:
+def read_tables(family: Path, report: Callable[[str], None] = logger.warning) -> dict[str, pd.DataFrame]:
     """All tables of a family by name, and in addition `losses`, the loss along each run.
 
     The losses come from the first of these tables that exists: the evaluations, the logged metrics, the estimates (L(w*)).
+    A table that cannot be read is left out, and `report` is called with one line.
     """
-    tables = {name: read_table(family, name) for name in table_names(family)}
+    tables: dict[str, pd.DataFrame] = {}
+    for name in table_names(family):
+        try:
+            tables[name] = read_table(family, name)
+        except ValueError as error:
+            report(f"without the table {name}: {error}")
     for name, column in (("evals", "loss/mean"), ("metrics", "pretrain/mse"), ("llc", "loss/init")):
         if name in tables and column in tables[name].columns:
             rows = tables[name].dropna(subset=[column])
@@ -85,11 +97,11 @@ def is_the_papers(family: Path) -> bool:
     the settings stored with its tables."""
     for path in sorted(family.glob("*.json")):
         try:
-            settings = json.loads(path.read_text())
-        except (OSError, ValueError):
+            settings = parse_object(read_file(path)) or {}
+        except OSError:
             continue
-        if isinstance(settings, dict) and "task_config" in settings and "num_steps" in settings:
-            task = settings["task_config"]
+        task = settings.get("task_config")
+        if isinstance(task, dict) and "num_steps" in settings:
             return settings["num_steps"] == PAPERS_STEPS and all(task.get(k) == v for k, v in PAPERS_MODEL.items())
     return False
 
@@ -98,11 +110,11 @@ def read_table(family: Path, name: str) -> pd.DataFrame:
     """One table of a family.
 
     Raises:
-        ValueError: the table is missing; the message has the command that makes it.
+        ValueError: the table is missing or damaged; the message has the command that makes it, or says what to do.
     """
     for path in (family / f"{name}.csv", family / f"{name}.csv.gz"):
         if path.is_file():
-            return pd.read_csv(path)
+            return read_rows(path)
     raise ValueError(f"{family / name}.csv is missing; make it with: {command_for(name)}")
 
 
@@ -127,8 +139,14 @@ def runs_of(tables: Tables) -> list[dict[str, Any]]:
     if not rows:
         alone = any(name.startswith("llc") or table.columns[:1].tolist() == ["step"] for name, table in tables.items())
         return [{}] if alone else []
-    every = pd.DataFrame(pd.concat(rows, ignore_index=True).drop_duplicates()).sort_values(by=list(keys), kind="stable")
+    every = pd.DataFrame(pd.concat(rows, ignore_index=True).drop_duplicates())
+    every = every.sort_values(by=list(keys), kind="stable", key=_sortable)
     return [dict(zip(keys, row, strict=True)) for row in every.itertuples(index=False, name=None)]
+
+
+def _sortable(values: pd.Series) -> pd.Series:
+    """Values of a setting, as texts if some are: a text and a number have no order."""
+    return values if is_numeric_dtype(values) else values.map(plain_text)
 
 
 def tables_of_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, pd.DataFrame]:
