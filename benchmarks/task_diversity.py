@@ -1,4 +1,4 @@
-"""The tables of docs/task-diversity.md, from data/L2H4Mfin-K8: `python -m benchmarks.task_diversity`."""
+"""The tables of docs/task-diversity.md, from data/L2H4Mfin-K8 and data/L2H4Mfin: `python -m benchmarks.task_diversity`."""
 
 import argparse
 import math
@@ -24,9 +24,9 @@ from icl.figures.task_families import by_num_tasks
 from icl.storage.files import write_atomically
 
 ROOT = Path(__file__).parents[1]
-FAMILY = ROOT / "data" / "L2H4Mfin-K8"
+FAMILY, SIXTEEN = (ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Mfin"))
+"""The runs with K = 8 examples, and the short ones with K = 16."""
 PAGE = ROOT / "docs" / "task-diversity.md"
-SWEEP = ROOT / "sweeps" / "training-runs" / "L2H4Mfin-K8.yaml"
 COMMAND = "python -m benchmarks.task_diversity"
 TABLES = {"absolute": "llc_calibrated", "relative": "llc_relative"}
 WINDOW = 5
@@ -47,16 +47,21 @@ def page(text: str) -> str:
     """The page with its tables as the data have them now."""
     for name, content in {
         "answer": answer(), "runs": runs(), "sides": sides(), "estimates": coefficients(),
-        "early trade": trade(*EARLY), "late trade": trade(*LATE), "verdicts": verdicts(),
+        "early trade": trade(*EARLY), "late trade": trade(*LATE), "verdicts": verdicts(), **({"sixteen": sixteen()} if SIXTEEN.is_dir() else {}),
     }.items():  # fmt: skip
         text = fill(text, mark(COMMAND, name), content)
     return text
 
 
+def sweep_of(family: Path) -> Path:
+    """The sweep file that trained a family."""
+    return ROOT / "sweeps" / "training-runs" / f"{family.name}.yaml"
+
+
 @cache
-def configs() -> dict[float, TrainingConfig]:
+def configs(family: Path = FAMILY) -> dict[float, TrainingConfig]:
     """The settings of every run by its number of tasks."""
-    parsed = [TrainingConfig.parse(data) for data in expand(load_sweep(SWEEP))]
+    parsed = [TrainingConfig.parse(data) for data in expand(load_sweep(sweep_of(family)))]
     found = {float(each.task_config.num_tasks or math.inf): each.resolved() for each in parsed}
     assert len(found) == len(parsed), "runs differ in more than the number of tasks"
     return found
@@ -67,9 +72,9 @@ def config() -> TrainingConfig:
     return next(iter(configs().values()))
 
 
-def distances() -> pd.DataFrame:
+def distances(family: Path = FAMILY) -> pd.DataFrame:
     """Losses and distances at every checkpoint of the runs with finitely many tasks, in order."""
-    table = read_table(FAMILY, "transient_distances")
+    table = read_table(family, "transient_distances")
     finite = pd.DataFrame(table.loc[np.isfinite(numbers(table, "num_tasks"))])
     return finite.sort_values(["num_tasks", "step"]).reset_index(drop=True)
 
@@ -95,8 +100,9 @@ class Outcome:
 
     @property
     def risen(self) -> bool:
-        """Whether ridge was transient."""
-        return self.rise_from_ridge[0] > CLEAR * self.rise_from_ridge[1]
+        """Whether ridge was transient: the model was nearer to it than to dMMSE, and has left it."""
+        near = self.nearest["delta_ridge"] < self.nearest["delta_dmmse"]
+        return bool(near) and self.rise_from_ridge[0] > CLEAR * self.rise_from_ridge[1]
 
     @property
     def side(self) -> str:
@@ -109,9 +115,9 @@ class Outcome:
 
 
 @cache
-def separation(tasks: float) -> float:
+def separation(tasks: float, family: Path = FAMILY) -> float:
     """The mean squared difference of the two optimal predictors on the evaluator's sequences of the first M tasks."""
-    settings = configs()[tasks]
+    settings = configs(family)[tasks]
     data, noise = AnalysisData(settings, DataSettings()), settings.task_config.noise_variance
     xs, ys = data.training_sequences
     known = data.training_tasks
@@ -119,14 +125,17 @@ def separation(tasks: float) -> float:
     return float((ridge_predictor(xs, ys, noise) - dmmse_predictor(xs, ys, known, noise)).square().mean())
 
 
-def outcomes() -> list[Outcome]:
-    """Of all runs, in order of M."""
-    found, table = [], distances()
+def outcomes(family: Path = FAMILY, last_step: float = math.inf) -> list[Outcome]:
+    """Of all runs, in order of M, as if training had ended at a step."""
+    found, table = [], distances(family)
+    table = table[table["step"] <= last_step]
     for tasks in sorted(set(numbers(table, "num_tasks"))):
         one = rows_where(table, num_tasks=tasks)
         lowest, nearest = (int(numbers(one, name).argmin()) for name in ("ood/mse", "delta_ridge"))
         rises = [rise(numbers(one, name), place) for name, place in (("ood/mse", lowest), ("delta_ridge", nearest))]
-        found.append(Outcome(tasks, one.iloc[lowest], one.iloc[-1], one.iloc[nearest], separation(tasks), *rises))
+        found.append(
+            Outcome(tasks, one.iloc[lowest], one.iloc[-1], one.iloc[nearest], separation(tasks, family), *rises)
+        )
     return found
 
 
@@ -211,6 +220,24 @@ def sides() -> str:
         ["end where the two are too close to tell", "", listed([run.name for run in ends if run.side == "too close"])]
     )
     return markdown_table(["M whose models", "arXiv 2501.17745 (D = 8, K = 16, 2.65 million weights)", "ours"], rows)
+
+
+def sixteen() -> str:
+    """The short runs with K = 16, and those with K = 8 over the same steps."""
+    short = outcomes(SIXTEEN)
+    last_step = max(run.last["step"] for run in short)
+    rows = [
+        [
+            run.name, f"K = {k}", f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}",
+            f"{run.last['delta_ridge']:.3f} at {run.last['step']:,.0f}", told(run.rise_from_ridge),
+            f"{run.last['delta_dmmse']:.3f}", f"{run.apart:.3f}",
+        ]
+        for long in outcomes(last_step=last_step)
+        for k, run in ((8, long), *((16, run) for run in short if run.tasks == long.tasks))
+        if any(run.tasks == long.tasks for run in short)
+    ]  # fmt: skip
+    head = ["M", "examples", "nearest to ridge", "to ridge, last", "its rise", "to dMMSE, last", "ridge to dMMSE"]
+    return markdown_table(head, rows)
 
 
 def coefficients() -> str:
