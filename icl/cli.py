@@ -105,7 +105,9 @@ def main() -> None:
     results = forgive_output()
     try:
         status = app(standalone_mode=False)
-    except (typer.Abort, KeyboardInterrupt):
+    except (typer.Abort, KeyboardInterrupt) as stop:
+        if isinstance(stop.__cause__, EOFError):  # typer takes a file that ends too early for the end of the input
+            raise stop.__cause__ from None
         _fail("interrupted", status_of_stop())
     except ValueError as error:
         _fail(str(error), 2)

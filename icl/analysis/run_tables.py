@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from icl.analysis.reading import beside, read_rows, read_settings
 from icl.config.settings import dotted
 from icl.storage.files import replacing, table_bytes
 
@@ -120,18 +121,10 @@ def read_run_table(path: Path) -> RunTable | None:
     """
     if not path.exists():
         return None
-    beside = _beside(path)
-    try:
-        settings, rows = json.loads(beside.read_text()), pd.read_csv(path)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{path} has no readable settings in {beside.name} ({error}); move the table away, or choose another output folder"
-        ) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable table ({error}); delete it to make it again") from error
+    settings, runs = read_settings(path)
+    rows = read_rows(path)
     if "step" not in rows.columns:
         raise ValueError(f"{path} has no column step; it is not a table of runs")
-    runs = settings.pop("runs", {})
     return RunTable(path, keys_of(rows), rows, settings, runs)
 
 
@@ -142,7 +135,7 @@ def write_run_tables(tables: Sequence[RunTable]) -> None:
         rows = table.rows.sort_values(by=[*table.keys, "step"], kind="stable", ignore_index=True)
         contents[table.path] = table_bytes(rows, table.path)
         about = {**table.settings, "runs": dict(table.runs)}
-        contents[_beside(table.path)] = (json.dumps(about, indent=1, sort_keys=True) + "\n").encode()
+        contents[beside(table.path)] = (json.dumps(about, indent=1, sort_keys=True) + "\n").encode()
     with contextlib.ExitStack() as stack:
         for path, content in contents.items():
             file = stack.enter_context(replacing(path))
@@ -212,8 +205,3 @@ def without(settings: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]
 def _columns_first(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     first = [*keys, "step"]
     return pd.DataFrame(rows, columns=pd.Index([*first, *(name for name in rows.columns if name not in first)]))
-
-
-def _beside(path: Path) -> Path:
-    """The JSON file beside a table."""
-    return path.with_name(path.name.split(".")[0] + ".json")

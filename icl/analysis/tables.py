@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from icl.analysis.reading import beside, read_rows, read_settings
 from icl.storage.files import write_atomically, write_table
 
 RUN = "model_seed"
@@ -45,7 +46,7 @@ class AnalysisTable:
     @property
     def settings_path(self) -> Path:
         """The JSON file beside the table."""
-        return self.path.with_name(self.path.name.split(".")[0] + ".json")
+        return beside(self.path)
 
     def steps(self, run: float) -> set[int]:
         """The steps of a run in the table, including those that are not written yet."""
@@ -92,14 +93,7 @@ class AnalysisTable:
 
     def _checked_runs(self) -> dict[str, str]:
         """The runs of the table on disk, after checking that its settings equal those of this table."""
-        try:
-            stored = json.loads(self.settings_path.read_text())
-        except (OSError, json.JSONDecodeError) as error:
-            raise ValueError(
-                f"{self.path} has no readable settings in {self.settings_path.name} ({error}); "
-                "move the table away, or choose another output folder"
-            ) from error
-        runs = stored.pop("runs", {})
+        stored, runs = read_settings(self.path)
         differing = sorted(key for key in {*stored, *self._settings} if stored.get(key) != self._settings.get(key))
         if differing:
             key = differing[0]
@@ -114,12 +108,9 @@ def read_table(path: Path, key: str = RUN) -> pd.DataFrame:
     """Read a table of analyses.
 
     Raises:
-        ValueError: the file is not a CSV table with the columns `key` and `step`.
+        ValueError: see `icl.analysis.reading.read_rows`; or the table has no columns `key` and `step`.
     """
-    try:
-        table = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError, EOFError) as error:
-        raise ValueError(f"{path} is not a readable table ({error}); delete it to make it again") from error
+    table = read_rows(path)
     if not {key, "step"} <= set(table.columns):
         raise ValueError(f"{path} has no columns {key} and step; it is not a table of an analysis")
     return table

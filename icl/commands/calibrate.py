@@ -102,6 +102,7 @@ def _prepared(
     sampler = config.sampler_config.model_copy(
         update={
             "num_chains": budget.chains, "num_burnin_steps": budget.burnin, "num_draws": budget.draws, "num_burn_in": None,
+            "target_error": None,
             "init_seed": config.sampler_config.init_seed or 0, "cores": available_cores(place.device),
         }
     )  # fmt: skip

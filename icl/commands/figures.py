@@ -24,7 +24,7 @@ def figures_command(data: Path, output: Path, jobs: int | None, stages: StageCho
     def report(line: str) -> None:
         lines.append(line)
         if verbose or not line.startswith(("left out", "drew")):
-            print(line, file=sys.stderr)
+            print(f"icl: {line}", file=sys.stderr)
 
     paths = build_figures(data, output, report, jobs or available_cores(torch.device("cpu")), stages)
     if not verbose:

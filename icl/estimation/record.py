@@ -15,6 +15,7 @@ from icl.estimation.config import LLCConfig
 from icl.sampling import LLCResult
 from icl.sampling.observables import WeightTrace
 from icl.sampling.transformer_objective import make_objective, sampled_indices
+from icl.sampling.units import in_weights
 from icl.subjects import Subject
 from icl.subjects.subject import first_batch
 
@@ -44,17 +45,23 @@ def tables_of(config: LLCConfig, result: LLCResult) -> dict[str, pd.DataFrame]:
 
     `traces`: `trace_table`, every draw (eval_online). `weights`: the chains' coordinates in principal components, `chain`, `draw`,
     `pc/0`, ..., with the explained shares `explained/0`, ... the same in every row. `covariance`: the leading values of the weight groups
-    that were sampled (`icl.analysis.covariance.covariance_table`).
+    that were sampled (`icl.analysis.covariance.covariance_table`). The last two are left out if every chain diverged.
     """
     metrics, tables = config.sampler_config.eval_metrics, {}
     if config.sampler_config.eval_online:
         tables["traces"] = trace_table(result)
-    if result.weights is not None and "weights" in metrics:
-        variance, _, scores = weight_scores(result.weights, config.plotting_config.num_components)
+    trace = _kept_weights(result)
+    if trace is not None and "weights" in metrics:
+        variance, _, scores = weight_scores(trace, config.plotting_config.num_components)
         tables["weights"] = scores.assign(**{f"explained/{i}": share for i, share in enumerate(variance)})
-    if result.weights is not None and "covariance" in metrics:
-        tables["covariance"] = _covariances(config, result.weights)
+    if trace is not None and "covariance" in metrics:
+        tables["covariance"] = _covariances(config, trace)
     return tables
+
+
+def _kept_weights(result: LLCResult) -> WeightTrace | None:
+    """The chains' weights, if they were asked for and any chain stayed finite."""
+    return result.weights if result.any_healthy else None
 
 
 def weight_scores(trace: WeightTrace, components: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
@@ -83,8 +90,9 @@ def figures_of(
     wanted, figures = config.plotting_config, {}
     if wanted.include_loss_trace:
         figures["loss-trace"] = loss_trace(trace_table(result), result.init_loss)
-    if wanted.include_weights_pca and result.weights is not None:
-        shares, components, scores = weight_scores(result.weights, wanted.num_components)
+    trace = _kept_weights(result)
+    if wanted.include_weights_pca and trace is not None:
+        shares, components, scores = weight_scores(trace, wanted.num_components)
         landscapes = _landscapes(config, subject, step, model, components, scores)
         figures["weights-pca"] = weight_planes(scores, shares, landscapes)
     return figures
@@ -121,7 +129,7 @@ def _landscapes(
 ) -> dict[tuple[int, int], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Plane (i, j) -> x (n,), y (n,) and the loss (n, n) at w* + x PC_i + y PC_j, over the draws' range plus 10 % on each side."""
     sampler = config.sampler_config
-    objective = make_objective(model.to("cpu"), subject.loss, sampler)
+    objective = in_weights(make_objective(model.to("cpu"), subject.loss, sampler))
     batch = first_batch(subject, step, sampler)
     axes = []
     for i in range(len(components)):

@@ -70,7 +70,8 @@ class OnePerDevice:
                     while idle and waiting:
                         connection = idle.pop(0)
                         busy[connection], steps = waiting.popleft()
-                        connection.send(steps)
+                        with suppress(ConnectionError):  # of a process that has ended; reading will say so
+                            connection.send(steps)
                     for connection in wait(list(busy), TELL_S):
                         assert isinstance(connection, Connection)
                         message = _received(connection)

@@ -3,16 +3,22 @@
 A family is a folder of tables, such as data/L2H4Minf with `evals.csv` or `evals.csv.gz`.
 """
 
-import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 
 from icl.analysis.measures import ONLY_OF_FAMILIES
+from icl.analysis.reading import read_rows
 from icl.analysis.run_tables import SEED_COLUMN, keys_of, plain_text
+from icl.storage.files import read_file
+from icl.storage.jsonl import parse_object
+
+logger = logging.getLogger(__name__)
 
 Tables = Mapping[str, pd.DataFrame]
 
@@ -63,16 +69,25 @@ def table_names(family: Path) -> Iterator[str]:
             yield path.name.split(".csv")[0]
 
 
-def read_tables(family: Path) -> dict[str, pd.DataFrame]:
+def read_tables(family: Path, report: Callable[[str], None] = logger.warning) -> dict[str, pd.DataFrame]:
     """All tables of a family by name, and in addition `losses`, the loss along each run.
 
-    The losses come from the first of these tables that exists: the evaluations, the logged metrics, the estimates (L(w*)).
+    The losses come from the first of these tables that exists: the evaluations, the logged metrics, the estimates (L(w*)). Tables that
+    tell the runs apart (`keys_of_runs`) come before others.
+    A table that cannot be read is left out, and `report` is called with one line.
     """
-    tables = {name: read_table(family, name) for name in table_names(family)}
-    for name, column in (("evals", "loss/mean"), ("metrics", "pretrain/mse"), ("llc", "loss/init")):
-        if name in tables and column in tables[name].columns:
-            rows = tables[name].dropna(subset=[column])
-            return {**tables, "losses": rows if column == "loss/mean" else _losses(rows, column)}
+    tables: dict[str, pd.DataFrame] = {}
+    for name in table_names(family):
+        try:
+            tables[name] = read_table(family, name)
+        except ValueError as error:
+            report(f"without the table {name}: {error}")
+    of = (("evals", "loss/mean"), ("metrics", "pretrain/mse"), ("llc", "loss/init"))
+    found = [(name, column) for name, column in of if name in tables and column in tables[name].columns]
+    unlike = unlike_the_runs(tables)
+    for name, column in sorted(found, key=lambda each: each[0] in unlike)[:1]:
+        rows = tables[name].dropna(subset=[column])
+        tables["losses"] = rows if column == "loss/mean" else _losses(rows, column)
     return tables
 
 
@@ -85,11 +100,11 @@ def is_the_papers(family: Path) -> bool:
     the settings stored with its tables."""
     for path in sorted(family.glob("*.json")):
         try:
-            settings = json.loads(path.read_text())
-        except (OSError, ValueError):
+            settings = parse_object(read_file(path)) or {}
+        except OSError:
             continue
-        if isinstance(settings, dict) and "task_config" in settings and "num_steps" in settings:
-            task = settings["task_config"]
+        task = settings.get("task_config")
+        if isinstance(task, dict) and "num_steps" in settings:
             return settings["num_steps"] == PAPERS_STEPS and all(task.get(k) == v for k, v in PAPERS_MODEL.items())
     return False
 
@@ -98,11 +113,11 @@ def read_table(family: Path, name: str) -> pd.DataFrame:
     """One table of a family.
 
     Raises:
-        ValueError: the table is missing; the message has the command that makes it.
+        ValueError: the table is missing or damaged; the message has the command that makes it, or says what to do.
     """
     for path in (family / f"{name}.csv", family / f"{name}.csv.gz"):
         if path.is_file():
-            return pd.read_csv(path)
+            return read_rows(path)
     raise ValueError(f"{family / name}.csv is missing; make it with: {command_for(name)}")
 
 
@@ -120,15 +135,42 @@ def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
     return chosen
 
 
+def keys_of_runs(tables: Tables) -> tuple[str, ...]:
+    """The columns that tell the runs of a family apart: the most that any of its tables has."""
+    return max((_run_keys(name, table) for name, table in tables.items()), key=len, default=())
+
+
+def unlike_the_runs(tables: Tables) -> dict[str, tuple[str, ...]]:
+    """The tables along training that have only some of `keys_of_runs`, so that their rows belong to no single run; with their keys.
+
+    They are in no figure of a run (`tables_of_run`).
+    """
+    keys = keys_of_runs(tables)
+    if keys in ((), (SEED_COLUMN,)):
+        return {}
+    return {
+        name: own
+        for name, table in tables.items()
+        if "step" in table.columns and name not in ONLY_OF_FAMILIES
+        if (own := _run_keys(name, table)) and set(own) != set(keys)
+    }
+
+
 def runs_of(tables: Tables) -> list[dict[str, Any]]:
     """The runs in the tables. Each is given by its values in the columns that tell runs apart."""
-    keys = max((_run_keys(name, table) for name, table in tables.items()), key=len, default=())
+    keys = keys_of_runs(tables)
     rows = [table[list(keys)] for name, table in tables.items() if keys and set(_run_keys(name, table)) == set(keys)]
     if not rows:
         alone = any(name.startswith("llc") or table.columns[:1].tolist() == ["step"] for name, table in tables.items())
         return [{}] if alone else []
-    every = pd.DataFrame(pd.concat(rows, ignore_index=True).drop_duplicates()).sort_values(by=list(keys), kind="stable")
+    every = pd.DataFrame(pd.concat(rows, ignore_index=True).drop_duplicates())
+    every = every.sort_values(by=list(keys), kind="stable", key=_sortable)
     return [dict(zip(keys, row, strict=True)) for row in every.itertuples(index=False, name=None)]
+
+
+def _sortable(values: pd.Series) -> pd.Series:
+    """Values of a setting, as texts if some are: a text and a number have no order."""
+    return values if is_numeric_dtype(values) else values.map(plain_text)
 
 
 def tables_of_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, pd.DataFrame]:

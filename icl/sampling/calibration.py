@@ -46,12 +46,12 @@ class SearchGrid:
     nbetas: Sequence[float] = (1.0, 10.0, 100.0)
 
     def cells(self) -> list[tuple[float, float, float]]:
-        """All (ε, γ, nβ).
+        """All (ε, γ, nβ), each once.
 
         Raises:
             ValueError: an axis is empty.
         """
-        cells = list(product(self.epsilons, self.gammas, self.nbetas))
+        cells = list(dict.fromkeys(product(self.epsilons, self.gammas, self.nbetas)))
         if not cells:
             raise ValueError("give at least one value each of epsilon, gamma and nbeta")
         return cells

@@ -40,10 +40,10 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> Heati
     tr C is measured on PROBES batches at the last positions of up to PLACES healthy chains. The result is 0 if the batch never changes. It
     is NaN for other kernels, for which there is no such formula, and if no chain is healthy.
     """
-    if len(positions) == 0 or config.step_size is None or config.method not in ("sgld", "langevin"):
-        return Heating(math.nan, math.nan)
     if plan.constant:
         return Heating(0.0, 0.0)
+    if len(positions) == 0 or config.step_size is None or config.method not in ("sgld", "langevin"):
+        return Heating(math.nan, math.nan)
     large = goes_one_by_one(positions)
     here = positions[:PLACES].to(plan.objective.anchor.device)
     seeds = [config.init_seed or 0] * len(here)

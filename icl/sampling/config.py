@@ -247,6 +247,13 @@ class SamplerConfig(Settings):
             raise ValueError(
                 f"sampling_method={self.sampling_method!r} needs epsilon; only 'langevin' finds its own step size"
             )
+        if self.step_size is None and (self.gamma == 0 or self.nbeta == 0):
+            given = "gamma=0" if self.gamma == 0 else "nbeta=0"
+            raise ValueError(f"{given} leaves pilot chains nothing to find a step size by; give epsilon")
+        if self.method == "langevin" and self.friction is None and self.localization + self.weight_decay == 0:
+            raise ValueError(
+                "gamma=0 gives langevin no friction, so its chains would never come to rest; give friction"
+            )
         if self.estimator == PUBLISHED_LANGUAGE_ESTIMATOR and (self.num_burnin_steps or self.num_init_loss_batches):
             given = "num_burnin_steps" if self.num_burnin_steps else "num_init_loss_batches"
             raise ValueError(

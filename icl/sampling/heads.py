@@ -26,8 +26,8 @@ _ATTENTION = re.compile(
     r"(?P<before>.*?)(?P<place>(?:^|\.)(?:attn|attention|self_attn|self_attention|crossattention|SelfAttention|mixer))(?P<rest>[._].*)"
 )
 _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
-_QUERIES = re.compile(r"(?:^|[._])(?:q_proj|query|q_lin|W_q|wq|q)\.(?:weight|bias)$")
-_KEYS = re.compile(r"(?:^|[._])(?:k_proj|v_proj|key|value|k_lin|v_lin|wk|wv|k|v)\.(?:weight|bias)$")
+_QUERIES = re.compile(r"(?:^|[._])(?:q_proj|query|q_lin|W_q|wq|q)[._](?:weight|bias)$")
+_KEYS = re.compile(r"(?:^|[._])(?:k_proj|v_proj|key|value|k_lin|v_lin|wk|wv|k|v)[._](?:weight|bias)$")
 _FUSED = re.compile(r"(?:^|[._])(?:c_attn|qkv_proj|Wqkv|qkv|query_key_value|in_proj)[._](?:weight|bias)$")
 _OUTPUT = re.compile(r"(?:^|[._])(?:o_proj|out_proj|c_proj|dense|out_lin|output|wo|o|output\.dense|to_out)\.weight$")
 _LENS = re.compile(r"\._?(?P<what>[Wb])_(?P<which>[QKVO])$")

@@ -77,8 +77,10 @@ def susceptibility(
     if summed_whole.size:
         total_mcse = np.hypot(total_mcse, abs(phi.mean()) * error_of_mean(summed_whole / new.size))
     problems = [*mixing_problems(kept, new, old), *(() if whole is None else whole.problems())]
-    verdict = str(probe.attrs.get("verdict", "healthy"))
-    problems += [] if verdict == "healthy" else [f"of the chains: {verdict}"]
+    estimates = {"the chains": (probe, pretraining), "the whole model's chains": full or ()}
+    for name, arrays in estimates.items():
+        verdicts = dict.fromkeys(str(each.attrs.get("verdict", "healthy")) for each in arrays)
+        problems += [f"of {name}: {verdict}" for verdict in verdicts if verdict != "healthy"]
     return xr.Dataset(
         {
             "susceptibility": (new.dims, chi.reshape(new.shape)),

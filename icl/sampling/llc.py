@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from icl.model import InContextRegressionTransformer
 from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, with_found, without_losses
@@ -24,8 +24,9 @@ from icl.sampling.chains import ChainRun, Paused, Progress
 from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient, most_batches
+from icl.sampling.init_losses import InitLosses, init_losses, unpaired_share
 from icl.sampling.langevin import friction_of
-from icl.sampling.look import chance_level, look_at
+from icl.sampling.look import look_at, worth_of_w_star
 from icl.sampling.loss_trace import LossTrace, Observables
 from icl.sampling.needs import Effort, longest_step
 from icl.sampling.noise import chain_seeds
@@ -49,7 +50,7 @@ from icl.sampling.supply import (
 )
 from icl.sampling.transformer_objective import SequenceLosses, TransformerObjective, make_objective
 from icl.sampling.tuning import Tuned, tune
-from icl.sampling.units import InUnits
+from icl.sampling.units import InUnits, in_weights
 
 logger = logging.getLogger(__name__)
 
@@ -215,9 +216,8 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             seed,
             noise_heating=heating.controlled if plan.control else heating.plain,
             effort=_effort(ready, own, part, heating, tuned),
-            reference_loss=chance_level(objectives[place], ready.first)
-            if inputs.reference_loss is None
-            else inputs.reference_loss,
+            reference_loss=_reference_loss(objectives[place], part, inputs, held),
+            init_error=_init_error(ready, place, part.losses.shape[1]),
             cost=cost,
             twin=twin,
             unknown_gradient=_unknown_gradient(own, ready.supply),
@@ -227,6 +227,14 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             singular_fluctuation=ready.singular_fluctuation(config.inverse_temperature),
             observed=inputs.observed,
         )
+
+
+def _reference_loss(objective: Objective, run: ChainRun, inputs: Inputs, held: Sequence[Batch]) -> float | None:
+    """The one given, or L(w*) plus how much worse uninformed weights are. In this difference the noise of the batches cancels."""
+    if inputs.reference_loss is not None:
+        return inputs.reference_loss
+    worth = worth_of_w_star(objective, held)
+    return None if worth is None else float(run.anchor_losses.double().mean()) + worth
 
 
 def _chains_of(
@@ -284,6 +292,8 @@ class _Ready:
     seed: int
     supply: Supply
     evaluated: Callable[[int], Batch]
+    held_out: BatchSource | Sequence[Batch] | None
+    init: InitLosses | None
     first: Batch
     trace: WeightTrace | None
     fluctuation: SingularFluctuation | None
@@ -303,6 +313,8 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     source = supply.source
     held_out = _held_out(inputs.eval_batches, seed, device)
     evaluated = _evaluation_batches(config, source, held_out)
+    count = config.num_init_loss_batches
+    init = None if count is None else init_losses(objective, anchors, evaluated, count)
     first, second = two_batches(supply, config.independent_batches, seed)
     look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
@@ -312,7 +324,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         source,
         AnchorLosses(objective, anchors),
         _evaluation(config, evaluated, held_out),
-        init_losses=_mean_init_losses(objective, anchors, evaluated, config.num_init_loss_batches),
+        init_losses=None if init is None else init.mean,
         recorders=_of_weights(
             objective,
             (
@@ -326,7 +338,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         stride=supply.stride,
     )
     plan = _with_gradients_of_w_star(plan, supply, seed)
-    return _Ready(plan, seed, supply, evaluated, first, trace, fluctuation)
+    return _Ready(plan, seed, supply, evaluated, held_out, init, first, trace, fluctuation)
 
 
 def localisation_of(objective: Objective, inputs: Inputs, config: SamplerConfig) -> float:
@@ -336,15 +348,16 @@ def localisation_of(objective: Objective, inputs: Inputs, config: SamplerConfig)
 
 
 def with_samples(config: SamplerConfig, supply: Supply) -> SamplerConfig:
-    """The settings with n taken from the data, if nβ depends on n and the user has not given n.
+    """The settings with n taken from the data, unless the user has given n.
 
     Raises:
-        ValueError: n is known neither from the data nor from the user.
+        ValueError: nβ depends on n, which is known neither from the data nor from the user.
     """
-    decides = config.nbeta is None and config.gradient_scale is None
-    if not decides or "eval_dataset_size" in config.model_fields_set:
+    if "eval_dataset_size" in config.model_fields_set:
         return config
     if supply.num_samples is None:
+        if config.nbeta is not None or config.gradient_scale is not None:
+            return config
         raise ValueError(
             "nbeta = n / log n needs n, the number of training samples, which is not known from these batches; give eval_dataset_size=n "
             "or nbeta in the SamplerConfig, or pass a sized DataLoader or a list of batches"
@@ -404,7 +417,7 @@ def _of_weights(objective: Objective, recorders: Sequence[Recorder]) -> tuple[Re
 def _weight_trace(config: SamplerConfig, objective: Objective) -> WeightTrace | None:
     if not {"weights", "covariance"} & set(config.eval_metrics):
         return None
-    return WeightTrace(config.num_chains, config.num_draws, objective.anchor, _held_bytes(config))
+    return WeightTrace(config.num_chains, config.num_draws, in_weights(objective).anchor, _held_bytes(config))
 
 
 def _held_bytes(config: SamplerConfig) -> int:
@@ -418,7 +431,7 @@ def _fluctuation(
     if "singular-fluctuation" not in config.eval_metrics:
         return None
     of_samples = inputs.sample_objective
-    plain = objective.objective if isinstance(objective, InUnits) else objective
+    plain = in_weights(objective)
     if of_samples is None and isinstance(plain, TransformerObjective):
         of_samples = SequenceLosses(plain)
     if of_samples is None:
@@ -472,12 +485,27 @@ def _held_out(
     return finite(eval_batches, seed, device)
 
 
-def _mean_init_losses(
-    objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int | None
-) -> Tensor | None:
-    """Mean losses (C, T) of every w* over the first `count` evaluation batches; None if there is no count."""
-    if count is None:
-        return None
-    total = sum(objective.losses(anchors, evaluated(i)).cpu().double() for i in range(count))
-    assert isinstance(total, Tensor)
-    return (total / count).to(anchors)
+def _init_error(ready: _Ready, place: int, draws: int) -> float:
+    """The standard error of λ̂ because L(w*) is not taken on the batches of the draws (`icl.sampling.init_losses`); 0 if it is."""
+    config, init, supply, other = ready.plan.config, ready.init, ready.supply, ready.held_out
+    if init is None:
+        return 0.0
+    own = supply.per_pass, supply.cycle is None
+    given = own if other is None else (None if callable(other) else len(other), False)
+    every, after = config.num_steps_bw_draws, config.num_steps if other is None else 0
+    match config.eval_method:
+        case "grad-minibatch":
+            drawn = range(config.num_burnin_steps, config.num_burnin_steps + draws * every, every)
+        case "new-minibatch":
+            drawn = range(after, after + draws)
+        case "fixed-minibatch":
+            drawn = range(1)
+        case "dataset":
+            assert isinstance(other, Sequence)
+            drawn = range(len(other))
+    if config.eval_method == "grad-minibatch" and (config.independent_batches or other is not None):
+        of_draws = 0.0 if config.independent_batches else unpaired_share(drawn, 0, *own)
+        share = math.hypot(of_draws, unpaired_share((), init.count, *given))
+    else:
+        share = unpaired_share(drawn, init.count, *given)
+    return config.inverse_temperature * float(init.spread[place]) * share

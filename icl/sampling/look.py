@@ -4,6 +4,8 @@ Shapes: P sampled parameters, T losses of one batch.
 """
 
 import math
+from collections.abc import Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -186,8 +188,8 @@ def _differ(first: Tensor, second: Tensor) -> bool:
     return bool((first - second).abs().max() > SAME * scale)
 
 
-def chance_level(objective: Objective, batch: Batch) -> float | None:
-    """The loss of uninformed weights, or None if they are not worse than w*.
+def worth_of_w_star(objective: Objective, batches: Sequence[Batch]) -> float | None:
+    """How much larger the mean loss of uninformed weights is than that of w*, over some batches; None if it is not larger.
 
     Uninformed weights are zeros. If zeros are not worse than w*, as at a singularity in the origin, they are random weights with the norm
     of w*, or of size 1 if that is 0.
@@ -196,18 +198,18 @@ def chance_level(objective: Objective, batch: Batch) -> float | None:
     scale = float(anchor.double().square().mean().sqrt()) or 1.0
     place = torch.arange(anchor.numel(), device=anchor.device, dtype=torch.float32)
     random = [scale * 2**0.5 * torch.sin(place * 2.399963 * (1 + k) + 0.7 * k + 0.5).to(anchor) for k in range(4)]
-    own = _loss(objective, anchor, batch)
+    own = _loss(objective, anchor, batches)
     for guesses in ([torch.zeros_like(anchor)], random):
-        levels = [_loss(objective, guess, batch) for guess in guesses]
+        levels = [_loss(objective, guess, batches) for guess in guesses]
         level = sum(levels) / len(levels)
         if math.isfinite(level) and level > own + SAME * abs(own):
-            return level
+            return level - own
     return None
 
 
-def _loss(objective: Objective, weights: Tensor, batch: Batch) -> float:
-    """The loss at weights (P,); NaN if the model cannot be run there."""
+def _loss(objective: Objective, weights: Tensor, batches: Sequence[Batch]) -> float:
+    """The mean loss at weights (P,); NaN if the model cannot be run there."""
     try:
-        return float(objective.losses(weights[None], batch).double().mean())
+        return fmean(float(objective.losses(weights[None], batch).double().mean()) for batch in batches)
     except Exception:  # a model may fail at such weights
         return math.nan

@@ -94,14 +94,8 @@ class ModuleObjective:
         self._own = threading.local()
         self._loss_fn = loss_fn
         parameters = {name: value.detach() for name, value in model.named_parameters()}
-        trained = {name for name, value in model.named_parameters() if value.requires_grad}
         restriction = restrict(model, include, exclude, mask)
-        names = [name for name in restriction.masks if name in trained]
-        if not names:
-            raise ValueError(
-                "every selected parameter is frozen (requires_grad=False), so there is nothing to sample; "
-                "call requires_grad_(True) on what the estimate is about"
-            )
+        names = list(restriction.masks)
         complex_ones = [name for name in names if parameters[name].is_complex()]
         if complex_ones:
             raise ValueError(f"the parameter {complex_ones[0]} is complex; only real parameters can be sampled")

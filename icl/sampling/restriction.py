@@ -70,6 +70,8 @@ def restrict(
 ) -> Restriction:
     """The coordinates that move. Print the result to see them, and their number, before an estimate.
 
+    Frozen parameters (`requires_grad=False`) do not move.
+
     Raises:
         ValueError: a pattern or a mask names no parameter, an index or a mask does not fit, or no coordinate is left to move.
     """
@@ -86,6 +88,13 @@ def restrict(
     if not moving:
         given = f"include={list(include)} with exclude={list(exclude)}"
         raise ValueError(f"{given}{'' if mask is None else ' and the mask'} leaves no parameter to sample")
+    trained = {name for name, value in model.named_parameters() if value.requires_grad}
+    moving = {name: value for name, value in moving.items() if name in trained}
+    if not moving:
+        raise ValueError(
+            "every selected parameter is frozen (requires_grad=False), so there is nothing to sample; "
+            "call requires_grad_(True) on what the estimate is about"
+        )
     return Restriction(moving, {name: value.shape for name, value in parameters.items()})
 
 

@@ -38,6 +38,7 @@ class LLCResult:
         seed: the run's seed. `config.noise_law` derives each chain's noise from it.
         noise_heating: what the noise of the gradient's batches adds to λ̂, to first order (`icl.sampling.checks`).
         reference_loss: a loss that no useful model exceeds, if it is known; see `icl.sampling.verdict.judge`.
+        init_error: standard error of λ̂ because L(w*) is taken on other batches than the draws (`icl.sampling.init_losses`).
         cost, twin: how much smaller λ̂ is because w* is not the minimum, by two measures (`icl.sampling.checks.cost_of_w_star`).
         unknown_gradient: nβ / N if gradients have their control variate and ḡ is a mean over only N samples of the data (`MeanGradient`),
             otherwise 0. ḡ then has an error δ ~ 1/√N, and nβ δ·(w − w*) moves the chains by −H⁻¹δ. In a regular model whose gradient has
@@ -55,6 +56,7 @@ class LLCResult:
     seed: int
     noise_heating: float = 0.0
     reference_loss: float | None = None
+    init_error: float = 0.0
     cost: Ratio = UNKNOWN
     twin: Ratio = UNKNOWN
     unknown_gradient: float = 0.0
@@ -74,8 +76,8 @@ class LLCResult:
 
     @cached_property
     def llc_mcse(self) -> float:
-        """Monte-Carlo standard error of λ̂."""
-        return mcse_of_mean(self.healthy_excess) if self.any_healthy else math.nan
+        """Monte-Carlo standard error of λ̂: that of the chains, and that of L(w*) if it has batches of its own."""
+        return math.hypot(mcse_of_mean(self.healthy_excess), self.init_error) if self.any_healthy else math.nan
 
     @cached_property
     def llc_per_chain(self) -> Tensor:
@@ -103,13 +105,13 @@ class LLCResult:
 
     @property
     def wbic(self) -> float:
-        """n E[L]."""
-        return self.num_samples * self.mean_loss
+        """n E[L]; NaN if n is not known."""
+        return math.nan if self.num_samples is None else self.num_samples * self.mean_loss
 
     @property
-    def num_samples(self) -> int:
-        """n, of WBIC and nβ."""
-        return self.config.eval_dataset_size
+    def num_samples(self) -> int | None:
+        """n, of WBIC and nβ; None if neither the data nor the settings say it."""
+        return self.config.eval_dataset_size if "eval_dataset_size" in self.config.model_fields_set else None
 
     @property
     def nbeta(self) -> float:
@@ -206,6 +208,7 @@ class LLCResult:
             init_loss=self.init_loss,
             reference_loss=self.reference_loss,
             noise_heating=self.noise_heating,
+            init_error=self.init_error,
             evidence=self.evidence,
         )
 
@@ -333,6 +336,8 @@ class LLCResult:
         row |= {name: ratio.value for name, ratio in tests.items() if not math.isnan(ratio.value)}
         if len(self.llc_per_token) > 1:
             row |= {f"llc/mean/{t}": value for t, value in enumerate(self.llc_per_token.tolist())}
+        if self.num_samples is None:
+            del row["wbic/mean"]
         if self.singular_fluctuation is not None:
             row["singular_fluctuation"] = self.singular_fluctuation
         if "batch-loss" in self.config.eval_metrics:

@@ -154,12 +154,16 @@ def mixing_problems(kept: np.ndarray, *series: LossSeries) -> Iterator[str]:
     """What is wrong with the chains of some series, as sentences of a verdict: lost ones, disagreement, too few independent draws."""
     if lost := int((~kept).sum()):
         yield f"{lost} of {len(kept)} chains diverged: smaller epsilon"
-    rhat, ess = 1.0, np.inf
+    rhats, sizes = [1.0], [np.inf]
     for each in series:
         for place in range(0, each.size, max(1, each.size // WATCHED)):
             draws = torch.from_numpy(each.columns(slice(place, place + 1))[kept, :, 0])
             if float(draws.std()) > 0.0:
-                rhat, ess = max(rhat, split_rhat(draws)), min(ess, bulk_ess(draws))
+                rhats.append(split_rhat(draws))
+                sizes.append(bulk_ess(draws))
+    rhat, ess = np.max(rhats), np.min(sizes)  # NaN if any is
+    if np.isnan(rhat) or np.isnan(ess):
+        yield "too few draws to compare chains: more draws"
     if rhat > RHAT_LIMIT:
         yield f"chains disagree on a sample's loss: split R-hat {rhat:.3f} is above {RHAT_LIMIT} (more draws, more burn-in)"
     if ess < ESS_LIMIT:

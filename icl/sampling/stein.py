@@ -167,7 +167,7 @@ def held_share(excess: Tensor, trace: Tensor, nbeta: float, gamma: float) -> Rat
         trace: (E, D), the traces; the result is NaN if their mean is not clearly positive.
     """
     excess, trace = excess.double(), trace.double()
-    if trace.numel() == 0 or not float(trace.mean()) > 3 * _error(trace):
+    if nbeta == 0 or trace.numel() == 0 or not float(trace.mean()) > 3 * _error(trace):
         return UNKNOWN
     mean, curvature = float(excess.mean()), float(trace.mean())
     share = 2 * gamma * mean / (nbeta * curvature)

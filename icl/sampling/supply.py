@@ -32,6 +32,8 @@ class Supply:
         constant: whether every step uses the same batch.
         cycle: length of the cycle, if the batches are used in turn; None if they are not, or if this is unknown.
         stride: steps after which a batch is independent of this one: the length of a pass, if every pass is shuffled anew.
+        per_pass: steps in which every sample comes once; None for endless data, for batches drawn at random, or if this is unknown. A
+            callable may say it by an attribute of this name.
         sizes: number of samples of each batch of `everything`.
     """
 
@@ -41,6 +43,7 @@ class Supply:
     constant: bool = False
     cycle: int | None = None
     stride: int = 1
+    per_pass: int | None = None
     sizes: Sequence[int] = ()
 
 
@@ -87,7 +90,7 @@ def supply_of(
     ):
         return _of_loader(batches, independent, seed, shuffled)
     if callable(batches):
-        return Supply(_checked(batches, independent))
+        return Supply(_checked(batches, independent), per_pass=getattr(batches, "per_pass", None))
     if not isinstance(batches, Sequence) and not hasattr(batches, "__getitem__"):
         sized, spool = hasattr(batches, "__len__") and _length(batches) is not None, Spool(iter(batches))
         if not sized or isinstance(batches, DataLoader):
@@ -106,7 +109,7 @@ def _of_fixed(
     """Batches that are the same in every pass."""
     order = _BySize(sizes, seed) if len(set(sizes)) > 1 or (shuffled and len(held) > 1) else None
     source, cycle = _cycled(held, independent, order), len(held) if order is None else None
-    return Supply(source, samples, held, len(held) == 1, cycle, sizes=sizes)
+    return Supply(source, samples, held, len(held) == 1, cycle, per_pass=cycle, sizes=sizes)
 
 
 def _of_loader(loader: DataLoader, independent: bool, seed: int, shuffled: bool) -> Supply:
@@ -124,7 +127,7 @@ def _of_loader(loader: DataLoader, independent: bool, seed: int, shuffled: bool)
         return _of_fixed(first_pass, sizes, independent, seed, shuffled, sum(sizes))
     make = WithWorkers(steps, loader) if loader.num_workers else steps.__getitem__
     source = _from_place(Recent(make), independent)
-    return Supply(source, sum(sizes), first_pass, stride=steps.per_pass, sizes=sizes)
+    return Supply(source, sum(sizes), first_pass, stride=steps.per_pass, per_pass=steps.per_pass, sizes=sizes)
 
 
 def on_device(supply: Supply, device: torch.device) -> Supply:

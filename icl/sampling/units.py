@@ -79,6 +79,11 @@ class InUnits:
         return lambda draw, positions, chains: recorder(draw, positions * self.units, chains)
 
 
+def in_weights(objective: Objective) -> Objective:
+    """The loss as a function of the weights w themselves, in whatever units the chains move."""
+    return objective.objective if isinstance(objective, InUnits) else objective
+
+
 def units_of(weights: Tensor, groups: Tensor) -> Tensor:
     """s (P,): the root mean square of each group's weights; a group of zeros has that of all weights.
 

@@ -12,6 +12,9 @@ from icl.sampling.stein import UNKNOWN, Ratio
 RHAT_LIMIT = 1.1
 ESS_LIMIT = 100.0
 RISE_LIMIT = 3.0
+FEWEST_FOR_RISE = 3
+"""Chains that the test for a rise needs. With fewer, split R̂ alone looks for one."""
+FEWEST_OF_A_THIRD = 10
 HEATING_LIMIT = 0.1
 BASIN_SLACK = 0.05
 TOLERANCE = 0.1
@@ -98,6 +101,7 @@ def judge(
     init_loss: float,
     reference_loss: float | None,
     noise_heating: float = 0.0,
+    init_error: float = 0.0,
     evidence: Evidence,
 ) -> Verdict:
     """Judge the healthy chains' trace of nβ(L − L(w*)).
@@ -110,6 +114,7 @@ def judge(
             training w* itself is hardly better than that. Then chains may rise by BASIN_SLACK of it above w*, and the verdict cannot tell
             whether they left.
         noise_heating: what the batches' noise adds to the mean.
+        init_error: the part of `mcse` that comes from the batches of L(w*).
         evidence: the measurements for the tests of the target.
     """
     if len(excess) == 0:
@@ -126,7 +131,7 @@ def judge(
         _pairing(evidence.pairing, mean),
         _mean_gradient(evidence.unknown_gradient),
         _minimum(evidence, mean),
-        _certainty(mean, mcse),
+        _certainty(mean, mcse, init_error),
         judge_ball(evidence, mean),
     ]
     return _verdict(findings)
@@ -161,7 +166,8 @@ def _stationary(excess: Tensor, rhat: float, ess: float, mcse: float) -> Iterato
     negative = float(excess.mean()) < -2 * mcse
     text = "negative: the chains found lower loss than w*, which is no minimum" if negative else ""
     yield _finding("sign", text)
-    yield _finding("rise", "still rising: more burn-in" if _rising(excess) else "")
+    if len(excess) >= FEWEST_FOR_RISE:
+        yield _rise(excess)
     yield judge_agreement(rhat, ess)
 
 
@@ -169,6 +175,8 @@ def judge_agreement(rhat: float, ess: float) -> Finding:
     """Whether chains agree, and have enough independent draws to tell."""
     disagree = f"chains disagree: split R-hat {rhat:.3f} is above {RHAT_LIMIT} (more draws, more burn-in)"
     few = f"too few independent draws: effective sample size {ess:.0f} is below {ESS_LIMIT:.0f} (more draws)"
+    if math.isnan(rhat) or math.isnan(ess):
+        return Finding("agreement", "not tested", "too few draws to compare chains: more draws")
     # R̂² − 1 falls like 1 / draws for chains of one law.
     if rhat > RHAT_LIMIT:
         return Finding("agreement", "failed", disagree, times=(rhat**2 - 1) / (RHAT_LIMIT**2 - 1))
@@ -239,6 +247,11 @@ def _ratio(name: str, ratio: Ratio, above: str, below: str, times_below: float =
 
 
 def _heating(noise_heating: float, mean: float) -> Finding:
+    if math.isnan(noise_heating):
+        text = (
+            "no formula for what the batches' noise adds with this kernel; sgld or langevin, or one batch with all data"
+        )
+        return Finding("batch noise", "not tested", text)
     hot = noise_heating > HEATING_LIMIT * max(abs(mean), 1.0)
     text = (
         f"heated by its batches: their noise adds about {noise_heating:.3g} to the estimate "
@@ -286,10 +299,16 @@ def _minimum(evidence: Evidence, mean: float) -> Finding:
     return _finding("minimum", text if worst.value - ERRORS * worst.error > allowed else "")
 
 
-def _certainty(mean: float, mcse: float) -> Finding:
+def _certainty(mean: float, mcse: float, init_error: float) -> Finding:
     if math.isnan(mcse):
         return Finding("error", "not tested", "too few draws for a standard error")
     allowed = max(ERROR_SHARE * abs(mean), LEAST_ERROR)
+    if init_error > allowed:
+        text = (
+            f"too uncertain to say: L(w*) is on other batches than the draws, which gives λ̂ an error of {init_error:.2g}, above "
+            f"{allowed:.2g} (leave num_init_loss_batches out, so that the batches' noise cancels)"
+        )
+        return _finding("error", text)
     times = (mcse / allowed) ** 2
     text = f"too uncertain to say: the standard error {mcse:.2g} is above {allowed:.2g} (about {times:.2g} times the draws)"
     return Finding("error", "failed", text, times) if mcse > allowed else _finding("error", "")
@@ -317,14 +336,13 @@ def judge_ball(evidence: Evidence, mean: float) -> Finding:
     return _finding("localisation", "")
 
 
-def _rising(excess: Tensor) -> bool:
+def _rise(excess: Tensor) -> Finding:
     """Whether the last third of the draws is above the middle third by more than chance, from the spread of the difference over chains."""
     third = excess.shape[1] // 3
-    if third < 10:
-        return False
+    if third < FEWEST_OF_A_THIRD:
+        return Finding("rise", "not tested", f"fewer than {3 * FEWEST_OF_A_THIRD} draws: more draws")
     gain = excess[:, -third:].mean(dim=1) - excess[:, third : 2 * third].mean(dim=1)
-    if len(gain) < 3:
-        return False
     error = float(gain.std()) / len(gain) ** 0.5
     mean = float(gain.mean())
-    return mean > RISE_LIMIT * error and mean > 0.05 * float(excess.mean().abs())
+    rising = mean > RISE_LIMIT * error and mean > 0.05 * float(excess.mean().abs())
+    return _finding("rise", "still rising: more burn-in" if rising else "")

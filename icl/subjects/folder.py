@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +85,7 @@ def files_by_step(path: str) -> dict[int, Path]:
         CheckpointError: there is no such file, one has no number in its name, or two have the same.
     """
     folder = Path(path)
-    pattern = str(folder / "*") if folder.is_dir() else path
+    pattern = f"{escape(path)}/*" if folder.is_dir() else path
     files = sorted(Path(name) for name in glob(pattern, recursive=True) if name.endswith(SUFFIXES))
     if not files:
         raise CheckpointError(

@@ -161,11 +161,11 @@ class _Shuffled:
         self._place = torch.device("cpu") if self._xs.device.type == "xla" else self._xs.device
         self._batch_size = min(batch_size, len(self._xs))
         self._stream = stream
+        self.per_pass = len(self._xs) // self._batch_size
         self._pass = -1, torch.empty(0, dtype=torch.long)
 
     def __call__(self, step: int) -> Batch:
-        per_epoch = len(self._xs) // self._batch_size
-        epoch, index = divmod(step, per_epoch)
+        epoch, index = divmod(step, self.per_pass)
         # One tuple, replaced at once: worker threads in different passes each read a matching pair.
         current = self._pass
         if current[0] != epoch:

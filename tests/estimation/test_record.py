@@ -165,3 +165,15 @@ def test_a_repeated_run_leaves_the_same_bytes(tmp_path):
         for value in json.loads((first / "metrics.jsonl").read_text()).values()
         if isinstance(value, float)
     )
+
+
+def test_an_estimate_all_of_whose_chains_diverge_is_recorded_without_tables_of_their_weights(tmp_path):
+    config = config_with(
+        {"epsilon": 1e9, "eval_metrics": ["likelihood-derived", "weights", "covariance"], "num_evals": 2},
+        plotting_config={"include_weights_pca": True, "num_points": 4},
+    )
+    folder = run(tmp_path, config)
+    (row,) = read_metrics(folder)
+    assert row["chains/lost"] == 3
+    assert not list(folder.glob("tables/weights*"))
+    assert not list(folder.glob("tables/covariance*"))

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -270,6 +270,23 @@ def test_what_goes_wrong_at_one_checkpoint_does_not_cost_those_before_it(trouble
 def test_an_error_of_any_kind_is_told_as_it_is(make, kind, said, two_gpus):
     workers = OnePerDevice(GPUS, imported(f"mine:{make}"))
     with pytest.raises(kind, match=said):
+        next(workers.estimates(lines(), [[0], [1]], lambda now, total: None))
+
+
+def test_a_process_that_ends_before_its_first_checkpoint_says_so(two_gpus, monkeypatch):
+    (Path.cwd() / "ends.py").write_text("import os\ndef make(config): os._exit(1)")
+    start = several_devices._born_with
+
+    @contextmanager
+    def and_ended(environment):
+        with start(environment):
+            yield
+            for process in multiprocessing.active_children():
+                process.join()
+
+    monkeypatch.setattr(several_devices, "_born_with", and_ended)
+    workers = OnePerDevice(GPUS, imported("ends:make"))
+    with pytest.raises(RuntimeError, match="ended, perhaps for its memory; start the command again"):
         next(workers.estimates(lines(), [[0], [1]], lambda now, total: None))
 
 

@@ -1,5 +1,6 @@
 """All figures from tables on disk: which are drawn, which are left out and why, and that equal tables give equal files."""
 
+import gzip
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from icl.analysis.stages import PUBLISHED_STAGE_ENDS
-from icl.commands.figures import left_out
+from icl.commands.figures import figures_command, left_out
 from icl.figures import build
 from icl.figures.build import build_figures, draw, stages_of
-from icl.figures.families import read_table, read_tables, tables_of_seed
+from icl.figures.families import read_table, read_tables, runs_of, tables_of_seed
 from icl.figures.recipes import FAMILY_RECIPES, RUN_RECIPES
 
 pytestmark = pytest.mark.xdist_group("figures")  # the tables that they are drawn from are made once
@@ -90,6 +91,46 @@ def test_a_folder_without_tables_is_an_error(tmp_path):
 def test_a_table_that_is_not_there_names_its_command(tmp_path):
     with pytest.raises(ValueError, match="make it with: icl analyse RUN --only spectra"):
         read_table(tmp_path, "spectra")
+
+
+def test_a_damaged_table_is_told_and_costs_only_its_own_figures(drawn, tmp_path, capfd):
+    folder = own_family(tmp_path / "mine", points=10)
+    (folder / "llc_traces.csv.gz").write_bytes(gzip.compress(b"model_seed,step\n" * 99)[:20])
+    (folder / "llc.json").write_text("[]")
+    figures_command(folder, tmp_path / "figures", 1, "paper", verbose=False)
+    assert "mine-seed-1-lr-0.01/loss-and-llc" in drawn
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if "llc_traces.csv.gz" in line]
+    assert line.startswith(
+        f"icl: without the table llc_traces: {folder / 'llc_traces.csv.gz'} is not a readable table ("
+    )
+
+
+def test_a_table_that_does_not_tell_the_runs_apart_is_named_with_what_to_do(drawn, family, tmp_path, capfd):
+    """As `icl analyse RUN --output` leaves it beside the tables of a sweep."""
+    folder = own_family(tmp_path / "mine", points=10)
+    evals = pd.read_csv(family / "evals.csv")
+    evals.loc[evals["model_seed"] == 3].assign(model_seed=0).to_csv(folder / "evals.csv", index=False)
+    figures_command(folder, tmp_path / "figures", 1, "none", verbose=False)
+    assert "mine-seed-0-lr-0.01/loss-and-llc" in drawn  # with the losses that training logged
+    told = capfd.readouterr().err
+    assert (
+        "icl: mine: no figure of a single run shows evals. evals has the keys model_seed; llc has model_seed, optimizer_config.lr. Use one "
+        "folder for each run" in told
+    )
+    assert "(evals" not in told  # no command that makes it once more
+    (folder / "evals.csv").unlink()
+    figures_command(folder, tmp_path / "figures", 1, "none", verbose=False)
+    assert "Use one folder" not in capfd.readouterr().err
+
+
+def test_runs_whose_setting_is_a_number_or_a_text_have_an_order(tmp_path):
+    folder = own_family(tmp_path / "mine")
+    metrics = pd.read_csv(folder / "metrics.csv").astype({"optimizer_config.lr": object})
+    metrics.loc[0, "optimizer_config.lr"] = "fast"
+    metrics.to_csv(folder / "metrics.csv", index=False)
+    found = {run["optimizer_config.lr"] for run in runs_of(read_tables(folder))}
+    assert "fast" in found
+    assert {0.003, 0.01} <= {float(rate) for rate in found - {"fast"}}
 
 
 def test_notebooks_draw_by_name(family):

@@ -92,6 +92,18 @@ def test_a_parts_susceptibility_is_the_gaussians(whole, part):
     assert abs(float(found["total"]) - exact.mean()) < 3 * float(found["total_mcse"])
 
 
+def test_every_estimate_that_enters_has_its_verdict_in_the_answer(whole, part):
+    left = {name: values.assign_attrs(verdict="left the basin") for name, values in whole.items()}
+    found = susceptibility(part["probe"], part["pretraining"], full=(left["probe"], left["pretraining"]))
+    assert "of the whole model's chains: left the basin" in found.attrs["verdict"]
+    assert "of the chains: left the basin" in susceptibility(whole["probe"], left["pretraining"]).attrs["verdict"]
+
+
+def test_two_draws_are_too_few_to_call_it_healthy(whole):
+    found = susceptibility(whole["probe"][:, :2], whole["pretraining"][:, :2])
+    assert "too few draws to compare chains" in found.attrs["verdict"]
+
+
 def test_susceptibilities_are_those_of_devinterp_on_the_same_draws(whole, part):
     theirs = pytest.importorskip("devinterp.slt.susceptibilities")
 

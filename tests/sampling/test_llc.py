@@ -59,7 +59,7 @@ def test_the_default_kernel_recovers_the_gaussians_closed_form():
 
 
 def test_promised_fields_and_shapes():
-    result = estimate_llc(linear(), squares, lambda step: INPUTS, SHORT)
+    result = estimate_llc(linear(), squares, [INPUTS], SHORT)
     assert isinstance(result.llc_mean, float)
     assert isinstance(result.llc_std, float)
     assert result.llc_per_chain.shape == (3,)
@@ -67,7 +67,8 @@ def test_promised_fields_and_shapes():
     assert float(result.llc_per_chain.mean()) == pytest.approx(result.llc_mean)
     assert float(result.llc_per_chain.std()) == pytest.approx(result.llc_std)
     assert result.llc_mean == pytest.approx(10.0 * (float(result.loss_trace.mean()) - result.init_loss), rel=1e-5)
-    assert result.wbic == pytest.approx(result.num_samples * result.mean_loss)
+    assert result.num_samples == len(INPUTS)
+    assert result.wbic == pytest.approx(len(INPUTS) * result.mean_loss)
     assert torch.equal(result.running[:, -1], result.excess_trace.cumsum(1)[:, -1] / 20)
 
 

@@ -133,6 +133,28 @@ def test_heads_of_transformerlens_names_and_of_multihead_attention():
     assert torch.equal(masks["self_attn.out_proj.weight"], rows[0].reshape(1, -1).expand(6, -1))
     assert len(masks) == 3
 
+    class Apart(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.attn = nn.MultiheadAttention(6, 3, kdim=4, vdim=5)
+
+    apart = restrict(Apart(), ["l0h1"]).masks
+    for name, width in {"q": 6, "k": 4, "v": 5}.items():
+        assert torch.equal(apart[f"attn.{name}_proj_weight"], rows[0].reshape(-1, 1).expand(-1, width))
+    assert torch.equal(apart["attn.in_proj_bias"], rows.reshape(-1))
+    assert set(apart) == {
+        f"attn.{name}"
+        for name in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "out_proj.weight")
+    }
+
+
+def test_frozen_parameters_do_not_move():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    model[0].requires_grad_(False)
+    assert restrict(model).num_moving == 5
+    with pytest.raises(ValueError, match="every selected parameter is frozen"):
+        restrict(model, ["0.*"])
+
 
 def hugging_face(kind):
     transformers = pytest.importorskip("transformers")

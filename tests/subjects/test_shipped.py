@@ -62,6 +62,8 @@ def test_a_folder_of_checkpoints_is_a_subject(folder, suffix, key):
         assert torch.equal(model[0].weight, network(100)[0].weight)
         assert not model.training
         assert len(subject.batches(7)) == 1
+    folder.rename("runs[1]")
+    assert make_subject("checkpoints", {"path": "runs[1]", "key": key, **OWN}).steps() == [7, 100]
 
 
 def test_what_is_wrong_with_a_folder_is_one_line(folder):
