@@ -211,6 +211,12 @@ def test_an_invalid_point_of_a_sweep_costs_the_others_nothing(tmp_path):
     assert_refused(icl(tmp_path, "train", "three.yaml"), "num_heads=2 does not divide embed_size=5")
 
 
+def test_tokens_are_not_for_a_family(trained):
+    assert_refused(
+        icl(trained, "analyse", "--family", "train.yaml", "--tokens", "x.npy"), "--tokens", "not for --family"
+    )
+
+
 def test_the_id_of_one_wandb_run_does_not_serve_a_grid(trained, monkeypatch):
     from icl.commands import sweep
 
