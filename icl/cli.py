@@ -368,9 +368,9 @@ def analyse(
     if (run is None) == (family is None):
         raise ValueError("give the name of a run, or --family and a sweep file of several runs")
     if family is not None:
-        if checkpoints is not None or steps is not None or nearest or samples is not None:
+        if checkpoints is not None or steps is not None or nearest or samples is not None or tokens is not None:
             raise ValueError(
-                "--checkpoints, --steps, --nearest and --samples are for a single run or subject, not for --family"
+                "--checkpoints, --steps, --nearest, --samples and --tokens are for a single run or subject, not for --family"
             )
         analyse_family_command(family, overrides or [], only, output)
     else:

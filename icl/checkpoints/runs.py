@@ -1,7 +1,8 @@
 """Whole runs: list them, verify their checkpoints, thin them out, copy them between stores."""
 
+import re
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,7 +24,7 @@ class RunSummary:
     Attributes:
         name: of the run.
         checkpoints: how many steps have stored weights.
-        newest_step: the largest of them; None if there is only a state.
+        newest_step: the largest of them; None if there are none.
         size: of all its files, in bytes.
         state: `running` (a process holds the run, on this machine or through the bucket), `finished`, or `interrupted`.
         writer: the process that holds the run.
@@ -64,8 +65,19 @@ class CopyReport:
     longer: bool = False
 
 
+def estimates_among(folders: Iterable[str], run: str | None = None) -> list[str]:
+    """Those names of folders that belong to estimates, `llc-<run>-<hash>`: of the given run, or of any."""
+    pattern = re.compile(rf"llc-{'.+' if run is None else re.escape(run)}-[0-9a-f]{{8}}")
+    return sorted(filter(pattern.fullmatch, folders))
+
+
+def list_folders(store: Store) -> list[str]:
+    """The names of all folders of a store in which a run or something else is recorded."""
+    return sorted({key.split("/")[1] for key in store.list(FOLDER) if key.count("/") > 1})
+
+
 def list_runs(store: Store) -> list[RunSummary]:
-    """All runs that have a checkpoint, by name, from one listing of the store."""
+    """All runs that have begun, by name, from one listing of the store: they have settings or a checkpoint."""
     files: dict[str, dict[str, int]] = defaultdict(dict)
     for key, size in store.sizes(FOLDER).items():
         _, name, *rest = key.split("/", 2)
@@ -74,7 +86,8 @@ def list_runs(store: Store) -> list[RunSummary]:
     runs = []
     answers = True
     for name, sizes in sorted(files.items()):
-        if not any(file.endswith(SUFFIX) for file in sizes):
+        has_begun = "config.json" in sizes and not estimates_among([name])
+        if not has_begun and not any(file.endswith(SUFFIX) for file in sizes):
             continue
         checkpoints = Checkpoints(store, name)
         finished = checkpoints.finished_key.removeprefix(f"{checkpoints.prefix}/") in sizes
@@ -142,7 +155,7 @@ def prune_run(
 
 
 def copy_run(source: Store, destination: Store, name: str, progress: Progress = lambda done, total: None) -> CopyReport:
-    """Copy a run. Checkpoints that the destination has in the same size are skipped, and damaged ones are not copied.
+    """Copy a run, or estimates. Checkpoints that the destination has in the same size are skipped, and damaged ones are not copied.
 
     If the destination's history is the longer one, its states and records stay, and only missing weights are copied.
     The destination is locked meanwhile; the source may be growing. The mark of a finished run is copied last, and not

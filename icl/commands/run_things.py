@@ -1,11 +1,12 @@
 """`icl runs show|compare|export|rename|delete`: actions on single runs."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from icl.checkpoints import CheckpointError
+from icl.checkpoints import CheckpointError, Checkpoints
 from icl.checkpoints.run import FOLDER
-from icl.checkpoints.runs import RunSummary, choose, list_runs
+from icl.checkpoints.runs import RunSummary, choose, estimates_among, list_folders, list_runs
 from icl.config import ConfigError, Training
 from icl.config.settings import dotted
 from icl.config.varying import varying
 from icl.estimation.traces import read_estimates
 from icl.execution.closing import estimate_text, in_short, short_name
 from icl.execution.health import loss_name
-from icl.execution.opened import Run, open_run, open_runs
-from icl.storage import LocalStore, StorageError, Store, store_from_environment
-from icl.storage.files import write_atomically, write_table
+from icl.execution.opened import Run, open_run, together
+from icl.storage import LocalStore, StorageError, Store, local_root, store_from_environment
+from icl.storage.files import explain, write_atomically, write_table
+from icl.tracking.trackers import METRICS
 
 ACTIONS = {"show": 1, "compare": 2, "export": 0, "rename": 2, "delete": 1}
 """Action -> the fewest run names that it needs."""
@@ -55,10 +57,7 @@ def act(
     elif action == "delete":
         return delete([open_run(name, environ) for name in names], yes)
     elif action == "export":
-        first = open_run(names[0], environ) if names else None
-        store = first.store if first is not None else None
-        every = list(names) or [run.name for run in list_runs(store or store_from_environment(environ))]
-        export([open_run(name, environ) for name in every], output)
+        export([open_run(name, environ) for name in names] or _all_with_settings(environ), output)
     elif action == "show":
         for name in names:
             show(open_run(name, environ), console)
@@ -85,7 +84,8 @@ def overview(summaries: Sequence[RunSummary], store: Store, results: Path) -> li
                 "run": run.name,
                 "date": _date(results / run.name),
                 "settings": ", ".join(f"{short_name(key, differing)} {flat[key]}" for key in differing if key in flat),
-                "steps": f"{(summary.newest_step or 0) + 1:,}" + (f" of {settings.num_steps:,}" if settings else ""),
+                "steps": f"{0 if summary.newest_step is None else summary.newest_step + 1:,}"
+                + (f" of {settings.num_steps:,}" if settings else ""),
                 "last_loss": _last_loss(run, settings),
                 "checkpoints": summary.checkpoints,
                 "estimates": sum(len(found.rows) for found in run.estimate_sets),
@@ -146,11 +146,13 @@ def compare(runs: Sequence[Run], console: Console) -> None:
 
 def export(runs: Sequence[Run], output: Path | None) -> None:
     """Write settings, metrics and estimates of runs as CSV files into a folder. Without a folder, print the settings as CSV."""
-    together = open_runs([run.name if output is None else str(run.results / run.name) for run in runs])
+    tables = together(runs)
     if output is None:
-        together.config.to_csv(sys.stdout, index=False)
+        tables.config.to_csv(sys.stdout, index=False)
         return
-    for name, table in (("runs", together.config), ("metrics", together.metrics), ("estimates", together.estimates)):
+    if elsewhere := [run.name for run in runs if not (run.results / run.name / METRICS).exists()]:
+        _say(f"{', '.join(elsewhere)}: no metrics on this machine; icl runs --copy gets those that are in a bucket")
+    for name, table in (("runs", tables.config), ("metrics", tables.metrics), ("estimates", tables.estimates)):
         if len(table):
             write_table(table, output / f"{name}.csv")
             print(output / f"{name}.csv")
@@ -175,7 +177,7 @@ def rename(run: Run, new: str) -> None:
     for name in moves.values():
         if (run.results / name).exists():
             raise ConfigError(f"there is a run {name} already; choose another name")
-    with run.checkpoints.lock():
+    with _locked(run.store, moves):
         for old, name in moves.items():
             path = run.results / old / "config.json"
             if path.exists():
@@ -186,14 +188,20 @@ def rename(run: Run, new: str) -> None:
 
 
 def delete(runs: Sequence[Run], yes: bool) -> int:
-    """Delete runs with their checkpoints and estimates, after asking; returns the exit status.
+    """Delete runs with their checkpoints and estimates, in the folder and in the bucket, after asking.
+
+    Returns:
+        The exit status: 0, or 1 if something could not be deleted in the bucket.
 
     Raises:
-        RunInUseError: a run is being written.
+        RunInUseError: a run or its estimates are being written.
+        StorageError: a folder cannot be deleted.
     """
+    status = 0
     for run in runs:
         summary = choose(list_runs(run.store), run.name)[0]
-        estimates = run.estimate_sets
+        local = [found.name for found in run.estimate_sets]
+        estimates = sorted({*estimates_among(list_folders(run.store), run.name), *local})
         what = f"{run.name}: {summary.checkpoints:,} checkpoints and {len(estimates)} sets of estimates in {run.store}"
         if not yes:
             if not sys.stdin.isatty():
@@ -203,14 +211,55 @@ def delete(runs: Sequence[Run], yes: bool) -> int:
             if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
                 print("left as it is")
                 continue
-        with run.checkpoints.lock():
-            for key in run.store.list(f"{FOLDER}/{run.name}"):
-                run.store.delete(key)
-            run.store.flush()
-        for name in (run.name, *(found.name for found in estimates)):
-            shutil.rmtree(run.results / name, ignore_errors=True)
-        print(f"deleted {what}")
-    return 0
+        folders = [*estimates, run.name]
+        with _locked(run.store, folders):
+            for name in folders:
+                # The settings go last: while they are there, the run is found and can be deleted again.
+                keys = run.store.list(f"{FOLDER}/{name}")
+                for key in sorted(keys, key=lambda key: key.endswith("/config.json")):
+                    run.store.delete(key)
+            left = run.store.flush()
+        for name in folders:
+            _remove(run.results / name)
+        if left:
+            _say(f"{len(left):,} files of {run.name} are still in the bucket; delete the run again when it answers")
+            status = 1
+        else:
+            print(f"deleted {what}")
+    return status
+
+
+def _all_with_settings(environ: Mapping[str, str]) -> list[Run]:
+    """All runs whose settings this version can read."""
+    store, results = store_from_environment(environ), local_root(environ) / FOLDER
+    every = [Run(summary.name, store, results) for summary in list_runs(store)]
+    if unread := [run.name for run in every if _settings(run) is None]:
+        _say(f"the settings of {', '.join(unread)} cannot be read; left out")
+    return [run for run in every if run.name not in unread]
+
+
+@contextlib.contextmanager
+def _locked(store: Store, names: Iterable[str]) -> Iterator[None]:
+    """Be the only writer of several runs or estimates."""
+    with contextlib.ExitStack() as stack:
+        for name in names:
+            stack.enter_context(Checkpoints(store, name).lock())
+        yield
+
+
+def _remove(folder: Path) -> None:
+    """Delete a folder; if it is a link to a folder on another disk, both."""
+    try:
+        if folder.is_dir():
+            shutil.rmtree(folder.resolve())
+        if folder.is_symlink():
+            folder.unlink()
+    except OSError as error:
+        raise StorageError(f"cannot delete {folder}: {explain(error)}") from error
+
+
+def _say(text: str) -> None:
+    print(f"icl: {text}", file=sys.stderr)
 
 
 def _settings(run: Run) -> Training | None:

@@ -15,6 +15,8 @@ from icl.checkpoints.runs import (
     Problem,
     choose,
     copy_run,
+    estimates_among,
+    list_folders,
     list_runs,
     prune_run,
     verify_run,
@@ -124,26 +126,27 @@ def _prune(store: Store, name: str | None, count: int, console: Console) -> int:
 
 def _copy(source: Store, destination: Store, name: str | None, console: Console) -> int:
     failed = 0
-    chosen = choose(list_runs(source), name)
+    # Without a name also the estimates of subjects that icl did not train.
+    chosen = [run.name for run in choose(list_runs(source), name)] + estimates_among(list_folders(source), name)
     if not chosen:
         raise ValueError(f"there are no runs in {source}; name the folder or bucket that holds the folder icl")
-    for run in chosen:
+    for each in chosen:
         try:
-            with progress_bar(f"copy {run.name}") as update:
+            with progress_bar(f"copy {each}") as update:
                 report = copy_run(
-                    source, destination, run.name, lambda done, total, update=update: update(done, total=total)
+                    source, destination, each, lambda done, total, update=update: update(done, total=total)
                 )
         except (CheckpointError, ConfigError, StorageError) as error:  # go on with the other runs
-            report = CopyReport(0, 0, 0, (Problem(run.name, str(error)),))
+            report = CopyReport(0, 0, 0, (Problem(each, str(error)),))
         if report.longer:
             console.print(
-                f"{run.name} has a longer history in {destination}: its states and records there stay", soft_wrap=True
+                f"{each} has a longer history in {destination}: its states and records there stay", soft_wrap=True
             )
         for problem in report.problems:
             console.print(f"not copied: {problem.reason}", style="red", highlight=False, soft_wrap=True)
         failed += len(report.problems)
         console.print(
-            f"{run.name}: {report.copied:,} files ({in_bytes(report.size)}) copied to {destination}, "
+            f"{each}: {report.copied:,} files ({in_bytes(report.size)}) copied to {destination}, "
             f"{report.present:,} were there, {len(report.problems)} failed",
             soft_wrap=True,
         )

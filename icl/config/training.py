@@ -29,6 +29,7 @@ def _as_task_count(value: Any) -> Any:
 
 
 NumTasks = Annotated[Annotated[int, Field(ge=1, le=2**30)] | None, BeforeValidator(_as_task_count)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)] | None
 
 
@@ -159,9 +160,9 @@ class OptimizerConfig(Settings):
 
     optimizer_type: Literal["Adam", "AdamW", "SGD"] = Field(default="Adam", description="the rule of an update")
     lr: float = Field(default=1e-3, gt=0, description="largest learning rate of the schedule")
-    betas: tuple[float, float] = Field(
+    betas: tuple[Decay, Decay] = Field(
         default=(0.9, 0.999),
-        description="decay per step of the running means of the gradient and of its square (Adam, AdamW)",
+        description="decay per step of the running means of the gradient and of its square, each >= 0 and < 1 (Adam, AdamW)",
     )
     eps: float = Field(default=1e-8, gt=0, description="added to the root of the mean squared gradient (Adam, AdamW)")
     weight_decay: float = Field(

@@ -1,7 +1,6 @@
 """Reading the estimates that `icl llc` stored, whichever checkpoints were chosen."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from icl.checkpoints.runs import estimates_among
 from icl.config import ConfigError
 from icl.estimation.config import LLCConfig
 from icl.estimation.traces import read_estimates, read_traces
@@ -94,9 +94,8 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 def estimates_of(subject: str, results: Path) -> list[Estimates]:
     """All estimates of the run or other subject with this name."""
-    pattern = re.compile(rf"llc-{re.escape(subject)}-[0-9a-f]{{8}}")
-    folders = sorted(results.iterdir()) if results.is_dir() else ()
-    return [Estimates(folder) for folder in folders if pattern.fullmatch(folder.name)]
+    folders = (folder.name for folder in results.iterdir()) if results.is_dir() else ()
+    return [Estimates(results / name) for name in estimates_among(folders, subject)]
 
 
 def settings_of(config: LLCConfig) -> dict[str, Any]:

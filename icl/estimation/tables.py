@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from icl import __version__
@@ -43,6 +44,9 @@ SUBJECT_SETTINGS = "subject_config."
 ESTIMATES = ("llc", "llc_calibrated")
 """The tables of estimates that give stages: `llc` (published sampler settings) and `llc_calibrated` (calibrated ones)."""
 
+OTHERS = ("metrics", "losses", "evals", "stages", "boundaries")
+"""Tables of a folder that are not estimates, so that estimates cannot have their names."""
+
 FEWEST_ESTIMATES = 8
 """The fewest estimates that the detector of stage boundaries needs."""
 
@@ -73,11 +77,13 @@ def tabulate(
         preset: the name of the sampler settings to tabulate; None: those of the sweep.
 
     Raises:
-        ConfigError: no run of the sweep has estimates or metrics; the estimates are under several settings; or the stored
-            settings do not match a folder's name.
+        ConfigError: the name is that of another table; no run of the sweep has estimates or metrics; the estimates are under
+            several settings; or the stored settings do not match a folder's name.
         ValueError: the table on disk was made with other settings.
         RunInUseError: another process writes to the folder.
     """
+    if name in OTHERS:
+        raise ConfigError(f"--name {name} is the name of another table of a folder; take another, such as llc_{name}")
     found = find_estimates(configs, results, preset)
     logged = [] if (output / "evals.csv").exists() else _logged(configs, results)
     if not found and (preset or not logged):
@@ -103,7 +109,8 @@ def write_stages(folder: Path) -> list[Path]:
 
     Both begin with the columns `model_seed` and `setting` (the name of the table of estimates). `stages.csv` goes on with
     the columns of `icl.analysis.stages.stage_table`, for the published stages that the run has reached. `boundaries.csv`
-    goes on with those of `boundary_table`. Runs with fewer than eight estimates are left out.
+    goes on with those of `boundary_table`. Estimates and losses that are not finite are left out, and then runs with fewer than eight
+    estimates. An estimate without a standard error gets the largest of its run.
 
     Raises:
         ValueError: the table of evaluations is missing, or no run has enough estimates.
@@ -120,10 +127,12 @@ def write_stages(folder: Path) -> list[Path]:
                 "finds the stages of each run"
             )
         joined = read_table(path).merge(evals[["model_seed", "step", "pretrain/mse"]], on=["model_seed", "step"])
-        for seed, run in joined.groupby("model_seed"):
+        known = np.isfinite(joined[["llc/mean", "pretrain/mse"]].to_numpy(dtype=float)).all(axis=1)
+        for seed, run in joined.loc[known].groupby("model_seed"):
             if len(run) < FEWEST_ESTIMATES:
                 continue
             steps, loss, llc, error = (run[name] for name in ("step", "pretrain/mse", "llc/mean", "llc/mcse"))
+            error = error.fillna(error.max()).fillna(0.0)
             # The last checkpoint is one step short of the nominal end of training.
             ends = {stage: end for stage, end in PUBLISHED_STAGE_ENDS.items() if steps.min() < end <= steps.max() + 1}
             keys = {"model_seed": seed, "setting": setting}

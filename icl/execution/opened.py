@@ -192,6 +192,11 @@ def open_runs(sweep: str | Path | Sequence[str], environ: Mapping[str, str] = os
         runs = [run for run in every if run.checkpoints.settings() is not None]
         if not runs:
             raise ConfigError(f"no run of {sweep} has begun; start it with: icl train {sweep}")
+    return together(runs)
+
+
+def together(runs: Sequence[Run]) -> Runs:
+    """Runs that are open, as one object with tables over all of them."""
     settings = [run.settings.without_derived_seeds().model_dump(mode="json") for run in runs]
     return Runs(tuple(runs), tuple(varying(settings)))
 

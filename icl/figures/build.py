@@ -23,11 +23,13 @@ from icl.figures.families import (
     Tables,
     command_for,
     is_the_papers,
+    keys_of_runs,
     read_tables,
     run_label,
     runs_of,
     table_names,
     tables_of_run,
+    unlike_the_runs,
 )
 from icl.figures.recipes import FAMILY_RECIPES, GRID_RECIPES, RECIPES, RUN_RECIPES, Recipe
 from icl.figures.style import save
@@ -159,11 +161,27 @@ def _tasks(family: Path, output: Path, choice: StageChoice, report: Report) -> I
     common = stages_of(tables, "paper" if choice == "paper" else "none")
     for recipes in (FAMILY_RECIPES, GRID_RECIPES):
         yield from _tasks_of(recipes, tables, output / family.name, common)
+    recipes = _of_single_runs(family, tables, report)
     runs = runs_of(tables)
     for run in runs:
         own = tables_of_run(tables, run)
         folder = output / f"{family.name}-{run_label(run, among=runs)}"
-        yield from _tasks_of(RUN_RECIPES, own, folder, stages_of(own, choice))
+        yield from _tasks_of(recipes, own, folder, stages_of(own, choice))
+
+
+def _of_single_runs(family: Path, tables: Tables, report: Report) -> list[Recipe]:
+    """The figures of a run, without those whose tables do not tell the runs apart. A line names these tables."""
+    needed = {name for recipe in RUN_RECIPES for name in recipe.needs}
+    unlike = {name: keys for name, keys in unlike_the_runs(tables).items() if name in needed}
+    if unlike:
+        keys = keys_of_runs(tables)
+        whole = next(name for name in tables if name not in unlike and set(keys) <= set(tables[name].columns))
+        of = ", ".join(f"{name} has the keys {', '.join(own)}" for name, own in unlike.items())
+        report(
+            f"{family.name}: no figure of a single run shows {', '.join(unlike)}. {of}; {whole} has {', '.join(keys)}. Use one folder for "
+            "each run"
+        )
+    return [recipe for recipe in RUN_RECIPES if not unlike.keys() & set(recipe.needs)]
 
 
 def _tasks_of(recipes: Sequence[Recipe], tables: Tables, folder: Path, stages: Stages) -> Iterator[_Task]:

@@ -72,7 +72,8 @@ def table_names(family: Path) -> Iterator[str]:
 def read_tables(family: Path, report: Callable[[str], None] = logger.warning) -> dict[str, pd.DataFrame]:
     """All tables of a family by name, and in addition `losses`, the loss along each run.
 
-    The losses come from the first of these tables that exists: the evaluations, the logged metrics, the estimates (L(w*)).
+    The losses come from the first of these tables that exists: the evaluations, the logged metrics, the estimates (L(w*)). Tables that
+    tell the runs apart (`keys_of_runs`) come before others.
     A table that cannot be read is left out, and `report` is called with one line.
     """
     tables: dict[str, pd.DataFrame] = {}
@@ -81,10 +82,12 @@ def read_tables(family: Path, report: Callable[[str], None] = logger.warning) ->
             tables[name] = read_table(family, name)
         except ValueError as error:
             report(f"without the table {name}: {error}")
-    for name, column in (("evals", "loss/mean"), ("metrics", "pretrain/mse"), ("llc", "loss/init")):
-        if name in tables and column in tables[name].columns:
-            rows = tables[name].dropna(subset=[column])
-            return {**tables, "losses": rows if column == "loss/mean" else _losses(rows, column)}
+    of = (("evals", "loss/mean"), ("metrics", "pretrain/mse"), ("llc", "loss/init"))
+    found = [(name, column) for name, column in of if name in tables and column in tables[name].columns]
+    unlike = unlike_the_runs(tables)
+    for name, column in sorted(found, key=lambda each: each[0] in unlike)[:1]:
+        rows = tables[name].dropna(subset=[column])
+        tables["losses"] = rows if column == "loss/mean" else _losses(rows, column)
     return tables
 
 
@@ -132,9 +135,30 @@ def tables_of_seed(tables: Tables, seed: int) -> dict[str, pd.DataFrame]:
     return chosen
 
 
+def keys_of_runs(tables: Tables) -> tuple[str, ...]:
+    """The columns that tell the runs of a family apart: the most that any of its tables has."""
+    return max((_run_keys(name, table) for name, table in tables.items()), key=len, default=())
+
+
+def unlike_the_runs(tables: Tables) -> dict[str, tuple[str, ...]]:
+    """The tables along training that have only some of `keys_of_runs`, so that their rows belong to no single run; with their keys.
+
+    They are in no figure of a run (`tables_of_run`).
+    """
+    keys = keys_of_runs(tables)
+    if keys in ((), (SEED_COLUMN,)):
+        return {}
+    return {
+        name: own
+        for name, table in tables.items()
+        if "step" in table.columns and name not in ONLY_OF_FAMILIES
+        if (own := _run_keys(name, table)) and set(own) != set(keys)
+    }
+
+
 def runs_of(tables: Tables) -> list[dict[str, Any]]:
     """The runs in the tables. Each is given by its values in the columns that tell runs apart."""
-    keys = max((_run_keys(name, table) for name, table in tables.items()), key=len, default=())
+    keys = keys_of_runs(tables)
     rows = [table[list(keys)] for name, table in tables.items() if keys and set(_run_keys(name, table)) == set(keys)]
     if not rows:
         alone = any(name.startswith("llc") or table.columns[:1].tolist() == ["step"] for name, table in tables.items())

@@ -211,6 +211,21 @@ def test_an_invalid_point_of_a_sweep_costs_the_others_nothing(tmp_path):
     assert_refused(icl(tmp_path, "train", "three.yaml"), "num_heads=2 does not divide embed_size=5")
 
 
+def test_a_file_that_ends_too_early_is_not_an_interruption(tmp_path, monkeypatch):
+    def fault() -> None:
+        raise EOFError("a fault of the library")
+
+    monkeypatch.setattr("icl.commands.presets.print_presets", fault)
+    with pytest.raises(EOFError, match="a fault of the library"):
+        icl(tmp_path, "presets")
+
+
+def test_tokens_are_not_for_a_family(trained):
+    assert_refused(
+        icl(trained, "analyse", "--family", "train.yaml", "--tokens", "x.npy"), "--tokens", "not for --family"
+    )
+
+
 def test_the_id_of_one_wandb_run_does_not_serve_a_grid(trained, monkeypatch):
     from icl.commands import sweep
 

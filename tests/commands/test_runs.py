@@ -15,7 +15,8 @@ from icl.estimation import LLCConfig
 from icl.execution.llc_run import run_llc
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
-from icl.storage import LocalStore
+from icl.storage import LocalStore, MirroredStore, StorageError
+from icl.storage.locks import RunInUseError
 
 TASK = {"task_size": 2, "max_examples": 3, "embed_size": 4, "mlp_size": 5, "num_heads": 1, "num_layers": 1}
 TASK |= {"num_tasks": "inf", "pretrain_seed": None, "true_seed": None, "sampling_seed": None}
@@ -41,6 +42,7 @@ def config_of(lr: float) -> TrainingConfig:
 
 
 SLOW, WILD = config_of(0.001), config_of(90.0)
+ESTIMATES = LLCConfig.parse({**SLOW.model_dump(mode="json"), "sampler_config": SAMPLER, "step": 5})
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,7 @@ def made(tmp_path_factory):
     place = Surroundings.from_environment({"LOCAL_ROOT": str(root), "DEVICE": "cpu"}, tracking="local")
     for config in (SLOW, WILD):
         run_training(config, place)
-    run_llc(LLCConfig.parse({**SLOW.model_dump(mode="json"), "sampler_config": SAMPLER, "step": 5}), place)
+    run_llc(ESTIMATES, place)
     return root
 
 
@@ -116,6 +118,106 @@ def test_nothing_is_deleted_without_a_yes_nor_while_it_is_written(root, monkeypa
         icl_runs(root, "delete", SLOW.name)
     icl_runs(root, "delete", SLOW.name, yes=True)
     assert {path.name for path in (root / "icl").iterdir() if path.is_dir()} == {WILD.name}
+
+
+@pytest.fixture
+def mirrored(root, tmp_path, monkeypatch):
+    """The same runs in a folder and in what stands for its bucket; returns the latter."""
+    remote = LocalStore(shutil.copytree(root, tmp_path / "bucket"))
+
+    def both(environ):
+        return MirroredStore(LocalStore(environ["LOCAL_ROOT"]), remote, first_pause_s=0.01)
+
+    for module in ("commands.runs", "commands.run_things", "execution.opened"):
+        monkeypatch.setattr(f"icl.{module}.store_from_environment", both)
+    return remote
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_run_is_deleted_in_the_bucket_with_its_estimates(root, mirrored, tmp_path, here, capsys):
+    assert any(ESTIMATES.name in key for key in mirrored.list())
+    place = root if here else tmp_path / "empty"
+    icl_runs(place, "delete", SLOW.name, yes=True)
+    assert "and 1 sets of estimates" in capsys.readouterr().out
+    for store in (mirrored, LocalStore(place)):
+        assert not [key for key in store.list() if SLOW.name in key]
+    assert [key for key in mirrored.list() if WILD.name in key]
+
+
+def test_a_run_that_the_bucket_does_not_delete_is_found_and_deleted_later(root, mirrored, monkeypatch, capsys):
+    delete = LocalStore.delete
+
+    def refuse(store, key):
+        if store is mirrored and key.endswith("config.json"):
+            raise StorageError("no answer")
+        delete(store, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalStore, "delete", refuse)
+        console = Console(file=io.StringIO())
+        environ = {"LOCAL_ROOT": str(root)}
+        assert runs_command(False, None, None, None, environ, console, "delete", (SLOW.name,), yes=True) == 1
+    told = capsys.readouterr()
+    assert "still in the bucket" in told.err
+    assert "deleted" not in told.out
+    icl_runs(root, "delete", SLOW.name, yes=True)
+    assert not [key for key in mirrored.list() if SLOW.name in key]
+
+
+def test_nothing_is_deleted_nor_renamed_while_its_estimates_are_written(root):
+    before = LocalStore(root).list()
+    with Checkpoints(LocalStore(root), ESTIMATES.name).lock():
+        for action, names, options in (("delete", (SLOW.name,), {"yes": True}), ("rename", (SLOW.name, "mine"), {})):
+            with pytest.raises(RunInUseError, match=ESTIMATES.name):
+                icl_runs(root, action, *names, **options)
+    assert LocalStore(root).list() == before
+
+
+def test_a_folder_that_cannot_be_deleted_is_told(root, monkeypatch):
+    def refuse(path, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(StorageError, match=r"cannot delete .*ermission"):
+        icl_runs(root, "delete", SLOW.name, yes=True)
+
+
+def test_a_copy_of_runs_has_their_estimates(root, tmp_path):
+    for name, wanted in ((None, {SLOW.name, WILD.name, ESTIMATES.name}), (WILD.name, {WILD.name})):
+        target = tmp_path / str(name)
+        console = Console(width=250, file=io.StringIO())
+        assert runs_command(False, None, (str(root), str(target)), name, {}, console) == 0
+        copied = LocalStore(target)
+        assert {key.split("/")[1] for key in copied.list()} == wanted
+        for folder in wanted:
+            keys = LocalStore(root).list(f"icl/{folder}")
+            assert {key: copied.get(key) for key in keys} == {key: LocalStore(root).get(key) for key in keys}
+
+
+def test_a_run_is_exported_from_any_folder_and_from_a_bucket(root, mirrored, tmp_path, capsys):
+    icl_runs(tmp_path / "elsewhere", "export", str(root / "icl" / SLOW.name), output=tmp_path / "by-folder")
+    assert pd.read_csv(tmp_path / "by-folder" / "estimates.csv")["run"].tolist() == [SLOW.name]
+    icl_runs(tmp_path / "elsewhere", "export", str(root / "icl" / SLOW.name))
+    assert SLOW.name in capsys.readouterr().out
+    for names in ((), (SLOW.name,)):
+        icl_runs(tmp_path / "empty", "export", *names, output=tmp_path / "out")
+        assert SLOW.name in pd.read_csv(tmp_path / "out" / "runs.csv")["run"].tolist()
+        assert "no metrics on this machine" in capsys.readouterr().err
+
+
+def test_a_run_without_a_checkpoint_is_listed_shown_and_deleted(root, tmp_path, capsys):
+    began = config_of(0.5)
+    Checkpoints(LocalStore(root), began.name).save_config(began.model_dump(mode="json"))
+    line = next(line for line in icl_runs(root).splitlines() if began.name in line)
+    assert "0 of 12" in line
+    assert "interrupted" in line
+    assert "optimizer_config.lr=0.5" in icl_runs(root, "show", began.name)
+    path = root / "icl" / began.name / "config.json"
+    path.write_text(path.read_text().replace('"lr": 0.5', '"lr": -1'))  # what no version accepts
+    icl_runs(root, "export", output=tmp_path / "out")
+    assert f"the settings of {began.name} cannot be read" in capsys.readouterr().err
+    icl_runs(root, "delete", began.name, yes=True)
+    assert not (root / "icl" / began.name).exists()
 
 
 @pytest.mark.parametrize(("action", "names"), [("shwo", ()), ("show", ()), ("compare", ("a",)), ("show", ("nothing",))])

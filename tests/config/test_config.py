@@ -58,6 +58,8 @@ def test_malformed_grids_are_refused(grid):
         ({"task_config": {"num_tasks": "infinite"}}, "task_config.num_tasks"),
         ({"task_config": {"noise_variance": float("nan")}}, "task_config.noise_variance"),
         ({"optimizer_config": {"lr": 0}}, "optimizer_config.lr"),
+        ({"optimizer_config": {"betas": [2, 0.9]}}, "optimizer_config.betas.0: .*less than 1"),
+        ({"optimizer_config": {"betas": [0.9, -1]}}, "optimizer_config.betas.1: .*greater than or equal to 0"),
         ({"optimizer_config": {"momentum": 0.9}}, "momentum is a setting of SGD"),
         ({"scheduler_config": {"scheduler_type": "StepLR"}}, "scheduler_config.scheduler_type"),
         ({"checkpointer_config": {"checkpoint_steps": {"log": 3}}}, "unknown step grid 'log'"),

@@ -110,6 +110,14 @@ def test_other_settings_do_not_mix_into_a_table(place, tmp_path):
         tabulate([second], place.results, tmp_path / "tables")
 
 
+@pytest.mark.parametrize("name", ["metrics", "evals", "stages"])
+def test_estimates_do_not_take_the_name_of_another_table(place, tmp_path, name):
+    run_llc(config_with(), place)
+    with pytest.raises(ConfigError, match=f"--name {name} .* take another, such as llc_{name}"):
+        tabulate([config_with()], place.results, tmp_path / "tables", name)
+    assert not (tmp_path / "tables").exists()
+
+
 def test_of_two_estimates_of_a_checkpoint_the_one_with_more_chains_stays(place, tmp_path):
     few, many = config_with(), config_with(num_chains=3)
     late = many.model_copy(update={"steps": (59,)})
@@ -155,6 +163,13 @@ def test_stages_are_read_off_the_tables(tmp_path):
     assert stages["delta_llc"][1] == pytest.approx(expected, abs=3)
     assert stages["delta_loss"][1] == pytest.approx(-0.3 * (at[40_000] - at[1_000]), abs=0.03)
     (top,) = boundaries["step"]
+    assert np.log(top) == pytest.approx(np.log(40_000), abs=0.1)
+    # Two lost estimates, and a third without its error, cost themselves alone.
+    llc.loc[[5, 20], "llc/mean"] = np.nan, np.inf
+    llc.loc[9, "llc/mcse"] = np.nan
+    llc.to_csv(tmp_path / "llc.csv", index=False)
+    write_stages(tmp_path)
+    (top,) = pd.read_csv(tmp_path / "boundaries.csv")["step"]
     assert np.log(top) == pytest.approx(np.log(40_000), abs=0.1)
 
 

@@ -84,5 +84,8 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
         exact = counted.assign(units="relative", **{"count/std_error": 0.1})
         parts.setdefault("curvature", []).append(exact.assign(model_seed=seed, step=STEPS[-1]))
     for name, tables in parts.items():
-        pd.concat(tables).to_csv(table_path(folder, name), index=False)
+        table = pd.concat(tables).set_index(
+            ["model_seed", "step"]
+        )  # on disk, the columns before `step` tell the runs apart
+        table.to_csv(table_path(folder, name))
     return folder

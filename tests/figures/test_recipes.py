@@ -105,6 +105,24 @@ def test_a_damaged_table_is_told_and_costs_only_its_own_figures(drawn, tmp_path,
     )
 
 
+def test_a_table_that_does_not_tell_the_runs_apart_is_named_with_what_to_do(drawn, family, tmp_path, capfd):
+    """As `icl analyse RUN --output` leaves it beside the tables of a sweep."""
+    folder = own_family(tmp_path / "mine", points=10)
+    evals = pd.read_csv(family / "evals.csv")
+    evals.loc[evals["model_seed"] == 3].assign(model_seed=0).to_csv(folder / "evals.csv", index=False)
+    figures_command(folder, tmp_path / "figures", 1, "none", verbose=False)
+    assert "mine-seed-0-lr-0.01/loss-and-llc" in drawn  # with the losses that training logged
+    told = capfd.readouterr().err
+    assert (
+        "icl: mine: no figure of a single run shows evals. evals has the keys model_seed; llc has model_seed, optimizer_config.lr. Use one "
+        "folder for each run" in told
+    )
+    assert "(evals" not in told  # no command that makes it once more
+    (folder / "evals.csv").unlink()
+    figures_command(folder, tmp_path / "figures", 1, "none", verbose=False)
+    assert "Use one folder" not in capfd.readouterr().err
+
+
 def test_runs_whose_setting_is_a_number_or_a_text_have_an_order(tmp_path):
     folder = own_family(tmp_path / "mine")
     metrics = pd.read_csv(folder / "metrics.csv").astype({"optimizer_config.lr": object})
