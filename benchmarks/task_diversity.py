@@ -47,7 +47,7 @@ def page(text: str) -> str:
     """The page with its tables as the data have them now."""
     for name, content in {
         "answer": answer(), "runs": runs(), "sides": sides(), "estimates": coefficients(),
-        "early trade": trade(*EARLY), "late trade": trade(*LATE), "verdicts": verdicts(), **({"sixteen": sixteen()} if SIXTEEN.is_dir() else {}),
+        "early trade": trade(*EARLY), "late trade": trade(*LATE), "verdicts": verdicts(), "sixteen": sixteen(),
     }.items():  # fmt: skip
         text = fill(text, mark(COMMAND, name), content)
     return text
@@ -231,12 +231,16 @@ def sixteen() -> str:
             run.name, f"K = {k}", f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}",
             f"{run.last['delta_ridge']:.3f} at {run.last['step']:,.0f}", told(run.rise_from_ridge),
             f"{run.last['delta_dmmse']:.3f}", f"{run.apart:.3f}",
+            f"{run.critical['ood/mse']:.3f} at {run.critical['step']:,.0f}", told(run.rise),
         ]
         for long in outcomes(last_step=last_step)
         for k, run in ((8, long), *((16, run) for run in short if run.tasks == long.tasks))
         if any(run.tasks == long.tasks for run in short)
     ]  # fmt: skip
-    head = ["M", "examples", "nearest to ridge", "to ridge, last", "its rise", "to dMMSE, last", "ridge to dMMSE"]
+    head = [
+        "M", "examples", "nearest to ridge", "to ridge, last", "its rise", "to dMMSE, last", "ridge to dMMSE",
+        "lowest loss on Gaussian tasks", "its rise",
+    ]  # fmt: skip
     return markdown_table(head, rows)
 
 

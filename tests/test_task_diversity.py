@@ -11,6 +11,7 @@ from benchmarks.task_diversity import (
     EARLY,
     FAMILY,
     PAGE,
+    SIXTEEN,
     TABLES,
     WINDOW,
     change,
@@ -31,8 +32,11 @@ from icl.figures.families import read_table
 from icl.storage import LocalStore
 
 ROOT = Path(__file__).parents[1]
-STORE = LocalStore(FAMILY / "checkpoints")
-RUNS = sorted(path.parent.name for path in (FAMILY / "checkpoints" / "icl").glob("*/config.json"))
+RUNS = [
+    (family, path.parent.name)
+    for family in (FAMILY, SIXTEEN)
+    for path in sorted((family / "checkpoints" / "icl").glob("*/config.json"))
+]
 SETTINGS = {"absolute": "11-L2H4Mfin-llcs", "relative": "12-L2H4Mfin-relative-llcs"}
 
 
@@ -46,14 +50,14 @@ def test_its_tables_are_those_of_the_data():
     assert page(text) == text, "python -m benchmarks.task_diversity"
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_the_checkpoints_give_the_distances_again(name):
-    run = Checkpoints(STORE, name)
+@pytest.mark.parametrize(("family", "name"), RUNS)
+def test_the_checkpoints_give_the_distances_again(family, name):
+    run = Checkpoints(LocalStore(family / "checkpoints"), name)
     config = TrainingConfig.parse(run.config()).resolved()
     data, step = AnalysisData(config, DataSettings()), run.steps()[-1]
     measured = measure_distances(load_model(run, config, step), data).iloc[0]
     shipped = rows_where(
-        read_table(FAMILY, "transient_distances"), num_tasks=float(config.task_config.num_tasks), step=step
+        read_table(family, "transient_distances"), num_tasks=float(config.task_config.num_tasks), step=step
     ).iloc[0]
     np.testing.assert_allclose(measured, shipped[measured.index], rtol=1e-3)
 
@@ -85,10 +89,20 @@ def test_its_conclusions_hold():
     assert (late > at["relative", first]).drop(4).all()
 
 
-def test_the_runs_are_those_of_the_training_sweep():
-    trained = {TrainingConfig.parse(data).name for data in expand(load_sweep(sweep_of(FAMILY)))}
-    assert trained >= set(RUNS)
+def test_with_sixteen_examples_the_turn_comes_sooner():
+    (short,) = outcomes(SIXTEEN)
+    (long,) = (run for run in outcomes(last_step=short.last["step"]) if run.tasks == short.tasks)
+    assert short.critical["step"] < long.critical["step"]
+    assert short.rise[0] > long.rise[0] > CLEAR * long.rise[1]
+    assert (short.side, long.side) == ("dMMSE", "between")
+    assert short.nearest["delta_dmmse"] < short.nearest["delta_ridge"]
+
+
+def test_the_runs_are_those_of_the_training_sweeps():
     assert RUNS
+    for family, name in RUNS:
+        given = [] if family == FAMILY else ["num_steps=60000"]
+        assert name in {TrainingConfig.parse(data).name for data in expand(load_sweep(sweep_of(family)), given)}
 
 
 def test_its_words_have_the_numbers_of_the_settings():
