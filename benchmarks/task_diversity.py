@@ -188,14 +188,14 @@ def runs() -> str:
     rows = [
         [
             run.name, f"{run.last['step'] + 1:,.0f}",
-            f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}", f"{run.last['delta_ridge']:.3f}",
-            told(run.rise_from_ridge), f"{run.last['delta_dmmse']:.3f}", f"{run.apart:.3f}",
+            f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}", f"{run.nearest['delta_dmmse']:.3f}",
+            f"{run.last['delta_ridge']:.3f}", told(run.rise_from_ridge), f"{run.last['delta_dmmse']:.3f}", f"{run.apart:.3f}",
             f"{run.critical['ood/mse']:.3f} at {run.critical['step']:,.0f}", told(run.rise), f"{run.last['in_distribution/mse']:.3f}",
         ]
         for run in outcomes()
     ]  # fmt: skip
     head = [
-        "M", "steps", "nearest to ridge", "to ridge, end", "its rise", "to dMMSE, end", "ridge to dMMSE",
+        "M", "steps", "nearest to ridge", "to dMMSE there", "to ridge, end", "its rise", "to dMMSE, end", "ridge to dMMSE",
         "lowest loss on Gaussian tasks", "its rise",
         "loss on own tasks, end",
     ]  # fmt: skip
@@ -224,21 +224,21 @@ def sides() -> str:
 
 def sixteen() -> str:
     """The short runs with K = 16, and those with K = 8 over the same steps."""
-    short = outcomes(SIXTEEN)
-    last_step = max(run.last["step"] for run in short)
+    short = {run.tasks: run for run in outcomes(SIXTEEN)}
+    last_step = max(run.last["step"] for run in short.values())
+    long = {run.tasks: run for run in outcomes(last_step=last_step)}
     rows = [
         [
-            run.name, f"K = {k}", f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}",
+            run.name, f"K = {k}", f"{run.nearest['delta_ridge']:.3f} at {run.nearest['step']:,.0f}", f"{run.nearest['delta_dmmse']:.3f}",
             f"{run.last['delta_ridge']:.3f} at {run.last['step']:,.0f}", told(run.rise_from_ridge),
             f"{run.last['delta_dmmse']:.3f}", f"{run.apart:.3f}",
             f"{run.critical['ood/mse']:.3f} at {run.critical['step']:,.0f}", told(run.rise),
         ]
-        for long in outcomes(last_step=last_step)
-        for k, run in ((8, long), *((16, run) for run in short if run.tasks == long.tasks))
-        if any(run.tasks == long.tasks for run in short)
+        for tasks in short
+        for k, run in ((8, long[tasks]), (16, short[tasks]))
     ]  # fmt: skip
     head = [
-        "M", "examples", "nearest to ridge", "to ridge, last", "its rise", "to dMMSE, last", "ridge to dMMSE",
+        "M", "examples", "nearest to ridge", "to dMMSE there", "to ridge, last", "its rise", "to dMMSE, last", "ridge to dMMSE",
         "lowest loss on Gaussian tasks", "its rise",
     ]  # fmt: skip
     return markdown_table(head, rows)

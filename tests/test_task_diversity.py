@@ -15,6 +15,7 @@ from benchmarks.task_diversity import (
     TABLES,
     WINDOW,
     change,
+    distances,
     estimates,
     outcomes,
     page,
@@ -73,13 +74,18 @@ def test_its_conclusions_hold():
         for units in TABLES
         for step in (first, last)
     }
+    four = rows_where(distances(), num_tasks=4.0)
+    for step, share in ((EARLY[1], 1.0), (first, 0.1)):  # near its dMMSE before M = 16 leaves ridge
+        place = rows_where(four, step=step).iloc[0]
+        assert place["delta_dmmse"] < share * place["delta_ridge"]
     moved = {tasks: change(tasks, *EARLY) for tasks in runs}  # M = 16 leaves ridge then, and the others do not
     assert moved[16].value > 20
     assert max(each.value for tasks, each in moved.items() if tasks != 16) < 0.3 * moved[16].value
     for units in TABLES:  # M = 16 has by far the largest at the first step; the others are alike
         early = at[units, first]
         assert early[16] > 1.5 * early.drop(16).max()
-        assert early.drop(16).max() < 1.2 * early.drop(16).min()
+        assert early.drop([4, 16]).max() < 1.15 * early.drop([4, 16]).min()
+        assert 0.9 * early.drop([4, 16]).min() < early[4] < early.drop([4, 16]).max()
         assert at[units, last][4] < 0.5 * at[units, last].drop(4).min()
     assert at["absolute", last].nsmallest(2).index.tolist() == [4, 16]
     assert at["absolute", last].max() < 0.5 * at["absolute", first].min()
@@ -96,6 +102,10 @@ def test_with_sixteen_examples_the_turn_comes_sooner():
     assert short.rise[0] > long.rise[0] > CLEAR * long.rise[1]
     assert (short.side, long.side) == ("dMMSE", "between")
     assert short.nearest["delta_dmmse"] < short.nearest["delta_ridge"]
+    assert short.nearest["step"] > long.nearest["step"]
+    assert abs(short.rise_from_ridge[0] - long.rise_from_ridge[0]) < long.rise_from_ridge[1]
+    assert not short.risen
+    assert short.rise_from_ridge[0] > CLEAR * short.rise_from_ridge[1]
 
 
 def test_the_runs_are_those_of_the_training_sweeps():

@@ -234,7 +234,7 @@ class Checkpoints:
 
     def send_records(self, files: Iterable[str] = ()) -> None:
         """Send to the bucket, in the background, what other writers of this machine wrote: `files` of the run's folder, then
-        the records. The metrics go last, because a row of them says that all else of its step is there."""
+        the records, the metrics last."""
         for name in (*files, *reversed(self._records)):
             self.store.send(f"{self.prefix}/{name}")
 

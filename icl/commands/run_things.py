@@ -208,7 +208,7 @@ def delete(runs: Sequence[Run], yes: bool) -> int:
                 raise ConfigError(
                     f"nothing is deleted without confirmation: icl runs delete {run.name} --yes deletes {what}"
                 )
-            if input(f"delete {what}? [y/N] ").strip().lower() not in ("y", "yes"):
+            if _answer(f"delete {what}? [y/N] ") not in ("y", "yes"):
                 print("left as it is")
                 continue
         folders = [*estimates, run.name]
@@ -227,6 +227,14 @@ def delete(runs: Sequence[Run], yes: bool) -> int:
         else:
             print(f"deleted {what}")
     return status
+
+
+def _answer(question: str) -> str:
+    try:
+        return input(question).strip().lower()
+    except EOFError:  # Ctrl-D
+        print()
+        return ""
 
 
 def _all_with_settings(environ: Mapping[str, str]) -> list[Run]:

@@ -59,6 +59,13 @@ def tables_of(config: LLCConfig, result: LLCResult) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def table_names(config: LLCConfig, any_healthy: bool) -> list[str]:
+    """The names in `tables_of` of an estimate, some of whose chains stayed finite or not."""
+    sampler = config.sampler_config
+    of_weights = [name for name in ("weights", "covariance") if name in sampler.eval_metrics and any_healthy]
+    return [*(["traces"] if sampler.eval_online else []), *of_weights]
+
+
 def _kept_weights(result: LLCResult) -> WeightTrace | None:
     """The chains' weights, if they were asked for and any chain stayed finite."""
     return result.weights if result.any_healthy else None

@@ -77,8 +77,9 @@ def tabulate(
         preset: the name of the sampler settings to tabulate; None: those of the sweep.
 
     Raises:
-        ConfigError: the name is that of another table; no run of the sweep has estimates or metrics; the estimates are under
-            several settings; or the stored settings do not match a folder's name.
+        ConfigError: the name is that of another table, or the table of this name on disk is no table of estimates; no run of
+            the sweep has estimates or metrics; the estimates are under several settings; or the stored settings do not match a
+            folder's name.
         ValueError: the table on disk was made with other settings.
         RunInUseError: another process writes to the folder.
     """
@@ -222,6 +223,8 @@ def _table(path: Path, keys: Sequence[str], parts: Parts) -> RunTable:
 def _joined_estimates(estimates: RunTable, traces: RunTable) -> list[RunTable]:
     """Both tables, joined to those on disk. If a checkpoint has two estimates, the one with the most chains stays."""
     old, old_traces = read_run_table(estimates.path), read_run_table(traces.path)
+    if old is not None and "chains" not in old.rows:
+        raise ConfigError(f"{estimates.path} is no table of estimates; choose another --name or output folder")
     keys = list(dict.fromkeys([*(old.keys if old else ()), *estimates.keys]))
     estimates, traces = estimates.widened(keys), traces.widened(keys)
     if old is None:

@@ -2,6 +2,9 @@
 
 import os
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -71,7 +74,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         RunInUseError: another process makes these estimates, or has taken them over.
     """
     # Imported here because it needs pandas, which training does not need.
-    from icl.estimation.record import figures_of, tables_of
+    from icl.estimation.record import figures_of, table_names, tables_of
 
     config = config.of(place.with_kept_seed(config.training))
     subject = subject_of(config, place)
@@ -88,7 +91,16 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             )
         folder = place.results / name
         rows = read_estimates(folder)
-        done = [row["step"] for row in rows]
+
+        def table_path(table_name: str, step: int) -> Path:
+            return folder / TABLES / f"{table_name}-{step}.csv.gz"
+
+        def is_whole(row: Mapping[str, Any]) -> bool:
+            """Whether its tables are there, too. A machine that died may have sent the row alone."""
+            names = table_names(config, row["chains/lost"] < config.sampler_config.num_chains)
+            return all(table_path(table_name, row["step"]).exists() for table_name in names)
+
+        done = [row["step"] for row in rows if is_whole(row)]
         estimates.save_config(config.model_dump(mode="json"))
         # On an accelerator, several threads of chains would only wait for each other.
         cores = place.threads if place.device.type == "cpu" else 1
@@ -105,7 +117,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
                 # Written before the metrics, because a checkpoint counts as done once it has metrics.
                 append_trace(folder, step, result)
                 for table_name, table in tables_of(config, result).items():
-                    write_table(table, folder / TABLES / f"{table_name}-{step}.csv.gz")
+                    write_table(table, table_path(table_name, step))
             if lost := int(result.llc_per_chain.isnan().sum()):
                 tracker.alert(
                     "Chains diverged", f"{name}, step {step}: {lost} of {len(result.llc_per_chain)} chains diverged"

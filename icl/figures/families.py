@@ -31,8 +31,8 @@ GRIDS = (
 RESTRICTED = ("restricted", "restricted_calibrated", "restricted_relative", "complement", "complement_calibrated")
 """The tables of groups of weights (`icl.figures.restricted`)."""
 
-SETTINGS = ("llc_calibrated", "llc_long", "llc_relative", "llc_table_gamma", "gamma_spectrum")
-"""The tables of estimates under other settings than the published ones."""
+SETTINGS = ("llc_calibrated", "llc_calibrated_dense", "llc_long", "llc_relative", "llc_table_gamma", "gamma_spectrum")
+"""The tables of estimates under other settings, or at more checkpoints, than those of `llc`."""
 
 COMMANDS = {
     "llc": "icl llc SWEEP, then icl tabulate SWEEP --output data/FAMILY",
@@ -141,7 +141,7 @@ def keys_of_runs(tables: Tables) -> tuple[str, ...]:
 
 
 def unlike_the_runs(tables: Tables) -> dict[str, tuple[str, ...]]:
-    """The tables along training that have only some of `keys_of_runs`, so that their rows belong to no single run; with their keys.
+    """The tables along training that have other keys than `keys_of_runs`, so that their rows belong to no single run; with their keys.
 
     They are in no figure of a run (`tables_of_run`).
     """

@@ -69,10 +69,10 @@ def sampled(
             done += steps
             run = part if run is None else run.followed_by(part)
             if so_far is not None:
-                result = LLCResult(run, config, 0)
+                result = LLCResult(run, config, 0, init_error=plan.init_error(run.losses.shape[1]))
                 so_far(result.llc_mean, result.llc_mcse)
         assert run is not None
-        if length == most or _precise(config, run):
+        if length == most or _precise(config, run, plan.init_error(length)):
             return run, chains.paused()
     raise AssertionError("lengths have no end")
 
@@ -165,18 +165,18 @@ def _parts(draws: int, count: int) -> Iterator[int]:
         yield draws * (part + 1) // count - draws * part // count
 
 
-def _precise(config: SamplerConfig, run: ChainRun) -> bool:
+def _precise(config: SamplerConfig, run: ChainRun, init_error: float) -> bool:
     """Whether more draws are not needed, or would not help.
 
     They are not needed if the standard error is below the target and below the limit of the verdict, chains agree, there are enough
     independent draws, and all tests of the target have a result. They would not help if chains are lost.
     """
     assert config.target_error is not None
-    result = LLCResult(run, config, 0)
+    result = LLCResult(run, config, 0, init_error=init_error)
     if not result.any_healthy or result.num_lost:
         return True
     share, mean = config.target_error, abs(result.llc_mean)
-    precise = result.llc_mcse <= min(max(share * mean, 10 * share), max(ERROR_SHARE * mean, LEAST_ERROR))
-    if not precise or judge_agreement(result.llc_rhat, result.llc_ess).outcome == "failed":
+    target = min(max(share * mean, 10 * share), max(ERROR_SHARE * mean, LEAST_ERROR))
+    if not result.llc_mcse <= target or judge_agreement(result.llc_rhat, result.llc_ess).outcome != "passed":
         return False
     return all(finding.outcome != "not tested" for finding in judge_target(result.evidence))

@@ -204,7 +204,8 @@ class SamplerConfig(Settings):
     num_init_loss_batches: int | None = Field(
         default=None,
         ge=1,
-        description="number of batches over which L(w*) is averaged; null: the batches of the draws, so that their noise cancels",
+        description="number of batches over which L(w*) is averaged (its spread is taken over at least 8); null: the batches of the draws, "
+        "so that their noise cancels",
     )
     cores: int = Field(default=1, ge=1, description="number of CPU threads; each runs whole groups of chains")
     max_memory_bytes: int | None = Field(

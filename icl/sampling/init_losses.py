@@ -3,6 +3,7 @@
 Shapes: C models, T losses of one batch, B batches of L(w*), N draws.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -30,15 +31,24 @@ class InitLosses:
     count: int
 
 
-def init_losses(objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int) -> InitLosses:
-    """The losses of w* (C, P) over the first `count` evaluation batches (index -> batch)."""
+def init_losses(
+    objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int, per_pass: int | None
+) -> InitLosses:
+    """The losses of w* (C, P) over the first `count` evaluation batches (index -> batch).
+
+    The spread is that of at least `FEWEST` batches, or of all `per_pass` of a finite data set, if these are fewer.
+    """
     total, of_batches = torch.zeros(()), list[Tensor]()
-    for index in range(max(count, FEWEST)):
+    distinct = math.inf if per_pass is None else per_pass
+    for index in range(max(count, int(min(FEWEST, distinct)))):
         losses = objective.losses(anchors, evaluated(index)).cpu().double()
-        of_batches.append(losses.mean(dim=-1))
+        if index < distinct:
+            of_batches.append(losses.mean(dim=-1))
         if index < count:
             total = total + losses
-    return InitLosses((total / count).to(anchors), torch.stack(of_batches).std(dim=0), count)
+    spread = torch.stack(of_batches)
+    spread = spread.std(dim=0) if len(spread) > 1 else torch.zeros_like(spread[0])  # one batch is all the data
+    return InitLosses((total / count).to(anchors), spread, count)
 
 
 def unpaired_share(drawn: Iterable[int], count: int, per_pass: int | None, renewed: bool) -> float:

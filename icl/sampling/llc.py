@@ -14,9 +14,10 @@ import math
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from icl.model import InContextRegressionTransformer
 from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, with_found, without_losses
@@ -217,7 +218,7 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
             noise_heating=heating.controlled if plan.control else heating.plain,
             effort=_effort(ready, own, part, heating, tuned),
             reference_loss=_reference_loss(objectives[place], part, inputs, held),
-            init_error=_init_error(ready, place, part.losses.shape[1]),
+            init_error=plan.init_error(part.losses.shape[1], place),
             cost=cost,
             twin=twin,
             unknown_gradient=_unknown_gradient(own, ready.supply),
@@ -292,8 +293,6 @@ class _Ready:
     seed: int
     supply: Supply
     evaluated: Callable[[int], Batch]
-    held_out: BatchSource | Sequence[Batch] | None
-    init: InitLosses | None
     first: Batch
     trace: WeightTrace | None
     fluctuation: SingularFluctuation | None
@@ -314,7 +313,8 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     held_out = _held_out(inputs.eval_batches, seed, device)
     evaluated = _evaluation_batches(config, source, held_out)
     count = config.num_init_loss_batches
-    init = None if count is None else init_losses(objective, anchors, evaluated, count)
+    distinct = supply.per_pass if held_out is None else None if callable(held_out) else len(held_out)
+    init = None if count is None else init_losses(objective, anchors, evaluated, count, distinct)
     first, second = two_batches(supply, config.independent_batches, seed)
     look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
@@ -325,6 +325,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         AnchorLosses(objective, anchors),
         _evaluation(config, evaluated, held_out),
         init_losses=None if init is None else init.mean,
+        init_errors=None if init is None else partial(_init_errors, config, supply, held_out, init),
         recorders=_of_weights(
             objective,
             (
@@ -338,7 +339,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         stride=supply.stride,
     )
     plan = _with_gradients_of_w_star(plan, supply, seed)
-    return _Ready(plan, seed, supply, evaluated, held_out, init, first, trace, fluctuation)
+    return _Ready(plan, seed, supply, evaluated, first, trace, fluctuation)
 
 
 def localisation_of(objective: Objective, inputs: Inputs, config: SamplerConfig) -> float:
@@ -485,14 +486,17 @@ def _held_out(
     return finite(eval_batches, seed, device)
 
 
-def _init_error(ready: _Ready, place: int, draws: int) -> float:
-    """The standard error of λ̂ because L(w*) is not taken on the batches of the draws (`icl.sampling.init_losses`); 0 if it is."""
-    config, init, supply, other = ready.plan.config, ready.init, ready.supply, ready.held_out
-    if init is None:
-        return 0.0
+def _init_errors(
+    config: SamplerConfig, supply: Supply, held_out: BatchSource | Sequence[Batch] | None, init: InitLosses, draws: int
+) -> Tensor:
+    """The standard errors (C,) of λ̂ because L(w*) is not taken on the batches of the draws (`icl.sampling.init_losses`).
+
+    If the two are on different data, the draws' batches are taken to vary as those of L(w*) do. A difference between the two data sets
+    themselves is in no error.
+    """
     own = supply.per_pass, supply.cycle is None
-    given = own if other is None else (None if callable(other) else len(other), False)
-    every, after = config.num_steps_bw_draws, config.num_steps if other is None else 0
+    given = own if held_out is None else (None if callable(held_out) else len(held_out), False)
+    every, after = config.num_steps_bw_draws, config.num_steps if held_out is None else 0
     match config.eval_method:
         case "grad-minibatch":
             drawn = range(config.num_burnin_steps, config.num_burnin_steps + draws * every, every)
@@ -501,11 +505,11 @@ def _init_error(ready: _Ready, place: int, draws: int) -> float:
         case "fixed-minibatch":
             drawn = range(1)
         case "dataset":
-            assert isinstance(other, Sequence)
-            drawn = range(len(other))
-    if config.eval_method == "grad-minibatch" and (config.independent_batches or other is not None):
+            assert isinstance(held_out, Sequence)
+            drawn = range(len(held_out))
+    if config.eval_method == "grad-minibatch" and (config.independent_batches or held_out is not None):
         of_draws = 0.0 if config.independent_batches else unpaired_share(drawn, 0, *own)
         share = math.hypot(of_draws, unpaired_share((), init.count, *given))
     else:
         share = unpaired_share(drawn, init.count, *given)
-    return config.inverse_temperature * float(init.spread[place]) * share
+    return config.inverse_temperature * init.spread * share

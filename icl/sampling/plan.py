@@ -105,6 +105,7 @@ class Plan:
         batches: step -> batch; (step, seed) -> batch if chains see independent batches.
         evaluation: the batches that a draw's loss is taken on; None: the gradient's batch, at the weights before the update.
         init_losses: (C, T) losses of every w*, if they are taken once; None: they are taken on the batch of every draw.
+        init_errors: number of draws -> the standard errors (C,) of λ̂ because L(w*) is taken once; None: it is not.
         constant: whether every step uses the same batch.
         cycle: length of the cycle, if the batches are used in turn; None if they are not, or if this is unknown.
         stride: steps after which a batch is independent of this one.
@@ -119,6 +120,7 @@ class Plan:
     anchor_losses: AnchorLosses
     evaluation: Evaluation | None = None
     init_losses: Tensor | None = None
+    init_errors: Callable[[int], Tensor] | None = None
     recorders: tuple[Recorder, ...] = ()
     constant: bool = False
     cycle: int | None = None
@@ -132,6 +134,10 @@ class Plan:
     def anchors(self) -> Tensor:
         """(C, P): the w* of the models that are sampled; one, unless several share the batch."""
         return self.anchor_losses.anchors
+
+    def init_error(self, draws: int, place: int = 0) -> float:
+        """The standard error of one model's λ̂ because L(w*) is not taken on the batches of the draws; 0 if it is."""
+        return 0.0 if self.init_errors is None else float(self.init_errors(draws)[place])
 
 
 class StepData:

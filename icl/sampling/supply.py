@@ -27,13 +27,13 @@ class Supply:
 
     Attributes:
         source: step -> batch, or (step, chain seed) -> batch if every chain has its own batches.
-        num_samples: n, if the data have a known size.
+        num_samples: n, if the data have a known size. A callable may say it by an attribute of this name.
         everything: all batches of a finite data set, made on access; None if the data are endless, or if this is unknown.
         constant: whether every step uses the same batch.
         cycle: length of the cycle, if the batches are used in turn; None if they are not, or if this is unknown.
         stride: steps after which a batch is independent of this one: the length of a pass, if every pass is shuffled anew.
         per_pass: steps in which every sample comes once; None for endless data, for batches drawn at random, or if this is unknown. A
-            callable may say it by an attribute of this name.
+            callable may say it in the same way.
         sizes: number of samples of each batch of `everything`.
     """
 
@@ -90,7 +90,8 @@ def supply_of(
     ):
         return _of_loader(batches, independent, seed, shuffled)
     if callable(batches):
-        return Supply(_checked(batches, independent), per_pass=getattr(batches, "per_pass", None))
+        known = {name: getattr(batches, name, None) for name in ("num_samples", "per_pass")}
+        return Supply(_checked(batches, independent), **known)
     if not isinstance(batches, Sequence) and not hasattr(batches, "__getitem__"):
         sized, spool = hasattr(batches, "__len__") and _length(batches) is not None, Spool(iter(batches))
         if not sized or isinstance(batches, DataLoader):

@@ -13,7 +13,8 @@ RHAT_LIMIT = 1.1
 ESS_LIMIT = 100.0
 RISE_LIMIT = 3.0
 FEWEST_FOR_RISE = 3
-"""Chains that the test for a rise needs. With fewer, split R̂ alone looks for one."""
+"""Chains that the test for a rise needs. With fewer, split R̂ alone looks for one. Such an estimate is not healthy anyway: whether w* is the
+minimum is not tested."""
 FEWEST_OF_A_THIRD = 10
 HEATING_LIMIT = 0.1
 BASIN_SLACK = 0.05
@@ -176,7 +177,7 @@ def judge_agreement(rhat: float, ess: float) -> Finding:
     disagree = f"chains disagree: split R-hat {rhat:.3f} is above {RHAT_LIMIT} (more draws, more burn-in)"
     few = f"too few independent draws: effective sample size {ess:.0f} is below {ESS_LIMIT:.0f} (more draws)"
     if math.isnan(rhat) or math.isnan(ess):
-        return Finding("agreement", "not tested", "too few draws to compare chains: more draws")
+        return Finding("agreement", "not tested", "too few draws, or no spread, to compare chains: more draws")
     # R̂² − 1 falls like 1 / draws for chains of one law.
     if rhat > RHAT_LIMIT:
         return Finding("agreement", "failed", disagree, times=(rhat**2 - 1) / (RHAT_LIMIT**2 - 1))
@@ -303,13 +304,13 @@ def _certainty(mean: float, mcse: float, init_error: float) -> Finding:
     if math.isnan(mcse):
         return Finding("error", "not tested", "too few draws for a standard error")
     allowed = max(ERROR_SHARE * abs(mean), LEAST_ERROR)
-    if init_error > allowed:
+    if init_error >= allowed:
         text = (
             f"too uncertain to say: L(w*) is on other batches than the draws, which gives λ̂ an error of {init_error:.2g}, above "
             f"{allowed:.2g} (leave num_init_loss_batches out, so that the batches' noise cancels)"
         )
         return _finding("error", text)
-    times = (mcse / allowed) ** 2
+    times = (mcse**2 - init_error**2) / (allowed**2 - init_error**2)  # draws do not reduce the error of L(w*)
     text = f"too uncertain to say: the standard error {mcse:.2g} is above {allowed:.2g} (about {times:.2g} times the draws)"
     return Finding("error", "failed", text, times) if mcse > allowed else _finding("error", "")
 

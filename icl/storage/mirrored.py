@@ -163,6 +163,7 @@ class MirroredStore:
         self.local.recover(prefix)
         if history is not None:
             try:
+                self._fetch_beside(prefix, history)
                 records = self._records_ahead(prefix, history)
             except StorageError as error:
                 self._leave_undecided(prefix, history, error)
@@ -245,14 +246,22 @@ class MirroredStore:
             # The outage has been reported. The worker will meet it too and must not report it again.
             self._failures, self._last_error = max(self._failures, 1), str(error)
 
+    def _fetch_beside(self, prefix: str, history: History) -> None:
+        """Copy what the folder lacks of the files beside the records, one by one, because they may be large."""
+        if not history.beside:
+            return
+        beside = tuple(f"{folder}/" for folder in history.beside)
+        here, there = self.local.sizes(prefix), self.remote.sizes(prefix)
+        for key in there:
+            if key.startswith(beside) and key not in here:
+                self.local.put(key, self._remote_record(key, there[key]))
+
     def _records_ahead(self, prefix: str, history: History) -> dict[str, bytes]:
-        """What must be copied from the remote to the folder before the run continues. The records come last, in reverse:
-        if this process dies between two of them, the first one still says that the remote is ahead."""
+        """The records that must be copied from the remote to the folder before the run continues, in reverse: if this process
+        dies between two of them, the first one still says that the remote is ahead."""
         here, there = self.local.sizes(prefix), self.remote.sizes(prefix)
         ahead = history.progress(there) > history.progress(here)
-        beside = tuple(f"{folder}/" for folder in history.beside)
-        wanted = [key for key in there if key.startswith(beside) and key not in here]
-        wanted += [key for key in reversed(history.records) if key in there and (ahead or key not in here)]
+        wanted = [key for key in reversed(history.records) if key in there and (ahead or key not in here)]
         return {key: self._remote_record(key, there[key]) for key in wanted}
 
     def _remote_record(self, key: str, listed_bytes: int) -> bytes:

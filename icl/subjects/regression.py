@@ -161,7 +161,7 @@ class _Shuffled:
         self._place = torch.device("cpu") if self._xs.device.type == "xla" else self._xs.device
         self._batch_size = min(batch_size, len(self._xs))
         self._stream = stream
-        self.per_pass = len(self._xs) // self._batch_size
+        self.num_samples, self.per_pass = len(self._xs), len(self._xs) // self._batch_size
         self._pass = -1, torch.empty(0, dtype=torch.long)
 
     def __call__(self, step: int) -> Batch:

@@ -116,6 +116,11 @@ def test_nothing_is_deleted_without_a_yes_nor_while_it_is_written(root, monkeypa
     monkeypatch.setattr("sys.stdin", io.StringIO())
     with pytest.raises(ConfigError, match="--yes"):
         icl_runs(root, "delete", SLOW.name)
+    for answer in ("", "no\n"):  # Ctrl-D, and a no
+        monkeypatch.setattr("sys.stdin", typed := io.StringIO(answer))
+        monkeypatch.setattr(typed, "isatty", lambda: True, raising=False)
+        icl_runs(root, "delete", SLOW.name)
+    assert (root / "icl" / SLOW.name).is_dir()
     icl_runs(root, "delete", SLOW.name, yes=True)
     assert {path.name for path in (root / "icl").iterdir() if path.is_dir()} == {WILD.name}
 

@@ -13,6 +13,7 @@ from icl.checkpoints import Checkpoints
 from icl.engine import mse_loss
 from icl.estimation import LLCConfig, estimate_at_checkpoint
 from icl.estimation.record import weight_scores
+from icl.estimation.traces import read_estimates
 from icl.execution.llc_run import run_llc
 from icl.execution.surroundings import Surroundings
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters, unflatten
@@ -177,3 +178,15 @@ def test_an_estimate_all_of_whose_chains_diverge_is_recorded_without_tables_of_t
     assert row["chains/lost"] == 3
     assert not list(folder.glob("tables/weights*"))
     assert not list(folder.glob("tables/covariance*"))
+
+
+def test_an_estimate_whose_table_did_not_arrive_is_made_again(tmp_path):
+    config = config_with({"eval_metrics": ["likelihood-derived", "weights"], "eval_online": True})
+    folder = run(tmp_path, config)
+    tables = {path.name: path.read_bytes() for path in (folder / "tables").iterdir()}
+    row = read_estimates(folder)
+    assert sorted(tables) == ["traces-7.csv.gz", "weights-7.csv.gz"]
+    (folder / "tables" / "weights-7.csv.gz").unlink()
+    run(tmp_path, config)
+    assert sorted(path.name for path in (folder / "tables").iterdir()) == sorted(tables)
+    assert [each["llc/mean"] for each in read_estimates(folder)] == [each["llc/mean"] for each in row]

@@ -118,6 +118,15 @@ def test_estimates_do_not_take_the_name_of_another_table(place, tmp_path, name):
     assert not (tmp_path / "tables").exists()
 
 
+def test_a_table_of_something_else_is_not_joined_to(place, tmp_path):
+    config = config_with()
+    assert run_llc(config, place) == 0
+    (path, *_) = tabulate([config], place.results, tmp_path / "tables", "spectra")
+    pd.read_csv(path).drop(columns="chains").to_csv(path, index=False)
+    with pytest.raises(ConfigError, match=r"spectra\.csv is no table of estimates; choose another --name"):
+        tabulate([config], place.results, tmp_path / "tables", "spectra")
+
+
 def test_of_two_estimates_of_a_checkpoint_the_one_with_more_chains_stays(place, tmp_path):
     few, many = config_with(), config_with(num_chains=3)
     late = many.model_copy(update={"steps": (59,)})

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from icl.sampling import SamplerConfig, estimate_llc
-from icl.sampling.init_losses import unpaired_share
+from icl.sampling.init_losses import init_losses, unpaired_share
+from icl.sampling.llc import with_samples
+from icl.sampling.objective import ModuleObjective
+from icl.sampling.supply import supply_of
+from icl.subjects.regression import sampling_batches
+from icl.tasks import RegressionTask
 
 
 def losses_of_batches(rng, last: int, per_pass: int | None, renewed: bool) -> np.ndarray:
@@ -45,39 +50,102 @@ def test_in_the_published_setting_the_error_is_a_thousandth_of_that_of_a_batch()
     assert unpaired_share(range(5000), 1024, 1024, True) < 0.003 < 0.02 < unpaired_share(range(5000), 1024, None, True)
 
 
-def test_estimates_scatter_as_their_standard_errors_say():
-    generator = torch.Generator().manual_seed(0)
-    xs, noise = torch.randn(1000, 5, generator=generator), torch.randn(1000, 1, generator=generator)
+XS = torch.randn(1000, 5, generator=torch.Generator().manual_seed(0))
+NOISE = torch.randn(1000, 1, generator=torch.Generator().manual_seed(1))
+SETTINGS = {
+    "num_chains": 4, "num_draws": 60, "num_burnin_steps": 7, "epsilon": 1e-4, "gamma": 1.0, "nbeta": 100.0, "init_seed": 0,
+    "test_target": False,
+}  # fmt: skip
+
+
+def at_minimum() -> tuple[torch.nn.Module, torch.Tensor]:
     model = torch.nn.Linear(5, 1, bias=False)
-    ys = model(xs).detach() + noise
-    model.weight.data = torch.linalg.lstsq(xs, ys).solution.T.clone()
+    ys = model(XS).detach() + NOISE
+    model.weight.data = torch.linalg.lstsq(XS, ys).solution.T.clone()
+    return model, ys
 
-    def loss(predict, batch):
-        return (predict(batch[0]) - batch[1]).square().mean()
 
-    def fresh(seed, step):
-        chosen = torch.randint(1000, (50,), generator=torch.Generator().manual_seed(seed * 10**6 + step))
-        return xs[chosen], ys[chosen]
+def loss(predict, batch):
+    return (predict(batch[0]) - batch[1]).square().mean()
 
-    settings = {
-        "num_chains": 4,
-        "num_draws": 150,
-        "epsilon": 1e-4,
-        "gamma": 1.0,
-        "nbeta": 100.0,
-        "init_seed": 0,
-        "test_target": False,
-    }
+
+def fresh(ys, seed, step, chain=0):
+    """A batch of 50 samples, drawn with replacement: endless data."""
+    chosen = torch.randint(
+        1000, (50,), generator=torch.Generator().manual_seed(seed * 10**8 + chain % 997 * 10**5 + step)
+    )
+    return XS[chosen], ys[chosen]
+
+
+def cut(ys, seed, first=0):
+    """Some of 100 batches of 10 samples, in a new order."""
+    order = torch.randperm(1000, generator=torch.Generator().manual_seed(seed))
+    return [(XS[part], ys[part]) for part in order.split(10)][first:]
+
+
+CASES = {
+    "endless": ({}, lambda ys, seed: (partial(fresh, ys, seed), None)),
+    "a cycle": ({}, lambda ys, seed: (cut(ys, seed), None)),
+    "own batches": ({"independent_batches": True}, lambda ys, seed: (partial(fresh, ys, seed), None)),
+    "new batches": ({"eval_method": "new-minibatch"}, lambda ys, seed: (partial(fresh, ys, seed), None)),
+    "new batches, held out": (
+        {"eval_method": "new-minibatch"}, lambda ys, seed: (partial(fresh, ys, 0), partial(fresh, ys, seed + 1))),
+    "one batch": ({"eval_method": "fixed-minibatch"}, lambda ys, seed: (partial(fresh, ys, 0), cut(ys, seed))),
+    "the data set": ({"eval_method": "dataset"}, lambda ys, seed: (partial(fresh, ys, 0), cut(ys, seed))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(name, marks=pytest.mark.slow if name == "the data set" else []) for name in CASES]
+)
+def test_estimates_scatter_as_their_standard_errors_say(case):
+    settings, data = CASES[case]
+    model, ys = at_minimum()
     scores = []
-    for seed in range(24):
+    for seed in range(12):
+        batches, held_out = data(ys, seed)
+        config = SamplerConfig(**SETTINGS, **settings)
         paired, separate = (
-            estimate_llc(model, loss, partial(fresh, seed), SamplerConfig(**settings, num_init_loss_batches=count))
+            estimate_llc(
+                model, loss, batches, config.model_copy(update={"num_init_loss_batches": count}), eval_batches=held_out
+            )
             for count in (None, 20)
         )
-        assert separate.llc_mcse > 5 * paired.llc_mcse
+        assert separate.llc_mcse == pytest.approx(math.hypot(paired.llc_mcse, separate.init_error), rel=0.5)
         assert "leave num_init_loss_batches out" in separate.verdict.text
         scores.append((separate.llc_mean - paired.llc_mean) / separate.init_error)
-    assert math.sqrt(np.mean(np.square(scores))) == pytest.approx(1, abs=0.3)
+    # The mean of 12 squares of standard normal numbers lies between 0.37 and 1.94 with probability 95 %.
+    assert 0.3 < np.mean(np.square(scores)) < 2.2
+
+
+def test_the_spread_of_a_finite_data_set_is_that_of_its_batches():
+    model, ys = at_minimum()
+    batches = [(XS[:500], ys[:500]), (XS[500:], ys[500:])]
+    found = init_losses(
+        ModuleObjective(model, loss), ModuleObjective(model, loss).anchor[None], lambda i: batches[i % 2], 3, 2
+    )
+    losses = torch.stack([loss(model, batch).detach() for batch in batches])
+    torch.testing.assert_close(found.spread, losses.std(dim=0)[None].double(), rtol=1e-4, atol=0)
+
+
+def test_chains_are_not_precise_before_l_of_w_star_is():
+    model, ys = at_minimum()
+    told: list[float] = []
+    config = SamplerConfig(**{**SETTINGS, "target_error": 0.05, "max_draws": 200}, num_init_loss_batches=2)
+    result = estimate_llc(model, loss, partial(fresh, ys, 0), config, so_far=lambda mean, error: told.append(error))
+    assert told[-1] == pytest.approx(result.llc_mcse)
+    assert min(told) > 1
+    assert result.loss_trace.shape[1] == 200
+
+
+def test_an_evaluation_set_says_how_many_samples_it_has():
+    task, sampler = RegressionTask(2, 3, 0.25), SamplerConfig(grad_batch_origin="eval-dataset", nbeta=10.0)
+    supply = supply_of(sampling_batches(task, sampler, 0)[0], False, 0)
+    assert (supply.num_samples, supply.per_pass) == (
+        sampler.eval_dataset_size,
+        sampler.eval_dataset_size // sampler.grad_batch_size,
+    )
+    assert with_samples(sampler, supply).model_fields_set >= {"eval_dataset_size"}
 
 
 def test_without_batches_of_its_own_there_is_no_such_error():
