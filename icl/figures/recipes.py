@@ -48,6 +48,7 @@ def _with_traces(*tables: str) -> tuple[str, ...]:
 RUN_RECIPES = (
     Recipe("loss-and-llc", ("losses", "llc"), development.loss_and_llc),
     Recipe("loss-and-llc-calibrated", ("losses", "llc_calibrated"), development.loss_and_llc),
+    Recipe("loss-and-llc-dense", ("losses", "llc_calibrated_dense"), development.loss_and_llc),
     Recipe("llc-settings", ("llc", "llc_calibrated", "evals"), development.published_and_calibrated),
     Recipe("llc-traces", ("llc_traces", "llc"), chains.relaxation),
     Recipe("llc-calibrated-traces", ("llc_calibrated_traces", "llc_calibrated"), chains.relaxation),

@@ -90,8 +90,8 @@ def supply_of(
     ):
         return _of_loader(batches, independent, seed, shuffled)
     if callable(batches):
-        known = {name: getattr(batches, name, None) for name in ("num_samples", "per_pass")}
-        return Supply(_checked(batches, independent), **known)
+        source = _checked(batches, independent)
+        return Supply(source, getattr(batches, "num_samples", None), per_pass=getattr(batches, "per_pass", None))
     if not isinstance(batches, Sequence) and not hasattr(batches, "__getitem__"):
         sized, spool = hasattr(batches, "__len__") and _length(batches) is not None, Spool(iter(batches))
         if not sized or isinstance(batches, DataLoader):
