@@ -24,11 +24,12 @@ from icl.storage import LocalStore
 
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / "data" / "L2H4Minf"
-OTHERS = [ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Minf-K16")]
+OTHERS = [ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Mfin", "L2H4Minf-K16")]
 TABLES = sorted(table_names(FAMILY))
 SWEEPS = {
     "llc": "4-L2H4-shipped-llcs",
     "llc_calibrated": "L2H4-llcs-calibrated",
+    "llc_calibrated_dense": "15-L2H4-dense-llcs-calibrated",
     "llc_long": "7-L2H4-long-llcs",
     "llc_relative": "8-L2H4-relative-llcs",
     "llc_table_gamma": "14-L2H4-table-gamma-llcs",
@@ -42,10 +43,13 @@ ESTIMATES = {f"{table}{kind}" for table in SWEEPS for kind in ("", "_traces")}
 DERIVED = {"stages", "boundaries"}
 OF_SOME_STEPS = {"curvature", "rescaled"}
 """Measured at few checkpoints (`benchmarks.geometry`)."""
+OF_ALL_STEPS = ["llc_calibrated_dense"]
+"""Estimated at every checkpoint that training writes; most of them are not shipped."""
 MISSING = {
     "llc": r"test/|gamma",  # whose chains ran before the target was tested
     "llc_long": r"test/|gamma",
     "llc_calibrated": r"batch|gamma$",  # whose sweep does not ask for the loss on batches
+    "llc_calibrated_dense": r"batch",
     "llc_relative": r"batch",
     **dict.fromkeys(("llc_table_gamma", "restricted"), "test/minimum"),  # which needs more than two chains
 }
@@ -98,7 +102,9 @@ def described(table: str) -> list[re.Pattern[str]]:
 @pytest.mark.parametrize("table", TABLES)
 def test_the_dictionary_describes_exactly_the_columns_there_are(table):
     columns = set(read_table(FAMILY, table).columns) - {"model_seed", "step" if table != "boundaries" else ""}
-    patterns = described(re.sub(r"(llc|restricted)_(calibrated|long|relative|table_gamma)", r"\1", table))
+    patterns = described(
+        re.sub(r"(llc|restricted)_(calibrated_dense|calibrated|long|relative|table_gamma)", r"\1", table)
+    )
     if table in MISSING:
         patterns = [pattern for pattern in patterns if not re.match(MISSING[table], pattern.pattern)]
     undescribed = {column for column in columns if not any(pattern.fullmatch(column) for pattern in patterns)}
@@ -140,17 +146,28 @@ def test_essential_dynamics_has_the_published_grid_and_shares_of_its_variance(co
 
 
 @pytest.mark.parametrize("table", sorted(ESTIMATES & set(TABLES)))
-def test_estimates_are_of_shipped_checkpoints_and_their_settings_are_those_of_the_sweep(table, checkpoints):
+def test_estimates_are_of_shipped_checkpoints_and_their_settings_are_those_of_the_sweep(table, checkpoints, config):
     rows = read_table(FAMILY, table)
-    assert set(rows["step"]) <= set(checkpoints.steps())
+    if table not in OF_ALL_STEPS:
+        assert set(rows["step"]) <= set(checkpoints.steps())
     made = json.loads((FAMILY / f"{table}.json").read_text())
     assert made["runs"] == runs_in(rows)
     chosen = sweep_of(table)
-    assert set(rows["step"]) <= set(chosen.steps)
+    assert set(rows["step"]) <= set(expand_steps(chosen.steps, config.num_steps))
     varied = {key.removeprefix("sampler_config.") for key in keys_of(rows)}
     kept = {"num_chains", "cores", "max_memory_bytes"} | varied  # not what an estimate is of, or a column
     expected = chosen.sampler_config.decisive()
     assert made["sampler_config"] == {name: value for name, value in expected.items() if name not in kept}
+
+
+@pytest.mark.parametrize("table", OF_ALL_STEPS)
+def test_a_dense_curve_has_every_checkpoint_that_training_writes_and_goes_through_the_thinned_one(table, config):
+    dense, thinned = read_table(FAMILY, table), read_table(FAMILY, table.removesuffix("_dense"))
+    written = expand_steps(config.checkpointer_config.checkpoint_steps, config.num_steps)
+    assert dense["step"].tolist() == [step for step in written if step < config.num_steps]
+    both = dense.merge(thinned[thinned["model_seed"] == 1], on=["model_seed", "step"])
+    assert sorted(both["step"]) == sorted(thinned.loc[thinned["model_seed"] == 1, "step"])
+    np.testing.assert_allclose(both["llc/mean_x"], both["llc/mean_y"], rtol=1e-4)
 
 
 def test_the_late_sweeps_differ_in_their_chains_alone_and_their_estimates_are_the_ones_that_are_kept():

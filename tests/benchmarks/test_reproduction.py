@@ -116,6 +116,12 @@ CLAIMS: list[tuple[str, Callable[[Facts], object]]] = [
     ("Whether LR3 has an end is not in the published numbers", lambda f: f.power["direct_best"]["LR3"] == 0),
     ("On the dense grid the paper's rule finds more, and more",
      lambda f: f.power["papers_dense"]["others"] > f.power["level_dense"]["others"] + 0.5),
+    ("The dense curve has the boundaries of the thinned one, and no more", lambda f: _same(f, "thinned", "all")),
+    ("The others alone give them, too", lambda f: _same(f, "thinned", "the others")),
+    ("Under the calibrated settings there is no end between",
+     lambda f: not any(1.2 * f.dense["all"]["peak_step"] < step < f.dense["all"]["least_step"] / 1.2 for step in _ours(f, "all"))),
+    ("The last boundary is the same in every row", lambda f: _spread_of_logs(_last(f)) < 0.15),
+    ("so it is chance which rows count as finding that end", lambda f: len(_finding(f, "LR4")) == 2),
     ("With the larger γ the late chains come to rest below the loss of predicting 0",
      lambda f: f.larger_gamma_rest.most < 0.8 * f.zero and f.larger_gamma_disagree <= 0.1 * f.larger_gamma_rest_number),
     ("The chains from the end of LR3 and before climb above it",
@@ -237,6 +243,29 @@ def test_its_conclusions_hold(facts, words, holds):
     )
     true = bool(holds(SimpleNamespace(**facts)))
     assert true, "the tables do not bear this out any more"
+
+
+def _ours(f: Facts, curve: str) -> list[float]:
+    return f.dense_found[curve]["ours"]
+
+
+def _finding(f: Facts, stage: str) -> set[bool]:
+    """Whether a row finds a published end, over all rows of the dense curve's table."""
+    return {stage in ends for rules in f.dense_ends.values() for ends in rules.values()}
+
+
+def _last(f: Facts) -> list[float]:
+    return [steps[-1] for rules in f.dense_found.values() for steps in rules.values()]
+
+
+def _spread_of_logs(steps: list[float]) -> float:
+    return float(np.ptp(np.log(steps)))
+
+
+def _same(f: Facts, one: str, other: str) -> bool:
+    """Whether our detector finds the same boundaries in two curves, up to a tenth."""
+    found = [_ours(f, name) for name in (one, other)]
+    return len(found[0]) == len(found[1]) and all(abs(np.log(a / b)) < 0.1 for a, b in zip(*found, strict=True))
 
 
 def _inside(f: Facts, milestone, start: str, end: str) -> bool:

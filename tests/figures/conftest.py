@@ -71,7 +71,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"draw": [50, 100], "loss": [2.1, 2.5], "distance": [1.0, 1.5], "chain": 0, "model_seed": seed}
         )
         traces = draws.merge(pd.DataFrame({"step": STEPS}), how="cross")
-        for name in ("llc", "llc_calibrated", "llc_relative"):
+        for name in ("llc", "llc_calibrated", "llc_calibrated_dense", "llc_relative"):
             parts.setdefault(name, []).append(llc)
             parts.setdefault(f"{name}_traces", []).append(traces)
         for name in ("restricted", "restricted_calibrated"):
