@@ -1,32 +1,40 @@
-"""The section on the dense curve of seed 1: λ̂ at every checkpoint that training writes."""
+"""The section on the dense curve of seed 1: λ̂ at every checkpoint that training writes.
+
+    python -m benchmarks.reproduction.dense
+
+finds the boundaries and writes them to benchmarks/results/dense_boundaries.csv, from which the page has them: the detector's random curves
+differ from machine to machine.
+"""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from benchmarks.detector import INNER, by_the_papers_rule, hits
-from benchmarks.pages import markdown_table
+from benchmarks.detector import FAMILY, INNER, by_the_papers_rule, hits
+from benchmarks.pages import markdown_table, rows_of
 from benchmarks.reproduction.shipped import Shipped, detailed
 from icl.analysis.stages import find_boundaries
-from icl.figures.elements import FIRST_STEP, numbers
+from icl.figures.elements import FIRST_STEP, numbers, rows_where
+from icl.storage.files import write_atomically
 
 THINNED, DENSE = "llc_calibrated", "llc_calibrated_dense"
 RULES = ("ours", "the paper's")
-
-Found = tuple[np.ndarray, list[str]]
-"""The steps of boundaries, and what the page writes for them."""
+RESULTS = Path(__file__).parents[1] / "results" / "dense_boundaries.csv"
 
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     """What the placeholders of the section stand for."""
-    curves = curves_of(detailed(runs))
-    found = {(name, rule): boundaries(table, rule) for name, table in curves.items() for rule in RULES}
+    curves, found = curves_of(detailed(runs)), pd.read_csv(RESULTS)
+    steps = {
+        (name, rule): numbers(rows_where(found, curve=name, rule=rule), "step") for name in curves for rule in RULES
+    }
     return {
         "dense": {name: described(table) for name, table in curves.items()},
-        "dense_found": {name: {rule: found[name, rule][0].tolist() for rule in RULES} for name in curves},
-        "dense_number": {name: {rule: len(found[name, rule][0]) for rule in RULES} for name in curves},
-        "dense_ends": {name: {rule: published_ends(found[name, rule][0]) for rule in RULES} for name in curves},
+        "dense_found": {name: {rule: steps[name, rule].tolist() for rule in RULES} for name in curves},
+        "dense_number": {name: {rule: len(steps[name, rule]) for rule in RULES} for name in curves},
+        "dense_ends": {name: {rule: published_ends(steps[name, rule]) for rule in RULES} for name in curves},
         "dense_boundaries_table": _table(found, curves),
     }
 
@@ -57,16 +65,18 @@ def _least(table: pd.DataFrame) -> int:
     return int(after["llc/mean"].idxmin())
 
 
-def boundaries(table: pd.DataFrame, rule: str) -> Found:
-    """What a rule finds in a curve."""
-    steps, values = numbers(table, "step"), numbers(table, "llc/mean")
-    if rule == "ours":
+def boundaries(curves: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """One row per boundary: `curve`, `rule`, `step`, and for our rule `low` and `high`, its 90 % interval."""
+    rows = []
+    for name, table in curves.items():
+        steps, values = numbers(table, "step"), numbers(table, "llc/mean")
         found = find_boundaries(steps, values, numbers(table, "llc/mcse"))
-        rows = zip(found.steps, found.low, found.high, strict=True)
-        return found.steps, [f"{step:,.0f} ({low:,.0f} to {high:,.0f})" for step, low, high in rows]
-    late = steps >= FIRST_STEP
-    places = by_the_papers_rule(steps[late].astype(np.int64), values[late], np.zeros(late.sum()))
-    return places, [f"{step:,.0f}" for step in places]
+        for step, low, high in zip(found.steps, found.low, found.high, strict=True):
+            rows.append({"curve": name, "rule": "ours", "step": step, "low": low, "high": high})
+        late = steps >= FIRST_STEP
+        for step in by_the_papers_rule(steps[late].astype(np.int64), values[late], np.zeros(late.sum())):
+            rows.append({"curve": name, "rule": "the paper's", "step": step})
+    return pd.DataFrame(rows).round(0)
 
 
 def published_ends(steps: np.ndarray) -> list[str]:
@@ -74,9 +84,21 @@ def published_ends(steps: np.ndarray) -> list[str]:
     return [stage for (stage, _), there in zip(INNER, hits(steps).any(axis=0), strict=True) if there]
 
 
-def _table(found: dict[tuple[str, str], Found], tables: dict[str, pd.DataFrame]) -> str:
-    rows = [
-        [f"{name}, {len(tables[name])} checkpoints", rule, str(len(steps)), ", ".join(published_ends(steps)) or "none", ", ".join(shown)]
-        for (name, rule), (steps, shown) in found.items()
-    ]  # fmt: skip
+def _table(found: pd.DataFrame, curves: dict[str, pd.DataFrame]) -> str:
+    rows = []
+    for name, table in curves.items():
+        for rule in RULES:
+            own = rows_where(found, curve=name, rule=rule)
+            shown = [
+                f"{row.step:,.0f}" + (f" ({row.low:,.0f} to {row.high:,.0f})" if rule == "ours" else "")
+                for row in rows_of(own)
+            ]
+            ends = ", ".join(published_ends(numbers(own, "step"))) or "none"
+            rows.append([f"{name}, {len(table)} checkpoints", rule, str(len(own)), ends, ", ".join(shown)])
     return markdown_table(["curve", "rule", "boundaries", "published ends among them", "all boundaries"], rows)
+
+
+if __name__ == "__main__":
+    made = boundaries(curves_of(detailed(Shipped.runs(FAMILY))))
+    write_atomically(RESULTS, made.to_csv(index=False).encode())
+    print(made.to_string(index=False))

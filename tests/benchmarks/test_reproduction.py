@@ -6,11 +6,13 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from benchmarks.reproduction import dense
 from benchmarks.reproduction.__main__ import DATA, OUTPUT, TEMPLATE, collect, document
 from benchmarks.reproduction.comparison import Change, Comparison, aim
-from benchmarks.reproduction.shipped import Shipped
+from benchmarks.reproduction.shipped import Shipped, detailed
 
 pytestmark = pytest.mark.xdist_group("reproduction")  # the facts are collected once
 
@@ -274,6 +276,12 @@ def _inside(f: Facts, milestone, start: str, end: str) -> bool:
 
 def _within_heads(f: Facts) -> list[bool]:
     return [f.published_heads[0] <= place.low and place.high <= f.published_heads[1] for place in f.heads.places]
+
+
+def test_the_dense_curve_has_the_boundaries_that_are_stored():
+    stored, found = pd.read_csv(dense.RESULTS), dense.boundaries(dense.curves_of(detailed(Shipped.runs(DATA))))
+    # Rounding makes another machine draw other curves of the same law.
+    pd.testing.assert_frame_equal(stored, found, rtol=0.15)
 
 
 def test_seeds_are_compared_by_their_mean_and_spread():
