@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from icl.analysis.transient_ridge import critical_steps
-from icl.figures.elements import after_start, estimate_line, in_order, numbers, rows_where
+from icl.figures.elements import after_start, estimate_line, in_order, legend_below, numbers, rows_where
 from icl.figures.style import FULL_WIDTH, HEIGHT, MODEL, OPTIMAL, WIDTH, ZERO, Colour, page, panels, shades
 
 
@@ -190,7 +190,7 @@ def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> 
     right.set_xscale("log", base=2)
     for axis in (left, right):
         axis.axhline(0, color="black", lw=0.5)
-    left.legend(loc="upper left", fontsize=6)
+    legend_below(figure, (left,))
     right.legend(fontsize=6)
     return figure
 
