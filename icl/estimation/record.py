@@ -47,28 +47,22 @@ def tables_of(config: LLCConfig, result: LLCResult) -> dict[str, pd.DataFrame]:
     `pc/0`, ..., with the explained shares `explained/0`, ... the same in every row. `covariance`: the leading values of the weight groups
     that were sampled (`icl.analysis.covariance.covariance_table`). The last two are left out if every chain diverged.
     """
-    metrics, tables = config.sampler_config.eval_metrics, {}
-    if config.sampler_config.eval_online:
+    wanted, tables = table_names(config, result.any_healthy), {}
+    if "traces" in wanted:
         tables["traces"] = trace_table(result)
-    trace = _kept_weights(result)
-    if trace is not None and "weights" in metrics:
-        variance, _, scores = weight_scores(trace, config.plotting_config.num_components)
+    if result.weights is not None and "weights" in wanted:
+        variance, _, scores = weight_scores(result.weights, config.plotting_config.num_components)
         tables["weights"] = scores.assign(**{f"explained/{i}": share for i, share in enumerate(variance)})
-    if trace is not None and "covariance" in metrics:
-        tables["covariance"] = _covariances(config, trace)
+    if result.weights is not None and "covariance" in wanted:
+        tables["covariance"] = _covariances(config, result.weights)
     return tables
 
 
 def table_names(config: LLCConfig, any_healthy: bool) -> list[str]:
-    """The names in `tables_of` of an estimate, some of whose chains stayed finite or not."""
+    """The names of the tables in `tables_of`, for an estimate with or without a chain that stayed finite."""
     sampler = config.sampler_config
     of_weights = [name for name in ("weights", "covariance") if name in sampler.eval_metrics and any_healthy]
     return [*(["traces"] if sampler.eval_online else []), *of_weights]
-
-
-def _kept_weights(result: LLCResult) -> WeightTrace | None:
-    """The chains' weights, if they were asked for and any chain stayed finite."""
-    return result.weights if result.any_healthy else None
 
 
 def weight_scores(trace: WeightTrace, components: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
@@ -97,9 +91,8 @@ def figures_of(
     wanted, figures = config.plotting_config, {}
     if wanted.include_loss_trace:
         figures["loss-trace"] = loss_trace(trace_table(result), result.init_loss)
-    trace = _kept_weights(result)
-    if wanted.include_weights_pca and trace is not None:
-        shares, components, scores = weight_scores(trace, wanted.num_components)
+    if wanted.include_weights_pca and result.weights is not None and result.any_healthy:
+        shares, components, scores = weight_scores(result.weights, wanted.num_components)
         landscapes = _landscapes(config, subject, step, model, components, scores)
         figures["weights-pca"] = weight_planes(scores, shares, landscapes)
     return figures

@@ -313,8 +313,7 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     held_out = _held_out(inputs.eval_batches, seed, device)
     evaluated = _evaluation_batches(config, source, held_out)
     count = config.num_init_loss_batches
-    distinct = supply.per_pass if held_out is None else None if callable(held_out) else len(held_out)
-    init = None if count is None else init_losses(objective, anchors, evaluated, count, distinct)
+    init = None if count is None else init_losses(objective, anchors, evaluated, count, _passes(supply, held_out)[0])
     first, second = two_batches(supply, config.independent_batches, seed)
     look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
@@ -486,6 +485,13 @@ def _held_out(
     return finite(eval_batches, seed, device)
 
 
+def _passes(supply: Supply, held_out: BatchSource | Sequence[Batch] | None) -> tuple[int | None, bool]:
+    """Of the evaluation batches: how many make a pass over the data (None: endless), and whether each pass has other batches."""
+    if held_out is None:
+        return supply.per_pass, supply.cycle is None
+    return None if callable(held_out) else len(held_out), False
+
+
 def _init_errors(
     config: SamplerConfig, supply: Supply, held_out: BatchSource | Sequence[Batch] | None, init: InitLosses, draws: int
 ) -> Tensor:
@@ -494,8 +500,7 @@ def _init_errors(
     If the two are on different data, the draws' batches are taken to vary as those of L(w*) do. A difference between the two data sets
     themselves is in no error.
     """
-    own = supply.per_pass, supply.cycle is None
-    given = own if held_out is None else (None if callable(held_out) else len(held_out), False)
+    own, given = _passes(supply, None), _passes(supply, held_out)
     every, after = config.num_steps_bw_draws, config.num_steps if held_out is None else 0
     match config.eval_method:
         case "grad-minibatch":
