@@ -277,7 +277,7 @@ def trade(units: str, first: int, last: int) -> str:
         counts = [samples(scale * loss, moved.value) for scale in (1.0, nats)]
         rows.append([run.name, f"{loss:+.3f}", str(moved), f"{-moved.value / loss:.0f}", *counts])
     head = ["M", "Δℓ", "Δλ̂", "−Δλ̂/Δℓ", "n, ℓ as it is", "n, ℓ in nats"]
-    seen = f"From step {first:,}, when training had seen {settings.batch_size * first:,} sequences, to step {last:,}, {units} units:"
+    seen = f"From step {first:,}, when training had seen {settings.batch_size * (first + 1):,} sequences, to step {last:,}, {units} units:"
     return f"{seen}\n\n{markdown_table(head, rows)}"
 
 

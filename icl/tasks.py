@@ -164,7 +164,13 @@ class EnsembleBatches:
 
 
 def zero_predictor_loss(task: RegressionTask) -> float:
-    """E[y²] = E‖w‖² + σ²: the loss of predicting 0, which no useful model exceeds."""
+    """E[y²], the loss of predicting 0, which no useful model exceeds.
+
+    With the linear response it is E‖w‖² + σ². With another one it is measured on 8,192 fixed sequences.
+    """
+    if type(task).response is not RegressionTask.response:
+        _, ys = task.sample(Stream(0, "zero predictor"), 0, 8192)
+        return float(ys.double().square().mean())
     energy = task.task_size if task.num_tasks is None else float((task.tasks**2).sum(dim=1).mean())
     return energy + task.noise_variance
 

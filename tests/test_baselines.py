@@ -112,6 +112,18 @@ def test_ridge_without_noise_is_the_smallest_solution():
     torch.testing.assert_close(ridge_weights(xs, ys, 0.0)[:, 2], expected[..., 0].float(), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("noise", [1e-7, 1e-9, 1e-12, 1e-14, 1e-16, 1e-30])
+def test_ridge_tends_to_the_smallest_solution(noise):
+    generator = torch.Generator().manual_seed(3)
+    xs = torch.randn(50, 6, 4, generator=generator, dtype=torch.float64)
+    ys = (xs * torch.randn(50, 1, 4, generator=generator, dtype=torch.float64)).sum(-1, keepdim=True)
+    limit, near = (ridge_weights(xs, ys, variance) for variance in (0.0, noise))
+    # w - ŵ = σ² (XᵀX + σ²)⁻¹ w on the span of the examples
+    curvature = torch.stack([torch.linalg.svdvals(xs[:, :k]).amin(-1) ** 2 for k in range(1, 6)], dim=1)
+    bound = noise / curvature * limit[:, 1:].norm(dim=-1)
+    assert ((near - limit)[:, 1:].norm(dim=-1) <= 1.01 * bound + 1e-9).all()
+
+
 def test_first_predictions_are_the_prior_means():
     tasks = task_list(19, 3)
     xs, ys = sequences(8, 5, 2, 3, 0.5, tasks)

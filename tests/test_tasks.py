@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from icl.streams import Stream
-from icl.tasks import RegressionTask, encode_tokens, label
+from icl.tasks import RegressionTask, encode_tokens, label, zero_predictor_loss
 
 D, K, B = 3, 5, 7
 
@@ -91,3 +91,19 @@ def test_bad_values_are_refused_by_name(arguments, message):
 def test_gaussian_tasks_have_no_list():
     with pytest.raises(ValueError, match="no task list"):
         _ = RegressionTask(D, K, 0.1).tasks
+
+
+class Flat(RegressionTask):
+    """Answers that are ten times as small."""
+
+    def response(self, xs, tasks):
+        return 0.1 * super().response(xs, tasks)
+
+
+@pytest.mark.parametrize("num_tasks", [None, 5])
+def test_the_loss_of_predicting_zero_is_that_of_the_tasks_own_labels(num_tasks):
+    law, flat = (kind(4, 8, 0.01, num_tasks) for kind in (RegressionTask, Flat))
+    _, ys = law.sample(Stream(7, "test"), 0, 20_000)
+    assert zero_predictor_loss(law) == pytest.approx(float(ys.square().mean()), rel=0.03)
+    expected = 0.01 * (zero_predictor_loss(law) - 0.01) + 0.01
+    assert zero_predictor_loss(flat) == pytest.approx(expected, rel=0.05)

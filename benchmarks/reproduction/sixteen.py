@@ -1,6 +1,6 @@
-"""The section on the model with K = 16 examples, beside those with K = 8."""
+"""The section on the models with K = 16 examples, beside those with K = 8. The first seed is shown in detail."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mode
 
@@ -28,25 +28,24 @@ GROUPS = {"one group moves": "restricted", "all but one group moves": "complemen
 
 def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     """What the placeholders of the section stand for."""
-    (run,) = Shipped.runs(FOLDER)
-    groups = with_sum(grouped(run.needed("restricted")))
-    rest = by_group(grouped(run.needed("complement"), EXCLUDED))
-    verdicts = {name: verdicts_of(run, table) for name, table in {**SETTINGS, **GROUPS}.items()}
+    own = Shipped.runs(FOLDER)
+    first = own[0]
+    groups = with_sum(grouped(first.needed("restricted")))
+    rest = by_group(grouped(first.needed("complement"), EXCLUDED))
+    verdicts = {name: verdicts_of(first, table) for name, table in {**SETTINGS, **GROUPS}.items()}
+    others = {f"{name}, seed {run.seed}": verdicts_of(run, COMPARED[name]) for run in own[1:] for name in COMPARED}
     return {
         "sixteen": {
-            "config": run.config,
-            "seed": run.seed,
-            "sampler": run.sampler(SETTINGS[OWN]),
-            "chains": int(run.needed(SETTINGS[OWN])["chains"].max()),
-            "groups_sampler": run.sampler("restricted"),
-            "groups_chains": int(run.needed("restricted")["chains"].max()),
-            "peak": peak(run),
-            "llc": {name: estimates(run, table) for name, table in SETTINGS.items()},
-            "at": shown_at_ends(run, groups),
-            "boundaries": boundaries(run),
+            **measured(first),
+            "config": first.config,
+            "sampler": first.sampler(SETTINGS[OWN]),
+            "chains": int(first.needed(SETTINGS[OWN])["chains"].max()),
+            "groups_sampler": first.sampler("restricted"),
+            "groups_chains": int(first.needed("restricted")["chains"].max()),
+            "at": shown_at_ends(first, groups),
             "verdicts": verdicts,
             "groups_passed": sum(len(verdicts[name]) - failures(verdicts[name])["number"] for name in GROUPS),
-            **{name: at_ends(run, column) for name, column in MEASURED.items()},
+            "seeds": [measured(run) for run in own],
         },
         "eight": {
             "peak": mode([peak(each) for each in runs]),
@@ -56,11 +55,25 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
             "relative": over_runs(runs, COMPARED["units of the weights"]),
             **{name: compared(runs, column) for name, column in MEASURED.items()},
         },
-        "sixteen_behaviour_table": behaviour_table(runs, run),
-        "sixteen_llc_table": llc_table(runs, run),
-        "sixteen_verdicts_table": markdown_table(VERDICTS, [verdicts_row(*item) for item in verdicts.items()]),
-        "sixteen_groups_table": groups_table(run, groups),
-        "sixteen_rest_table": groups_table(run, rest, "what stays"),
+        "sixteen_behaviour_table": behaviour_table(runs, own),
+        "sixteen_llc_table": llc_table(runs, own),
+        "sixteen_verdicts_table": markdown_table(
+            VERDICTS, [verdicts_row(*item) for item in {**verdicts, **others}.items()]
+        ),
+        "sixteen_groups_table": groups_table(first, groups),
+        "sixteen_rest_table": groups_table(first, rest, "what stays"),
+    }
+
+
+def measured(run: Shipped) -> dict[str, object]:
+    """What one seed shows."""
+    tables = {name: table for name, table in SETTINGS.items() if run.table(table) is not None}
+    return {
+        "seed": run.seed,
+        "peak": peak(run),
+        "llc": {name: estimates(run, table) for name, table in tables.items()},
+        "boundaries": boundaries(run),
+        **{name: at_ends(run, column) for name, column in MEASURED.items()},
     }
 
 
@@ -108,32 +121,40 @@ def boundaries(run: Shipped) -> Mapping[str, object]:
     }
 
 
-def behaviour_table(runs: Sequence[Shipped], sixteen: Shipped) -> str:
+def behaviour_table(runs: Sequence[Shipped], own: Sequence[Shipped]) -> str:
     """The loss and the distance to ridge at the stage ends."""
     columns = {"ℓ": MEASURED["loss"], "distance to ridge": MEASURED["ridge"]}
     rows = []
-    for stage, step in sixteen.boundaries().items():
+    for stage, step in own[0].boundaries().items():
         cells = []
         for column in columns.values():
             eight = compared(runs, column)[stage]
-            cells += [f"{eight.mean:.3f} ± {eight.spread:.3f}", f"{at_ends(sixteen, column)[stage]:.3f}"]
+            cells += [
+                f"{eight.mean:.3f} ± {eight.spread:.3f}",
+                *(f"{at_ends(run, column)[stage]:.3f}" for run in own),
+            ]
         rows.append([stage, f"{runs[0].boundaries()[stage]:,}", f"{step:,}", *cells])
-    heads = [f"{name}, K = {k}" for name in ("step", *columns) for k in (8, 16)]
+    heads = ["step, K = 8", "step, K = 16", *_heads(columns, own)]
     return markdown_table(["end of", *heads], rows)
 
 
-def llc_table(runs: Sequence[Shipped], sixteen: Shipped) -> str:
+def llc_table(runs: Sequence[Shipped], own: Sequence[Shipped]) -> str:
     """λ̂ at the stage ends."""
     rows = []
-    for stage, step in sixteen.boundaries().items():
+    for stage, step in own[0].boundaries().items():
         cells = []
         for table in COMPARED.values():
             eight = over_runs(runs, table)[stage]
             several = with_error(eight.mean, eight.spread) if len(eight.values) > 1 else ""
-            cells += [several, _cell(sixteen, table, step)]
-        rows.append([stage, *cells, _cell(sixteen, SETTINGS[OWN], step)])
-    heads = [f"{name}, K = {k}" for name in COMPARED for k in (8, 16)]
-    return markdown_table(["end of", *heads, f"{OWN}, K = 16"], rows)
+            cells += [several, *(_cell(run, table, step) for run in own)]
+        rows.append([stage, *cells, _cell(own[0], SETTINGS[OWN], step)])
+    heads = [*_heads(COMPARED, own), f"{OWN}, seed {own[0].seed}"]
+    return markdown_table(["end of", *heads], rows)
+
+
+def _heads(columns: Iterable[str], own: Sequence[Shipped]) -> list[str]:
+    kinds = ["K = 8", *(f"K = 16, seed {run.seed}" for run in own)]
+    return [f"{name}, {kind}" for name in columns for kind in kinds]
 
 
 def _cell(run: Shipped, table: str, step: int) -> str:

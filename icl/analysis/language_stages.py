@@ -9,7 +9,8 @@ GAIN = -0.1
 
 
 def language_stages(behaviour: pd.DataFrame) -> dict[str, float]:
-    """Name of a stage -> its end, the step of a checkpoint. Stages that a run has not reached are left out.
+    """Name of a stage -> its end, the step of a checkpoint. The ends increase. Stages that a run has not reached are left
+    out, and so are those that are over when the one before them ends.
 
     - `unigrams`: until the test loss is below the entropy of single tokens;
     - `bigrams`: until predictions are nearest to the bigrams of the data, at the minimum of the bigram score, if that is not the last
@@ -31,6 +32,8 @@ def language_stages(behaviour: pd.DataFrame) -> dict[str, float]:
     ends = {"unigrams": below, "bigrams": nearest, "previous token": induction, "induction": last + 1}
     reached: dict[str, float] = {}
     for name, end in ends.items():
+        if end <= max(reached.values(), default=-1.0):
+            continue
         reached[name] = min(end, last + 1)
         if end > last:
             break

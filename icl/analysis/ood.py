@@ -3,7 +3,7 @@
 Shapes: B batch, K examples, D task dimension.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,7 +13,10 @@ from torch import Tensor
 from icl.analysis.data import AnalysisData
 from icl.baselines import Predictor
 from icl.model import InContextRegressionTransformer
-from icl.tasks import label
+from icl.tasks import dot
+
+Response = Callable[[Tensor, Tensor], Tensor]
+"""Inputs and tasks -> labels without noise."""
 
 NUM_SEQUENCES = 256
 """The number of sequences of the gain sweep and of the effective task vectors."""
@@ -23,17 +26,23 @@ GAINS = tuple(float(gain) for gain in np.logspace(-2.5, 4.5, 29))
 
 
 def gain_sweep(
-    predictor: Predictor, xs: Tensor, tasks: Tensor, errors: Tensor, gains: Sequence[float] = GAINS
+    predictor: Predictor,
+    xs: Tensor,
+    tasks: Tensor,
+    errors: Tensor,
+    gains: Sequence[float] = GAINS,
+    response: Response = dot,
 ) -> pd.DataFrame:
     """The loss as a function of the gain g of inputs or of tasks.
 
-    Labels are y^g = w·(g x) + error in both versions. In the version "inputs" the model gets g·x. In the version "tasks" it gets
+    Labels are y^g = w·(g x) + error in both versions, or another response to g x and w in place of the product. In the version "inputs" the model gets g·x. In the version "tasks" it gets
     x, so its task is g·w. The errors are the same at every gain, so differences between gains are not noise.
 
     Args:
         predictor: (xs, ys) -> predictions.
         xs, tasks, errors: (B, K, D), (B, D), (B, K, 1).
         gains: positive numbers.
+        response: labels without noise, (xs, tasks) -> (B, K, 1) (`icl.tasks.RegressionTask.response`).
 
     Returns:
         One row per `version` and `gain`: `loss` (mean over sequences and tokens), `loss_per_square` = loss/g² (constant at large g
@@ -41,10 +50,10 @@ def gain_sweep(
     """
     rows = []
     with torch.no_grad():
-        reference = predictor(xs, label(xs, tasks, errors)).square().mean().sqrt()
+        reference = predictor(xs, response(xs, tasks) + errors).square().mean().sqrt()
         for version in ("inputs", "tasks"):
             for gain in map(float, gains):  # a NumPy scalar would turn the products into NumPy's
-                ys = label(gain * xs, tasks, errors)
+                ys = response(gain * xs, tasks) + errors
                 predictions = predictor(gain * xs if version == "inputs" else xs, ys)
                 loss = float((predictions - ys).square().mean())
                 ratio = float(predictions.square().mean().sqrt() / reference)
@@ -90,8 +99,9 @@ def effective_task_table(predictor: Predictor, xs: Tensor, ys: Tensor, tasks: Te
 def measure_gain_sweep(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:
     """One row per version and gain: `gain_sweep` on 256 validation sequences."""
     validation = data.validation
-    xs, tasks = validation.xs[:NUM_SEQUENCES], validation.tasks[:NUM_SEQUENCES]
-    return gain_sweep(model, xs, tasks, validation.ys[:NUM_SEQUENCES] - label(xs, tasks, torch.zeros_like(xs[..., :1])))
+    xs, ys, tasks = (part[:NUM_SEQUENCES] for part in (validation.xs, validation.ys, validation.tasks))
+    response = validation.law.response
+    return gain_sweep(model, xs, tasks, ys - response(xs, tasks), response=response)
 
 
 def measure_effective_task(model: InContextRegressionTransformer, data: AnalysisData) -> pd.DataFrame:

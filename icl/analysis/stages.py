@@ -55,6 +55,9 @@ PUBLISHED_STAGE_TYPES: Mapping[str, str] = MappingProxyType(
 )
 """Types of the published stages. A: λ̂ rises while the loss falls. B: both fall."""
 
+FEWEST_ESTIMATES = 8
+"""The fewest estimates that boundaries can be found in."""
+
 _RESOLVED = 0.5  # half maximum
 _GRID = 400
 _PLACES = 100  # number of places; changes are tested between all pairs of them
@@ -88,6 +91,23 @@ class StageBoundaries:
         )
 
 
+def detectable(estimates: pd.DataFrame, *quantities: str) -> pd.DataFrame:
+    """The estimates of a run that a curve is fitted to, in order of their steps.
+
+    These are the rows whose λ̂ and `quantities` are finite. A standard error that is not known becomes the largest of the run, or 0 if
+    none is known; then the scatter of the curve says how exact λ̂ is.
+
+    Args:
+        estimates: `step`, `llc/mean`, and if known `llc/mcse`.
+        quantities: other columns that must be finite.
+    """
+    known = np.isfinite(estimates[["llc/mean", *quantities]].to_numpy(dtype=float)).all(axis=1)
+    rows = estimates.loc[known].sort_values("step", kind="stable")
+    errors = rows["llc/mcse"].astype(float) if "llc/mcse" in rows else pd.Series(np.nan, index=rows.index)
+    errors = errors.where(np.isfinite(errors))
+    return rows.assign(**{"llc/mcse": errors.fillna(errors.max()).fillna(0.0)})
+
+
 def find_boundaries(
     steps: ArrayLike,
     llc: ArrayLike,
@@ -113,8 +133,8 @@ def find_boundaries(
         ValueError: there are fewer than eight points, lengths differ, steps do not increase, or numbers are not finite.
     """
     times, values = np.asarray(steps, dtype=float), np.asarray(llc, dtype=float)
-    if times.size < 8:
-        raise ValueError(f"stages need at least eight checkpoints, got {times.size}")
+    if times.size < FEWEST_ESTIMATES:
+        raise ValueError(f"stages need at least {FEWEST_ESTIMATES} checkpoints, got {times.size}")
     if times.shape != values.shape or not (np.diff(times) > 0).all():
         raise ValueError("steps must be strictly increasing, with one estimate each; sort the table first")
     x = np.log1p(times)

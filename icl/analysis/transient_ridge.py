@@ -130,8 +130,8 @@ def crossover_samples(delta_loss: float, delta_llc: float) -> float:
     """The number of samples n up to which the simpler of two solutions has the lower free energy n·ℓ + λ log n.
 
     Differences are Δ = (specialised - simple). If Δℓ < 0 < Δλ, the simple solution is preferred while log(n)/n > a with
-    a = -Δℓ/Δλ, that is up to n = -W₋₁(-a)/a (Lambert's W). The result is zero if it is never preferred (Δℓ < 0 with Δλ <= 0, or
-    a >= 1/e), and infinite if it always is (Δℓ >= 0 with Δλ >= 0).
+    a = -Δℓ/Δλ, that is up to n = -W₋₁(-a)/a (Lambert's W). The result is zero if it is never preferred (Δℓ <= 0 with Δλ < 0,
+    Δℓ < 0 with Δλ = 0, or a >= 1/e), and infinite if it always is (Δℓ >= 0 with Δλ >= 0).
 
     Raises:
         ValueError: Δℓ > 0 > Δλ (then the roles are exchanged), or numbers are not finite.
@@ -140,7 +140,7 @@ def crossover_samples(delta_loss: float, delta_llc: float) -> float:
         raise ValueError(f"differences must be finite, got {delta_loss}, {delta_llc}")
     if delta_loss > 0 > delta_llc:
         raise ValueError("the 'specialised' solution is simpler and has the larger loss; exchange the two solutions")
-    if delta_loss >= 0:
+    if delta_loss >= 0 and delta_llc >= 0:
         return float("inf")
     if delta_llc <= 0:
         return 0.0

@@ -1,6 +1,7 @@
 """Tables of the estimates that `icl llc` stored, and tables of the developmental stages that they show."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,14 @@ from icl.analysis.run_tables import (
     without,
     write_run_tables,
 )
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS, boundary_table, find_boundaries, stage_table
+from icl.analysis.stages import (
+    FEWEST_ESTIMATES,
+    PUBLISHED_STAGE_ENDS,
+    boundary_table,
+    detectable,
+    find_boundaries,
+    stage_table,
+)
 from icl.analysis.tables import read_table
 from icl.config import ConfigError
 from icl.config.settings import dotted
@@ -31,6 +39,7 @@ from icl.estimation.config import LLCConfig
 from icl.estimation.kept import CONFIG, Estimates, find_estimates, read_object, settings_of
 from icl.storage.files import write_table
 from icl.storage.locks import exclusive
+from icl.subjects.regression import tasks_of
 from icl.tasks import zero_predictor_loss
 from icl.tracking import read_metrics
 
@@ -47,8 +56,8 @@ ESTIMATES = ("llc", "llc_calibrated")
 OTHERS = ("metrics", "losses", "evals", "stages", "boundaries")
 """Tables of a folder that are not estimates, so that estimates cannot have their names."""
 
-FEWEST_ESTIMATES = 8
-"""The fewest estimates that the detector of stage boundaries needs."""
+LAWS = ("grad_tasks", "eval_tasks")
+"""The settings that name the distributions of the data of an estimate."""
 
 
 def tabulate(
@@ -128,12 +137,11 @@ def write_stages(folder: Path) -> list[Path]:
                 "finds the stages of each run"
             )
         joined = read_table(path).merge(evals[["model_seed", "step", "pretrain/mse"]], on=["model_seed", "step"])
-        known = np.isfinite(joined[["llc/mean", "pretrain/mse"]].to_numpy(dtype=float)).all(axis=1)
-        for seed, run in joined.loc[known].groupby("model_seed"):
+        for seed, all_rows in joined.groupby("model_seed"):
+            run = detectable(all_rows, "pretrain/mse")
             if len(run) < FEWEST_ESTIMATES:
                 continue
             steps, loss, llc, error = (run[name] for name in ("step", "pretrain/mse", "llc/mean", "llc/mcse"))
-            error = error.fillna(error.max()).fillna(0.0)
             # The last checkpoint is one step short of the nominal end of training.
             ends = {stage: end for stage, end in PUBLISHED_STAGE_ENDS.items() if steps.min() < end <= steps.max() + 1}
             keys = {"model_seed": seed, "setting": setting}
@@ -187,7 +195,7 @@ def _best(found: Sequence[tuple[LLCConfig, Estimates]], keys: Sequence[str]) -> 
         steps = [step for (_, step), winner in best.items() if winner == index]
         rows = rows.assign(chains=made.sampler_config.num_chains)
         if made.is_regression:
-            rows["loss/zero"] = zero_predictor_loss(made.training.task_config.resolved().pretrain_task())
+            rows["loss/zero"] = zero_predictor_loss(tasks_of(made.training, made.eval_tasks or made.grad_tasks))
         estimates.append((made, rows.loc[rows["step"].isin(steps)]))
         traces.append((made, course.loc[course["step"].isin(steps)] if len(course) else course))
     return estimates, traces
@@ -222,7 +230,7 @@ def _table(path: Path, keys: Sequence[str], parts: Parts) -> RunTable:
 
 def _joined_estimates(estimates: RunTable, traces: RunTable) -> list[RunTable]:
     """Both tables, joined to those on disk. If a checkpoint has two estimates, the one with the most chains stays."""
-    old, old_traces = read_run_table(estimates.path), read_run_table(traces.path)
+    old, old_traces = (_with_laws(read_run_table(table.path)) for table in (estimates, traces))
     if old is not None and "chains" not in old.rows:
         raise ConfigError(f"{estimates.path} is no table of estimates; choose another --name or output folder")
     keys = list(dict.fromkeys([*(old.keys if old else ()), *estimates.keys]))
@@ -233,6 +241,13 @@ def _joined_estimates(estimates: RunTable, traces: RunTable) -> list[RunTable]:
     now = dict(zip(estimates.run_steps(), estimates.rows["chains"], strict=True))
     kept = {at for at, chains in zip(old.run_steps(), old.rows["chains"], strict=True) if chains > now.get(at, 0)}
     return [estimates.joined_to(old, kept), traces.joined_to(old_traces, kept)]
+
+
+def _with_laws(table: RunTable | None) -> RunTable | None:
+    """An older table of regression runs does not record `LAWS`; its rows have their defaults."""
+    if table is None or "task_config" not in table.settings:
+        return table
+    return replace(table, settings={**LLCConfig().model_dump(mode="json", include=set(LAWS)), **table.settings})
 
 
 def _joined_metrics(metrics: RunTable) -> RunTable:
@@ -257,6 +272,7 @@ def _shared(config: LLCConfig) -> dict[str, Any]:
         )
         for seed in ("model_seed", "pretrain_seed", "true_seed", "sampling_seed"):
             kept["task_config"].pop(seed, None)
+        kept |= config.model_dump(mode="json", include=set(LAWS))
     else:
         kept = {"subject": config.subject, "subject_config": dict(config.subject_config)}
     kept["sampler_config"] = config.sampler_config.decisive()

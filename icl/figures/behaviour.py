@@ -14,6 +14,7 @@ from icl.figures.elements import (
     NO_STAGES,
     Stages,
     in_order,
+    in_sight,
     last_step,
     numbers,
     stage_legend,
@@ -49,10 +50,10 @@ def behavioural(evals: pd.DataFrame, stages: Stages = NO_STAGES) -> Figure:
     scores |= {gain: evals[f"ood_{gain}_inputs_icl"] for gain in gains}
     for (gain, values), colour in zip(scores.items(), shades("magma", len(scores)), strict=True):
         score.plot(evals["step"], values, color=colour, label=f"$g={gain}$")
-    late = evals["step"] >= 100
+    late = in_sight(evals, stages)
     # Early models give wild predictions on large inputs, so the axis is scaled to ordinary inputs.
-    reach = max(float(np.abs(numbers(evals.loc[late], f"icl/1:{count}")).max()), 0.1)
-    lowest = min(float(np.nanmin(values[late])) for values in scores.values())
+    reach = max(float(np.abs(numbers(late, f"icl/1:{count}")).max()), 0.1)
+    lowest = min(float(np.nanmin(values[late.index])) for values in scores.values())
     score.set_ylim(max(-1.5 * reach, min(1.1 * lowest, -0.1 * reach)), 1.3 * reach)
     score.axhline(0, color="black", lw=0.5)
     score.set_ylabel(rf"$(\ell_1 - \ell_{count}) / g^2$, up is more ICL")

@@ -17,7 +17,7 @@ from typing import Literal
 import numpy as np
 from matplotlib.figure import Figure
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS, find_boundaries
+from icl.analysis.stages import FEWEST_ESTIMATES, PUBLISHED_STAGE_ENDS, detectable, find_boundaries
 from icl.figures.elements import FIRST_STEP, NO_STAGES, StageEnds, Stages, numbers
 from icl.figures.families import (
     Tables,
@@ -116,12 +116,9 @@ def _boundaries(tables: Tables) -> list[float]:
     for name in ("llc", "llc_calibrated"):
         if name not in tables:
             continue
-        curve = tables[name].dropna(subset=["llc/mean"])
-        error = curve["llc/mcse"].fillna(curve["llc/mcse"].max()) if "llc/mcse" in curve else 0.0
-        try:
-            return [float(step) for step in find_boundaries(curve["step"], curve["llc/mean"], error).steps]
-        except ValueError:  # too few estimates
-            continue
+        curve = detectable(tables[name])
+        if len(curve) >= FEWEST_ESTIMATES and curve["step"].is_unique:
+            return find_boundaries(curve["step"], curve["llc/mean"], curve["llc/mcse"]).steps.tolist()
     return []
 
 

@@ -71,8 +71,8 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
     colours, shown = step_colours(steps)
     for axis, column in zip(axes, ("loss", "distance"), strict=True):
         for step in steps:
-            mean = rows_where(traces, step=step).pivot_table(index="draw", values=column)
-            axis.plot(mean.index, numbers(mean, column), color=colours[step], lw=0.8)
+            mean = rows_where(traces, step=step).groupby("draw")[column].mean()  # NaN where all chains are lost
+            axis.plot(mean.index, mean, color=colours[step], lw=0.8)
         axis.set(xscale="log", xlabel=r"draw $\tau$")
         log_y(axis)
     axes[0].set_ylabel("loss of the chains")

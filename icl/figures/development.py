@@ -22,6 +22,7 @@ from icl.figures.elements import (
     estimate_line,
     first_step,
     in_order,
+    in_sight,
     last_step,
     mark_verdicts,
     numbers,
@@ -221,7 +222,7 @@ def behavioural_detail(evals: pd.DataFrame, llc: pd.DataFrame, stages: Stages = 
         _fit(below, curve, None, "d_dlogt", "d_dlogt_std")
         below.axhline(0, color="black", lw=0.5)
         below.set_ylabel(rf"$d/d\log t$ of {labels[name].split(' ')[-1]}")
-        late = curve.loc[numbers(curve, "step") >= 100]
+        late = in_sight(curve, stages)
         # Scaled to the slope, because its bands are very wide at the ends of a curve.
         low, high = min(0.0, numbers(late, "d_dlogt").min()), max(0.0, numbers(late, "d_dlogt").max())
         below.set_ylim(low - 0.15 * (high - low), high + 0.15 * (high - low))

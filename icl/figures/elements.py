@@ -206,6 +206,12 @@ def after_start(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[numbers(table, "step") > 0]
 
 
+def in_sight(table: pd.DataFrame, stages: Stages) -> pd.DataFrame:
+    """The rows from the first step of the figure on; all of a run that ends before it."""
+    late = table.loc[numbers(table, "step") >= first_step(stages)]
+    return late if len(late) else table
+
+
 def _has_label(axis: Axes, start: str) -> bool:
     return any(str(line.get_label()).startswith(start) for line in axis.get_lines())
 

@@ -189,7 +189,16 @@ def tables_of_run(tables: Tables, run: Mapping[str, Any]) -> dict[str, pd.DataFr
 
 
 def run_label(run: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
-    """A run as part of a folder's name, such as `seed-3` or `seed-3-lr-0.01`: its seed, and what differs among the runs."""
+    """A run as part of a folder's name, such as `seed-3` or `seed-3-lr-0.01`: its seed, and what differs among the runs.
+
+    Runs whose names would be equal are numbered.
+    """
+    own = _plain_label(run, among)
+    equal = [other for other in among if _plain_label(other, among) == own]
+    return f"{own}-{equal.index(run) + 1}" if len(equal) > 1 else own
+
+
+def _plain_label(run: Mapping[str, Any], among: Sequence[Mapping[str, Any]]) -> str:
     parts = [
         f"{key.rpartition('.')[2].removeprefix('model_')}-{plain_text(value)}"
         for key, value in run.items()

@@ -143,7 +143,7 @@ def memorisation_map(distances: pd.DataFrame) -> Figure:
         look = {"cmap": colours, "vmin": low, "vmax": high, "rasterized": True}
         across, up = _borders(steps), _borders(tasks)
         mesh = axis.pcolormesh(across, up, values, **look)
-        if column == "side" and len(tasks) > 1:
+        if column == "side" and min(values.shape) > 1:
             axis.contour(steps, tasks, values, levels=[0.0], colors="black", linewidths=0.8)
         axis.set(xscale="log", xlabel="training step $t$", title=title)
         axis.set_yscale("log", base=2)
@@ -166,6 +166,8 @@ def coefficient_over_tasks(estimates: pd.DataFrame, distances: pd.DataFrame) -> 
         distances: one row per `num_tasks`, `step`: `ood/mse`.
     """
     estimates = by_num_tasks(estimates)
+    if estimates.duplicated(["num_tasks", "step"]).any():
+        raise ValueError("it shows one run for each number of tasks, and the table has several; choose one of them")
     figure, (left, right) = panels(1, 2, FULL_WIDTH, 1.5 * HEIGHT, sharey=True)
     lasts, criticals = [], []
     critical = critical_steps(distances).set_index("num_tasks")["t_crit"]

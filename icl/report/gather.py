@@ -14,15 +14,14 @@ import numpy as np
 import pandas as pd
 
 from icl.analysis.measures import MEASURES
-from icl.analysis.run_tables import keys_of, label_of, plain_text
-from icl.analysis.stages import find_boundaries, stage_table
+from icl.analysis.run_tables import keys_of, label_of, plain_text, without
+from icl.analysis.stages import FEWEST_ESTIMATES, detectable, find_boundaries, stage_table
 from icl.analysis.tables import read_table
 from icl.checkpoints.run import SUFFIX
 from icl.config import ConfigError
 from icl.config.settings import dotted
 from icl.config.varying import varying
-from icl.estimation.kept import Estimates, sampler_label
-from icl.estimation.tables import FEWEST_ESTIMATES
+from icl.estimation.kept import Estimates, sampler_label, settings_of
 from icl.execution.closing import short_name
 from icl.execution.opened import Run
 from icl.storage import LocalStore, StorageError
@@ -37,6 +36,8 @@ ESTIMATES = "llc"
 
 SETTINGS = "settings"
 """The column that tells the rows of one run apart, in a table that has several subjects of its name."""
+
+SUBJECT, CHAINS = "subject_config", "sampler_config.num_chains"
 
 HEALTHY = "healthy"
 ALONG = "step"
@@ -218,10 +219,7 @@ def _span(folder: Path, pattern: str) -> float | None:
 def _estimates(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     """All estimates and their traces. Of several under one sampler at one checkpoint, the one with the most chains counts."""
     rows: dict[tuple[str, int], tuple[int, dict[str, Any], pd.DataFrame]] = {}
-    own = [dotted(each.stored.get("subject_config") or {}) for each in run.estimate_sets]
-    differing = varying(own)  # subjects of one class, with other settings, have one name
-    for each, settings in zip(run.estimate_sets, own, strict=True):
-        how = ", ".join([_way(each), *(f"{name} {settings.get(name)}" for name in differing)])
+    for each, how in zip(run.estimate_sets, _ways(run.estimate_sets), strict=True):
         table, traces = each.rows, each.traces
         chains = int((each.stored.get("sampler_config") or {}).get("num_chains") or 0)
         for row in table.to_dict("records"):
@@ -234,11 +232,28 @@ def _estimates(run: Run) -> tuple[pd.DataFrame, pd.DataFrame]:
     return estimates, _joined([trace.assign(way=row["way"]) for _, row, trace in kept])
 
 
-def _way(estimates: Estimates) -> str:
+def _ways(sets: Sequence[Estimates]) -> list[str]:
+    """How each set of estimates was made: the sampler in a few words, and whatever else differs from sets with the same words. For
+    sets of one preset the number of chains does not count."""
+    words, settings = map(list, zip(*map(_way, sets), strict=True)) if sets else ([], [])
+    subjects = varying([{SUBJECT: each.get(SUBJECT)} for each in settings])
+    ways = []
+    for own, flat in zip(words, map(dotted, settings), strict=True):
+        equal = [each for word, each in zip(words, settings, strict=True) if word == own]
+        differing = dict.fromkeys([*subjects, *varying(equal)])
+        ways.append(", ".join([own, *(f"{name.partition('.')[2] or name} {flat.get(name)}" for name in differing)]))
+    return ways
+
+
+def _way(estimates: Estimates) -> tuple[str, dict[str, Any]]:
+    """The sampler in a few words, and all settings that decide an estimate but the number of chains."""
     try:
-        return sampler_label(estimates.settings) if estimates.stored else estimates.name
+        config = estimates.settings if estimates.stored else None
     except ConfigError:
-        return estimates.name
+        config = None
+    if config is None:
+        return estimates.name, {}
+    return sampler_label(config), without(settings_of(config), [CHAINS])
 
 
 def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
@@ -247,15 +262,14 @@ def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     if estimates.empty:
         return pd.DataFrame(), ""
     for how, rows in estimates.groupby("way", sort=False):
-        known = np.isfinite(rows[["llc/mean", "loss/init"]].to_numpy(dtype=float)).all(axis=1)
-        rows = rows.loc[known].sort_values(ALONG)
+        rows = detectable(rows, "loss/init")
         if len(rows) < FEWEST_ESTIMATES:
-            reasons.append(f"stages need estimates at {FEWEST_ESTIMATES} checkpoints, and there are {len(rows)}.")
+            reasons.append(f"{how}: stages need estimates at {FEWEST_ESTIMATES} checkpoints, and there are {len(rows)}.")
             continue
-        errors = rows["llc/mcse"].astype(float).fillna(0.0)
+        errors = rows["llc/mcse"]
         found = find_boundaries(rows[ALONG], rows["llc/mean"], errors)
         if not len(found.steps):
-            reasons.append("λ̂ shows no boundary between stages that is significant.")
+            reasons.append(f"{how}: λ̂ shows no boundary between stages that is significant.")
             continue
         last = float(rows[ALONG].iloc[-1])
         ends = [*found.steps, last]
@@ -278,9 +292,10 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
     """Name -> rows, with the column `run`, of all tables whose JSON file names one of the runs; and notes on unreadable ones."""
     places = {run.name: place for place, run in enumerate(runs)}
     found: dict[str, list[pd.DataFrame]] = {}
+    taken: dict[str, set[tuple[Any, ...]]] = {}
     notes = []
     for path, named in _tables(data):
-        wanted = {str(key): places[run] for key, run in named.items() if isinstance(run, str) and run in places}
+        wanted = {_label(key): places[run] for key, run in named.items() if isinstance(run, str) and run in places}
         if not wanted:
             continue
         try:
@@ -289,14 +304,26 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
             notes.append(f"{path.name} is left out: {error}")
             continue
         keys = list(keys_of(table))
-        labels = [label_of(row) for row in pd.DataFrame(table, columns=pd.Index(keys)).to_dict("records")]
+        labels = [_label(label_of(row)) for row in pd.DataFrame(table, columns=pd.Index(keys)).to_dict("records")]
         of = pd.DataFrame({"run": [wanted.get(label) for label in labels]})
         if len(wanted) > len(set(wanted.values())):  # subjects of one class, with other settings, have one name
             of[SETTINGS] = labels
-        rows = pd.concat([of, table.drop(columns=keys)], axis=1).dropna(subset=["run"])
-        if len(rows):
-            found.setdefault(path.name.split(".")[0], []).append(rows.astype({"run": int}))
+        rows = pd.concat([of, table.drop(columns=keys)], axis=1).dropna(subset=["run"]).astype({"run": int})
+        name = path.name.split(".")[0]
+        # Each folder of tables has its own copy of a run's rows. The first one that has a checkpoint counts.
+        at = list(rows[[column for column in ("run", SETTINGS, ALONG) if column in rows]].itertuples(index=False))
+        new = rows[[each not in taken.get(name, ()) for each in at]]
+        if len(new) < len(rows):
+            notes.append(f"{path}: {len(rows) - len(new)} rows are left out, because another table has these checkpoints.")
+        if len(new):
+            found.setdefault(name, []).append(new)
+            taken.setdefault(name, set()).update(at)
     return {name: _joined(tables) for name, tables in found.items()}, notes
+
+
+def _label(label: str) -> str:
+    """The text of a run's keys. Of one key it is the value alone, as the tables of analyses have it."""
+    return label if ", " in label else label.partition("=")[2] or label
 
 
 def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:

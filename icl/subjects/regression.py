@@ -80,20 +80,22 @@ class RegressionRun:
 
     def batches(self, step: int) -> Callable[[int], Batch]:
         """Those of the default sampler with seed 0."""
-        return sampling_batches(self._tasks(self._grad_tasks), SamplerConfig(), 0)[0]
+        return sampling_batches(tasks_of(self.training, self._grad_tasks), SamplerConfig(), 0)[0]
 
     def sampling_inputs(self, step: int, sampler: SamplerConfig, device: torch.device | str = "cpu") -> Inputs:
         """The data that the sampler's settings ask for, the same at every checkpoint; `init_seed` is given."""
         assert sampler.init_seed is not None, "the seed is drawn before the data are made"
-        driving, evaluated = self._tasks(self._grad_tasks), self._tasks(self._eval_tasks)
+        driving, evaluated = (tasks_of(self.training, law) for law in (self._grad_tasks, self._eval_tasks))
         batches, eval_batches = sampling_batches(driving, sampler, sampler.init_seed, device)
         if self._eval_tasks != self._grad_tasks:
             eval_batches = sampling_batches(evaluated, sampler, sampler.init_seed, device)[1]
         return Inputs(batches, eval_batches, zero_predictor_loss(evaluated))
 
-    def _tasks(self, law: TaskLaw) -> RegressionTask:
-        config = self.training.task_config.resolved()
-        return config.pretrain_task() if law == "pretrain" else config.true_task()
+
+def tasks_of(training: TrainingConfig, law: TaskLaw) -> RegressionTask:
+    """The distribution of sequences that goes by this name for a training run."""
+    config = training.task_config.resolved()
+    return config.pretrain_task() if law == "pretrain" else config.true_task()
 
 
 def sampling_batches(

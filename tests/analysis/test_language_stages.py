@@ -26,3 +26,10 @@ def test_a_run_that_stops_earlier_has_no_later_stages():
     assert language_stages(TABLE[:4]) == {"unigrams": 10, "bigrams": 101}  # its bigram score may still fall
     assert language_stages(TABLE[:3]) == {"unigrams": 10, "bigrams": 11}
     assert language_stages(TABLE[:2]) == {"unigrams": 2}
+
+
+def test_stages_that_come_in_another_order_do_not_overlap():
+    early = TABLE.assign(repetition_gain=[0.01, -0.02, -0.5, -0.6, -0.7, -0.7])  # induction before the best bigrams
+    ends = list(language_stages(early).values())
+    assert ends == sorted(set(ends))
+    assert ends[-1] == 10_001

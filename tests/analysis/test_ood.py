@@ -66,3 +66,16 @@ def test_ridge_comes_to_know_the_task():
     assert table["cosine"].iloc[0] == 0  # no example yet, no estimate
     assert table["cosine"].iloc[-1] > 0.9
     assert (np.diff(table["relative_norm"]) > 0).all()
+
+
+def test_a_task_of_ones_own_is_scaled_by_its_own_response():
+    def cube(xs, tasks):
+        return label(xs, tasks, torch.zeros_like(ERRORS)) ** 3
+
+    def knowing(xs, ys):
+        return cube(xs, TASKS)
+
+    table = gain_sweep(knowing, XS, TASKS, ERRORS, [0.5, 1, 3], response=cube).set_index(["version", "gain"])
+    np.testing.assert_allclose(table.loc["inputs", "loss"], float(ERRORS.square().mean()))
+    expected = float(((27 - 1) * cube(XS, TASKS) + ERRORS).square().mean())
+    assert table.loc[("tasks", 3), "loss"] == pytest.approx(expected)

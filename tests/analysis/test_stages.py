@@ -1,7 +1,8 @@
 import numpy as np
+import pandas as pd
 import pytest
 
-from icl.analysis.stages import PUBLISHED_STAGE_ENDS, boundary_table, find_boundaries, stage_table
+from icl.analysis.stages import PUBLISHED_STAGE_ENDS, boundary_table, detectable, find_boundaries, stage_table
 
 SPARSE = np.array([200, 507, 755, 984, 1283, 1910, 2490, 3247, 4232, 6299, 8211, 10101, 12221, 20202, 30909, 40292, 50505, 60606,
                    78172, 101010, 126262, 197702, 252525, 313131, 398989, 499999])  # fmt: skip
@@ -190,7 +191,7 @@ def test_boundaries_beside_the_published_ones():
 @pytest.mark.parametrize(
     ("steps", "llc", "message"),
     [
-        (range(7), np.ones(7), "eight checkpoints"),
+        (range(7), np.ones(7), "8 checkpoints"),
         ([0, 1, 2, 3, 4, 5, 7, 6], np.ones(8), "increasing"),
         (range(9), np.ones(8), "increasing"),
         (range(8), [1, 2, 3, 4, 5, 6, 7, np.nan], "finite"),
@@ -204,3 +205,17 @@ def test_refuses_what_has_no_stages(steps, llc, message):
 def test_refuses_ends_outside_the_curve():
     with pytest.raises(ValueError, match="increase within"):
         stage_table([600_000], SPARSE, np.ones(SPARSE.size), np.ones(SPARSE.size))
+
+
+def test_estimates_without_an_error_take_the_largest_and_those_that_are_not_finite_go():
+    table = pd.DataFrame(
+        {
+            "step": [3, 1, 2, 4, 5],
+            "llc/mean": [3.0, 1.0, np.nan, np.inf, 5.0],
+            "llc/mcse": [0.5, np.nan, 9.0, 9.0, np.inf],
+            "loss": [1.0, 1.0, 1.0, 1.0, np.nan],
+        }
+    )
+    assert detectable(table)[["step", "llc/mcse"]].to_numpy().tolist() == [[1, 0.5], [3, 0.5], [5, 0.5]]
+    assert detectable(table, "loss")["step"].tolist() == [1, 3]
+    assert detectable(table.drop(columns="llc/mcse"))["llc/mcse"].tolist() == [0, 0, 0]

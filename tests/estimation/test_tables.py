@@ -267,3 +267,30 @@ def test_after_an_error_no_table_is_written(swept, tmp_path):
     assert sorted(path.name for path in (tmp_path / "tables").iterdir() if path.name != ".lock") == [
         "llc_traces.csv.gz"
     ]
+
+
+def test_estimates_on_other_data_do_not_mix_into_a_table(place, tmp_path):
+    plain, refined = config_with(), config_with().model_copy(update={"grad_tasks": "true"})
+    for config in (plain, refined):
+        assert run_llc(config, place) == 0
+    folder = tmp_path / "tables"
+    tabulate([plain], place.results, folder)
+    about = folder / "llc.json"
+    before = json.loads(about.read_text())
+    for stored in (before, {key: before[key] for key in before if not key.endswith("_tasks")}):  # as older versions left it
+        about.write_text(json.dumps(stored))
+        with pytest.raises(ValueError, match="grad_tasks='pretrain', not 'true'"):
+            tabulate([refined], place.results, folder)
+    tabulate([plain, refined], place.results, folder)
+    assert pd.read_csv(folder / "llc.csv")["grad_tasks"].value_counts().to_dict() == {"pretrain": 2, "true": 2}
+
+
+def test_the_loss_of_predicting_zero_is_that_of_the_data_of_the_draws(tmp_path):
+    data = {"task_config": TASK | {"num_tasks": 3, "pretrain_seed": 1}, "sampler_config": SAMPLER | {"init_seed": 5}}
+    config = LLCConfig.parse(data | {"num_steps": 60, "grad_tasks": "true"})
+    checkpoints = Checkpoints(LocalStore(tmp_path), config.training.name)
+    checkpoints.save(59, initial_parameters(config.training.task_config.shape, 0))
+    place = Surroundings(LocalStore(tmp_path), tmp_path / "icl", torch.device("cpu"), tracking="local")
+    assert run_llc(config, place) == 0
+    path, _ = tabulate([config], place.results, tmp_path / "tables")
+    assert pd.read_csv(path)["loss/zero"].tolist() == [2 + 0.25]

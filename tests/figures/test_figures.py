@@ -289,3 +289,41 @@ def test_a_table_without_the_columns_says_so():
         task_families.task_prior(pd.DataFrame({"step": [1]}))
     with pytest.raises(ValueError, match="no metric 'sharpness'"):
         attention.attention_metric(pd.DataFrame({"step": [1], "entropy": [0.0]}), "sharpness")
+
+
+def test_runs_whose_names_would_be_equal_have_folders_of_their_own():
+    runs = [{"model_seed": 1, "sampler_config.include": f'["blocks.0.{end}"]'} for end in ("*", "**", "mlp")]
+    assert len({run_label(run, among=runs) for run in runs}) == 3
+
+
+def test_a_checkpoint_whose_chains_are_all_lost_leaves_the_others_lines():
+    traces = pd.DataFrame(
+        {"step": [1, 1, 10, 10], "chain": 0, "draw": [1, 2, 1, 2], "loss": [np.nan, np.nan, 2.0, 3.0], "distance": 1.0}
+    )
+    axis = chains.relaxation(traces, pd.DataFrame({"step": [1, 10]})).axes[0]
+    assert [line.get_ydata().tolist() for line in axis.get_lines()][1] == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("step", [[0, 5], [1, 5]])
+def test_a_family_of_two_checkpoints_is_drawn(step):
+    rows = [
+        {"num_tasks": tasks, "step": each, "delta_ridge": 2.0, "delta_dmmse": tasks, "ood/mse": 3.0}
+        for tasks in (1, 4)
+        for each in step
+    ]
+    assert task_families.memorisation_map(pd.DataFrame(rows)).axes
+
+
+def test_several_runs_of_one_number_of_tasks_are_not_joined_by_a_line():
+    rows = [
+        {"task_config.num_tasks": 4, "model_seed": seed, "step": step, "llc/mean": 1.0, "llc/mcse": 0.1}
+        for seed in (0, 1)
+        for step in (1, 10)
+    ]
+    with pytest.raises(ValueError, match="several"):
+        task_families.coefficient_over_tasks(pd.DataFrame(rows), pd.DataFrame())
+
+
+def test_a_run_of_less_than_a_hundred_steps_is_scaled_to_all_of_it(tables):
+    evals = tables["evals"].assign(step=np.arange(len(tables["evals"])))
+    assert behaviour.behavioural(evals, stages=PAPER_STAGES).axes

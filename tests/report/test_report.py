@@ -237,6 +237,50 @@ def test_where_the_estimates_of_a_run_are_gone_its_tables_stand_for_them(materia
     assert any("stages need estimates at 8 checkpoints, and there are 2" in note for note in material.notes)
 
 
+def test_estimates_of_one_sampler_that_differ_otherwise_are_told_apart(root):
+    name = TrainingConfig.parse(expand(load_sweep(root / "mine.yaml"))[0]).name
+    others = {"aaaaaaaa": {"include": ["unembedding.*"]}, "bbbbbbbb": {"num_burnin_steps": 3}}
+    folders = [root / "icl" / f"llc-{name}-{tag}" for tag in (*others, "cccccccc")]
+    for folder, course in zip(folders, (range(13), range(100, 113), range(200, 213)), strict=True):
+        leave_estimates(folder, [float(each) for each in course])
+    for folder, sampler in zip(folders, others.values(), strict=False):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({"sampler_config": config["sampler_config"] | sampler}))
+    config = json.loads((folders[-1] / "config.json").read_text())
+    (folders[-1] / "config.json").write_text(json.dumps(config | {"grad_tasks": "true"}))
+    try:
+        found = gather([Run(name, LocalStore(root), root / "icl")]).estimates
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
+    means = found.loc[found["step"] == 0].set_index("way")["llc/mean"]
+    assert sorted(means) == [COURSE[0], 0, 100, 200]
+    assert ["include" in way for way in means.index].count(True) == 4
+    assert means[[way for way in means.index if "grad_tasks true" in way][0]] == 200
+
+
+def test_a_run_with_tables_in_two_folders_is_read_once(root, material, tmp_path):
+    names = list(material.runs["name"])
+    for folder in ("a", "b"):
+        leave_analyses(tmp_path / folder, names[0])
+        leave_tables(tmp_path / folder, names[1])
+    runs = [Run(name, LocalStore(root), root / "icl") for name in names]
+    twice = gather(runs, tmp_path)
+    for table in ("estimates", "traces", "structure", "attention"):
+        pd.testing.assert_frame_equal(getattr(twice, table), getattr(material, table))
+    assert any("another table has these checkpoints" in note for note in twice.notes)
+
+
+def test_tables_of_a_family_are_shown(root, material, tmp_path):
+    name = material.runs["name"].iloc[0]
+    pd.DataFrame({"num_tasks": 16, "step": [0, 3], "task_prior/zero": [2.5, 1.5]}).to_csv(
+        tmp_path / "task_prior.csv", index=False
+    )
+    (tmp_path / "task_prior.json").write_text(json.dumps({"runs": {"16": name}}))
+    shown = gather([Run(name, LocalStore(root), root / "icl")], tmp_path).structure
+    assert shown["value"].tolist() == [2.5, 1.5]
+
+
 def test_the_page_asks_no_server_and_names_the_commands_that_continue(root, written):
     assert not [attributes for _, attributes in written.elements if {"src", "href"} & attributes.keys()]
     policy = next(attributes for attributes in written.all("meta") if "http-equiv" in attributes)
