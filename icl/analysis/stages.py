@@ -102,10 +102,10 @@ def detectable(estimates: pd.DataFrame, *quantities: str) -> pd.DataFrame:
         quantities: other columns that must be finite.
     """
     known = np.isfinite(estimates[["llc/mean", *quantities]].to_numpy(dtype=float)).all(axis=1)
-    rows = estimates.loc[known].sort_values("step", kind="stable")
-    errors = rows["llc/mcse"].astype(float) if "llc/mcse" in rows else pd.Series(np.nan, index=rows.index)
-    errors = errors.where(np.isfinite(errors))
-    return rows.assign(**{"llc/mcse": errors.fillna(errors.max()).fillna(0.0)})
+    rows = pd.DataFrame(estimates.loc[known]).sort_values("step", kind="stable")
+    errors = rows["llc/mcse"].to_numpy(dtype=float) if "llc/mcse" in rows else np.full(len(rows), np.nan)
+    exact = np.isfinite(errors)
+    return rows.assign(**{"llc/mcse": np.where(exact, errors, errors[exact].max(initial=0.0))})
 
 
 def find_boundaries(

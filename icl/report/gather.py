@@ -264,7 +264,9 @@ def _stages(estimates: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     for how, rows in estimates.groupby("way", sort=False):
         rows = detectable(rows, "loss/init")
         if len(rows) < FEWEST_ESTIMATES:
-            reasons.append(f"{how}: stages need estimates at {FEWEST_ESTIMATES} checkpoints, and there are {len(rows)}.")
+            reasons.append(
+                f"{how}: stages need estimates at {FEWEST_ESTIMATES} checkpoints, and there are {len(rows)}."
+            )
             continue
         errors = rows["llc/mcse"]
         found = find_boundaries(rows[ALONG], rows["llc/mean"], errors)
@@ -312,9 +314,11 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
         name = path.name.split(".")[0]
         # Each folder of tables has its own copy of a run's rows. The first one that has a checkpoint counts.
         at = list(rows[[column for column in ("run", SETTINGS, ALONG) if column in rows]].itertuples(index=False))
-        new = rows[[each not in taken.get(name, ()) for each in at]]
+        new = rows.loc[[each not in taken.get(name, ()) for each in at]]
         if len(new) < len(rows):
-            notes.append(f"{path}: {len(rows) - len(new)} rows are left out, because another table has these checkpoints.")
+            notes.append(
+                f"{path}: {len(rows) - len(new)} rows are left out, because another table has these checkpoints."
+            )
         if len(new):
             found.setdefault(name, []).append(new)
             taken.setdefault(name, set()).update(at)

@@ -90,7 +90,14 @@ def test_crossover_balances_the_free_energies():
 
 @pytest.mark.parametrize(
     ("delta_loss", "delta_llc", "samples"),
-    [(-1.0, 2.0, 0.0), (-1.0, 0.0, 0.0), (-1.0, -3.0, 0.0), (0.0, -5.0, 0.0), (0.0, 5.0, INFINITY), (1.0, 0.0, INFINITY)],
+    [
+        (-1.0, 2.0, 0.0),
+        (-1.0, 0.0, 0.0),
+        (-1.0, -3.0, 0.0),
+        (0.0, -5.0, 0.0),
+        (0.0, 5.0, INFINITY),
+        (1.0, 0.0, INFINITY),
+    ],
 )
 def test_one_solution_may_always_win(delta_loss, delta_llc, samples):
     assert crossover_samples(delta_loss, delta_llc) == samples

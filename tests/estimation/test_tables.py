@@ -277,7 +277,10 @@ def test_estimates_on_other_data_do_not_mix_into_a_table(place, tmp_path):
     tabulate([plain], place.results, folder)
     about = folder / "llc.json"
     before = json.loads(about.read_text())
-    for stored in (before, {key: before[key] for key in before if not key.endswith("_tasks")}):  # as older versions left it
+    for stored in (
+        before,
+        {key: before[key] for key in before if not key.endswith("_tasks")},
+    ):  # as older versions left it
         about.write_text(json.dumps(stored))
         with pytest.raises(ValueError, match="grad_tasks='pretrain', not 'true'"):
             tabulate([refined], place.results, folder)

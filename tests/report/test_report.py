@@ -256,7 +256,7 @@ def test_estimates_of_one_sampler_that_differ_otherwise_are_told_apart(root):
     means = found.loc[found["step"] == 0].set_index("way")["llc/mean"]
     assert sorted(means) == [COURSE[0], 0, 100, 200]
     assert ["include" in way for way in means.index].count(True) == 4
-    assert means[[way for way in means.index if "grad_tasks true" in way][0]] == 200
+    assert means[next(way for way in means.index if "grad_tasks true" in way)] == 200
 
 
 def test_a_run_with_tables_in_two_folders_is_read_once(root, material, tmp_path):
