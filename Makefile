@@ -29,7 +29,7 @@ lint: $(INSTALLED)-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-figures: $(INSTALLED)  ## every file under figures/L2H4Minf*, figures/L2H4Mfin* and figures/calibration from data/
+figures: $(INSTALLED)  ## every file under figures/L2H4Minf*, figures/L2H4Mfin*, figures/transient-ridge and figures/calibration from data/
 	$(BIN)/icl figures --stages paper
 
 notebooks: $(INSTALLED)-dev  ## run every notebook and keep its outputs

@@ -24,7 +24,7 @@ from icl.storage import LocalStore
 
 ROOT = Path(__file__).parent.parent
 FAMILY = ROOT / "data" / "L2H4Minf"
-OTHERS = [ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Mfin", "L2H4Minf-K16")]
+OTHERS = [ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Mfin", "L2H4Minf-K16", "transient-ridge")]
 TABLES = sorted(table_names(FAMILY))
 SWEEPS = {
     "llc": "4-L2H4-shipped-llcs",

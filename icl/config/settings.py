@@ -148,6 +148,17 @@ class Settings(BaseModel):
                 "or delete the stored one"
             )
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy, in which some fields have other values. They are checked like those of a new record.
+
+        Raises:
+            ConfigError: a name is unknown, or a value is not accepted.
+        """
+        copied = super().model_copy(deep=deep)
+        if not update:
+            return copied
+        return self.parse({name: getattr(copied, name) for name in self.model_fields_set} | dict(update))
+
     @classmethod
     def parse(cls, data: Mapping[str, Any]) -> Self:
         """Validate plain data.

@@ -164,10 +164,11 @@ def calibrate(
     return conclude(cells)
 
 
-def cell_config(base: SamplerConfig, cell: tuple[float, float, float]) -> SamplerConfig:
-    """The base with the constants (ε, γ, nβ) of the cell. If the base has no step size, its kernel "auto" stays "langevin"."""
+def cell_config(base: SamplerConfig, cell: tuple[float, float, float], method: str | None = None) -> SamplerConfig:
+    """The base with the constants (ε, γ, nβ) of the cell, and a kernel or its own. If the base has no step size, its kernel "auto" stays
+    "langevin"."""
     free = dict.fromkeys(("gradient_scale", "localization_scale", "noise_scale", "temperature"))
-    kept = {"sampling_method": base.method, "init_seed": base.init_seed or 0}
+    kept = {"sampling_method": method or base.method, "init_seed": base.init_seed or 0}
     return SamplerConfig.parse(base.model_dump() | free | kept | dict(zip(AXES, cell, strict=True)))
 
 
@@ -181,8 +182,8 @@ def with_constants_of(base: SamplerConfig, preset: SamplerConfig) -> SamplerConf
         raise ValueError(
             "this preset finds its constants by pilot chains; only a preset with epsilon can be compared on a grid"
         )
-    method = base.model_copy(update={"sampling_method": preset.method})
-    return cell_config(method, (preset.step_size, preset.localization, preset.inverse_temperature))
+    cell = preset.step_size, preset.localization, preset.inverse_temperature
+    return cell_config(base, cell, preset.method)
 
 
 def _cell(name: str, step: int, config: SamplerConfig, result: LLCResult) -> Cell:

@@ -46,7 +46,7 @@ def noise_heating(config: SamplerConfig, plan: Plan, positions: Tensor) -> Heati
         return Heating(math.nan, math.nan)
     large = goes_one_by_one(positions)
     here = positions[:PLACES].to(plan.objective.anchor.device)
-    seeds = [config.init_seed or 0] * len(here)
+    seeds = [config.seed] * len(here)
     plain, quiet = (_RunningVariance(), _RunningVariance()) if large else (_Variance(), _Variance())
     for step in range(config.num_steps, config.num_steps + PROBES):
         data = StepData(plan, step, seeds)

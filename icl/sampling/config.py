@@ -14,6 +14,13 @@ EvalMetric = Literal["likelihood-derived", "singular-fluctuation", "batch-loss",
 
 _SCALES = ("gradient_scale", "localization_scale", "noise_scale")
 _PHYSICAL = ("epsilon", "gamma", "temperature", "nbeta")
+_OF_KERNELS = {
+    "friction": "langevin",
+    "rmsprop_decay": "rmsprop_sgld",
+    "rmsprop_stability": "rmsprop_sgld",
+    "diffusion_factor": "sgnht",
+}
+"""Settings of one kernel."""
 
 
 PUBLISHED_LANGUAGE_ESTIMATOR = "published-language"
@@ -273,6 +280,23 @@ class SamplerConfig(Settings):
         ):
             raise ValueError(f"nbeta = n / log n needs eval_dataset_size of at least 3, got {self.eval_dataset_size}")
         return self
+
+    @property
+    def seed(self) -> int:
+        """`init_seed`, once it is given or drawn."""
+        assert self.init_seed is not None, "the seed is drawn before sampling"
+        return self.init_seed
+
+    def without_effect(self) -> list[str]:
+        """A line for each setting that was changed and has no effect beside the others. They are no errors, because a sweep may vary the
+        kernel."""
+        remarks = []
+        for name, kernel in _OF_KERNELS.items():
+            if self.method != kernel and getattr(self, name) != type(self).model_fields[name].default:
+                remarks.append(f"{name} has no effect: it is of the kernel {kernel}, and this is {self.method}")
+        if self.target_error is not None and {"weights", "covariance"} & set(self.eval_metrics):
+            remarks.append("target_error has no effect with kept weights, whose number is num_draws; give num_draws")
+        return remarks
 
     @property
     def step_size(self) -> float | None:

@@ -31,24 +31,35 @@ class InitLosses:
     count: int
 
 
+def equally(batch: Batch) -> int:
+    """The weight of a batch among equals."""
+    return 1
+
+
 def init_losses(
-    objective: Objective, anchors: Tensor, evaluated: Callable[[int], Batch], count: int, per_pass: int | None
+    objective: Objective,
+    anchors: Tensor,
+    evaluated: Callable[[int], Batch],
+    count: int,
+    per_pass: int | None,
+    weight: Callable[[Batch], int] = equally,
 ) -> InitLosses:
-    """The losses of w* (C, P) over the first `count` evaluation batches (index -> batch).
+    """The losses of w* (C, P) over the first `count` evaluation batches (index -> batch), each with its weight in the mean.
 
     The spread is that of at least `FEWEST` batches, or of all `per_pass` of a finite data set, if these are fewer.
     """
-    total, of_batches = torch.zeros(()), list[Tensor]()
+    total, weights, of_batches = torch.zeros(()), 0, list[Tensor]()
     distinct = math.inf if per_pass is None else per_pass
     for index in range(max(count, int(min(FEWEST, distinct)))):
-        losses = objective.losses(anchors, evaluated(index)).cpu().double()
+        batch = evaluated(index)
+        losses = objective.losses(anchors, batch).cpu().double()
         if index < distinct:
             of_batches.append(losses.mean(dim=-1))
         if index < count:
-            total = total + losses
+            total, weights = total + weight(batch) * losses, weights + weight(batch)
     spread = torch.stack(of_batches)
     spread = spread.std(dim=0) if len(spread) > 1 else torch.zeros_like(spread[0])  # one batch is all the data
-    return InitLosses((total / count).to(anchors), spread, count)
+    return InitLosses((total / weights).to(anchors), spread, count)
 
 
 def unpaired_share(drawn: Iterable[int], count: int, per_pass: int | None, renewed: bool) -> float:

@@ -25,7 +25,7 @@ from icl.sampling.chains import ChainRun, Paused, Progress
 from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient, most_batches
-from icl.sampling.init_losses import InitLosses, init_losses, unpaired_share
+from icl.sampling.init_losses import InitLosses, equally, init_losses, unpaired_share
 from icl.sampling.langevin import friction_of
 from icl.sampling.look import look_at, worth_of_w_star
 from icl.sampling.loss_trace import LossTrace, Observables
@@ -40,7 +40,6 @@ from icl.sampling.result import LLCResult
 from icl.sampling.stein import stride_for
 from icl.sampling.supply import (
     BatchSource,
-    Placed,
     Supply,
     finite,
     num_samples,
@@ -125,6 +124,7 @@ def estimate_llc(
         ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; or the loss at w* is not finite; or settings, weights or
             batches differ from those of the estimate to resume.
     """
+    _refuse_unused(eval_batches, config)
     observed = {
         name: LossTrace(
             name,
@@ -189,6 +189,8 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         logger.info(
             "num_burn_in=%d is ignored, as in the published runs; num_burnin_steps is the burn-in", config.num_burn_in
         )
+    for remark in config.without_effect():
+        logger.warning("%s", remark)
     if inputs.resume is not None:
         config = config.model_copy(update={"init_seed": inputs.resume.seed})
     ready = _prepared(objectives, inputs, config)
@@ -308,12 +310,13 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     device = objective.anchor.device
     supply = supply_of(inputs.batches, config.independent_batches, seed, config.shuffled, config.grad_batch_size)
     supply = on_device(supply, device)
-    config = with_samples(config, supply)
+    config = with_samples(config, supply).model_copy(update={"init_seed": seed})
     source = supply.source
     held_out = _held_out(inputs.eval_batches, seed, device)
-    evaluated = _evaluation_batches(config, source, held_out)
-    count = config.num_init_loss_batches
-    init = None if count is None else init_losses(objective, anchors, evaluated, count, _passes(supply, held_out)[0])
+    evaluated, in_turn = _evaluation_batches(config, source, held_out)
+    count, weight = config.num_init_loss_batches, num_samples if in_turn else equally
+    per_pass, _ = _passes(supply, held_out)
+    init = None if count is None else init_losses(objective, anchors, evaluated, count, per_pass, weight)
     first, second = two_batches(supply, config.independent_batches, seed)
     look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
@@ -360,7 +363,7 @@ def with_samples(config: SamplerConfig, supply: Supply) -> SamplerConfig:
             return config
         raise ValueError(
             "nbeta = n / log n needs n, the number of training samples, which is not known from these batches; give eval_dataset_size=n "
-            "or nbeta in the SamplerConfig, or pass a sized DataLoader or a list of batches"
+            "or nbeta in the SamplerConfig, or pass a sized DataLoader, or a list of batches whose tensors all begin with the samples"
         )
     return SamplerConfig.parse({**config.model_dump(exclude_unset=True), "eval_dataset_size": supply.num_samples})
 
@@ -439,9 +442,7 @@ def _fluctuation(
     return SingularFluctuation(of_samples, evaluated(0), config.num_chains)
 
 
-def _evaluation(
-    config: SamplerConfig, evaluated: Callable[[int], Batch], eval_batches: BatchSource | Sequence[Batch] | None
-) -> Evaluation | None:
+def _evaluation(config: SamplerConfig, evaluated: Callable[[int], Batch], held_out: Supply | None) -> Evaluation | None:
     """How the losses of draws are evaluated, according to `eval_method`."""
     match config.eval_method:
         case "grad-minibatch":
@@ -451,49 +452,59 @@ def _evaluation(
             return Evaluation(lambda draw: first, constant=True)
         case "new-minibatch":
             # The batches after those of the gradient have not been seen by it.
-            offset = config.num_steps if eval_batches is None else 0
+            offset = config.num_steps if held_out is None else 0
             return Evaluation(lambda draw: [evaluated(offset + draw)], constant=False)
         case "dataset":
-            if eval_batches is None or callable(eval_batches):
+            everything = None if held_out is None else held_out.everything
+            if everything is None:
                 raise ValueError(
                     "eval_method='dataset' needs eval_batches as a sequence that holds the whole evaluation set"
                 )
-            everything = eval_batches
             return Evaluation(lambda draw: everything, constant=True)
 
 
 def _evaluation_batches(
-    config: SamplerConfig, source: BatchSource, eval_batches: BatchSource | Sequence[Batch] | None
-) -> Callable[[int], Batch]:
-    """Index -> evaluation batch."""
-    if eval_batches is None:
-        return (lambda index: source(index, config.init_seed or 0)) if config.independent_batches else source
-    if callable(eval_batches):
-        return eval_batches
-    return lambda index: eval_batches[index % len(eval_batches)]
+    config: SamplerConfig, source: BatchSource, held_out: Supply | None
+) -> tuple[Callable[[int], Batch], bool]:
+    """Index -> evaluation batch; and whether these are the batches of a finite set in turn, so that a larger one counts for more.
+
+    Otherwise the mean over indices is that of the data as it is: a supply draws batches of unequal size in proportion to their sizes.
+    """
+    if held_out is None:
+        return ((lambda index: source(index, config.seed)) if config.independent_batches else source), False
+    everything = held_out.everything
+    if everything is None or config.eval_method == "new-minibatch":
+        return held_out.source, False
+    return (lambda index: everything[index % len(everything)]), True
 
 
-def _held_out(
-    eval_batches: BatchSource | Iterable[Batch] | None, seed: int, device: torch.device
-) -> BatchSource | Sequence[Batch] | None:
-    """The evaluation batches on the model's device: index -> batch, or a sequence of all batches."""
+def _held_out(eval_batches: BatchSource | Iterable[Batch] | None, seed: int, device: torch.device) -> Supply | None:
+    """The evaluation batches on the model's device."""
     if eval_batches is None:
         return None
     if callable(eval_batches):
-        source, place = eval_batches, Placed(device)
-        return lambda index: place(source(index))
+        return on_device(Supply(eval_batches), device)
     return finite(eval_batches, seed, device)
 
 
-def _passes(supply: Supply, held_out: BatchSource | Sequence[Batch] | None) -> tuple[int | None, bool]:
+def _refuse_unused(eval_batches: BatchSource | Iterable[Batch] | None, config: SamplerConfig) -> None:
+    """Refuse evaluation data that nothing would be evaluated on."""
+    used = config.num_init_loss_batches is not None or "singular-fluctuation" in config.eval_metrics
+    if eval_batches is not None and config.eval_method == "grad-minibatch" and not used:
+        raise ValueError(
+            "eval_batches has no effect with eval_method='grad-minibatch', which takes the losses of draws on the gradient's batches; "
+            "choose eval_method dataset, new-minibatch or fixed-minibatch"
+        )
+
+
+def _passes(supply: Supply, held_out: Supply | None) -> tuple[int | None, bool]:
     """Of the evaluation batches: how many make a pass over the data (None: endless), and whether each pass has other batches."""
-    if held_out is None:
-        return supply.per_pass, supply.cycle is None
-    return None if callable(held_out) else len(held_out), False
+    chosen = supply if held_out is None else held_out
+    return chosen.per_pass, chosen.cycle is None
 
 
 def _init_errors(
-    config: SamplerConfig, supply: Supply, held_out: BatchSource | Sequence[Batch] | None, init: InitLosses, draws: int
+    config: SamplerConfig, supply: Supply, held_out: Supply | None, init: InitLosses, draws: int
 ) -> Tensor:
     """The standard errors (C,) of λ̂ because L(w*) is not taken on the batches of the draws (`icl.sampling.init_losses`).
 
@@ -510,8 +521,8 @@ def _init_errors(
         case "fixed-minibatch":
             drawn = range(1)
         case "dataset":
-            assert isinstance(held_out, Sequence)
-            drawn = range(len(held_out))
+            assert held_out is not None
+            drawn = range(len(held_out.everything or ()))
     if config.eval_method == "grad-minibatch" and (config.independent_batches or held_out is not None):
         of_draws = 0.0 if config.independent_batches else unpaired_share(drawn, 0, *own)
         share = math.hypot(of_draws, unpaired_share((), init.count, *given))

@@ -12,8 +12,8 @@ import tempfile
 import threading
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -89,10 +89,11 @@ class LoaderSteps(Dataset):
     def indices(self, number: int) -> list[Any]:
         """The indices of each batch in a pass, drawn by the sampler."""
         if number not in self._passes:
-            with seeded(self._seed(f"pass/{number}"), self._generators):
-                parts: tuple[Any, ...] = (self._sampler, getattr(self._sampler, "sampler", None))
+            parts: tuple[Any, ...] = (self._sampler, getattr(self._sampler, "sampler", None))
+            with seeded(self._seed(f"pass/{number}"), self._generators), ExitStack() as restored:
                 for part in parts:
                     if hasattr(part, "set_epoch"):
+                        restored.callback(part.set_epoch, getattr(part, "epoch", 0))
                         part.set_epoch(number)
                 self._passes[number] = [list(each) if self._batched else each for each in self._sampler]
             while len(self._passes) > 3:
@@ -178,15 +179,21 @@ def _as_it_is(batch: Batch) -> Batch:
 class Spool(Sequence[Batch]):
     """The batches of an iterator. They are read when they are needed, and kept in a temporary file so that they can be read again.
 
+    Args:
+        batches: what is read. Iterating over it may draw random numbers, as a `DataLoader` does.
+        seed: of the random numbers that are drawn while it is read; the caller's random states stay as they are.
+        limit: bytes on disk.
+
     Raises:
         ValueError: the iterator has no batches.
     """
 
-    def __init__(self, batches: Iterator[Batch], limit: int = SPOOL_BYTES) -> None:
-        self._rest: Iterator[Batch] | None = batches
+    def __init__(self, batches: Iterable[Batch], seed: int, limit: int = SPOOL_BYTES) -> None:
+        self._stream, self._starts = Stream(seed, "spool"), [0]
+        with self._seeded():
+            self._rest: Iterator[Batch] | None = iter(batches)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this
         weakref.finalize(self, self._file.close)
-        self._starts = [0]
         self._limit = limit
         self._recent: deque[tuple[int, Batch]] = deque(maxlen=RECENT)
         self._lock = threading.RLock()
@@ -230,7 +237,8 @@ class Spool(Sequence[Batch]):
     def _read_one(self) -> None:
         assert self._rest is not None
         try:
-            batch = next(self._rest)
+            with self._seeded():
+                batch = next(self._rest)
         except StopIteration:
             self._rest = None
             return
@@ -253,6 +261,9 @@ class Spool(Sequence[Batch]):
         self._starts.append(self._starts[-1] + len(data))
         if self._starts[-1] > self._limit:
             self._stop(f"it is longer than {self._limit / 2**30:.3g} GiB")
+
+    def _seeded(self) -> AbstractContextManager[None]:
+        return seeded(self._stream.child(str(len(self._starts))).key()[0] & 0x7FFFFFFF)
 
     def _stop(self, reason: str) -> None:
         self._rest = None

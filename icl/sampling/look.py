@@ -54,7 +54,7 @@ def _look(objective: Objective, first: Batch, second: Batch | None) -> None:
         raise ValueError("a weight of the model is not finite; the estimate needs a trained model")
     before = [tensor.clone() for tensor in tensors_of(first)]
     losses, gradient = objective.losses_and_gradients(anchor, first, None)
-    if any(not torch.equal(old, new) for old, new in zip(before, tensors_of(first), strict=True)):
+    if any(not _equal(old, new) for old, new in zip(before, tensors_of(first), strict=True)):
         raise ValueError(
             "the forward pass changes its input in place, so every step would see other data; let it work on a copy"
         )
@@ -162,15 +162,16 @@ def _look_at_gradient(objective: Objective, near: Tensor, batch: Batch) -> None:
 def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:
     """Compare the loss of a batch with those of its halves, to tell a sum over samples from a mean."""
     size = num_samples(batch)
-    if size < 4 or size % 2 or not _splits(batch, size):
+    if size < 2:
         return
-    parts = [part_of(batch, slice(0, size // 2), size), part_of(batch, slice(size // 2, size), size)]
+    cut = size // 2
+    parts = [part_of(batch, slice(0, cut), size), part_of(batch, slice(cut, size), size)]
     try:
         whole = float(objective.losses(near, batch).double().mean())
         halves = [float(objective.losses(near, part).double().mean()) for part in parts]
     except Exception:
         return  # a model may want batches of one size
-    mean, total = sum(halves) / 2, sum(halves)
+    mean, total = (cut * halves[0] + (size - cut) * halves[1]) / size, sum(halves)
     tolerance = 1e-3 * (abs(halves[0]) + abs(halves[1]))
     if tolerance > 0 and abs(whole - total) < tolerance < abs(whole - mean):
         raise ValueError(
@@ -179,8 +180,9 @@ def _look_at_scale(objective: Objective, near: Tensor, batch: Batch) -> None:
         )
 
 
-def _splits(batch: Batch, size: int) -> bool:
-    return all(tensor.ndim > 0 and len(tensor) == size for tensor in tensors_of(batch))
+def _equal(old: Tensor, new: Tensor) -> bool:
+    """Whether all numbers are the same; NaN, which may stand for a missing label, is equal to NaN."""
+    return old.shape == new.shape and bool(((old == new) | ((old != old) & (new != new))).all())
 
 
 def _differ(first: Tensor, second: Tensor) -> bool:

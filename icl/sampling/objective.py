@@ -10,6 +10,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -105,6 +106,7 @@ class ModuleObjective:
         self.resolution = max(torch.finfo(kind).eps for kind in self._types.values())
         self._frozen = {name: value for name, value in parameters.items() if name not in self._sizes}
         self._buffers = {name: value.detach() for name, value in model.named_buffers()}
+        self._places = places_of_tensors(model)
         anchor = torch.cat([parameters[name].reshape(-1) for name in names]).clone()
         self._whole = anchor.to(torch.promote_types(anchor.dtype, torch.float32))
         index = restriction.index(names)
@@ -250,8 +252,11 @@ class ModuleObjective:
         }
         # Buffers are copied, so that a forward pass that writes to one changes neither the user's module nor another chain.
         buffers = {name: value.clone() for name, value in self._buffers.items()}
-        values = {f"model.{name}": value for name, value in {**self._frozen, **buffers, **weights}.items()}
-        return functional_call(self._within(), values, (run,))
+        values = {**self._frozen, **buffers, **weights}
+        placed = {f"model.{place}": values[name] for place, name in self._places.items()}
+        # Every place is named. Torch would find the other places of a tied weight by itself, but in a module that is used twice it
+        # takes one place for two, and leaves the chain's weights there.
+        return functional_call(self._within(), placed, (run,), tie_weights=False)
 
     def _full(self, flat: Tensor) -> Tensor:
         """All coordinates of the parameters that move at least in part. Coordinates that do not move are at w*."""
@@ -309,6 +314,18 @@ class _Within(nn.Module):
             return run(predict)
         finally:
             hook.remove()
+
+
+def places_of_tensors(model: nn.Module) -> dict[str, str]:
+    """Each place of a parameter or buffer, `module.name`, once -> the first name of the tensor. A module that is used twice has one place
+    for each of its tensors; a tensor that two modules share has two."""
+    first = {id(value): name for name, value in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        f"{prefix}.{name}" if prefix else name: first[id(value)]
+        for prefix, module in model.named_modules()
+        for name, value in (*module._parameters.items(), *module._buffers.items())
+        if value is not None
+    }
 
 
 def _checked(losses: object) -> Tensor:
@@ -393,19 +410,37 @@ def refuse_unfit_weights(model: nn.Module) -> None:
                 raise ValueError(
                     f"{name or 'the model'} rescales its weights as it runs (max_norm); set max_norm=None for the estimate"
                 )
-    places: dict[tuple[int, int], str] = {}
+    strided: list[tuple[str, Tensor]] = []
     for name, value in model.named_parameters():
         if any(size > 1 and stride == 0 for size, stride in zip(value.shape, value.stride(), strict=True)):
             raise ValueError(
                 f"{name} repeats one number in several entries; make it contiguous, or make the number the parameter"
             )
         if value.numel() and value.layout == torch.strided:
-            place = value.untyped_storage().data_ptr(), int(value.storage_offset())
-            if place in places:
-                raise ValueError(
-                    f"{name} and {places[place]} share their memory but are two parameters; make them one, as in b.weight = a.weight"
-                )
-            places[place] = name
+            strided.append((name, value))
+    strided.sort(key=lambda each: each[1].data_ptr())
+    for (before, one), (name, other) in pairwise(strided):
+        if other.data_ptr() < _end(one) and _share_numbers(one, other):
+            raise ValueError(
+                f"{name} and {before} share their memory but are two parameters; make them one, as in b.weight = a.weight"
+            )
+
+
+def _end(value: Tensor) -> int:
+    """The address after the last number of a strided tensor."""
+    last = sum((size - 1) * stride for size, stride in zip(value.shape, value.stride(), strict=True))
+    return value.data_ptr() + (last + 1) * value.element_size()
+
+
+def _share_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether a number belongs to both. Views that interleave, such as every second number each, share none."""
+    if one.is_contiguous() and other.is_contiguous():
+        return True
+    start, size = one.data_ptr(), one.element_size()
+    length = (max(_end(one), _end(other)) - start) // size
+    seen = torch.zeros(length, dtype=torch.bool)
+    seen.as_strided(one.shape, one.stride()).fill_(True)
+    return bool(seen.as_strided(other.shape, other.stride(), (other.data_ptr() - start) // size).any())
 
 
 def _unwrapped(model: Any) -> nn.Module:

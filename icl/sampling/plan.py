@@ -225,7 +225,7 @@ def token_weights_of(plan: Plan) -> Callable[[int], Tensor | None]:
         raise ValueError(
             "eval_loss_fn='subsequence-mse' needs one loss per token; give a loss_fn that returns a vector (T,)"
         )
-    stream = Stream(plan.config.init_seed or 0, "subsequence")
+    stream = Stream(plan.config.seed, "subsequence")
 
     def weights(step: int) -> Tensor:
         length = int(stream.integers(step, tokens, (1,))) + 1

@@ -49,9 +49,9 @@ class SGNHTState:
 
 
 def init(config: SGNHTConfig, anchor: Tensor, epsilon: Tensor, noise: Tensor) -> SGNHTState:
-    """Chains that start at w* with a momentum drawn from its stationary law, √ε · noise."""
+    """Chains that start at w* with a momentum drawn from its stationary law, √ε · noise, or at rest if there is no noise."""
     thermostat = torch.full_like(anchor[..., :1], config.diffusion)
-    return SGNHTState(anchor.clone(), anchor, epsilon, epsilon.sqrt() * noise, thermostat)
+    return SGNHTState(anchor.clone(), anchor, epsilon, config.noise_level * epsilon.sqrt() * noise, thermostat)
 
 
 def step(config: SGNHTConfig, state: SGNHTState, gradient: Tensor, noise: Tensor) -> SGNHTState:

@@ -93,7 +93,7 @@ def supply_of(
         source = _checked(batches, independent)
         return Supply(source, getattr(batches, "num_samples", None), per_pass=getattr(batches, "per_pass", None))
     if not isinstance(batches, Sequence) and not hasattr(batches, "__getitem__"):
-        sized, spool = hasattr(batches, "__len__") and _length(batches) is not None, Spool(iter(batches))
+        sized, spool = hasattr(batches, "__len__") and _length(batches) is not None, Spool(batches, seed)
         if not sized or isinstance(batches, DataLoader):
             return Supply(_from_place(spool, independent))
         batches = spool.read_all()
@@ -142,8 +142,8 @@ def on_device(supply: Supply, device: torch.device) -> Supply:
     return replace(supply, source=lambda *arguments: place(source(*arguments)), everything=everything)
 
 
-def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.device) -> Sequence[Batch]:
-    """All batches of a finite data set, on a device.
+def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.device) -> Supply:
+    """The supply of a finite data set, on a device.
 
     Raises:
         ValueError: there are no batches, or they have no end.
@@ -154,7 +154,7 @@ def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.
         raise ValueError(
             "these evaluation batches have no end, or are too many; give a list of them, or index -> batch"
         )
-    return supply.everything
+    return supply
 
 
 class _Lazy(Sequence[Batch]):
@@ -266,8 +266,10 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
 
 
 def _size_of(held: Sequence[Batch], sizes: Sequence[int]) -> int | None:
-    """n of a finite list; None if its batches contain no tensors."""
-    return sum(sizes) if next(iter(tensors_of(held[0])), None) is not None else None
+    """n of a finite list; None if its batches do not say it: they contain no tensors, or tensors of several first sizes, of which one is
+    the number of samples; or this is no list, and may be a data set, whose entries are samples."""
+    first_sizes = {len(tensor) for tensor in tensors_of(held[0]) if tensor.ndim > 0}
+    return sum(sizes) if isinstance(held, Sequence) and len(first_sizes) == 1 else None
 
 
 def _length(batches: Any) -> int | None:

@@ -159,6 +159,17 @@ def weight_groups(shape: TransformerShape) -> Tensor:
     return numbered(groups, shape.num_parameters)
 
 
+def is_plain(model: InContextRegressionTransformer) -> bool:
+    """Whether the model is nothing but its weights, so that the engine computes the same: no subclass, no frozen weights, no half
+    precision, no hooks."""
+    weights, modules = list(model.parameters()), list(model.modules())
+    return (
+        type(model) is InContextRegressionTransformer
+        and all(value.requires_grad and value.dtype in (torch.float32, torch.float64) for value in weights)
+        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    )
+
+
 def make_objective(
     model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None = None
 ) -> Objective:
@@ -172,9 +183,13 @@ def make_objective(
 def _in_weights(
     model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None
 ) -> TransformerObjective | ModuleObjective | InPrecision:
-    device = next(model.parameters()).device
-    trained = all(value.requires_grad for value in model.parameters())
-    if loss_fn is mse_loss and type(model) is InContextRegressionTransformer and trained and config.autocast is None:
+    device = next((value.device for value in model.parameters()), torch.device("cpu"))
+    if (
+        loss_fn is mse_loss
+        and isinstance(model, InContextRegressionTransformer)
+        and is_plain(model)
+        and config.autocast is None
+    ):
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(

@@ -19,6 +19,7 @@ from icl.execution.surroundings import Surroundings
 from icl.model import InContextRegressionTransformer, flatten, initial_parameters, unflatten
 from icl.sampling import estimate_llc
 from icl.sampling.objective import ModuleObjective
+from icl.sampling.supply import supply_of
 from icl.storage import LocalStore
 from icl.subjects.regression import sampling_batches
 from icl.tracking import read_metrics
@@ -73,7 +74,10 @@ def test_every_evaluation_runs_and_is_the_loss_of_the_data_it_names(method, orig
             case "grad-minibatch":
                 data = [batches(draw)]
             case "new-minibatch":
-                data = [held(draw) if callable(held) else held[draw % len(held)]]
+                source = (
+                    held if callable(held) else supply_of(held, False, 5).source
+                )  # by size: one has 2, the others 17
+                data = [source(draw)]
                 assert len(data[0][0]) in (17, 53 % 17)
             case "fixed-minibatch":
                 data = [held[0]]

@@ -11,12 +11,12 @@ from icl.figures.recipes import FAMILY_RECIPES, GRID_RECIPES, RUN_RECIPES
 
 ROOT = Path(__file__).parents[2]
 SEEDS = [ROOT / "data" / name for name in ("L2H4Minf", "L2H4Minf-K16")]
-TASKS = [ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Mfin")]
+TASKS = [ROOT / "data" / name for name in ("L2H4Mfin-K8", "L2H4Mfin", "transient-ridge")]
 GRIDS = ROOT / "data" / "calibration"
 
 
 def names(folder: Path) -> set[str]:
-    made = (path for kind in ("L2H4Minf*", "L2H4Mfin*", "calibration") for path in folder.glob(f"{kind}/*"))
+    made = (path for kind in ("L2H4Minf*", "L2H4Mfin*", "transient-ridge", "calibration") for path in folder.glob(f"{kind}/*"))
     return {f"{path.parent.name}/{path.name}" for path in made if path.suffix in (".png", ".pdf")}
 
 

@@ -77,3 +77,23 @@ def test_the_reference_codes_keys_are_accepted():
         "num_evals": 5, "include": ["**"], "exclude": [], "init_seed": 0, "num_init_loss_batches": None, "cores": 1,
     })  # fmt: skip
     assert config.num_steps == 5000, "the misspelt burn-in is ignored, as in the published runs"
+
+
+def test_a_copy_is_checked_like_a_new_record():
+    for update, said in (
+        ({"num_drawss": 10}, "did you mean 'num_draws'"),
+        ({"num_draws": -3}, "num_draws"),
+        ({"nbeta": 100.0, "temperature": 3.0}, "contradict"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            AUTOMATIC.model_copy(update=update)
+    changed = AUTOMATIC.model_copy(update={"num_draws": 7})
+    assert changed == SamplerConfig(**{**AUTOMATIC.model_dump(exclude_unset=True), "num_draws": 7})
+    assert "eval_dataset_size" not in changed.model_fields_set  # so that n is still taken from the data
+
+
+def test_a_setting_of_another_kernel_is_told():
+    (remark,) = SamplerConfig(epsilon=1e-4, friction=50.0).without_effect()
+    assert "friction has no effect" in remark
+    assert not SamplerConfig(friction=50.0).without_effect()
+    assert SamplerConfig(target_error=0.1, eval_metrics=("weights",)).without_effect()

@@ -153,3 +153,28 @@ def test_without_batches_of_its_own_there_is_no_such_error():
     config = SamplerConfig(num_chains=2, num_draws=5, epsilon=1e-4, nbeta=10.0, init_seed=0)
     result = estimate_llc(model, lambda predict, xs: predict(xs).square().mean(), [torch.randn(20, 3)], config)
     assert result.init_error == 0
+
+
+def test_of_unequal_batches_the_larger_counts_for_more():
+    model, ys = at_minimum()
+    batches = [(XS[:900], ys[:900]), (XS[900:], ys[900:] + 10.0)]
+    whole = float(loss(model, (XS, torch.cat([batch[1] for batch in batches]))).detach())
+    settings = {**SETTINGS, "num_draws": 400, "epsilon": 1e-6}
+    for method in ("dataset", "new-minibatch"):
+        config = SamplerConfig(**settings, eval_method=method)
+        plain = estimate_llc(model, loss, batches, config, eval_batches=batches)
+        assert plain.init_loss == pytest.approx(whole, rel=1e-4 if method == "dataset" else 0.3)
+    result = estimate_llc(
+        model,
+        loss,
+        batches,
+        SamplerConfig(**settings, eval_method="dataset", num_init_loss_batches=2),
+        eval_batches=batches,
+    )
+    assert result.init_loss == pytest.approx(whole, rel=1e-4)
+
+
+def test_evaluation_data_that_nothing_is_evaluated_on_are_refused():
+    model, ys = at_minimum()
+    with pytest.raises(ValueError, match="eval_batches has no effect"):
+        estimate_llc(model, loss, [(XS, ys)], SamplerConfig(**SETTINGS), eval_batches=[(XS, ys)])

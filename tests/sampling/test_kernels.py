@@ -178,3 +178,10 @@ def test_the_compiled_langevin_step_has_pytorchs_bits(size, decay, monkeypatch):
     plain = langevin.step(config, state, gradient, noise)
     assert torch.equal(compiled.position, plain.position)
     assert torch.equal(compiled.momentum, plain.momentum)
+
+
+def test_the_thermostat_without_noise_starts_at_rest():
+    config = sgnht.SGNHTConfig(nbeta=1.0, gamma=1.0, noise_level=0.0)
+    anchor = torch.ones(3)
+    state = sgnht.init(config, anchor, torch.tensor([0.01]), torch.randn(3))
+    assert torch.equal(sgnht.step(config, state, torch.zeros(3), torch.randn(3)).position, anchor)

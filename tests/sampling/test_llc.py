@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from icl.engine import mse_loss
+from icl.model import InContextRegressionTransformer, TransformerShape
 from icl.sampling import SamplerConfig, estimate_llc
 from icl.sampling.chains import run_chains
 from icl.sampling.diagnostics import student_factor
@@ -17,6 +19,7 @@ from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import ModuleObjective
 from icl.sampling.plan import AnchorLosses, Plan, token_weights_of
 from icl.sampling.stein import Ratio
+from icl.sampling.transformer_objective import TransformerObjective, make_objective
 from icl.sampling.verdict import Evidence, judge
 from icl.streams import Stream
 
@@ -388,3 +391,29 @@ def test_asking_for_the_memory_of_a_backward_pass_keeps_none():
     assert objective.bytes_for_backward(batch) > 4 * len(batch)
     gc.collect()
     assert not alive
+
+
+def test_a_drawn_seed_repeats_the_run_and_may_be_continued():
+    settings = {**SHORT.model_dump(exclude_unset=True), "eval_loss_fn": "subsequence-mse", "init_seed": None}
+    first = estimate_llc(linear(), token_squares, [INPUTS[:30]], SamplerConfig(**settings))
+    assert first.config.init_seed == first.seed
+    again = estimate_llc(linear(), token_squares, [INPUTS[:30]], first.config)
+    assert torch.equal(again.loss_trace, first.loss_trace)
+    goal = {"target_error": 1e-6, "max_draws": 30}
+    short = estimate_llc(linear(), token_squares, [INPUTS[:30]], SamplerConfig(**settings, **goal))
+    more = SamplerConfig(**settings, **{**goal, "max_draws": 40})
+    longer = estimate_llc(linear(), token_squares, [INPUTS[:30]], more, resume=short)
+    assert longer.loss_trace.shape[1] == 40
+    assert torch.equal(longer.loss_trace[:, :30], short.loss_trace)
+
+
+def test_the_transformers_engine_takes_no_hooks_and_no_half_precision():
+    shape = TransformerShape(task_size=2, max_examples=3, embed_size=4, mlp_size=5, num_heads=2, num_layers=1)
+    model = InContextRegressionTransformer.from_shape(shape, seed=0)
+    assert isinstance(make_objective(model, mse_loss, SHORT), TransformerObjective)
+    model.register_forward_hook(lambda module, inputs, output: 0 * output)
+    batch = torch.randn(7, 3, 2), torch.randn(7, 3, 1)
+    ablated = make_objective(model, mse_loss, SHORT)
+    assert float(ablated.losses(ablated.anchor[None], batch).mean()) == pytest.approx(float(batch[1].square().mean()))
+    half = InContextRegressionTransformer.from_shape(shape, seed=0).bfloat16()
+    assert make_objective(half, mse_loss, SHORT).anchor.dtype == torch.float32

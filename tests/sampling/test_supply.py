@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from icl.sampling import SamplerConfig, estimate_llc
 from icl.sampling.loaders import SPOOL_BYTES, Spool
@@ -151,7 +151,7 @@ def test_an_endless_loader_takes_constant_memory():
 
 
 def test_a_stream_past_the_limit_is_met_again_and_this_is_said(caplog):
-    spool = Spool((torch.full((1000,), float(each)) for each in range(100)), limit=20_000)
+    spool = Spool((torch.full((1000,), float(each)) for each in range(100)), seed=0, limit=20_000)
     assert SPOOL_BYTES > 20_000
     values = [float(spool(step)[0]) for step in range(12)]
     period = len(spool)
@@ -236,7 +236,8 @@ def test_batches_of_any_structure_move_to_the_device(batch):
 
 
 def test_evaluation_batches_may_be_a_loader():
-    held = finite(DataLoader(DATA, batch_size=10), 0, torch.device("cpu"))
+    held = finite(DataLoader(DATA, batch_size=10), 0, torch.device("cpu")).everything
+    assert held is not None
     assert [num_samples(each) for each in held] == [10, 10, 3]
     with pytest.raises(ValueError, match="have no end"):
         finite(iter(Endless()), 0, torch.device("cpu"))
@@ -260,3 +261,53 @@ def test_estimates_on_a_loader_are_repeatable_and_those_of_its_batches():
     assert torch.equal(first.loss_trace, estimate_llc(model, loss, loader, config).loss_trace)
     by_hand = estimate_llc(model, loss, supply_of(loader, False, 0).source, config)
     assert torch.equal(first.loss_trace, by_hand.loss_trace)
+
+
+def test_reading_a_stream_leaves_the_callers_random_state_alone():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return (torch.randn(3) for _ in range(8))
+
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    made = []
+    for batches in (Stream(), DataLoader(Stream(), batch_size=2), DataLoader(Stream(), batch_size=2)):
+        source = supply_of(batches, False, 3, batch_size=2).source
+        made.append(torch.cat([source(step) for step in range(3)]))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(made[1], made[2])
+
+
+def test_the_epoch_of_a_sampler_stays():
+    class ByEpoch(Sampler):
+        epoch = 17
+
+        def set_epoch(self, epoch):
+            self.epoch = epoch
+
+        def __iter__(self):
+            return iter(torch.randperm(23, generator=torch.Generator().manual_seed(self.epoch)).tolist())
+
+        def __len__(self):
+            return 23
+
+    sampler = ByEpoch()
+    source = supply_of(DataLoader(DATA, batch_size=10, sampler=sampler), False, 0).source
+    assert not torch.equal(source(0)[0], source(2)[0])
+    assert sampler.epoch == 17
+
+
+def test_n_is_known_where_all_tensors_say_the_same():
+    rows, places = torch.randn(100, 3), torch.arange(3)
+    assert supply_of([{"x": rows, "y": rows[:, 0], "scale": torch.tensor(2.0)}], False, 0).num_samples == 100
+    for batch in ({"places": places, "x": rows}, {"x": rows, "places": places}):
+        assert supply_of([batch], False, 0).num_samples is None
+
+    class Samples:
+        def __len__(self):
+            return 100
+
+        def __getitem__(self, place):
+            return rows[place]
+
+    assert supply_of(Samples(), False, 0).num_samples is None

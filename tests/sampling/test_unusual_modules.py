@@ -196,3 +196,76 @@ def test_parametrised_weights_are_sampled_in_their_own_coordinates(change):
     model = Net()
     change(model.first)
     look(model.eval())
+
+
+class Twice(nn.Module):
+    """A layer that is used twice under two names, and a weight that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.one = nn.Linear(3, 3)
+        self.other, self.rows, self.last = self.one, nn.Linear(3, 3, bias=False), nn.Linear(3, 1)
+        self.columns = nn.Linear(3, 3, bias=False)
+        self.columns.weight = self.rows.weight
+        self.one.register_buffer("scale", torch.ones(3))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        hidden = torch.tanh(self.other(torch.tanh(self.one(inputs) * self.one.scale)))
+        return self.last(self.columns(self.rows(hidden)))
+
+
+def test_a_module_that_is_used_twice_is_as_it_was_and_its_chains_are_right():
+    model = Twice()
+    before = {name: (id(value), value.detach().clone()) for name, value in model.state_dict(keep_vars=True).items()}
+    objective = look(model)
+    for _ in range(2):
+        moved = objective.anchor + 0.1
+        ours = objective.losses(moved[None], BATCH)
+        after = model.state_dict(keep_vars=True)
+        assert {name: id(value) for name, value in after.items()} == {
+            name: place for name, (place, _) in before.items()
+        }
+        assert all(torch.equal(value, before[name][1]) for name, value in after.items())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight += 0.1
+    torch.testing.assert_close(ours.squeeze(), loss_fn(model, BATCH).detach())
+
+
+def views(*slices: slice) -> nn.Module:
+    numbers, model = torch.randn(9), nn.Linear(3, 1)
+    model.extra = nn.ParameterList([nn.Parameter(numbers[each]) for each in slices])
+    return model
+
+
+def test_views_that_overlap_are_refused_and_those_that_interleave_are_not():
+    with pytest.raises(ValueError, match="share their memory"):
+        ModuleObjective(views(slice(0, 3), slice(2, 5)), loss_fn)
+    with pytest.raises(ValueError, match="share their memory"):
+        ModuleObjective(views(slice(0, 9, 2), slice(4, 5)), loss_fn)
+    ModuleObjective(views(slice(0, 9, 2), slice(1, 9, 2)), loss_fn)
+    ModuleObjective(views(slice(0, 3), slice(3, 9)), loss_fn)
+
+
+@pytest.mark.parametrize("size", [2, 3, 6, 7])
+@pytest.mark.parametrize("extra", [(), (torch.tensor(1.0),)], ids=["", "with a scalar"])
+def test_a_summed_loss_is_refused_whatever_the_batch(size, extra):
+    def summed(predict, batch):
+        return functional.mse_loss(predict(batch[0]), batch[1], reduction="sum")
+
+    batch = (INPUTS[:size], TARGETS[:size], *extra)
+    with pytest.raises(ValueError, match="sums over the samples"):
+        look_at(ModuleObjective(Net(), summed), batch)
+    look_at(ModuleObjective(Net(), loss_fn), batch)
+
+
+def test_missing_labels_may_be_nan():
+    labels = TARGETS.clone()
+    labels[2] = torch.nan
+
+    def present(predict, batch):
+        known = ~batch[1].isnan()
+        return functional.mse_loss(torch.where(known, predict(batch[0]), 0.0), batch[1].nan_to_num())
+
+    look_at(ModuleObjective(Net(), present), (INPUTS, labels))
