@@ -214,6 +214,15 @@ def test_the_search_for_constants_takes_any_subject(folder, monkeypatch, capsys)
     status, said = icl(monkeypatch, capsys, "calibrate", "sweep.yaml", "--step", "8", *words)
     assert status == 2
     assert "no checkpoint at step 8; the nearest is 7" in said
+    table, journal = Path("calibration/calibration.csv"), Path("calibration/cells.jsonl")
+    first, cells = table.read_bytes(), journal.read_bytes()
+    assert icl(monkeypatch, capsys, "calibrate", "sweep.yaml", "--step", "20", *words)[0] == 0
+    assert (table.read_bytes(), journal.read_bytes()) == (first, cells)
+    retrain(folder, monkeypatch)
+    assert icl(monkeypatch, capsys, "calibrate", "sweep.yaml", "--step", "20", *words)[0] == 0
+    assert table.read_bytes() != first
+    assert journal.read_bytes().startswith(cells), "the cells of the old weights are not lost"
+    assert len(journal.read_bytes().splitlines()) == 2 * len(cells.splitlines()) - 1
 
 
 WRONG = [
