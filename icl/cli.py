@@ -520,7 +520,8 @@ def runs(
     """List all runs with their dates, the settings that differ, their steps, loss, estimates, size and state.
 
     Actions: `icl runs show RUN`, `icl runs compare RUN RUN`, `icl runs export --csv --output FOLDER`, `icl runs rename RUN
-    NAME`, `icl runs delete RUN`. The options check runs (--verify), thin them out (--prune) or copy them (--copy).
+    NAME`, `icl runs delete RUN` (or the name of estimates). The options check runs (--verify), thin them out (--prune) or
+    copy them (--copy).
     """
     from icl.commands.runs import runs_command
 

@@ -23,6 +23,7 @@ from icl.config import ConfigError
 from icl.sampling import SamplerConfig
 from icl.storage.locks import exclusive
 from icl.subjects import Subject
+from icl.subjects.digest import DIGEST, weights_digest
 
 SUBJECT_ANALYSES = (*OF_SUBJECTS, TRAJECTORY)
 """The analyses of any subject: those of single checkpoints (`measures.OF_SUBJECTS`), and the `trajectory` of its weights."""
@@ -65,7 +66,8 @@ def analyse_subject(
     - `hessian.csv`: `hessian/evals/i`, `hessian/trace`, ... (`icl.analysis.hessian.hessian_table`).
     - `trajectory.csv`: `variant` (always "weights"), `pc/i`, `explained_variance_ratio/i` over the chosen checkpoints.
 
-    Checkpoints that are in a table already are not measured again. The trajectory is made again if its checkpoints change.
+    Each row also has the digest of its weights. Checkpoints that are in a table already are not measured again. The trajectory is made
+    again if its checkpoints change.
 
     Args:
         steps: the checkpoints.
@@ -77,7 +79,7 @@ def analyse_subject(
 
     Raises:
         ConfigError: an analysis is unknown, or there are too few checkpoints for a trajectory, or they differ in size.
-        ValueError: the subject's model, loss or data are wrong, or a table in the folder was made with other settings.
+        ValueError: the subject's model, loss or data are wrong, or a table in the folder was made with other settings or at other weights.
         RunInUseError: another process writes to the folder.
     """
     names = list(dict.fromkeys(only))
@@ -87,12 +89,15 @@ def analyse_subject(
     settings = {**what.settings, "samples": samples}
     with exclusive(output / ".lock", f"the folder {output}"):
         tables = {name: _Growing.opened(table_path(output, name), what, settings) for name in names}
+        _refuse_changed_weights(what.subject, tables.values(), steps)
         todo = {
             step: [name for name in OF_SUBJECTS if name in tables and step not in tables[name].steps] for step in steps
         }
         new_trajectory = TRAJECTORY in names and tables[TRAJECTORY].steps != set(steps)
         todo = {step: missing for step, missing in todo.items() if missing or new_trajectory}
         count = Counter(sum(len(missing) or 1 for missing in todo.values()), progress)
+
+        digests: dict[int, str] = {}
 
         def measured_models() -> Iterator[nn.Module]:
             """Measure checkpoint by checkpoint, and give the model of each."""
@@ -101,11 +106,12 @@ def analyse_subject(
                 if not missing:
                     count.begin(f"weights at step {step}")
                 model = what.subject.model(step).to(device)
+                digests[step] = weights_digest(model)
                 if missing:
                     at = LossOnData.of_subject(what.subject, step, model, what.sampler, samples, device)
                 for name in missing:
                     count.begin(f"{name} at step {step}")
-                    tables[name].add(OF_SUBJECTS[name](at).assign(step=step))
+                    tables[name].add(OF_SUBJECTS[name](at).assign(step=step, **{DIGEST: digests[step]}))
                 if time.monotonic() - written > _WRITE_EVERY_S:
                     _write(tables.values())
                     written = time.monotonic()
@@ -113,7 +119,8 @@ def analyse_subject(
 
         try:
             if new_trajectory:
-                tables[TRAJECTORY].replace(_trajectory(steps, measured_models(), output))
+                course = _trajectory(steps, measured_models(), output)
+                tables[TRAJECTORY].replace(course.assign(**{DIGEST: [digests[step] for step in course["step"]]}))
             else:
                 deque(measured_models(), maxlen=0)
         finally:
@@ -158,6 +165,12 @@ class _Growing:
         own = label_of(self._values)
         return {step for label, step in self.table.run_steps() if label == own}
 
+    @property
+    def digests(self) -> dict[int, str]:
+        """Checkpoint of the subject -> digest of the weights that were measured."""
+        own = label_of(self._values)
+        return {step: digest for (label, step), digest in self.table.digests().items() if label == own}
+
     def add(self, rows: pd.DataFrame) -> None:
         """Add rows, which have a column `step`."""
         first = pd.Index([*self.table.keys, "step"])
@@ -173,6 +186,22 @@ class _Growing:
         others = self.table.rows[[label != own for label, _ in self.table.run_steps()]]
         self.table = replace(self.table, rows=others)
         self.add(rows)
+
+
+def _refuse_changed_weights(subject: Subject, tables: Iterable[_Growing], steps: Sequence[int]) -> None:
+    """Raise `ValueError` if a table has one of these steps at other weights than the subject has now."""
+    now: dict[int, str] = {}
+    for table in tables:
+        for step, digest in table.digests.items():
+            if step not in steps:
+                continue
+            if step not in now:
+                now[step] = weights_digest(subject.model(step))
+            if now[step] != digest:
+                raise ValueError(
+                    f"{table.table.path} has step {step} at other weights than those of now; move the table away, or choose another "
+                    "output folder"
+                )
 
 
 def _write(tables: Iterable[_Growing]) -> None:

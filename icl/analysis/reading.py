@@ -9,6 +9,7 @@ import pandas as pd
 
 from icl.storage.files import read_file
 from icl.storage.jsonl import parse_object
+from icl.subjects.digest import DIGEST
 
 PLACES = ("model_seed", "step")
 """Columns of finite numbers. `num_tasks`, and columns with a slash such as `llc/mean`, hold any numbers."""
@@ -21,7 +22,7 @@ def read_rows(path: Path) -> pd.DataFrame:
         ValueError: the file is damaged, it cannot be read, or a text stands where a number belongs.
     """
     try:
-        rows = pd.read_csv(path)
+        rows = pd.read_csv(path, dtype={DIGEST: str})  # a digest may look like a number
     except (OSError, ValueError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{path} is not a readable table ({reason}); delete it to make it again") from error

@@ -18,6 +18,7 @@ import pandas as pd
 from icl.analysis.reading import beside, read_rows, read_settings
 from icl.config.settings import dotted
 from icl.storage.files import replacing, table_bytes
+from icl.subjects.digest import DIGEST
 
 SEED, SEED_COLUMN = "task_config.model_seed", "model_seed"
 """The one setting whose column is not its dotted name."""
@@ -49,6 +50,13 @@ class RunTable:
         keys = self.rows[list(self.keys)].itertuples(index=False, name=None)
         labels = [label_of(dict(zip(self.keys, row, strict=True))) for row in keys] or [""] * len(self.rows)
         return list(zip(labels, (int(step) for step in self.rows["step"]), strict=True))
+
+    def digests(self) -> dict[RunStep, str]:
+        """Run and step -> digest of the weights that the rows are about (`icl.subjects.digest`), where the table has it."""
+        if DIGEST not in self.rows.columns:
+            return {}
+        pairs = zip(self.run_steps(), self.rows[DIGEST], strict=True)
+        return {at: digest for at, digest in pairs if isinstance(digest, str)}
 
     def widened(self, keys: Sequence[str]) -> "RunTable":
         """The table with these keys. Shared settings among them become columns.
@@ -87,7 +95,8 @@ class RunTable:
             kept: runs and steps for which the old rows are kept. For all others the new rows are taken.
 
         Raises:
-            ValueError: their shared settings differ, or one combination of key values means two different runs.
+            ValueError: their shared settings differ, one combination of key values means two different runs, or a step's rows are about
+                different weights.
         """
         if old is None:
             return self
@@ -101,6 +110,11 @@ class RunTable:
                     f"{self.path} has {' and '.join(self.keys)} {label} from the run {old.runs[label]}, not {run}; choose another "
                     "output folder for this run"
                 )
+        digests, before = self.digests(), old.digests()
+        if changed := [step for (run, step), digest in digests.items() if before.get((run, step), digest) != digest]:
+            raise ValueError(
+                f"{self.path} has step {changed[0]} at other weights than these; move it away, or choose another --name or output folder"
+            )
         parts = [
             old.rows[[each in kept for each in old.run_steps()]],
             self.rows[[each not in kept for each in self.run_steps()]],

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from icl.checkpoints.format import Checkpoint, CheckpointError, DamagedCheckpointError, check_layout, decode, encode
 from icl.config import ConfigError, Settings
+from icl.config.steps import nearest_step
 from icl.storage import History, InvalidKeyError, MirroredStore, MissingKeyError, StorageError, Store, check_key
 from icl.storage.jsonl import has_step, parse_lines, parse_object
 from icl.storage.locks import Held, Holder, exclusive, holder_of
@@ -103,7 +104,7 @@ class Checkpoints:
                 raise
             return None  # the bucket does not answer; whatever is read from it later is compared then
         for key, step, kind in newest:
-            with contextlib.suppress(DamagedCheckpointError):
+            with contextlib.suppress(DamagedCheckpointError, MissingKeyError):
                 return _config_of(self._read(key, step, kind), key)
         return None
 
@@ -165,11 +166,21 @@ class Checkpoints:
                 or of another architecture.
             StorageError: the store cannot be read.
         """
-        return self._read(self.weights_key(step), step, "weights")
+        try:
+            return self._read(self.weights_key(step), step, "weights")
+        except MissingKeyError as error:
+            present = self.steps()
+            nearest = f"the nearest is at step {nearest_step(present, step)}" if present else "it has none yet"
+            raise CheckpointError(
+                f"the run {self.run_name} has no checkpoint at step {step}; {nearest} (`icl runs show {self.run_name}` says more)"
+            ) from error
 
     def read_state(self, step: int) -> Checkpoint:
         """Return the full state of `step`; raises like `read`."""
-        return self._read(self.state_key(step), step, "state")
+        try:
+            return self._read(self.state_key(step), step, "state")
+        except MissingKeyError as error:
+            raise CheckpointError(f"the run {self.run_name} has no state {self.state_key(step)}") from error
 
     def steps(self) -> list[int]:
         """The steps whose weights are stored, ascending."""
@@ -227,7 +238,7 @@ class Checkpoints:
         for step in reversed(self.states()):
             try:
                 state = self._read(self.state_key(step), step, "state")
-            except DamagedCheckpointError as error:
+            except (DamagedCheckpointError, MissingKeyError) as error:  # its writer may have dropped it just now
                 _log.warning("%s; trying the state before it", error)
             else:
                 yield state
@@ -390,11 +401,7 @@ class Checkpoints:
         raise DamagedCheckpointError(f"{key} is not named as a checkpoint of icl; move it away")
 
     def _read(self, key: str, step: int, kind: str) -> Checkpoint:
-        try:
-            data = self.store.get(key)
-        except MissingKeyError as error:
-            raise DamagedCheckpointError(f"the run {self.run_name} has no checkpoint {key}") from error
-        return self._decode(data, key, step, kind)
+        return self._decode(self.store.get(key), key, step, kind)
 
     def _decode(self, data: bytes, key: str, step: int, kind: str) -> Checkpoint:
         checkpoint = decode(data, key, kind)

@@ -29,6 +29,7 @@ from icl.storage.files import write_table
 from icl.storage.jsonl import JsonLines, Row, read_json_lines
 from icl.storage.locks import exclusive
 from icl.subjects import Subject, inputs_of
+from icl.subjects.digest import DIGEST, weights_digest
 
 MOST_CHECKPOINTS = 4
 SHOWN = {
@@ -146,7 +147,8 @@ def calibrate_command(
         "sampler": sampler.model_dump(mode="json", exclude={"cores"}),
     }
     with exclusive(output / ".lock", f"the folder {output}"), progress_bar("calibrating", cells) as update:
-        journal = _Journal(output / "cells.jsonl", made)
+        digests = {} if config.is_regression else {step: weights_digest(subject.model(step)) for step in chosen}
+        journal = _Journal(output / "cells.jsonl", made, digests)
         done = len(journal.cells)
 
         def record(cell: Cell) -> None:
@@ -196,20 +198,23 @@ def _draw(found: Calibration, output: Path) -> None:
 
 class _Journal:
     """The file of finished cells, of all searches. A head line holds the settings of each search. Every cell names its
-    search, so that a damaged line loses only itself."""
+    search, so that a damaged line loses only itself. A cell at other weights than those of its step in `digests` does not count."""
 
-    def __init__(self, path: Path, made: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, made: Mapping[str, Any], digests: Mapping[int, str]) -> None:
+        self._digests = digests
         self._search = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()[:8]
         head = {"search": self._search, **made}
         rows = read_json_lines(path, _is_head_or_cell)
-        self.cells = [_cell(row) for row in rows if row.get("search") == self._search and "sampler" not in row]
+        own = [row for row in rows if row.get("search") == self._search and "sampler" not in row]
+        self.cells = [_cell(row) for row in own if row.get(DIGEST) in (None, digests.get(row["step"]))]
         self._lines = JsonLines(path, sound=_is_head_or_cell)
         if head not in rows:
             self._lines.append(head)
 
     def append(self, cell: Cell) -> None:
         """Add a cell of this search."""
-        self._lines.append({"search": self._search, **asdict(cell)})
+        digest = {DIGEST: self._digests[cell.step]} if self._digests else {}
+        self._lines.append({"search": self._search, **digest, **asdict(cell)})
 
 
 def _is_head_or_cell(row: Row) -> bool:
@@ -222,6 +227,6 @@ def _is_head_or_cell(row: Row) -> bool:
 
 
 def _cell(row: Mapping[str, Any]) -> Cell:
-    fields = {name: value for name, value in row.items() if name != "search"}
+    fields = {name: value for name, value in row.items() if name not in ("search", DIGEST)}
     draws, running = tuple(fields["draws"]), tuple(tuple(chain) for chain in fields["running"])
     return Cell(**{**fields, "draws": draws, "running": running})

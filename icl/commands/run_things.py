@@ -7,6 +7,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from icl.checkpoints.runs import RunSummary, choose, estimates_among, list_folde
 from icl.config import ConfigError, Training
 from icl.config.settings import dotted
 from icl.config.varying import varying
+from icl.estimation.kept import Estimates
 from icl.estimation.traces import read_estimates
 from icl.execution.closing import estimate_text, in_short, short_name
 from icl.execution.health import loss_name
@@ -55,7 +57,7 @@ def act(
     if action == "rename":
         rename(open_run(names[0], environ), names[1])
     elif action == "delete":
-        return delete([open_run(name, environ) for name in names], yes)
+        return delete([_with_estimates(name, environ) for name in names], yes)
     elif action == "export":
         export([open_run(name, environ) for name in names] or _all_with_settings(environ), output)
     elif action == "show":
@@ -187,45 +189,76 @@ def rename(run: Run, new: str) -> None:
     print(f"{run.name} is now {new}; sweep files find it by run_name: {{value: {new}}}")
 
 
-def delete(runs: Sequence[Run], yes: bool) -> int:
-    """Delete runs with their checkpoints and estimates, in the folder and in the bucket, after asking.
+@dataclass(frozen=True)
+class Doomed:
+    """What `delete` deletes together.
+
+    Attributes:
+        name: of the run, or of the estimates.
+        what: what there is, in words.
+        folders: names of folders. The first ones go first.
+    """
+
+    name: str
+    what: str
+    folders: Sequence[str]
+    store: Store
+    results: Path
+
+
+def _with_estimates(name: str, environ: Mapping[str, str]) -> Doomed:
+    """A run with its estimates, or the estimates of this name alone.
+
+    Raises:
+        ConfigError: there is neither.
+    """
+    store, results = store_from_environment(environ), local_root(environ) / FOLDER
+    if "/" not in name and estimates_among([name]) and not Checkpoints(store, name).steps():
+        found = Estimates(results / name)
+        if found.folder.is_dir() or name in list_folders(store):
+            return Doomed(name, f"{name}: {len(found.rows):,} estimates in {store}", [name], store, results)
+    run = open_run(name, environ)
+    summary = choose(list_runs(run.store), run.name)[0]
+    local = [found.name for found in run.estimate_sets]
+    estimates = sorted({*estimates_among(list_folders(run.store), run.name), *local})
+    what = f"{run.name}: {summary.checkpoints:,} checkpoints and {len(estimates)} sets of estimates in {run.store}"
+    return Doomed(run.name, what, [*estimates, run.name], run.store, run.results)
+
+
+def delete(chosen: Sequence[Doomed], yes: bool) -> int:
+    """Delete runs with their checkpoints and estimates, or estimates alone, in the folder and in the bucket, after asking.
 
     Returns:
         The exit status: 0, or 1 if something could not be deleted in the bucket.
 
     Raises:
-        RunInUseError: a run or its estimates are being written.
+        RunInUseError: a run or estimates are being written.
         StorageError: a folder cannot be deleted.
     """
     status = 0
-    for run in runs:
-        summary = choose(list_runs(run.store), run.name)[0]
-        local = [found.name for found in run.estimate_sets]
-        estimates = sorted({*estimates_among(list_folders(run.store), run.name), *local})
-        what = f"{run.name}: {summary.checkpoints:,} checkpoints and {len(estimates)} sets of estimates in {run.store}"
+    for each in chosen:
         if not yes:
             if not sys.stdin.isatty():
                 raise ConfigError(
-                    f"nothing is deleted without confirmation: icl runs delete {run.name} --yes deletes {what}"
+                    f"nothing is deleted without confirmation: icl runs delete {each.name} --yes deletes {each.what}"
                 )
-            if _answer(f"delete {what}? [y/N] ") not in ("y", "yes"):
+            if _answer(f"delete {each.what}? [y/N] ") not in ("y", "yes"):
                 print("left as it is")
                 continue
-        folders = [*estimates, run.name]
-        with _locked(run.store, folders):
-            for name in folders:
+        with _locked(each.store, each.folders):
+            for name in each.folders:
                 # The settings go last: while they are there, the run is found and can be deleted again.
-                keys = run.store.list(f"{FOLDER}/{name}")
+                keys = each.store.list(f"{FOLDER}/{name}")
                 for key in sorted(keys, key=lambda key: key.endswith("/config.json")):
-                    run.store.delete(key)
-            left = run.store.flush()
-        for name in folders:
-            _remove(run.results / name)
+                    each.store.delete(key)
+            left = each.store.flush()
+        for name in each.folders:
+            _remove(each.results / name)
         if left:
-            _say(f"{len(left):,} files of {run.name} are still in the bucket; delete the run again when it answers")
+            _say(f"{len(left):,} files of {each.name} are still in the bucket; delete it again when it answers")
             status = 1
         else:
-            print(f"deleted {what}")
+            print(f"deleted {each.what}")
     return status
 
 

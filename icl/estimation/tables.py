@@ -38,6 +38,7 @@ from icl.estimation.config import LLCConfig
 from icl.estimation.kept import CONFIG, Estimates, find_estimates, read_object, settings_of
 from icl.storage.files import write_table
 from icl.storage.locks import exclusive
+from icl.subjects.digest import DIGEST
 from icl.subjects.regression import tasks_of
 from icl.tasks import zero_predictor_loss
 from icl.tracking import read_metrics
@@ -179,12 +180,24 @@ def _logged(configs: Sequence[LLCConfig], results: Path) -> Parts:
 
 
 def _best(found: Sequence[tuple[LLCConfig, Estimates]], keys: Sequence[str]) -> tuple[Parts, Parts]:
-    """Estimates and traces, one per run and step: the one with the most chains, and of equals the last."""
+    """Estimates and traces, one per run and step: the one with the most chains, and of equals the last.
+
+    Raises:
+        ConfigError: two estimates of a step are of different weights.
+    """
     tables = [(made, each.rows, each.traces) for made, each in found]
     best: dict[RunStep, int] = {}
+    seen: dict[RunStep, tuple[str, str]] = {}
     for index, (made, rows, _) in enumerate(tables):
-        for step in rows["step"]:
+        digests = rows[DIGEST] if DIGEST in rows else [None] * len(rows)
+        for step, digest in zip(rows["step"], digests, strict=True):
             at = label_of(_values(made, keys)), int(step)
+            name = found[index][1].name
+            if isinstance(digest, str) and (other := seen.setdefault(at, (digest, name)))[0] != digest:
+                raise ConfigError(
+                    f"{other[1]} and {name} are estimates of different weights at step {step}; delete those of the old weights with: icl "
+                    "runs delete NAME"
+                )
             before = tables[best.get(at, index)][0].sampler_config.num_chains
             if made.sampler_config.num_chains >= before:
                 best[at] = index

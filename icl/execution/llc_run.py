@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import RECORDS
+from icl.config import ConfigError
 from icl.devices import devices_for_runs
 from icl.estimation import LLCConfig, estimate_over_run
 from icl.estimation.estimate import hessian_of
@@ -22,6 +23,7 @@ from icl.sampling import LLCResult
 from icl.storage import store_from_environment
 from icl.storage.files import write_table
 from icl.subjects import Subject
+from icl.subjects.digest import DIGEST, first_changed, weights_digest
 from icl.subjects.named import make_subject
 from icl.subjects.regression import RegressionRun
 from icl.tracking.trackers import IMAGES, failures_recorded
@@ -55,6 +57,22 @@ def results_folder(config: LLCConfig, place: Surroundings) -> Checkpoints:
     return Checkpoints(place.store, config.name, records=(*RECORDS, TRACES), beside=(TABLES, IMAGES)).expect(config)
 
 
+def refuse_changed_weights(
+    config: LLCConfig, subject: Subject, rows: Sequence[Mapping[str, Any]], steps: Collection[int]
+) -> None:
+    """Refuse estimates at these steps that were made at other weights than the subject has now.
+
+    Raises:
+        ConfigError: there is one. The message names the first.
+    """
+    changed = first_changed(subject, {row["step"]: row.get(DIGEST) for row in rows if row["step"] in steps})
+    if changed is not None:
+        raise ConfigError(
+            f"the weights at step {changed} are not those that {config.name} holds the estimate of; delete these estimates with: icl runs "
+            f"delete {config.name}, or keep the new weights in another folder with a sweep file of its own"
+        )
+
+
 def run_llc(config: LLCConfig, place: Surroundings) -> int:
     """Estimate along a subject's checkpoints, and continue where an earlier call stopped.
 
@@ -69,7 +87,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         How many checkpoints are left without an estimate.
 
     Raises:
-        ConfigError: the subject cannot be made, or has no checkpoints.
+        ConfigError: the subject cannot be made, or has no checkpoints; or it has other weights than when it was estimated.
         CheckpointError: the training run, or the estimates of this name, were made with other settings.
         RunInUseError: another process makes these estimates, or has taken them over.
     """
@@ -83,7 +101,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
     with stop_signal(place.supervisor) as stopped, estimates.lock(place.lock_wait_s):
         # A wrong choice of checkpoints, and weights of another run, must raise before anything is recorded.
         present = subject.steps()
-        subject.model(config.chosen_steps(present)[0])
+        chosen = config.chosen_steps(present)
+        subject.model(chosen[0])
         if replaced := config.substitutes(present):
             each = ", ".join(f"{step} by {nearest}" for step, nearest in replaced.items())
             print(
@@ -101,6 +120,9 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             return all(table_path(table_name, row["step"]).exists() for table_name in names)
 
         done = [row["step"] for row in rows if is_whole(row)]
+        refuse_changed_weights(config, subject, rows, set(chosen) & set(done))
+        if already := len(set(chosen) & set(done)):
+            print(f"icl: {name}: {already} of {len(chosen)} estimates exist and are not made again", file=sys.stderr)
         estimates.save_config(config.model_dump(mode="json"))
         # On an accelerator, several threads of chains would only wait for each other.
         cores = place.threads if place.device.type == "cpu" else 1
@@ -111,6 +133,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         def record(step: int, model: nn.Module, result: LLCResult) -> None:
             estimates.confirm_lock()
             row = result.summary()
+            if not config.is_regression:  # the weights of a regression run follow from its settings
+                row[DIGEST] = weights_digest(model)
             if "hessian" in config.sampler_config.eval_metrics:
                 row |= hessian_of(config, subject, step, model, place.device)
             if place.tracking != "none":

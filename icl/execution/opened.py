@@ -21,12 +21,15 @@ from icl.checkpoints import Checkpoints
 from icl.checkpoints.run import FOLDER
 from icl.config import ConfigError, Training
 from icl.config.kinds import parse_training
+from icl.config.language import LanguageTask
 from icl.config.settings import dotted
 from icl.config.sweeps import expand, load_sweep
+from icl.config.training import TaskConfig
 from icl.config.varying import varying
 from icl.estimation.kept import Estimates, estimates_of
 from icl.model import InContextRegressionTransformer
 from icl.storage import LocalStore, Store, local_root, store_from_environment
+from icl.subjects.language import AttentionOnlyTransformer
 from icl.tracking import read_metrics, read_summary
 
 
@@ -102,14 +105,17 @@ class Run:
         """Whether it was trained to its end."""
         return self.checkpoints.finished_step() is not None
 
-    def model(self, step: int) -> InContextRegressionTransformer:
-        """The model at a checkpoint, on the CPU.
+    def model(self, step: int) -> InContextRegressionTransformer | AttentionOnlyTransformer:
+        """The model at a checkpoint, on the CPU: the regression transformer, or the language model.
 
         Raises:
             CheckpointError: there is no checkpoint at this step, or it is damaged.
         """
-        checkpoints = self.checkpoints.expect(self.settings)
-        return InContextRegressionTransformer.from_weights(self.settings.task_config.shape, checkpoints.load(step))
+        weights, task = self.checkpoints.expect(self.settings).load(step), self.settings.task_config
+        if isinstance(task, LanguageTask):
+            return AttentionOnlyTransformer.from_weights(weights)
+        assert isinstance(task, TaskConfig)
+        return InContextRegressionTransformer.from_weights(task.shape, weights)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from icl.config import ConfigError, TrainingConfig
 from icl.config.kinds import parse_training
 from icl.estimation import LLCConfig
 from icl.estimation.traces import read_estimates
-from icl.execution.llc_run import results_folder, run_llc, subject_of
+from icl.execution.llc_run import refuse_changed_weights, results_folder, run_llc, subject_of
 from icl.execution.names import RunConfig, training_of
 from icl.execution.surroundings import Surroundings
 from icl.execution.training_runs import run_training
@@ -56,8 +56,12 @@ def is_complete(config: RunConfig, place: Surroundings) -> bool:
             assert isinstance(training, TrainingConfig)
             config = config.of(training)
             results_folder(config, place)
-            done = {row["step"] for row in read_estimates(place.results / config.name)}
-            return bool(done) and set(config.chosen_steps(subject_of(config, place).steps())) <= done
+            if not (rows := read_estimates(place.results / config.name)):
+                return False
+            subject = subject_of(config, place)
+            chosen = set(config.chosen_steps(subject.steps()))
+            refuse_changed_weights(config, subject, rows, chosen)
+            return chosen <= {row["step"] for row in rows}
         checkpoints = place.checkpoints(training)
         training = training.resolved()
         finished = checkpoints.finished_step() is not None

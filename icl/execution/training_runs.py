@@ -8,17 +8,20 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 
 from icl.config import Training
+from icl.config.language import LanguageTraining
 from icl.execution.health import loss_name, remark
 from icl.execution.names import by_name
 from icl.execution.progress import progress_bar
 from icl.execution.seeds import show_over_seeds
 from icl.execution.signals import stop_signal
 from icl.execution.surroundings import Surroundings
+from icl.subjects.tokens import TokenRows
 from icl.tracking import read_metrics
 from icl.tracking.agent import agent_run
 from icl.tracking.trackers import failures_recorded
 from icl.tracking.wandb import wandb_is_set_up
 from icl.training import Member, TrainingDiverged, TrainingOutcome, first_missing_step, train_members
+from icl.training.language import rows_of_task
 from icl.training.loop import seeds_left_out
 
 
@@ -33,11 +36,13 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
     Raises:
         RunInUseError: another process trains one of them.
         CheckpointError: a run of this name was made with other settings. Nothing is written.
+        ConfigError: the tokens of a language run are not there or do not fit. Nothing is written.
         TrainingDiverged, CheckpointError, StorageError: see `icl.training.train_members`.
     """
     configs = [place.with_kept_seed(config).resolved() for config in configs]
     outcomes: dict[str, TrainingOutcome] = {}
     members: list[Member] = []
+    rows: TokenRows | None = None
     with ExitStack() as stack:
         stopped = stack.enter_context(stop_signal(place.supervisor))
         for config in configs:
@@ -54,11 +59,15 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
                     ).finish()  # W&B shows what was trained before
                 outcomes[config.name] = TrainingOutcome(config.name, start, True, {})
                 continue
+            if rows is None and isinstance(config, LanguageTraining):
+                rows = rows_of_task(
+                    config.task_config
+                )  # before the run is recorded: tokens that are refused begin no run
             checkpoints.save_config(config.model_dump(mode="json"))
             tracker = place.open_tracker(config.name, config, config.logger_config, start)
             members.append(Member(config, checkpoints, tracker))
         if members:
-            outcomes |= {outcome.name: outcome for outcome in _train(members, place, stopped)}
+            outcomes |= {outcome.name: outcome for outcome in _train(members, place, stopped, rows)}
     return [outcomes[config.name] for config in configs]
 
 
@@ -89,7 +98,9 @@ def batches_runs(place: Surroundings) -> bool:
     return place.device.type != "cpu" and not to_wandb
 
 
-def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[], bool]) -> list[TrainingOutcome]:
+def _train(
+    members: Sequence[Member], place: Surroundings, stopped: Callable[[], bool], rows: TokenRows | None
+) -> list[TrainingOutcome]:
     """Train the members, and close each one's record with its status."""
     config = members[0].config
     title = config.name if len(members) == 1 else f"{config.name} and {len(members) - 1} more seeds"
@@ -103,6 +114,7 @@ def _train(members: Sequence[Member], place: Surroundings, stopped: Callable[[],
                 place.threads,
                 on_step=lambda step, loss: update(step, f"loss {loss:.4f}"),
                 should_stop=stopped,
+                rows=rows,
             )
         for member, outcome in zip(members, outcomes, strict=True):
             loss = loss_name(member.config)

@@ -25,6 +25,7 @@ from icl.estimation.kept import Estimates, sampler_label, settings_of
 from icl.execution.closing import short_name
 from icl.execution.opened import Run
 from icl.storage import LocalStore, StorageError
+from icl.subjects.digest import DIGEST
 
 LOSSES = ("pretrain/mse", "batch/loss")
 """Columns that are shown as the loss of a run, in this order. Without them it is the first column with "loss" in its name."""
@@ -310,7 +311,11 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
         of = pd.DataFrame({"run": [wanted.get(label) for label in labels]})
         if len(wanted) > len(set(wanted.values())):  # subjects of one class, with other settings, have one name
             of[SETTINGS] = labels
-        rows = pd.concat([of, table.drop(columns=keys)], axis=1).dropna(subset=["run"]).astype({"run": int})
+        rows = (
+            pd.concat([of, table.drop(columns=[*keys, DIGEST], errors="ignore")], axis=1)
+            .dropna(subset=["run"])
+            .astype({"run": int})
+        )
         name = path.name.split(".")[0]
         # Each folder of tables has its own copy of a run's rows. The first one that has a checkpoint counts.
         at = list(rows[[column for column in ("run", SETTINGS, ALONG) if column in rows]].itertuples(index=False))

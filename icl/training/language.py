@@ -23,8 +23,14 @@ EVALUATED_AT_ONCE = 64
 
 
 def rows_of_task(task: LanguageTask) -> TokenRows:
-    """All rows of tokens of a task; raises like `icl.subjects.tokens.token_rows`."""
-    return token_rows(task.tokens, task.n_ctx, task.d_vocab)
+    """All rows of tokens of a task.
+
+    Raises:
+        ConfigError: like `icl.subjects.tokens.token_rows`, or nothing is left to train on.
+    """
+    rows = token_rows(task.tokens, task.n_ctx, task.d_vocab)
+    split(len(rows), task.held_out)
+    return rows
 
 
 class LanguageStepper:
@@ -35,6 +41,7 @@ class LanguageStepper:
         step: number of the first step to do.
         states: the tensors of each member's saved state; empty for a fresh start.
         device: the device to compute on.
+        rows: those of `rows_of_task`, if they have been read already.
     """
 
     block = 1
@@ -46,11 +53,12 @@ class LanguageStepper:
         step: int,
         states: Sequence[Mapping[str, Tensor]],
         device: torch.device,
+        rows: TokenRows | None = None,
     ) -> None:
         self._configs, self.step, self._device = configs, step, device
         self._sizes = sizes_of(configs[0])
         task = configs[0].task_config
-        rows = rows_of_task(task)
+        rows = rows_of_task(task) if rows is None else rows
         train, held = split(len(rows), task.held_out)
         self._held_out = rows[held].to(device)
         self._batches = [RowBatches(rows, each.batch_size, train, _order(each.task_config)) for each in configs]

@@ -31,6 +31,7 @@ from icl.config import Training, TrainingConfig
 from icl.config.language import LanguageTraining
 from icl.devices import torch_threads
 from icl.engine import choose_path
+from icl.subjects.tokens import TokenRows
 from icl.tracking import Tracker
 from icl.training.accelerator import AcceleratorStepper
 from icl.training.cpu import CpuStepper
@@ -76,6 +77,7 @@ def train_members(
     threads: int = 1,
     on_step: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    rows: TokenRows | None = None,
 ) -> list[TrainingOutcome]:
     """Train runs that differ only in their seeds to their end. Each run continues from its newest usable state.
 
@@ -88,6 +90,7 @@ def train_members(
         threads: CPU threads of a step. With the native kernel the result does not depend on it.
         on_step: called after each block of steps with (updates done, mean loss).
         should_stop: asked before each block. If it returns True, the states are saved and the function returns.
+        rows: the tokens of language runs, if they have been read already (`icl.training.language.rows_of_task`).
 
     Raises:
         ValueError: members differ in more than their seeds.
@@ -107,7 +110,7 @@ def train_members(
             results = [TrainingOutcome(member.config.name, step, True, {}) for member in group]
         else:
             with stepper_for(
-                [member.config for member in group], step, states, torch.device(device), threads
+                [member.config for member in group], step, states, torch.device(device), threads, rows
             ) as stepper:
                 results = _train_group(group, stepper, on_step, should_stop)
         outcomes |= dict(zip(chosen, results, strict=True))
@@ -131,11 +134,12 @@ def stepper_for(
     states: Sequence[Mapping[str, Tensor]],
     device: torch.device,
     threads: int,
+    rows: TokenRows | None = None,
 ) -> Iterator[Stepper]:
     """The fastest stepper for these runs on this device."""
     if language := [config for config in configs if isinstance(config, LanguageTraining)]:
         with torch_threads(threads):
-            yield LanguageStepper(language, step, states, device)
+            yield LanguageStepper(language, step, states, device, rows)
         return
     regression = [config for config in configs if isinstance(config, TrainingConfig)]
     if device.type != "cpu" or len(configs) > 1:

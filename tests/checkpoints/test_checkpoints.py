@@ -241,9 +241,19 @@ def test_every_bad_file_gives_one_clear_line_and_runs_nothing(run, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_a_missing_step_is_named(run):
-    with pytest.raises(CheckpointError, match=r"the run run has no checkpoint icl/run/3\.safetensors"):
+def test_a_missing_step_is_named_and_is_no_damage(run):
+    with pytest.raises(CheckpointError, match=r"the run run has no checkpoint at step 3; it has none yet") as caught:
         run.load(3)
+    assert not isinstance(caught.value, DamagedCheckpointError)
+    for step in (2, 29):
+        run.save(step, example())
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint at step 5000; the nearest is at step 29 \(`icl runs show"
+    ) as caught:
+        run.load(5000)
+    assert not isinstance(caught.value, DamagedCheckpointError)
+    with pytest.raises(CheckpointError, match=r"the run run has no state icl/run/state-3\.safetensors"):
+        run.read_state(3)
 
 
 def test_another_architecture_is_named(tmp_path):

@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from icl import cli
+from icl.subjects.digest import weights_digest
 
 SUBJECTS = Path(__file__).parents[1] / "subjects"
 sys.path.insert(0, str(SUBJECTS))
@@ -123,6 +124,25 @@ def test_what_is_measured_is_not_measured_again_and_subjects_share_tables(icl, m
     monkeypatch.setattr("icl.analysis.along_subject.LossOnData.of_subject", None)
     assert icl("analyse", "mine.yaml")[0] == 0
     assert {path.name: path.read_bytes() for path in Path("data/mine").glob("*.*")} == before
+
+
+@pytest.mark.parametrize("only", ["evals", "hessian", "trajectory"])
+def test_tables_of_other_weights_are_refused_and_stay(icl, monkeypatch, only):
+    write_sweep()
+    analyse = ("analyse", "mine.yaml", "--only", only)
+    assert icl(*analyse, "--steps", "3,7")[0] == 0
+    table = Path(f"data/mine/{only}.csv")
+    before, digests = table.read_bytes(), pd.read_csv(table, dtype=str)["weights_digest"]
+    assert digests.tolist() == [weights_digest(Quadratic().model(step)) for step in (3, 7)]
+    path = Path("quadratic.py")
+    path.write_text(path.read_text().replace("+ 0.5", "+ 0.45"))
+    monkeypatch.delitem(sys.modules, "quadratic")
+    status, said = icl(*analyse, "--steps", "3,7,19")
+    assert status == 2
+    assert f"{table} has step 3 at other weights than those of now; move the table away" in said
+    assert table.read_bytes() == before
+    pd.read_csv(table).drop(columns="weights_digest").to_csv(table, index=False)
+    assert icl(*analyse, "--steps", "3,7")[0] == 0, "a table of an old version has no digests"
 
 
 def test_figures_and_the_report_read_the_tables_beside_the_estimates(icl):

@@ -169,6 +169,20 @@ def test_a_run_that_the_bucket_does_not_delete_is_found_and_deleted_later(root, 
     assert not [key for key in mirrored.list() if SLOW.name in key]
 
 
+@pytest.mark.parametrize("here", [True, False])
+def test_estimates_are_deleted_by_their_own_name_alone(root, mirrored, tmp_path, here, monkeypatch):
+    place = root if here else tmp_path / "empty"
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(ConfigError, match=f"icl runs delete {ESTIMATES.name} --yes"):
+        icl_runs(place, "delete", ESTIMATES.name)
+    icl_runs(place, "delete", ESTIMATES.name, yes=True)
+    for store in (mirrored, LocalStore(place)):
+        assert not [key for key in store.list() if ESTIMATES.name in key]
+    assert Checkpoints(mirrored, SLOW.name).steps() == [0, 5, 11]
+    with pytest.raises(ConfigError, match="there is no run 'llc-nothing-01234567'"):
+        icl_runs(place, "delete", "llc-nothing-01234567", yes=True)
+
+
 def test_nothing_is_deleted_nor_renamed_while_its_estimates_are_written(root):
     before = LocalStore(root).list()
     with Checkpoints(LocalStore(root), ESTIMATES.name).lock():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import icl
-from icl.checkpoints import Checkpoints
+from icl.checkpoints import CheckpointError, Checkpoints, DamagedCheckpointError
 from icl.config import ConfigError, TrainingConfig
 from icl.config.varying import varying
 from icl.storage import LocalStore
@@ -86,6 +86,13 @@ def test_a_run_is_opened_by_its_name_or_its_folder_and_gives_its_models(root):
         assert run.estimates.empty
         assert run.config["optimizer_config.lr"].item() == run.settings.optimizer_config.lr
         assert isinstance(run.metrics, pd.DataFrame)
+
+
+def test_a_step_that_was_never_saved_is_no_damage(root):
+    run = icl.open_runs(root / "mine.yaml")[0]
+    with pytest.raises(CheckpointError, match="no checkpoint at step 5000; the nearest is at step 6") as caught:
+        run.model(5000)
+    assert not isinstance(caught.value, DamagedCheckpointError)
 
 
 def test_a_name_that_is_not_there_is_refused_with_the_nearest(root):

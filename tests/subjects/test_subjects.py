@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +13,10 @@ import yaml
 from icl import cli
 from icl.config import ConfigError
 from icl.estimation import LLCConfig
+from icl.execution.run import is_complete
+from icl.execution.surroundings import Surroundings
 from icl.sampling import SamplerConfig, estimate_llc
+from icl.subjects.digest import DIGEST, weights_digest
 from icl.subjects.named import check_subject, make_subject
 
 SAMPLER = {"num_chains": 2, "num_draws": 11, "epsilon": 1e-3, "nbeta": 13.0, "init_seed": 5}
@@ -117,6 +121,89 @@ def test_interrupted_estimates_go_on_and_another_setting_is_another_run(folder, 
     assert len(names) == 3
 
 
+def retrain(folder: Path, monkeypatch) -> None:
+    """The class gives other weights from now on."""
+    path = folder / "my_module.py"
+    path.write_text(path.read_text().replace("std=0.5", "std=0.45"))
+    monkeypatch.delitem(sys.modules, "my_module")
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_changed_weights_are_refused_until_their_estimates_are_deleted(folder, monkeypatch, capsys, kept):
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep_of()))
+    llc = ("llc", "sweep.yaml", "--tracking", "local")
+    status, said = icl(monkeypatch, capsys, *llc)
+    assert status == 0
+    assert "not made again" not in said
+    (path,) = Path("checkpoints").rglob("metrics.jsonl")
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:kept]))
+    old = path.read_bytes()
+    name = path.parent.name
+    retrain(folder, monkeypatch)
+    status, said = icl(monkeypatch, capsys, *llc)
+    assert status == 2
+    assert [line for line in said.splitlines() if line.startswith("icl: ")] == [said.strip()]
+    assert f"the weights at step 0 are not those that {name} holds the estimate of" in said
+    assert path.read_bytes() == old
+    words = said.partition("with: icl ")[2].partition(",")[0].split()
+    assert words == ["runs", "delete", name]
+    assert icl(monkeypatch, capsys, *words, "--yes")[0] == 0
+    assert icl(monkeypatch, capsys, *llc)[0] == 0
+    assert path.read_bytes().splitlines()[:kept] != old.splitlines()
+    assert f"icl: {name}: 3 of 3 estimates exist and are not made again" in icl(monkeypatch, capsys, *llc)[1]
+
+
+def test_estimates_without_a_digest_are_those_of_an_old_version(folder, monkeypatch, capsys):
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep_of()))
+    llc = ("llc", "sweep.yaml", "--tracking", "local")
+    assert icl(monkeypatch, capsys, *llc)[0] == 0
+    (path,) = Path("checkpoints").rglob("metrics.jsonl")
+    rows = [json.loads(line) for line in path.read_text().splitlines()[:2]]
+    subject = make_subject("my_module:MySubject", {})
+    assert [row.pop(DIGEST) for row in rows] == [weights_digest(subject.model(row["step"])) for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    retrain(folder, monkeypatch)
+    status, said = icl(monkeypatch, capsys, *llc)
+    assert status == 0
+    assert "2 of 3 estimates exist and are not made again" in said
+
+
+def test_a_sweep_does_not_skip_runs_whose_weights_have_changed(folder, monkeypatch, capsys):
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep_of(width=[2, 3])))
+    for index in ("0", "1"):
+        assert icl(monkeypatch, capsys, "llc", "sweep.yaml", "--index", index, "--tracking", "local")[0] == 0
+    configs = [
+        LLCConfig.parse(
+            {"subject": "my_module:MySubject", "subject_config": {"width": width}, "sampler_config": SAMPLER}
+        )
+        for width in (2, 3)
+    ]
+    place = Surroundings.from_environment(tracking="local")
+    assert [is_complete(config, place) for config in configs] == [True, True]
+    retrain(folder, monkeypatch)
+    assert [is_complete(config, place) for config in configs] == [False, False]
+
+
+def test_tables_do_not_mix_estimates_of_different_weights(folder, monkeypatch, capsys):
+    tabulate = ("tabulate", "sweep.yaml", "--output", "data/mine")
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep_of()))
+    assert icl(monkeypatch, capsys, "llc", "sweep.yaml", "--tracking", "local")[0] == 0
+    assert icl(monkeypatch, capsys, *tabulate)[0] == 0
+    (old,) = (path.name for path in Path("checkpoints/icl").iterdir())
+    written = Path("data/mine/llc.csv").read_bytes()
+    retrain(folder, monkeypatch)
+    words = ("llc", "sweep.yaml", "--set", "step=7", "--tracking", "local")
+    assert icl(monkeypatch, capsys, *words)[0] == 0
+    status, said = icl(monkeypatch, capsys, *tabulate)
+    assert status == 2
+    assert "are estimates of different weights at step 7" in said
+    assert icl(monkeypatch, capsys, "runs", "delete", old, "--yes")[0] == 0
+    status, said = icl(monkeypatch, capsys, *tabulate)
+    assert status == 2
+    assert "data/mine/llc.csv has step 7 at other weights than these; move it away" in said
+    assert Path("data/mine/llc.csv").read_bytes() == written
+
+
 def test_the_search_for_constants_takes_any_subject(folder, monkeypatch, capsys):
     Path("sweep.yaml").write_text(yaml.safe_dump(sweep_of()))
     words = ["--epsilon", "1e-3", "--gamma", "1", "--nbeta", "13", "--chains", "2", "--burn-in", "3", "--draws", "7"]
@@ -127,6 +214,15 @@ def test_the_search_for_constants_takes_any_subject(folder, monkeypatch, capsys)
     status, said = icl(monkeypatch, capsys, "calibrate", "sweep.yaml", "--step", "8", *words)
     assert status == 2
     assert "no checkpoint at step 8; the nearest is 7" in said
+    table, journal = Path("calibration/calibration.csv"), Path("calibration/cells.jsonl")
+    first, cells = table.read_bytes(), journal.read_bytes()
+    assert icl(monkeypatch, capsys, "calibrate", "sweep.yaml", "--step", "20", *words)[0] == 0
+    assert (table.read_bytes(), journal.read_bytes()) == (first, cells)
+    retrain(folder, monkeypatch)
+    assert icl(monkeypatch, capsys, "calibrate", "sweep.yaml", "--step", "20", *words)[0] == 0
+    assert table.read_bytes() != first
+    assert journal.read_bytes().startswith(cells), "the cells of the old weights are not lost"
+    assert len(journal.read_bytes().splitlines()) == 2 * len(cells.splitlines()) - 1
 
 
 WRONG = [

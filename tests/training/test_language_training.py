@@ -7,9 +7,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from icl.checkpoints import CheckpointError, Checkpoints
+from icl.checkpoints.runs import list_runs
 from icl.config import ConfigError, TrainingConfig
 from icl.config.kinds import parse_training
 from icl.config.language import LanguageTraining
+from icl.execution.opened import open_run
+from icl.execution.surroundings import Surroundings
+from icl.execution.training_runs import run_training
 from icl.storage import LocalStore
 from icl.streams import Stream
 from icl.subjects.language import AttentionOnlyTransformer
@@ -134,6 +138,30 @@ def test_other_bytes_under_the_same_name_are_refused_where_their_sum_is_given(co
     (tmp_path / "text.txt").write_text(TEXT.replace("word", "deed"))
     with pytest.raises(ConfigError, match="another text, version of the package or tokenizer"):
         run(pinned, tmp_path / "run")
+
+
+def test_tokens_that_are_refused_begin_no_run(config, tmp_path):
+    place = Surroundings(LocalStore(tmp_path), tmp_path / "icl", torch.device("cpu"), tracking="local")
+    for change, message in (
+        ({"n_ctx": 10_000}, "one row needs 9999"),
+        ({"held_out": 10_000}, "leaves none to train on"),
+        ({"d_vocab": 100}, "d_vocab=100"),
+        (
+            {"tokens": config.task_config.tokens.model_copy(update={"text": ("nothing.txt",)})},
+            "no file fits nothing.txt",
+        ),
+    ):
+        refused = config.model_copy(update={"task_config": config.task_config.model_copy(update=change)})
+        with pytest.raises(ConfigError, match=message):
+            run_training(refused, place)
+        assert list_runs(place.store) == []
+        assert read_metrics(place.results / refused.name) == []
+    assert run_training(config, place).finished
+    (tmp_path / "text.txt").unlink()
+    assert run_training(config, place).finished, "a run that is done needs no tokens"
+    model = open_run(tmp_path / "icl" / config.name).model(22)
+    assert isinstance(model, AttentionOnlyTransformer)
+    assert model.shape == language_shape(config.task_config)
 
 
 def test_the_kind_is_told_by_the_task(config):
