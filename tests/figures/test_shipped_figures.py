@@ -16,7 +16,11 @@ GRIDS = ROOT / "data" / "calibration"
 
 
 def names(folder: Path) -> set[str]:
-    made = (path for kind in ("L2H4Minf*", "L2H4Mfin*", "transient-ridge", "calibration") for path in folder.glob(f"{kind}/*"))
+    made = (
+        path
+        for kind in ("L2H4Minf*", "L2H4Mfin*", "transient-ridge", "calibration")
+        for path in folder.glob(f"{kind}/*")
+    )
     return {f"{path.parent.name}/{path.name}" for path in made if path.suffix in (".png", ".pdf")}
 
 
