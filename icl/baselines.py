@@ -27,8 +27,8 @@ Predictor = Callable[[Tensor, Tensor], Tensor]
 
 # Below this variance float32 residuals of the true task are rounding, not noise.
 _SMALLEST_VARIANCE = 1e-12
-# From this variance on the Gram matrix with σ² on its diagonal can be solved in float64 without loss.
-_SOLVABLE_VARIANCE = 1e-6
+# The Gram matrix with σ² on its diagonal is solved if σ² is above this share of its largest entry. Float64 then leaves seven digits.
+_SOLVABLE = 1e-9
 # Elements of the running-loss buffer: it should stay in the cache of a CPU core, and fill an accelerator.
 _BLOCK_ON_CPU = 2**19
 _BLOCK_ELSEWHERE = 2**26
@@ -76,10 +76,11 @@ def _ridge_block(xs: Tensor, ys: Tensor, noise_variance: float) -> Tensor:
     x, y = xs.to(precise), ys.to(precise)
     gram = _sum_before((x[..., :, None] * x[..., None, :]).flatten(-2)).unflatten(-1, (x.shape[-1], x.shape[-1]))
     moment = _sum_before(x * y)
-    if noise_variance < _SOLVABLE_VARIANCE:
+    largest = gram.diagonal(dim1=-2, dim2=-1).amax() if gram.numel() else gram.new_zeros(())
+    if noise_variance <= _SOLVABLE * float(largest):
         # Fewer than D examples leave directions of curvature 0. Their rounding errors must not be divided by σ².
         curvature, directions = torch.linalg.eigh(gram)
-        seen = curvature > 1e-12 * curvature[..., -1:]
+        seen = curvature > 1e-13 * curvature[..., -1:]
         inverse = torch.where(seen, 1 / (curvature + noise_variance), 0.0)
         solution = directions @ (inverse[..., None] * (directions.mT @ moment[..., None]))
     else:

@@ -36,8 +36,8 @@ def gain_sweep(
     """The loss as a function of the gain g of inputs or of tasks.
 
     Labels are y^g = w·(g x) + error in both versions, or another response to g x and w in place of the product. In the version
-    "inputs" the model gets g·x. In the version "tasks" it gets x, so its task is g·w. The errors are the same at every gain, so
-    differences between gains are not noise.
+    "inputs" the model gets g·x. In the version "tasks" it gets x; with the product its task is then g·w. The errors are the same at
+    every gain, so differences between gains are not noise.
 
     Args:
         predictor: (xs, ys) -> predictions.

@@ -191,12 +191,13 @@ def rename(run: Run, new: str) -> None:
 
 @dataclass(frozen=True)
 class Doomed:
-    """What `delete` deletes together.
+    """What `delete` deletes together: a run with its estimates, or estimates alone.
 
     Attributes:
         name: of the run, or of the estimates.
-        what: what there is, in words.
-        folders: names of folders. The first ones go first.
+        what: the same in words, for the question.
+        folders: the names of their folders, in the order in which they go.
+        store, results: where their files are.
     """
 
     name: str
@@ -216,7 +217,7 @@ def _with_estimates(name: str, environ: Mapping[str, str]) -> Doomed:
     if "/" not in name and estimates_among([name]) and not Checkpoints(store, name).steps():
         found = Estimates(results / name)
         if found.folder.is_dir() or name in list_folders(store):
-            return Doomed(name, f"{name}: {len(found.rows):,} estimates in {store}", [name], store, results)
+            return Doomed(name, f"the estimates {name} in {store}", [name], store, results)
     run = open_run(name, environ)
     summary = choose(list_runs(run.store), run.name)[0]
     local = [found.name for found in run.estimate_sets]

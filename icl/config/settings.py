@@ -54,7 +54,9 @@ class Settings(BaseModel):
         rest = dict(data)
         for name in cls.flattened:
             own = {key: rest.pop(key) for key in cls._record(name).model_fields if key in rest}
-            rest.setdefault(name, own)
+            held = rest.setdefault(name, own)
+            if own and held is not own:  # the record and some of its keys, as in a copy with other values
+                rest[name] = held.model_copy(update=own) if isinstance(held, Settings) else {**held, **own}
         return rest
 
     @field_validator("*", mode="before")

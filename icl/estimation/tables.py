@@ -195,7 +195,7 @@ def _best(found: Sequence[tuple[LLCConfig, Estimates]], keys: Sequence[str]) -> 
             name = found[index][1].name
             if isinstance(digest, str) and (other := seen.setdefault(at, (digest, name)))[0] != digest:
                 raise ConfigError(
-                    f"{other[1]} and {name} are estimates of different weights at step {step}; delete those of the old weights with: icl "
+                    f"{other[1]} and {name} are estimates of different weights at step {step}; delete the older of the two with: icl "
                     "runs delete NAME"
                 )
             before = tables[best.get(at, index)][0].sampler_config.num_chains
@@ -256,7 +256,7 @@ def _joined_estimates(estimates: RunTable, traces: RunTable) -> list[RunTable]:
 
 
 def _with_laws(table: RunTable | None) -> RunTable | None:
-    """An older table of regression runs does not record `LAWS`; its rows have their defaults."""
+    """An older table of regression runs does not record `LAWS`; its rows were made with the default values."""
     if table is None or "task_config" not in table.settings:
         return table
     return replace(table, settings={**LLCConfig().model_dump(mode="json", include=set(LAWS)), **table.settings})

@@ -123,6 +123,8 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
         refuse_changed_weights(config, subject, rows, set(chosen) & set(done))
         if already := len(set(chosen) & set(done)):
             print(f"icl: {name}: {already} of {len(chosen)} estimates exist and are not made again", file=sys.stderr)
+        for remark in config.sampler_config.without_effect():
+            print(f"icl: {name}: {remark}", file=sys.stderr)
         estimates.save_config(config.model_dump(mode="json"))
         # On an accelerator, several threads of chains would only wait for each other.
         cores = place.threads if place.device.type == "cpu" else 1
@@ -134,7 +136,7 @@ def run_llc(config: LLCConfig, place: Surroundings) -> int:
             estimates.confirm_lock()
             row = result.summary()
             if not config.is_regression:  # the weights of a regression run follow from its settings
-                row[DIGEST] = weights_digest(model)
+                row[DIGEST] = weights_digest(subject.model(step))  # as it is read; a forward pass may add buffers
             if "hessian" in config.sampler_config.eval_metrics:
                 row |= hessian_of(config, subject, step, model, place.device)
             if place.tracking != "none":

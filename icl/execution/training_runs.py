@@ -60,9 +60,8 @@ def train_together(configs: Sequence[Training], place: Surroundings) -> list[Tra
                 outcomes[config.name] = TrainingOutcome(config.name, start, True, {})
                 continue
             if rows is None and isinstance(config, LanguageTraining):
-                rows = rows_of_task(
-                    config.task_config
-                )  # before the run is recorded: tokens that are refused begin no run
+                # Before the run is recorded, so that tokens that are refused begin no run.
+                rows = rows_of_task(config.task_config)
             checkpoints.save_config(config.model_dump(mode="json"))
             tracker = place.open_tracker(config.name, config, config.logger_config, start)
             members.append(Member(config, checkpoints, tracker))

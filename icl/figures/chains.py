@@ -71,11 +71,9 @@ def relaxation(traces: pd.DataFrame, estimates: pd.DataFrame) -> Figure:
     colours, shown = step_colours(steps)
     for axis, column in zip(axes, ("loss", "distance"), strict=True):
         for step in steps:
-            rows = rows_where(traces, step=step)
-            draws = np.unique(numbers(rows, "draw"))
-            values, of = numbers(rows, column), numbers(rows, "draw")
-            means = [values[of == draw].mean() for draw in draws]  # NaN where all chains are lost
-            axis.plot(draws, means, color=colours[step], lw=0.8)
+            # With the draws at which all chains are lost.
+            mean = rows_where(traces, step=step).pivot_table(index="draw", values=column, dropna=False)
+            axis.plot(mean.index, numbers(mean, column), color=colours[step], lw=0.8)
         axis.set(xscale="log", xlabel=r"draw $\tau$")
         log_y(axis)
     axes[0].set_ylabel("loss of the chains")

@@ -32,13 +32,14 @@ LOSSES = ("pretrain/mse", "batch/loss")
 
 STRUCTURE = (*(name for name in MEASURES if name not in ("attention", "evals")), "evals")
 """Tables of `icl analyse` that are shown as they are, in this order."""
-ESTIMATES = "llc"
-"""The beginning of the names of tables of estimates."""
+ESTIMATES, TRACES = "llc", "_traces"
+"""The beginning of the names of tables of estimates, and the end of those of their traces."""
 
 SETTINGS = "settings"
 """The column that tells the rows of one run apart, in a table that has several subjects of its name."""
 
 SUBJECT, CHAINS = "subject_config", "sampler_config.num_chains"
+"""Settings of estimates: what tells subjects of one class apart, and what does not tell estimates apart."""
 
 HEALTHY = "healthy"
 ALONG = "step"
@@ -297,8 +298,10 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
     found: dict[str, list[pd.DataFrame]] = {}
     taken: dict[str, set[tuple[Any, ...]]] = {}
     notes = []
-    for path, named in _tables(data):
-        wanted = {_label(key): places[run] for key, run in named.items() if isinstance(run, str) and run in places}
+    made: dict[str, dict[str, Any]] = {}
+    for path, about in _tables(data):
+        named = about["runs"]
+        wanted = {str(key): places[run] for key, run in named.items() if isinstance(run, str) and run in places}
         if not wanted:
             continue
         try:
@@ -307,8 +310,13 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
             notes.append(f"{path.name} is left out: {error}")
             continue
         keys = list(keys_of(table))
-        labels = [_label(label_of(row)) for row in pd.DataFrame(table, columns=pd.Index(keys)).to_dict("records")]
-        of = pd.DataFrame({"run": [wanted.get(label) for label in labels]})
+        values = pd.DataFrame(table, columns=pd.Index(keys)).to_dict("records")
+        labels = [label_of(row) for row in values]
+        # Analyses of families name a run by the value of its one key.
+        short = [plain_text(row[keys[0]]) for row in values] if len(keys) == 1 else labels
+        of = pd.DataFrame(
+            {"run": [wanted.get(label, wanted.get(value)) for label, value in zip(labels, short, strict=True)]}
+        )
         if len(wanted) > len(set(wanted.values())):  # subjects of one class, with other settings, have one name
             of[SETTINGS] = labels
         rows = (
@@ -317,6 +325,11 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
             .astype({"run": int})
         )
         name = path.name.split(".")[0]
+        if name.startswith(ESTIMATES):
+            settings = {key: value for key, value in about.items() if key not in ("runs", "icl_version")}
+            if made.setdefault(name, settings) != settings:  # the same name for another way of sampling
+                traces = name[len(name.removesuffix(TRACES)) :]
+                name = f"{name.removesuffix(TRACES)} in {path.parent.name}{traces}"
         # Each folder of tables has its own copy of a run's rows. The first one that has a checkpoint counts.
         at = list(rows[[column for column in ("run", SETTINGS, ALONG) if column in rows]].itertuples(index=False))
         new = rows.loc[[each not in taken.get(name, ()) for each in at]]
@@ -330,23 +343,20 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
     return {name: _joined(tables) for name, tables in found.items()}, notes
 
 
-def _label(label: str) -> str:
-    """The text of a run's keys. Of one key it is the value alone, as the tables of analyses have it."""
-    return label if ", " in label else label.partition("=")[2] or label
-
-
 def _tables(data: Path | None) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The tables in a folder that the report can show, each with its runs: label -> name."""
+    """The tables in a folder that the report can show, each with the content of its JSON file, which names its runs: label -> name."""
     for about in sorted([*data.glob("*.json"), *data.glob("*/*.json")]) if data is not None else ():
         if about.stem not in ("metrics", "evals", "attention", *STRUCTURE) and not about.stem.startswith(ESTIMATES):
             continue
         try:
-            runs = json.loads(about.read_text("utf-8")).get("runs")
-        except (ValueError, OSError, AttributeError):
+            settings = json.loads(about.read_text("utf-8"))
+        except (ValueError, OSError):
+            continue
+        if not isinstance(settings, dict) or not isinstance(settings.get("runs"), dict):
             continue
         for path in (about.with_suffix(".csv"), about.with_suffix(".csv.gz")):
-            if path.is_file() and isinstance(runs, dict):
-                yield path, runs
+            if path.is_file():
+                yield path, settings
 
 
 def _rows_of(tables: Mapping[str, pd.DataFrame], names: Sequence[str], place: int) -> pd.DataFrame:
@@ -362,9 +372,10 @@ def _rows_of(tables: Mapping[str, pd.DataFrame], names: Sequence[str], place: in
 
 def _tabulated(tables: Mapping[str, pd.DataFrame], place: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Estimates and traces of a run, read from tables. The name of a table is used as the `way` of sampling."""
-    names = [name for name in tables if name.startswith(ESTIMATES) and not name.endswith("_traces")]
+    names = [name for name in tables if name.startswith(ESTIMATES) and not name.endswith(TRACES)]
     parts = [
-        tuple(_rows_of(tables, [table], place).assign(way=name) for table in (name, f"{name}_traces")) for name in names
+        tuple(_rows_of(tables, [table], place).assign(way=name) for table in (name, f"{name}{TRACES}"))
+        for name in names
     ]
     return _joined([rows for rows, _ in parts]), _joined([traces for _, traces in parts])
 

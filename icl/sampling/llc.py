@@ -12,12 +12,12 @@ Shapes: E chains, N draws, T losses of one batch (tokens; 1 for a scalar loss).
 import logging
 import math
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from icl.model import InContextRegressionTransformer
 from icl.sampling.budget import SoFar, check_resumable, draws_at_most, sampled, with_found, without_losses
@@ -25,7 +25,8 @@ from icl.sampling.chains import ChainRun, Paused, Progress
 from icl.sampling.checks import Heating, cost_of_w_star, langevin_constants, noise_heating
 from icl.sampling.config import SamplerConfig
 from icl.sampling.control import AnchorGradients, MeanGradient, mean_gradient, most_batches
-from icl.sampling.init_losses import InitLosses, equally, init_losses, unpaired_share
+from icl.sampling.evaluated import Evaluated, evaluated_of, evaluation_of, init_errors, refuse_unused
+from icl.sampling.init_losses import init_losses
 from icl.sampling.langevin import friction_of
 from icl.sampling.look import look_at, worth_of_w_star
 from icl.sampling.loss_trace import LossTrace, Observables
@@ -33,7 +34,7 @@ from icl.sampling.needs import Effort, longest_step
 from icl.sampling.noise import chain_seeds
 from icl.sampling.objective import Batch, Losses, LossFunction, ModuleObjective, Objective
 from icl.sampling.observables import SingularFluctuation, WeightTrace
-from icl.sampling.plan import AnchorLosses, Evaluation, Plan, Recorder, TestSchedule
+from icl.sampling.plan import AnchorLosses, Plan, Recorder, TestSchedule
 from icl.sampling.presets import AUTOMATIC
 from icl.sampling.restriction import Masks
 from icl.sampling.result import LLCResult
@@ -41,7 +42,6 @@ from icl.sampling.stein import stride_for
 from icl.sampling.supply import (
     BatchSource,
     Supply,
-    finite,
     num_samples,
     on_device,
     samples_needed,
@@ -124,7 +124,9 @@ def estimate_llc(
         ValueError: see `ModuleObjective`, `SamplerConfig` and `LossTrace`; or the loss at w* is not finite; or settings, weights or
             batches differ from those of the estimate to resume.
     """
-    _refuse_unused(eval_batches, config)
+    refuse_unused(eval_batches, config)
+    for remark in config.without_effect():
+        logger.warning("%s", remark)
     observed = {
         name: LossTrace(
             name,
@@ -189,8 +191,6 @@ def _estimate(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         logger.info(
             "num_burn_in=%d is ignored, as in the published runs; num_burnin_steps is the burn-in", config.num_burn_in
         )
-    for remark in config.without_effect():
-        logger.warning("%s", remark)
     if inputs.resume is not None:
         config = config.model_copy(update={"init_seed": inputs.resume.seed})
     ready = _prepared(objectives, inputs, config)
@@ -294,7 +294,7 @@ class _Ready:
     plan: Plan
     seed: int
     supply: Supply
-    evaluated: Callable[[int], Batch]
+    evaluated: Evaluated
     first: Batch
     trace: WeightTrace | None
     fluctuation: SingularFluctuation | None
@@ -312,11 +312,10 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
     supply = on_device(supply, device)
     config = with_samples(config, supply).model_copy(update={"init_seed": seed})
     source = supply.source
-    held_out = _held_out(inputs.eval_batches, seed, device)
-    evaluated, in_turn = _evaluation_batches(config, source, held_out)
-    count, weight = config.num_init_loss_batches, num_samples if in_turn else equally
-    per_pass, _ = _passes(supply, held_out)
-    init = None if count is None else init_losses(objective, anchors, evaluated, count, per_pass, weight)
+    evaluated = evaluated_of(config, supply, inputs.eval_batches, seed, device)
+    count, init = config.num_init_loss_batches, None
+    if count is not None:
+        init = init_losses(objective, anchors, evaluated.batch, count, evaluated.per_pass, evaluated.weight)
     first, second = two_batches(supply, config.independent_batches, seed)
     look_at(objective, first, second)
     trace, fluctuation = _weight_trace(config, objective), _fluctuation(config, objective, inputs, evaluated)
@@ -325,9 +324,9 @@ def _prepared(objectives: Sequence[Objective], inputs: Inputs, config: SamplerCo
         objective,
         source,
         AnchorLosses(objective, anchors),
-        _evaluation(config, evaluated, held_out),
+        evaluation_of(config, evaluated),
         init_losses=None if init is None else init.mean,
-        init_errors=None if init is None else partial(_init_errors, config, supply, held_out, init),
+        init_errors=None if init is None else partial(init_errors, config, supply, evaluated, init),
         recorders=_of_weights(
             objective,
             (
@@ -409,7 +408,7 @@ def _cost_batches(ready: _Ready) -> Sequence[Batch]:
     everything = ready.supply.everything
     if everything is not None and len(everything) <= COST_BATCHES:
         return everything
-    return [ready.evaluated(index) for index in range(COST_BATCHES)]
+    return [ready.evaluated.batch(index) for index in range(COST_BATCHES)]
 
 
 def _of_weights(objective: Objective, recorders: Sequence[Recorder]) -> tuple[Recorder, ...]:
@@ -429,7 +428,7 @@ def _held_bytes(config: SamplerConfig) -> int:
 
 
 def _fluctuation(
-    config: SamplerConfig, objective: Objective, inputs: Inputs, evaluated: Callable[[int], Batch]
+    config: SamplerConfig, objective: Objective, inputs: Inputs, evaluated: Evaluated
 ) -> SingularFluctuation | None:
     if "singular-fluctuation" not in config.eval_metrics:
         return None
@@ -439,93 +438,4 @@ def _fluctuation(
         of_samples = SequenceLosses(plain)
     if of_samples is None:
         raise ValueError("the metric 'singular-fluctuation' needs sample_objective, with one loss per sample")
-    return SingularFluctuation(of_samples, evaluated(0), config.num_chains)
-
-
-def _evaluation(config: SamplerConfig, evaluated: Callable[[int], Batch], held_out: Supply | None) -> Evaluation | None:
-    """How the losses of draws are evaluated, according to `eval_method`."""
-    match config.eval_method:
-        case "grad-minibatch":
-            return None
-        case "fixed-minibatch":
-            first = [evaluated(0)]
-            return Evaluation(lambda draw: first, constant=True)
-        case "new-minibatch":
-            # The batches after those of the gradient have not been seen by it.
-            offset = config.num_steps if held_out is None else 0
-            return Evaluation(lambda draw: [evaluated(offset + draw)], constant=False)
-        case "dataset":
-            everything = None if held_out is None else held_out.everything
-            if everything is None:
-                raise ValueError(
-                    "eval_method='dataset' needs eval_batches as a sequence that holds the whole evaluation set"
-                )
-            return Evaluation(lambda draw: everything, constant=True)
-
-
-def _evaluation_batches(
-    config: SamplerConfig, source: BatchSource, held_out: Supply | None
-) -> tuple[Callable[[int], Batch], bool]:
-    """Index -> evaluation batch; and whether these are the batches of a finite set in turn, so that a larger one counts for more.
-
-    Otherwise the mean over indices is that of the data as it is: a supply draws batches of unequal size in proportion to their sizes.
-    """
-    if held_out is None:
-        return ((lambda index: source(index, config.seed)) if config.independent_batches else source), False
-    everything = held_out.everything
-    if everything is None or config.eval_method == "new-minibatch":
-        return held_out.source, False
-    return (lambda index: everything[index % len(everything)]), True
-
-
-def _held_out(eval_batches: BatchSource | Iterable[Batch] | None, seed: int, device: torch.device) -> Supply | None:
-    """The evaluation batches on the model's device."""
-    if eval_batches is None:
-        return None
-    if callable(eval_batches):
-        return on_device(Supply(eval_batches), device)
-    return finite(eval_batches, seed, device)
-
-
-def _refuse_unused(eval_batches: BatchSource | Iterable[Batch] | None, config: SamplerConfig) -> None:
-    """Refuse evaluation data that nothing would be evaluated on."""
-    used = config.num_init_loss_batches is not None or "singular-fluctuation" in config.eval_metrics
-    if eval_batches is not None and config.eval_method == "grad-minibatch" and not used:
-        raise ValueError(
-            "eval_batches has no effect with eval_method='grad-minibatch', which takes the losses of draws on the gradient's batches; "
-            "choose eval_method dataset, new-minibatch or fixed-minibatch"
-        )
-
-
-def _passes(supply: Supply, held_out: Supply | None) -> tuple[int | None, bool]:
-    """Of the evaluation batches: how many make a pass over the data (None: endless), and whether each pass has other batches."""
-    chosen = supply if held_out is None else held_out
-    return chosen.per_pass, chosen.cycle is None
-
-
-def _init_errors(
-    config: SamplerConfig, supply: Supply, held_out: Supply | None, init: InitLosses, draws: int
-) -> Tensor:
-    """The standard errors (C,) of λ̂ because L(w*) is not taken on the batches of the draws (`icl.sampling.init_losses`).
-
-    If the two are on different data, the draws' batches are taken to vary as those of L(w*) do. A difference between the two data sets
-    themselves is in no error.
-    """
-    own, given = _passes(supply, None), _passes(supply, held_out)
-    every, after = config.num_steps_bw_draws, config.num_steps if held_out is None else 0
-    match config.eval_method:
-        case "grad-minibatch":
-            drawn = range(config.num_burnin_steps, config.num_burnin_steps + draws * every, every)
-        case "new-minibatch":
-            drawn = range(after, after + draws)
-        case "fixed-minibatch":
-            drawn = range(1)
-        case "dataset":
-            assert held_out is not None
-            drawn = range(len(held_out.everything or ()))
-    if config.eval_method == "grad-minibatch" and (config.independent_batches or held_out is not None):
-        of_draws = 0.0 if config.independent_batches else unpaired_share(drawn, 0, *own)
-        share = math.hypot(of_draws, unpaired_share((), init.count, *given))
-    else:
-        share = unpaired_share(drawn, init.count, *given)
-    return config.inverse_temperature * init.spread * share
+    return SingularFluctuation(of_samples, evaluated.first, config.num_chains)

@@ -190,7 +190,9 @@ class Spool(Sequence[Batch]):
 
     def __init__(self, batches: Iterable[Batch], seed: int, limit: int = SPOOL_BYTES) -> None:
         self._stream, self._starts = Stream(seed, "spool"), [0]
-        with self._seeded():
+        own = getattr(batches, "generator", None)
+        self._generators = () if own is None else (own,)
+        with self._seeded("begin"):
             self._rest: Iterator[Batch] | None = iter(batches)
         self._file = tempfile.TemporaryFile()  # noqa: SIM115 - it lives as long as this
         weakref.finalize(self, self._file.close)
@@ -237,7 +239,7 @@ class Spool(Sequence[Batch]):
     def _read_one(self) -> None:
         assert self._rest is not None
         try:
-            with self._seeded():
+            with self._seeded(str(len(self))):
                 batch = next(self._rest)
         except StopIteration:
             self._rest = None
@@ -262,8 +264,8 @@ class Spool(Sequence[Batch]):
         if self._starts[-1] > self._limit:
             self._stop(f"it is longer than {self._limit / 2**30:.3g} GiB")
 
-    def _seeded(self) -> AbstractContextManager[None]:
-        return seeded(self._stream.child(str(len(self._starts))).key()[0] & 0x7FFFFFFF)
+    def _seeded(self, name: str) -> AbstractContextManager[None]:
+        return seeded(self._stream.child(name).key()[0] & 0x7FFFFFFF, self._generators)
 
     def _stop(self, reason: str) -> None:
         self._rest = None

@@ -10,7 +10,6 @@ import copy
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from itertools import pairwise
 from typing import Any, Protocol
 
 import torch
@@ -319,7 +318,8 @@ class _Within(nn.Module):
 def places_of_tensors(model: nn.Module) -> dict[str, str]:
     """Each place of a parameter or buffer, `module.name`, once -> the first name of the tensor. A module that is used twice has one place
     for each of its tensors; a tensor that two modules share has two."""
-    first = {id(value): name for name, value in (*model.named_parameters(), *model.named_buffers())}
+    # A tensor that is both goes by its name as a parameter, which moves.
+    first = {id(value): name for name, value in (*model.named_buffers(), *model.named_parameters())}
     return {
         f"{prefix}.{name}" if prefix else name: first[id(value)]
         for prefix, module in model.named_modules()
@@ -419,11 +419,15 @@ def refuse_unfit_weights(model: nn.Module) -> None:
         if value.numel() and value.layout == torch.strided:
             strided.append((name, value))
     strided.sort(key=lambda each: each[1].data_ptr())
-    for (before, one), (name, other) in pairwise(strided):
-        if other.data_ptr() < _end(one) and _share_numbers(one, other):
-            raise ValueError(
-                f"{name} and {before} share their memory but are two parameters; make them one, as in b.weight = a.weight"
-            )
+    reaching: list[tuple[str, Tensor]] = []
+    for name, value in strided:
+        reaching = [each for each in reaching if _end(each[1]) > value.data_ptr()]
+        for before, other in reaching:
+            if _share_numbers(other, value):
+                raise ValueError(
+                    f"{name} and {before} share their memory but are two parameters; make them one, as in b.weight = a.weight"
+                )
+        reaching.append((name, value))
 
 
 def _end(value: Tensor) -> int:

@@ -142,15 +142,15 @@ def on_device(supply: Supply, device: torch.device) -> Supply:
     return replace(supply, source=lambda *arguments: place(source(*arguments)), everything=everything)
 
 
-def finite(batches: Sequence[Batch] | Iterable[Batch], seed: int, device: torch.device) -> Supply:
-    """The supply of a finite data set, on a device.
+def evaluation_supply(batches: BatchSource | Iterable[Batch], seed: int, device: torch.device) -> Supply:
+    """The supply of a finite data set, or of a function index -> batch, on a device.
 
     Raises:
-        ValueError: there are no batches, or they have no end.
+        ValueError: there are no batches, or they are no function and have no end.
     """
     supply = on_device(supply_of(batches, False, seed), device)
     too_many = isinstance(batches, DataLoader) and len(supply.sizes) > MOST_EVALUATED
-    if supply.everything is None or too_many:
+    if not callable(batches) and (supply.everything is None or too_many):
         raise ValueError(
             "these evaluation batches have no end, or are too many; give a list of them, or index -> batch"
         )
@@ -235,8 +235,9 @@ def num_samples(batch: Batch) -> int:
     return len(first) if first is not None and first.ndim > 0 else 1
 
 
-def part_of(value: Any, chosen: slice, size: int) -> Any:
-    """Some samples of a batch of `size` samples. Tensors whose first dimension has this size are cut along it."""
+def part_of(value: Any, chosen: slice | Tensor, size: int) -> Any:
+    """Some samples of a batch of `size` samples, by a slice or by their indices. They are taken from the tensors whose first dimension has
+    this size."""
     if isinstance(value, Tensor):
         return value[chosen] if value.ndim > 0 and len(value) == size else value
     if isinstance(value, Mapping):
@@ -266,8 +267,8 @@ def tensors_of(batch: Batch) -> Iterator[Tensor]:
 
 
 def _size_of(held: Sequence[Batch], sizes: Sequence[int]) -> int | None:
-    """n of a finite list; None if its batches do not say it: they contain no tensors, or tensors of several first sizes, of which one is
-    the number of samples; or this is no list, and may be a data set, whose entries are samples."""
+    """n of a finite list, or None if it is not clear. It is not if a batch has no tensors, or tensors that begin with different sizes. Of
+    other objects it is not either: they may be data sets, whose entries are samples."""
     first_sizes = {len(tensor) for tensor in tensors_of(held[0]) if tensor.ndim > 0}
     return sum(sizes) if isinstance(held, Sequence) and len(first_sizes) == 1 else None
 

@@ -160,14 +160,11 @@ def weight_groups(shape: TransformerShape) -> Tensor:
 
 
 def is_plain(model: InContextRegressionTransformer) -> bool:
-    """Whether the model is nothing but its weights, so that the engine computes the same: no subclass, no frozen weights, no half
-    precision, no hooks."""
-    weights, modules = list(model.parameters()), list(model.modules())
-    return (
-        type(model) is InContextRegressionTransformer
-        and all(value.requires_grad and value.dtype in (torch.float32, torch.float64) for value in weights)
-        and not any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-    )
+    """Whether all weights move and are in full precision, and no subclass or hook changes a result, so that the engine computes the
+    same."""
+    whole = all(value.requires_grad and value.dtype in (torch.float32, torch.float64) for value in model.parameters())
+    hooked = any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    return type(model) is InContextRegressionTransformer and whole and not hooked
 
 
 def make_objective(
@@ -184,12 +181,8 @@ def _in_weights(
     model: nn.Module, loss_fn: LossFunction, config: SamplerConfig, mask: Masks | None
 ) -> TransformerObjective | ModuleObjective | InPrecision:
     device = next((value.device for value in model.parameters()), torch.device("cpu"))
-    if (
-        loss_fn is mse_loss
-        and isinstance(model, InContextRegressionTransformer)
-        and is_plain(model)
-        and config.autocast is None
-    ):
+    whole = loss_fn is mse_loss and config.autocast is None
+    if whole and isinstance(model, InContextRegressionTransformer) and is_plain(model):
         workers = min(config.cores, config.num_chains)
         threads = None if config.cores == 1 else config.cores // workers
         return TransformerObjective(

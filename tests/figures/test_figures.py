@@ -298,7 +298,13 @@ def test_runs_whose_names_would_be_equal_have_folders_of_their_own():
 
 def test_a_checkpoint_whose_chains_are_all_lost_leaves_the_others_lines():
     traces = pd.DataFrame(
-        {"step": [1, 1, 10, 10], "chain": 0, "draw": [1, 2, 1, 2], "loss": [np.nan, np.nan, 2.0, 3.0], "distance": 1.0}
+        {
+            "step": [1, 1, 10, 10, 10, 10],
+            "chain": [0, 0, 0, 0, 1, 1],
+            "draw": [1, 2, 1, 2, 1, 2],
+            "loss": [np.nan, np.nan, 2.0, 3.0, np.nan, np.nan],  # at step 10 one chain is lost, and one lives
+            "distance": 1.0,
+        }
     )
     axis = chains.relaxation(traces, pd.DataFrame({"step": [1, 10]})).axes[0]
     assert [line.get_ydata().tolist() for line in axis.get_lines()][1] == [2.0, 3.0]

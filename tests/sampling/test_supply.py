@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Tens
 
 from icl.sampling import SamplerConfig, estimate_llc
 from icl.sampling.loaders import SPOOL_BYTES, Spool
-from icl.sampling.supply import Placed, finite, num_samples, supply_of, two_batches
+from icl.sampling.supply import Placed, evaluation_supply, num_samples, supply_of, two_batches
 
 N = 23
 DATA = TensorDataset(torch.arange(N), torch.arange(N).double() ** 2)
@@ -236,11 +236,11 @@ def test_batches_of_any_structure_move_to_the_device(batch):
 
 
 def test_evaluation_batches_may_be_a_loader():
-    held = finite(DataLoader(DATA, batch_size=10), 0, torch.device("cpu")).everything
+    held = evaluation_supply(DataLoader(DATA, batch_size=10), 0, torch.device("cpu")).everything
     assert held is not None
     assert [num_samples(each) for each in held] == [10, 10, 3]
     with pytest.raises(ValueError, match="have no end"):
-        finite(iter(Endless()), 0, torch.device("cpu"))
+        evaluation_supply(iter(Endless()), 0, torch.device("cpu"))
 
 
 def test_estimates_on_a_loader_are_repeatable_and_those_of_its_batches():
@@ -276,6 +276,19 @@ def test_reading_a_stream_leaves_the_callers_random_state_alone():
         made.append(torch.cat([source(step) for step in range(3)]))
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(made[1], made[2])
+
+
+def test_a_stream_draws_other_numbers_for_every_batch_and_leaves_its_loaders_generator_alone():
+    class Drawing(IterableDataset):
+        def __iter__(self):
+            first = torch.randn(3)
+            return (first if place == 0 else torch.randn(3) for place in range(4))
+
+    own = torch.Generator().manual_seed(1)
+    before = own.get_state()
+    source = supply_of(DataLoader(Drawing(), batch_size=1, generator=own), False, 3).source
+    assert len({tuple(source(step).flatten().tolist()) for step in range(4)}) == 4
+    assert torch.equal(own.get_state(), before)
 
 
 def test_the_epoch_of_a_sampler_stays():

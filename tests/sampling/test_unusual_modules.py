@@ -244,6 +244,8 @@ def test_views_that_overlap_are_refused_and_those_that_interleave_are_not():
         ModuleObjective(views(slice(0, 3), slice(2, 5)), loss_fn)
     with pytest.raises(ValueError, match="share their memory"):
         ModuleObjective(views(slice(0, 9, 2), slice(4, 5)), loss_fn)
+    with pytest.raises(ValueError, match="share their memory"):
+        ModuleObjective(views(slice(0, 9, 2), slice(1, 2), slice(2, 3)), loss_fn)
     ModuleObjective(views(slice(0, 9, 2), slice(1, 9, 2)), loss_fn)
     ModuleObjective(views(slice(0, 3), slice(3, 9)), loss_fn)
 
@@ -258,6 +260,19 @@ def test_a_summed_loss_is_refused_whatever_the_batch(size, extra):
     with pytest.raises(ValueError, match="sums over the samples"):
         look_at(ModuleObjective(Net(), summed), batch)
     look_at(ModuleObjective(Net(), loss_fn), batch)
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+def test_a_mean_over_the_samples_that_count_is_no_sum(size):
+    counted = torch.zeros(size, 1)
+    counted[-1] = 1.0
+
+    def masked(predict, batch):
+        errors = (predict(batch[0]) - batch[1]).square()
+        return (errors * batch[2]).sum() / batch[2].sum().clamp(min=1)
+
+    for mask in (counted, counted.flip(0)):
+        look_at(ModuleObjective(Net(), masked), (INPUTS[:size], TARGETS[:size], mask))
 
 
 def test_missing_labels_may_be_nan():
