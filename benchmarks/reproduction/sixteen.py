@@ -37,13 +37,13 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     return {
         "sixteen": {
             **measured(first),
+            "verdicts": verdicts,
             "config": first.config,
             "sampler": first.sampler(SETTINGS[OWN]),
             "chains": int(first.needed(SETTINGS[OWN])["chains"].max()),
             "groups_sampler": first.sampler("restricted"),
             "groups_chains": int(first.needed("restricted")["chains"].max()),
             "at": shown_at_ends(first, groups),
-            "verdicts": verdicts,
             "groups_passed": sum(len(verdicts[name]) - failures(verdicts[name])["number"] for name in GROUPS),
             "seeds": [measured(run) for run in own],
         },
@@ -73,6 +73,7 @@ def measured(run: Shipped) -> dict[str, object]:
         "peak": peak(run),
         "llc": {name: estimates(run, table) for name, table in tables.items()},
         "boundaries": boundaries(run),
+        "verdicts": verdicts_of(run, COMPARED["units of the weights"]),
         **{name: at_ends(run, column) for name, column in MEASURED.items()},
     }
 

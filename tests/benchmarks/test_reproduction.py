@@ -89,12 +89,22 @@ def _relative(f: Facts, stage: str) -> float:
     return f.eight["relative"][stage].mean
 
 
-def _left(f: Facts) -> float:
-    """The share of the calibrated fall over LR3 that stays in units of the weights, K = 16."""
-    falls = [
-        ends["LR2"][0] - ends["LR3"][0]
-        for ends in (f.sixteen["llc"]["units of the weights"], f.sixteen["llc"]["calibrated"])
-    ]
+def _seeds(f: Facts) -> list[dict]:
+    """What each seed of K = 16 shows."""
+    return f.sixteen["seeds"]
+
+
+def _calibrated(seed: dict, stage: str) -> float:
+    return seed["llc"]["calibrated"][stage][0]
+
+
+def _in_weights(seed: dict, stage: str) -> float:
+    return seed["llc"]["units of the weights"][stage][0]
+
+
+def _left(seed: dict) -> float:
+    """The share of the calibrated fall over LR3 that stays in units of the weights."""
+    falls = [value(seed, "LR2") - value(seed, "LR3") for value in (_in_weights, _calibrated)]
     return falls[0] / falls[1]
 
 
@@ -210,22 +220,24 @@ CLAIMS: list[tuple[str, Callable[[Facts], object]]] = [
     ("the noise of the batches alone would give", lambda f: f.still_heating.least > 0.8 * f.grid["non_exploration"].llc.least),
     ("The seeds agree with each other", lambda f: all(each["median"] < 0.05 * each["range"] for each in f.apart.values())),
     # K = 16.
-    ("The weights grow alike", lambda f: all(abs(f.sixteen["norm"][s] / f.eight["norm"][s].mean - 1) < 0.1 for s in f.end)),
-    ("the model comes nearer and nearer to ridge regression", lambda f: _falls([f.sixteen["ridge"][s] for s in f.end])),
-    ("λ̂ rises higher", lambda f: f.sixteen["llc"]["calibrated"]["LR2"][0] > f.eight["llc"]["LR2"].most + 5),
-    ("In most seeds of K = 8 this is at step",
-     lambda f: sum(step == f.eight["peak"] < f.sixteen["peak"] for step in f.eight["peaks"]) > 2.5),
-    ("From the end of LR3 on both are nearly the same",
-     lambda f: all(abs(f.sixteen["llc"]["calibrated"][s][0] - f.eight["llc"][s].mean) < 1.5 for s in ("LR3", "LR4", "LR5"))),
+    ("We trained seeds {sixteen[seeds][0][seed]} and {sixteen[seeds][1][seed]}", lambda f: len(_seeds(f)) == 2),
+    ("The weights grow alike",
+     lambda f: all(abs(each["norm"][s] / f.eight["norm"][s].mean - 1) < 0.1 for each in _seeds(f) for s in f.end)),
+    ("the models come nearer and nearer to ridge regression",
+     lambda f: all(_falls([each["ridge"][s] for s in f.end]) for each in _seeds(f))),
+    ("λ̂ rises higher", lambda f: min(_calibrated(each, "LR2") for each in _seeds(f)) > f.eight["llc"]["LR2"].most + 5),
+    ("in most seeds of K = 8 at step", lambda f: sum(step == f.eight["peak"] for step in f.eight["peaks"]) > 2.5),
+    ("From the end of LR3 on, K = 8 and 16 are within 4 of each other",
+     lambda f: all(abs(_calibrated(each, s) - f.eight["llc"][s].mean) < 4 for each in _seeds(f) for s in ("LR3", "LR4", "LR5"))),
+    ("boundaries in each calibrated curve", lambda f: len({each["boundaries"]["number"] for each in _seeds(f)}) == 1),
     ("Most seeds of K = 8 have as many", lambda f: sum(len(places) == f.sixteen["boundaries"]["number"] for places in _places(f)) > 2.5),
-    ("The second one is later here",
-     lambda f: all(places[1] < f.sixteen["boundaries"]["places"][1] for places in _places(f) if len(places) == 3)),
-    ("a quarter of the fall over LR3 stays", lambda f: 0.2 < _left(f) < 0.3),
-    ("K = 16 has more at every stage end in these units",
-     lambda f: all(f.sixteen["llc"]["units of the weights"][s][0] > _relative(f, s) + 3 for s in ("LR2", "LR3", "LR4", "LR5"))),
-    ("all its chains in these units have too few independent draws",
-     lambda f: all("too few independent draws" in each for each in f.sixteen["verdicts"]["units of the weights"])),
-    ("At the end of training its chains are too hot", lambda f: "too hot" in f.sixteen["verdicts"]["units of the weights"][-1]),
+    ("a quarter of the fall stays", lambda f: 0.2 < _left(_seeds(f)[0]) < 0.3),
+    ("nothing stays, as for K = 8 on average", lambda f: _left(_seeds(f)[1]) <= 0),
+    ("Both have more than K = 8 at every stage end in these units",
+     lambda f: all(_in_weights(each, s) > _relative(f, s) + 3 for each in _seeds(f) for s in ("LR2", "LR3", "LR4", "LR5"))),
+    ("have too few independent draws for this, and at the end of training they are too hot",
+     lambda f: all("too few independent draws" in each for each in _seeds(f)[0]["verdicts"]) and "too hot" in _seeds(f)[0]["verdicts"][-1]),
+    ("pass the tests that were made", lambda f: all(each.startswith("not tested") for each in _seeds(f)[1]["verdicts"])),
     ("They leave the basin at every checkpoint",
      lambda f: all("left the basin" in each or "diverged" in each for each in f.sixteen["verdicts"]["its own sweep file"])),
     ("at the end of LR2 both diverge", lambda f: np.isnan(f.sixteen["llc"]["its own sweep file"]["LR2"][0])),
