@@ -45,6 +45,7 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
             "groups_chains": int(first.needed("restricted")["chains"].max()),
             "at": shown_at_ends(first, groups),
             "groups_passed": sum(len(verdicts[name]) - failures(verdicts[name])["number"] for name in GROUPS),
+            "apart": apart(runs, own),
             "seeds": [measured(run) for run in own],
         },
         "eight": {
@@ -82,6 +83,15 @@ def peak(run: Shipped) -> int:
     """The step with the largest calibrated λ̂."""
     table = run.needed(COMPARED["calibrated"])
     return int(numbers(table, "step")[numbers(table, "llc/mean").argmax()])
+
+
+def apart(runs: Sequence[Shipped], own: Sequence[Shipped]) -> float:
+    """The largest difference of the calibrated λ̂ to the mean of K = 8, at the ends of LR3 and later."""
+    table = COMPARED["calibrated"]
+    eight = over_runs(runs, table)
+    return max(
+        abs(estimates(run, table)[stage][0] - eight[stage].mean) for run in own for stage in ("LR3", "LR4", "LR5")
+    )
 
 
 def at_ends(run: Shipped, column: str) -> dict[str, float]:
