@@ -58,7 +58,10 @@ def test_estimates_have_the_settings_of_their_sweep(run, table):
         k: v for k, v in expected.items() if k not in VARIED
     }
     assert set(rows["chains"]) == {asked[0].sampler_config.num_chains}
-    assert run.name in made["runs"].values()
+    of_seed = str(run.seed), f"model_seed={run.seed},"
+    assert {name for label, name in made["runs"].items() if label == of_seed[0] or label.startswith(of_seed[1])} == {
+        run.name
+    }
     for kind, column in (("include", INCLUDED), ("exclude", EXCLUDED)):
         if column in rows:
             groups = {json.dumps(getattr(each.sampler_config, kind)) for each in asked}
@@ -68,7 +71,7 @@ def test_estimates_have_the_settings_of_their_sweep(run, table):
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
 def test_the_calibrated_curve_has_all_steps_of_its_sweep(run):
-    (asked,) = [
+    asked, *_ = [
         LLCConfig.parse(data)
         for data in expand(load_sweep(SWEEPS / "analysis" / f"{ESTIMATES['llc_calibrated'][0]}.yaml"))
     ]

@@ -32,21 +32,21 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
     first = own[0]
     groups = with_sum(grouped(first.needed("restricted")))
     rest = by_group(grouped(first.needed("complement"), EXCLUDED))
-    verdicts = {name: verdicts_of(first, table) for name, table in {**SETTINGS, **GROUPS}.items()}
-    others = {f"{name}, seed {run.seed}": verdicts_of(run, COMPARED[name]) for run in own[1:] for name in COMPARED}
+    verdicts = {run.seed: all_verdicts(run) for run in own}
     return {
-        "sixteen": {
-            **measured(first),
-            "verdicts": verdicts,
+        "sixteen": {run.seed: measured(run) for run in own},
+        "sixteen_verdicts": verdicts,
+        "sixteen_first": {
             "config": first.config,
+            "seed": first.seed,
             "sampler": first.sampler(SETTINGS[OWN]),
             "chains": int(first.needed(SETTINGS[OWN])["chains"].max()),
             "groups_sampler": first.sampler("restricted"),
             "groups_chains": int(first.needed("restricted")["chains"].max()),
             "at": shown_at_ends(first, groups),
-            "groups_passed": sum(len(verdicts[name]) - failures(verdicts[name])["number"] for name in GROUPS),
-            "apart": apart(runs, own),
-            "seeds": [measured(run) for run in own],
+            "groups_passed": sum(
+                len(verdicts[first.seed][name]) - failures(verdicts[first.seed][name])["number"] for name in GROUPS
+            ),
         },
         "eight": {
             "peak": mode([peak(each) for each in runs]),
@@ -59,7 +59,12 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
         "sixteen_behaviour_table": behaviour_table(runs, own),
         "sixteen_llc_table": llc_table(runs, own),
         "sixteen_verdicts_table": markdown_table(
-            VERDICTS, [verdicts_row(*item) for item in {**verdicts, **others}.items()]
+            VERDICTS,
+            [
+                verdicts_row(f"{name}, seed {seed}", each)
+                for seed, found in verdicts.items()
+                for name, each in found.items()
+            ],
         ),
         "sixteen_groups_table": groups_table(first, groups),
         "sixteen_rest_table": groups_table(first, rest, "what stays"),
@@ -69,29 +74,26 @@ def facts(runs: Sequence[Shipped]) -> dict[str, object]:
 def measured(run: Shipped) -> dict[str, object]:
     """What one seed shows."""
     tables = {name: table for name, table in SETTINGS.items() if run.table(table) is not None}
+    relative = run.needed(COMPARED["units of the weights"])
     return {
-        "seed": run.seed,
         "peak": peak(run),
         "llc": {name: estimates(run, table) for name, table in tables.items()},
+        "ess": numbers(relative, "llc/ess").tolist(),
         "boundaries": boundaries(run),
-        "verdicts": verdicts_of(run, COMPARED["units of the weights"]),
         **{name: at_ends(run, column) for name, column in MEASURED.items()},
     }
+
+
+def all_verdicts(run: Shipped) -> dict[str, list[str]]:
+    """Setting -> the verdicts of its estimates, of all settings that the seed has."""
+    tables = {**SETTINGS, **GROUPS}
+    return {name: verdicts_of(run, table) for name, table in tables.items() if run.table(table) is not None}
 
 
 def peak(run: Shipped) -> int:
     """The step with the largest calibrated λ̂."""
     table = run.needed(COMPARED["calibrated"])
     return int(numbers(table, "step")[numbers(table, "llc/mean").argmax()])
-
-
-def apart(runs: Sequence[Shipped], own: Sequence[Shipped]) -> float:
-    """The largest difference of the calibrated λ̂ to the mean of K = 8, at the ends of LR3 and later."""
-    table = COMPARED["calibrated"]
-    eight = over_runs(runs, table)
-    return max(
-        abs(estimates(run, table)[stage][0] - eight[stage].mean) for run in own for stage in ("LR3", "LR4", "LR5")
-    )
 
 
 def at_ends(run: Shipped, column: str) -> dict[str, float]:

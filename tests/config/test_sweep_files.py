@@ -50,7 +50,7 @@ RUNS = {
     "analysis/10-L2H4-restricted-llcs-calibrated": 19,
     "analysis/10-L2H4-restricted-llcs-relative": 19,
     "analysis/10-L2H4-complement-llcs-calibrated": 7,
-    "analysis/13-L2H4-K16-llcs-calibrated": 1,
+    "analysis/13-L2H4-K16-llcs-calibrated": 2,
     "analysis/14-L2H4-table-gamma-llcs": 5,
     "analysis/15-L2H4-dense-llcs-calibrated": 1,
     "analysis/L2H4-llcs-calibrated": 1,
