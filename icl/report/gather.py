@@ -298,7 +298,7 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
     found: dict[str, list[pd.DataFrame]] = {}
     taken: dict[str, set[tuple[Any, ...]]] = {}
     notes = []
-    made: dict[str, dict[str, Any]] = {}
+    made: dict[str, Any] = {}
     for path, about in _tables(data):
         named = about["runs"]
         wanted = {str(key): places[run] for key, run in named.items() if isinstance(run, str) and run in places}
@@ -326,8 +326,8 @@ def _tables_of(runs: Sequence[Run], data: Path | None) -> tuple[dict[str, pd.Dat
         )
         name = path.name.split(".")[0]
         if name.startswith(ESTIMATES):
-            settings = {key: value for key, value in about.items() if key not in ("runs", "icl_version")}
-            if made.setdefault(name, settings) != settings:  # the same name for another way of sampling
+            sampler = about.get("sampler_config")
+            if made.setdefault(name, sampler) != sampler:  # the same name for another way of sampling
                 traces = name[len(name.removesuffix(TRACES)) :]
                 name = f"{name.removesuffix(TRACES)} in {path.parent.name}{traces}"
         # Each folder of tables has its own copy of a run's rows. The first one that has a checkpoint counts.

@@ -1,6 +1,6 @@
 """The batches on which losses are evaluated: those of the draws, unless these are the gradient's, and those of L(w*).
 
-Shapes: C models, E chains, T losses of one batch.
+Shapes: C models.
 """
 
 import math

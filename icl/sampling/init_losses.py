@@ -31,18 +31,13 @@ class InitLosses:
     count: int
 
 
-def equally(batch: Batch) -> int:
-    """1: every batch counts the same."""
-    return 1
-
-
 def init_losses(
     objective: Objective,
     anchors: Tensor,
     evaluated: Callable[[int], Batch],
     count: int,
     per_pass: int | None,
-    weight: Callable[[Batch], int] = equally,
+    weight: Callable[[Batch], int],
 ) -> InitLosses:
     """The losses of w* (C, P) over the first `count` evaluation batches (index -> batch), each with its weight in the mean.
 

@@ -437,8 +437,9 @@ def _end(value: Tensor) -> int:
 
 
 def _share_numbers(one: Tensor, other: Tensor) -> bool:
-    """Whether a number belongs to both. Views that interleave, such as every second number each, share none."""
-    if one.is_contiguous() and other.is_contiguous():
+    """Whether a number belongs to both, of two tensors whose memory overlaps and of which `one` begins first. Views that interleave,
+    such as every second number each, share none. Views of two types are taken to share."""
+    if one.dtype != other.dtype or (one.is_contiguous() and other.is_contiguous()):
         return True
     start, size = one.data_ptr(), one.element_size()
     length = (max(_end(one), _end(other)) - start) // size

@@ -271,6 +271,21 @@ def test_a_run_with_tables_in_two_folders_is_read_once(root, material, tmp_path)
     assert any("another table has these checkpoints" in note for note in twice.notes)
 
 
+def test_tables_of_one_name_are_told_apart_by_their_sampler_alone(root, material, tmp_path):
+    names = list(material.runs["name"])
+    made = {"a": (names[1], 1.0, 3), "b": (names[1], 2.0, 3), "c": (names[2], 1.0, 4)}
+    for folder, (name, gamma, size) in made.items():
+        (tmp_path / folder).mkdir()
+        leave_tables(tmp_path / folder, name)
+        for about in (tmp_path / folder).glob("*.json"):
+            settings = {"sampler_config": {"gamma": gamma}, "task_config": {"task_size": size}}
+            about.write_text(json.dumps(json.loads(about.read_text()) | settings))
+    found = gather([Run(name, LocalStore(root), root / "icl") for name in names], tmp_path)
+    for table in (found.estimates, found.traces):
+        assert set(table.loc[table["run"] == 1, "way"]) == {"llc", "llc in b"}
+        assert set(table.loc[table["run"] == 2, "way"]) == {"llc"}
+
+
 def test_tables_of_a_family_are_shown(root, material, tmp_path):
     name = material.runs["name"].iloc[0]
     pd.DataFrame({"num_tasks": 16, "step": [0, 3], "task_prior/zero": [2.5, 1.5]}).to_csv(

@@ -122,9 +122,8 @@ def test_estimates_scatter_as_their_standard_errors_say(case):
 def test_the_spread_of_a_finite_data_set_is_that_of_its_batches():
     model, ys = at_minimum()
     batches = [(XS[:500], ys[:500]), (XS[500:], ys[500:])]
-    found = init_losses(
-        ModuleObjective(model, loss), ModuleObjective(model, loss).anchor[None], lambda i: batches[i % 2], 3, 2
-    )
+    objective = ModuleObjective(model, loss)
+    found = init_losses(objective, objective.anchor[None], lambda i: batches[i % 2], 3, 2, weight=lambda batch: 1)
     losses = torch.stack([loss(model, batch).detach() for batch in batches])
     torch.testing.assert_close(found.spread, losses.std(dim=0)[None].double(), rtol=1e-4, atol=0)
 
